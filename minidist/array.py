@@ -1,0 +1,117 @@
+"""Which array library owns an array, and how arrays move between host and device.
+
+Everything above this file is written once against "the array's own module", ``xp``: NumPy on the
+host, CuPy on a GPU. The two share their names, so an op that says ``xp.exp(x)`` runs on both.
+CuPy is named in this file alone, and imported only when a device is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
+DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine or installation does not have."""
+
+
+def _load_cupy() -> ModuleType:
+    try:
+        import cupy  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise DeviceError(
+            'device "cuda" needs CuPy: pip install "minidist[cuda12]" (or [cuda13])'
+        ) from error
+    if not cupy.is_available():
+        raise DeviceError('device "cuda" was asked for, but CuPy finds no GPU on this machine')
+    return cupy
+
+
+# A device's name, before any colon, and what loads the module that computes there.
+DEVICES: dict[str, Callable[[], ModuleType]] = {"cpu": lambda: np, "cuda": _load_cupy}
+
+_dtype: ContextVar[np.dtype] = ContextVar("dtype", default=np.dtype(np.float32))  # noqa: B039
+_device: ContextVar[str] = ContextVar("device", default="cpu")
+
+
+def module_of(array: Array) -> ModuleType:
+    """The module whose functions work on ``array``: ``numpy``, or ``cupy`` for a GPU array."""
+    if isinstance(array, np.ndarray):
+        return np
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def module(device: str | None = None) -> ModuleType:
+    """The array module of a device name such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
+    name, _, index = (device or _device.get()).partition(":")
+    if name not in DEVICES:
+        raise DeviceError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
+    xp = DEVICES[name]()
+    if index:
+        xp.cuda.Device(int(index)).use()
+    return xp
+
+
+def to_device(array: Array, device: str | None = None) -> Array:
+    """``array`` on a device, copied only where it has to be."""
+    xp = module(device)
+    if xp is module_of(array):
+        return array
+    return xp.asarray(to_host(array))
+
+
+def to_host(array: Array) -> np.ndarray:
+    """``array`` as a NumPy array, copied from the device if it lives on one."""
+    return array if isinstance(array, np.ndarray) else module_of(array).asnumpy(array)
+
+
+def default_dtype() -> np.dtype:
+    """The dtype of new parameters and of tensors made from Python numbers: float32 at first."""
+    return _dtype.get()
+
+
+@contextmanager
+def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[None]:
+    """Use another default dtype or device inside a ``with`` block.
+
+    >>> import minidist as md
+    >>> with defaults(dtype="float64"):
+    ...     print(md.Tensor([1.0, 2.0]).dtype)
+    float64
+    """
+    kind = np.dtype(dtype) if dtype is not None else _dtype.get()
+    if kind.kind != "f":
+        raise TypeError(f"the default dtype must be a floating one, not {kind}")
+    module(device)  # complain now, not at the first layer
+    dtype_token, device_token = _dtype.set(kind), _device.set(device or _device.get())
+    try:
+        yield
+    finally:
+        _dtype.reset(dtype_token)
+        _device.reset(device_token)
+
+
+class Work:
+    """Counters of the arithmetic done so far, in floating-point operations.
+
+    As usual in the field (PaLM, appendix B, arXiv 2204.02311) only matrix products and
+    convolutions count: 2 for each multiply-add. The simulator charges a rank's clock from the
+    growth of this counter, and ``summary`` and the cost formulas predict it.
+    """
+
+    __slots__ = ("flops",)
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+
+work = Work()

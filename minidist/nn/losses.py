@@ -1,0 +1,28 @@
+"""Losses: sums over targets, divided by the *global* number of targets.
+
+``loss(output, targets, count)`` is what every parallel method calls. It divides by ``count``, the
+number of targets in the global batch, so the losses and gradients of any split of a batch *add
+up* to the serial ones: uneven shards and unequal token counts need no correction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist import ops
+from minidist.nn.module import LayerCost, Module, Shape
+from minidist.tensor import Tensor
+
+
+class CrossEntropy(Module):
+    """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar."""
+
+    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+        return ops.cross_entropy(logits, targets, count)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Keeps the probabilities, and the targets as int64."""
+        elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
+        return LayerCost((), saved_bytes=elements * itemsize + targets * 8)

@@ -1,0 +1,406 @@
+"""Tensor and the tape: reverse-mode automatic differentiation in one screen.
+
+An op computes its result and says how to turn the result's gradient into its inputs' gradients:
+
+    y = Tensor.of(array, (a, b), lambda grad: (gradient of a, gradient of b))
+
+``of`` leaves a ``Node`` behind, which knows the nodes of its inputs. Those nodes are the tape.
+A tensor holds its node and a node holds what its backward needs, and nothing else: an array that
+no backward needs is free as soon as the forward is past it.
+
+``backward`` walks the tape from the loss to the parameters. The order matters. In
+
+    b = a + a;  c = b + b
+
+b is used twice, and a backward through b may only start when *both* uses have sent their
+gradients: then a gets 2 · 2 = 4. So we first count, for each node, how many uses lead to the
+loss, and then always run a node whose uses have all reported. There is no recursion: a tape a
+million ops long is fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minidist import array as arrays
+from minidist.array import Array, DType, module_of
+
+Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
+Backward = Callable[[Array], Gradients]
+
+
+class Mode:
+    """How the current rank, or thread, records: kept per context, so that ranks do not mix."""
+
+    __slots__ = ("deferred", "meter", "recording")
+
+    def __init__(
+        self,
+        recording: bool = True,
+        deferred: list[Callable[[], None]] | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self.recording = recording
+        self.deferred = deferred
+        self.meter = meter
+
+
+_mode: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 (never mutated)
+
+
+class Node:
+    """One op on the tape: its parents' nodes and its backward, or the leaf that it stands for."""
+
+    __slots__ = ("backward", "leaf", "parents")
+
+    def __init__(
+        self,
+        parents: tuple[Node | None, ...],
+        backward: Backward | None,
+        leaf: Tensor | None = None,
+    ) -> None:
+        self.parents = parents
+        self.backward = backward
+        self.leaf = leaf
+
+
+class Tensor:
+    """An n-dimensional array that remembers how it was computed.
+
+    Parameters: ``data``, anything ``numpy.asarray`` takes. Python numbers become the default
+    dtype (float32) if they are floats; arrays keep their dtype and device and are not copied.
+    With ``requires_grad=True``, ``backward()`` leaves a gradient of the same shape in ``grad``.
+
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node")
+    __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
+
+    data: Array
+    grad: Array | None
+    node: Node | None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor(data) takes an array or numbers: use tensor.detach() to copy")
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            if data.dtype.kind == "f" and dtype is None:
+                dtype = arrays.default_dtype()
+            data = arrays.to_device(data)
+        self.data = data if dtype is None else data.astype(dtype, copy=False)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
+        self.grad = None
+        self.node = Node((), None, self) if requires_grad else None
+
+    @staticmethod
+    def of(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> Tensor:
+        """The result of an op: ``data``, computed from ``parents``, and its backward."""
+        out = Tensor.__new__(Tensor)
+        out.data = data
+        out.grad = None
+        nodes = tuple([parent.node for parent in parents])
+        mode = _mode.get()
+        if mode.recording and any(nodes):
+            out.node = Node(nodes, backward)
+            if mode.meter is not None:
+                mode.meter.hold(out.node)
+        else:
+            out.node = None
+        return out
+
+    if TYPE_CHECKING:  # the operators and methods are ops, attached in minidist/ops/__init__.py
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, exponent: float) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+
+    # What an array has, a tensor has.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def xp(self) -> Any:
+        """The array module that computes on this tensor: ``numpy`` or ``cupy``."""
+        return np if type(self.data) is np.ndarray else module_of(self.data)
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    def detach(self) -> Tensor:
+        """The same data, cut off from the tape."""
+        return Tensor(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array on the host (shared with the tensor if it is there)."""
+        return arrays.to_host(self.data)
+
+    def item(self) -> float:
+        """The value of a tensor of one element, as a Python number."""
+        return self.data.item()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({body}, dtype={self.dtype}{grad})"
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add to ``grad`` of every leaf the gradient of this tensor with respect to it.
+
+        ``grad`` is the gradient of the final result with respect to this tensor, of the same
+        shape: 1 if this is a scalar loss, and needed otherwise (a pipeline stage passes what the
+        next stage sent). What the tape saved is released on the way, so a second backward through
+        the same ops is an error.
+        """
+        if self.node is None:
+            raise RuntimeError(
+                "backward() on a tensor with no gradient to find: nothing it was computed from "
+                "requires gradients, or it was computed under no_grad()"
+            )
+        if grad is None:
+            if self.size != 1:
+                raise RuntimeError(
+                    f"backward() without a gradient needs a scalar, but the shape is {self.shape}: "
+                    "reduce it first, for example with .sum(), or pass grad="
+                )
+            grad = self.xp.ones_like(self.data)
+        elif grad.shape != self.shape:
+            raise ValueError(f"backward(): gradient of {grad.shape} for a tensor of {self.shape}")
+        _run_backward(self.node, grad)
+
+    def accumulate(self, grad: Array) -> None:
+        """Add one use's gradient to a leaf's ``grad``."""
+        if self.grad is None:
+            self.grad = grad.astype(self.data.dtype, copy=True)  # a copy: others may hold it too
+        else:
+            self.grad += grad
+
+    def ready(self) -> None:
+        """Called when a backward has accumulated a leaf's last use (``Parameter`` runs hooks)."""
+
+
+def as_tensor(x: Any) -> Tensor:
+    """``x`` itself if it is a tensor, else a tensor of it."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def _run_backward(root: Node, grad: Array) -> None:
+    mode = _mode.get()
+
+    # How many uses of each node lead to the root?
+    uses: dict[Node, int] = {root: 0}
+    found = [root]
+    for node in found:  # grows as we go
+        for parent in node.parents:
+            if parent is not None:
+                if parent in uses:
+                    uses[parent] += 1
+                else:
+                    uses[parent] = 1
+                    found.append(parent)
+    del found
+
+    grads: dict[Node, Array] = {root: grad}
+    own: set[Node] = set()  # sums that we made ourselves, so adding in place harms nobody
+    ready = [root]
+    del grad
+
+    def deliver(parent: Node, part: Any) -> None:
+        """One use of ``parent`` has reported ``part``."""
+        if part is not None:
+            if parent.leaf is not None:
+                parent.leaf.accumulate(part)
+            elif parent not in grads:
+                grads[parent] = part
+            elif parent in own:
+                grads[parent] += part
+            else:  # not in place: an op may have handed one array to both of its parents
+                grads[parent] = grads[parent] + part
+                own.add(parent)
+        uses[parent] -= 1
+        if uses[parent] == 0:
+            if parent.leaf is not None:
+                parent.leaf.ready()
+            else:
+                ready.append(parent)
+
+    if root.leaf is not None:
+        root.leaf.accumulate(grads[root])
+        root.leaf.ready()
+        return
+    while ready:
+        node = ready.pop()
+        node_grad = grads.pop(node, None)
+        assert node.backward is not None
+        parts = node.backward(node_grad) if node_grad is not None else (None,) * len(node.parents)
+        if len(parts) != len(node.parents):
+            raise RuntimeError(
+                f"{node.backward.__qualname__} returned {len(parts)} gradients "
+                f"for {len(node.parents)} parents"
+            )
+        parents, node.parents, node.backward = node.parents, (), _released
+        if mode.meter is not None:
+            mode.meter.release(node)
+        for parent, part in zip(parents, parts, strict=True):
+            if parent is None:
+                continue
+            if callable(part):
+                if mode.deferred is not None and parent.leaf is not None:
+                    mode.deferred.append(lambda p=parent, f=part: deliver(p, f()))  # type: ignore[misc]
+                    continue
+                part = part()
+            deliver(parent, part)
+
+
+def _released(grad: Array) -> Gradients:
+    raise RuntimeError(
+        "backward() a second time through the same ops: what they saved was released by the "
+        "first. Compute the forward again, or add the losses and go backward once"
+    )
+
+
+@contextmanager
+def _set_mode(**changes: Any) -> Iterator[None]:
+    old = _mode.get()
+    new = Mode(old.recording, old.deferred, old.meter)
+    for name, value in changes.items():
+        setattr(new, name, value)
+    token = _mode.set(new)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Compute without recording: for evaluation, and for updates of parameters."""
+    with _set_mode(recording=False):
+        yield
+
+
+class Deferred(list):
+    """Weight gradients still to be computed; ``run()`` computes them, in order."""
+
+    def run(self) -> None:
+        while self:
+            self.pop(0)()
+
+
+@contextmanager
+def defer_weight_gradients() -> Iterator[Deferred]:
+    """Inside, a backward computes input gradients only and queues those of the weights.
+
+    Yields the queue. Zero-bubble pipelines (arXiv 2401.10241, section 2) send the input gradient
+    to the previous stage first and ``run()`` the queue when they would otherwise be idle.
+    """
+    queue = Deferred()
+    with _set_mode(deferred=queue):
+        yield queue
+
+
+class Meter:
+    """Bytes of the arrays that the tape saves for backward: now, and at the highest.
+
+    Measured, not estimated: it looks into the closures on the tape and counts every distinct
+    array that they keep alive (a view counts as the array it views), except the arrays in
+    ``exclude``, which are the parameters.
+    """
+
+    def __init__(self, exclude: Sequence[Array] = ()) -> None:
+        self.bytes = 0
+        self.peak = 0
+        self._exclude = {id(array) for array in exclude}
+        self._holds: dict[Node, list[tuple[int, Array]]] = {}
+        self._users: dict[int, int] = {}
+
+    def hold(self, node: Node) -> None:
+        held = {id(owner): owner for owner in map(_owner, _arrays_in(node.backward))}
+        self._holds[node] = [pair for pair in held.items() if pair[0] not in self._exclude]
+        for key, owner in self._holds[node]:
+            users = self._users.get(key, 0)
+            self._users[key] = users + 1
+            if users == 0:
+                self.bytes += owner.nbytes
+        self.peak = max(self.peak, self.bytes)
+
+    def release(self, node: Node) -> None:
+        for key, owner in self._holds.pop(node, ()):
+            self._users[key] -= 1
+            if self._users[key] == 0:
+                del self._users[key]
+                self.bytes -= owner.nbytes
+
+
+def _owner(array: Array) -> Array:
+    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
+        array = array.base
+    return array
+
+
+def _arrays_in(function: Any) -> Iterator[Array]:
+    """Every array that a closure keeps alive, also through tensors, tuples and inner functions."""
+    stack = [function]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            yield value.data
+        elif isinstance(value, type):
+            continue
+        elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            stack.extend(value)
+        elif getattr(value, "__closure__", None):
+            stack.extend(cell.cell_contents for cell in value.__closure__)
+
+
+@contextmanager
+def measure_saved(exclude: Sequence[Array] = ()) -> Iterator[Meter]:
+    """Measure the bytes that ops inside save for their backward: yields a ``Meter``."""
+    meter = Meter(exclude)
+    with _set_mode(meter=meter):
+        yield meter
