@@ -1,0 +1,34 @@
+"""Dissemination barrier: nobody leaves before everybody has come.
+
+In round k every rank tells rank + 2ᵏ that it, and all it has heard of, are here. After ⌈lg p⌉
+rounds everybody has heard of everybody:
+
+    time  ⌈lg p⌉ α,   messages a rank  ⌈lg p⌉, empty ones
+
+Hensgen, Finkel, Manber, "Two algorithms for barrier synchronization", IJPP 17(1) 1988.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidist.collectives.cost import Cost
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+
+
+def barrier(comm: Comm) -> None:
+    """Return when every rank has called this."""
+    nothing, heard = np.empty(0, np.uint8), np.empty(0, np.uint8)
+    distance = 1
+    while distance < comm.size:
+        with comm.step(f"barrier +{distance}"):
+            to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
+            comm.sendrecv(nothing, to, heard, source)
+        distance *= 2
+
+
+def barrier_cost(size: int, machine: Machine) -> Cost:
+    """What ``barrier`` costs: the formula above."""
+    rounds = (size - 1).bit_length()
+    return Cost(rounds, 0, rounds * machine.message(0))

@@ -1,0 +1,18 @@
+"""Ranks and the messages between them, in one process or over MPI."""
+
+from minidist.comm.comm import Comm, CommError, Future, Request
+from minidist.comm.launch import launch, print_once
+from minidist.comm.local import Deadlock, LocalWorld
+from minidist.comm.machine import Machine
+
+__all__ = [
+    "Comm",
+    "CommError",
+    "Deadlock",
+    "Future",
+    "LocalWorld",
+    "Machine",
+    "Request",
+    "launch",
+    "print_once",
+]

@@ -1,0 +1,235 @@
+"""The Comm interface: what a rank can do, in either world.
+
+A method or a collective is written once, over this class. The public calls check the buffers,
+count and time the message, and then hand it to the world's own transport (the methods with an
+underscore), so nothing can be sent uncounted. Messages are arrays, received into arrays that the
+receiver provides; nothing is ever pickled.
+
+``send`` is synchronous: it returns when the receiver has the message. A program that only works
+because a library happened to buffer a small message is wrong, and here it deadlocks at any size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array, module_of
+from minidist.comm.trace import Trace
+
+ANY = -1  # as a source: receive from whoever sends first
+
+
+class CommError(ValueError):
+    """A message that cannot be: a bad buffer, a bad peer, or two sides that do not agree."""
+
+
+def _ufunc(name: str) -> Callable[[Array, Array], Array]:
+    def apply(into: Array, other: Array) -> Array:
+        return getattr(module_of(into), name)(into, other, out=into)
+
+    return apply
+
+
+# Reductions by name: each combines ``other`` into ``into``, in place.
+REDUCTIONS: dict[str, Callable[[Array, Array], Array]] = {
+    "sum": _ufunc("add"),
+    "product": _ufunc("multiply"),
+    "max": _ufunc("maximum"),
+    "min": _ufunc("minimum"),
+}
+
+
+class Request(ABC):
+    """A send or receive under way. The buffer belongs to it until ``wait`` has returned."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Block until it is done. Returns the rank at the other end."""
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Whether it is done; does not block."""
+
+
+class Future(ABC):
+    """The result of a function that runs on a rank's communication stream: see ``Comm.spawn``."""
+
+    @abstractmethod
+    def wait(self) -> Any:
+        """Block until the function has returned; its result, or its exception raised here."""
+
+
+class Comm(ABC):
+    """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
+
+    def __init__(self, rank: int, size: int, trace: Trace) -> None:
+        self.rank = rank
+        self.size = size
+        self.trace = trace
+        self._scratch: dict[tuple[Any, ...], Array] = {}
+
+    # Messages
+
+    def send(self, array: Array, to: int, tag: int = 0) -> None:
+        """Send ``array`` to rank ``to``; returns when it has been received."""
+        self._check("send to", array, to)
+        start = self._enter()
+        self.trace.count(array.nbytes)
+        self._send(array, to, tag)
+        self.trace.communicated("send", start, self._now(), array.nbytes, to)
+
+    def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
+        """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
+        self._check("recv from", array, source, into=True)
+        start = self._enter()
+        source = self._recv(array, source, tag)
+        self.trace.communicated("recv", start, self._now(), array.nbytes, source)
+        return source
+
+    def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> None:
+        """Send one array and receive another at the same time: what every ring is made of."""
+        self._check("send to", send, to)
+        self._check("recv from", recv, source, into=True)
+        start = self._enter()
+        self.trace.count(send.nbytes)
+        self._sendrecv(send, to, recv, source, tag)
+        self.trace.communicated("sendrecv", start, self._now(), send.nbytes, to)
+
+    def isend(self, array: Array, to: int, tag: int = 0) -> Request:
+        """Start a send and return at once; ``array`` must not change until ``wait()``."""
+        self._check("isend to", array, to)
+        self._enter()
+        self.trace.count(array.nbytes)
+        return self._isend(array, to, tag)
+
+    def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:
+        """Start a receive into ``array``, which is valid only after ``wait()``."""
+        self._check("irecv from", array, source, into=True)
+        self._enter()
+        return self._irecv(array, source, tag)
+
+    def combine(self, op: str, into: Array, other: Array) -> None:
+        """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""
+        try:
+            REDUCTIONS[op](into, other)
+        except KeyError:
+            raise CommError(
+                f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}"
+            ) from None
+        self._charge_reduction(into.nbytes)
+
+    # Groups and streams
+
+    @abstractmethod
+    def split(self, color: int, key: int = 0) -> Comm:
+        """A communicator of all ranks that passed the same ``color``, ordered by (key, rank).
+
+        Every rank must call it; not counted as messages.
+        """
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until every rank has come here; for set-up and timing, so not counted."""
+
+    @abstractmethod
+    def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
+        """Run ``function(stream, *args)`` on this rank's communication stream, meanwhile.
+
+        ``stream`` is a Comm of the same ranks, apart from this one: messages of the two never
+        meet. Functions spawned on one rank run one after the other, in order, so every rank must
+        spawn the same ones in the same order. This is how communication overlaps computation.
+        """
+
+    # Time and names
+
+    @abstractmethod
+    def time(self) -> float:
+        """Seconds on this world's clock: virtual in the local world, of the wall under MPI."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Name what happens inside, for the trace: ``with comm.step("forward 3"): ...``."""
+        self.trace.computed(self.time())
+        self.trace.names.append(name)
+        try:
+            yield
+        finally:
+            self.trace.computed(self.time())
+            self.trace.names.pop()
+
+    def scratch(self, length: int, like: Array) -> Array:
+        """A 1-D work array of ``like``'s dtype and device, kept for the next call.
+
+        Its contents are arbitrary, and the next ``scratch`` call may hand out the same memory.
+        """
+        key = (module_of(like), like.dtype)
+        buffer = self._scratch.get(key)
+        if buffer is None or buffer.size < length:
+            buffer = self._scratch[key] = module_of(like).empty(length, like.dtype)
+        return buffer[:length]
+
+    # Checks that every message passes
+
+    def _enter(self) -> float:
+        now = self.time()
+        self.trace.computed(now)
+        return now
+
+    def _check(self, call: str, array: Array, peer: int, into: bool = False) -> None:
+        if not (0 <= peer < self.size or (peer == ANY and into)):
+            raise CommError(f"rank {self.rank}: {call} {peer}: ranks are 0 to {self.size - 1}")
+        try:
+            flags = array.flags
+        except AttributeError:
+            raise CommError(
+                f"rank {self.rank}: {call} {peer} takes an array, not {type(array).__name__}: "
+                "wrap numbers with numpy.array([...])"
+            ) from None
+        if not flags.c_contiguous:
+            raise CommError(
+                f"rank {self.rank}: {call} {peer}: the array of shape {array.shape} is not "
+                "contiguous: " + ("receive into a contiguous one and copy" if into else "copy it")
+            )
+        if array.dtype.hasobject:
+            raise CommError(f"rank {self.rank}: {call} {peer}: arrays of objects cannot be sent")
+        if into and not getattr(flags, "writeable", True):
+            raise CommError(f"rank {self.rank}: {call} {peer}: the array is read-only")
+
+    # What a world provides
+
+    def _now(self) -> float:
+        """The clock right after a message, when there is nothing left to charge to it."""
+        return self.time()
+
+    def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
+        """Let the clock know that ``nbytes`` were combined; real clocks know by themselves."""
+
+    @abstractmethod
+    def _isend(self, array: Array, to: int, tag: int) -> Request: ...
+
+    @abstractmethod
+    def _irecv(self, array: Array, source: int, tag: int) -> Request: ...
+
+    def _send(self, array: Array, to: int, tag: int) -> None:
+        self._isend(array, to, tag).wait()
+
+    def _recv(self, array: Array, source: int, tag: int) -> int:
+        return self._irecv(array, source, tag).wait()
+
+    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> None:
+        receiving = self._irecv(recv, source, tag)
+        self._isend(send, to, tag).wait()
+        receiving.wait()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """The same memory as 1-D bytes, for dtypes that a transport does not know."""
+    return array.reshape(-1).view(np.uint8)

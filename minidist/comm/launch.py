@@ -1,0 +1,58 @@
+"""``launch(fn, ranks)``: the same function in either world.
+
+    def main(comm):
+        ...
+    launch(main, ranks=4)
+
+Under ``python script.py`` this runs four ranks in one process; under ``mpirun -n 4 python
+script.py`` each process is a rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from minidist.comm.comm import Comm
+from minidist.comm.local import LocalWorld
+from minidist.comm.mpi import MpiWorld
+
+# Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def launched_size() -> int | None:
+    """How many processes an MPI launcher says it started; None outside of one."""
+    for variable in _SIZE_VARIABLES:
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return None
+
+
+def launch(
+    function: Callable[[Comm], Any],
+    ranks: int = 4,
+    world: LocalWorld | MpiWorld | None = None,
+) -> list[Any]:
+    """Run ``function(comm)`` on every rank and return the list of their results, on every rank.
+
+    Started by ``mpirun``, the ranks are its processes, as many as it was told, and ``ranks`` is
+    not used. Otherwise they are ``ranks`` greenlets in this process. ``world`` chooses instead:
+    ``LocalWorld(machine=...)`` sets the simulator's speeds. An exception on one rank ends them
+    all. Raises ``LauncherError`` if the launcher belongs to another MPI than mpi4py's.
+    """
+    launched = launched_size()
+    if world is None:
+        world = LocalWorld() if launched is None else MpiWorld()
+    if isinstance(world, LocalWorld):
+        return world.run(function, ranks)
+    if launched is not None:
+        world.check_size(launched)
+    return world.run(function)
+
+
+def print_once(*values: Any, **options: Any) -> None:
+    """``print``, but under ``mpirun`` on rank 0 alone: for scripts around ``launch``."""
+    if launched_size() is None or MpiWorld().rank == 0:
+        print(*values, **options)

@@ -1,0 +1,96 @@
+"""What a rank did, when: messages and bytes sent, time computing, and each event if asked for.
+
+Counting is always on, because measured bytes must never be a guess. Events (start, end, peer,
+bytes, step name) are kept only when ``record`` is set: they are what timelines are drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Event:
+    """One stretch of a rank's time, in seconds on its world's clock.
+
+    ``kind``: "compute", "send", "recv" or "sendrecv". ``peer`` is the other rank, -1 for none.
+    """
+
+    kind: str
+    name: str
+    start: float
+    end: float
+    nbytes: int = 0
+    peer: int = -1
+
+
+@dataclass
+class Sent:
+    """Messages and bytes sent."""
+
+    messages: int = 0
+    nbytes: int = 0
+
+
+class Trace:
+    """The record of one rank."""
+
+    def __init__(self, start: float = 0.0, record: bool = False) -> None:
+        self.record = record
+        self.events: list[Event] = []
+        self.sent = Sent()
+        self.sent_in: dict[str, Sent] = {}  # by step name
+        self.busy = 0.0  # seconds outside communication
+        self.names: list[str] = []  # the steps we are in, outermost first
+        self._mark = start  # when the last communication, or named step, ended
+
+    @property
+    def name(self) -> str:
+        """The innermost step we are in."""
+        return self.names[-1] if self.names else ""
+
+    def computed(self, now: float) -> None:
+        """Everything from the last mark until ``now`` was computation."""
+        if now > self._mark:
+            self.busy += now - self._mark
+            if self.record:
+                self.events.append(Event("compute", self.name, self._mark, now))
+            self._mark = now
+
+    def communicated(self, kind: str, start: float, end: float, nbytes: int, peer: int) -> None:
+        """A call of communication lasted from ``start`` to ``end``."""
+        self._mark = end
+        if self.record:
+            self.events.append(Event(kind, self.name, start, end, nbytes, peer))
+
+    def count(self, nbytes: int) -> None:
+        """One message of ``nbytes`` leaves this rank."""
+        self.sent.messages += 1
+        self.sent.nbytes += nbytes
+        name = self.names[-1] if self.names else ""
+        step = self.sent_in.get(name)
+        if step is None:
+            step = self.sent_in[name] = Sent()
+        step.messages += 1
+        step.nbytes += nbytes
+
+    def totals(self) -> dict[str, object]:
+        """Messages, bytes and computing seconds so far, and the first two by step name."""
+        return {
+            "messages": self.sent.messages,
+            "bytes": self.sent.nbytes,
+            "busy_seconds": self.busy,
+            "by_step": {
+                name: {"messages": sent.messages, "bytes": sent.nbytes}
+                for name, sent in self.sent_in.items()
+            },
+        }
+
+
+def span(timelines: Iterable[list[Event]]) -> tuple[float, float]:
+    """The earliest start and latest end of all events; (0, 0) if there are none."""
+    events = [event for timeline in timelines for event in timeline]
+    if not events:
+        return 0.0, 0.0
+    return min(event.start for event in events), max(event.end for event in events)
