@@ -14,12 +14,15 @@ from minidist.collectives import central, ring
 from minidist.collectives.barrier import barrier, barrier_cost
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
 
 __all__ = [
     "ALL_REDUCE",
+    "ALL_REDUCE_COST",
     "BROADCAST",
     "Cost",
     "all_reduce",
+    "all_reduce_cost",
     "barrier",
     "barrier_cost",
     "broadcast",
@@ -30,6 +33,10 @@ __all__ = [
 ALL_REDUCE: dict[str, Callable[..., Any]] = {
     "central": central.all_reduce,
     "ring": ring.all_reduce,
+}
+ALL_REDUCE_COST: dict[str, Callable[..., Cost]] = {
+    "central": central.all_reduce_cost,
+    "ring": ring.all_reduce_cost,
 }
 BROADCAST: dict[str, Callable[..., Any]] = {"central": central.broadcast}
 
@@ -46,6 +53,13 @@ def _choose(table: dict[str, Callable[..., Any]], algorithm: str) -> Callable[..
 def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring") -> None:
     """Reduce ``array`` over all ranks, in place, by the algorithm of that name."""
     _choose(ALL_REDUCE, algorithm)(comm, array, op)
+
+
+def all_reduce_cost(
+    length: int, itemsize: int, rank: int, size: int, machine: Machine, algorithm: str = "ring"
+) -> Cost:
+    """What ``all_reduce`` by that algorithm costs ``rank``, and how long it takes."""
+    return _choose(ALL_REDUCE_COST, algorithm)(length, itemsize, rank, size, machine)
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0, algorithm: str = "central") -> None:

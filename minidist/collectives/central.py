@@ -67,4 +67,5 @@ def all_reduce_cost(
     nbytes = length * itemsize
     messages = size - 1 if rank == root else 1
     seconds = (size - 1) * (2 * machine.message(nbytes) + machine.reduce(nbytes))
-    return Cost(messages, messages * nbytes, seconds)
+    reduced = (size - 1) * nbytes if rank == root else 0
+    return Cost(messages, messages * nbytes, seconds, reduced)

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Messages and bytes that one rank sends, and seconds until the last rank is done."""
+    """One rank's part of a collective, and the time of the whole.
+
+    ``messages`` and ``nbytes`` are what this rank sends, ``reduced`` the bytes that it combines
+    (each costs γ), ``seconds`` the time from the start until the last rank is done.
+    """
 
     messages: int
     nbytes: int
     seconds: float
+    reduced: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other."""
@@ -19,4 +24,5 @@ class Cost:
             self.messages + other.messages,
             self.nbytes + other.nbytes,
             self.seconds + other.seconds,
+            self.reduced + other.reduced,
         )

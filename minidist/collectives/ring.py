@@ -84,4 +84,5 @@ def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: M
     kept = lengths[(rank + 1) % size] + lengths[(rank + 2) % size]
     longest = lengths[0] * itemsize
     seconds = (size - 1) * (2 * machine.message(longest) + machine.reduce(longest))
-    return Cost(2 * (size - 1), (2 * length - kept) * itemsize, seconds)
+    reduced = (length - lengths[rank]) * itemsize  # every chunk but the one it sends first
+    return Cost(2 * (size - 1), (2 * length - kept) * itemsize, seconds, reduced)

@@ -11,7 +11,10 @@ script.py`` each process is a rank.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from minidist.comm.comm import Comm
@@ -50,6 +53,26 @@ def launch(
     if launched is not None:
         world.check_size(launched)
     return world.run(function)
+
+
+def find_mpiexec() -> str | None:
+    """The ``mpiexec`` to use: the one installed beside this Python, else the first on the PATH."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+def mpi_environment(threads: int = 1) -> dict[str, str]:
+    """The environment for an ``mpiexec``: ``threads`` a rank, and more ranks than cores allowed.
+
+    MPICH needs nothing said; Open MPI must be told that oversubscription, and root, are meant.
+    """
+    return os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
 
 
 def print_once(*values: Any, **options: Any) -> None:

@@ -424,10 +424,9 @@ def _describe(stuck: list[_Task], ranks: int) -> str:
 
 def _where(task: _Task) -> str:
     """The line of the user's code at which a paused task stands."""
-    frames = [(frame, line) for frame, line in walk_stack(task.greenlet.gr_frame)]
-    for frame, line in frames:
-        if not frame.f_globals.get("__name__", "").startswith("minidist."):
-            break
-    else:
-        frame, line = frames[-1]
+    frames = list(walk_stack(task.greenlet.gr_frame))
+    outside = [
+        pair for pair in frames if not pair[0].f_globals.get("__name__", "").startswith("minidist.")
+    ]
+    frame, line = (outside or frames[::-1])[0]
     return f'at {frame.f_code.co_filename}:{line} in "{frame.f_code.co_name}"'

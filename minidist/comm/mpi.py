@@ -166,10 +166,11 @@ class MpiComm(Comm):
     def barrier(self) -> None:
         start = self._enter()
         request = self._comm.Ibarrier()
-        pause = 1e-5
-        while not request.Test():  # ranks may wait here for long: let the others have the cores
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
+        while not request.Test():
+            if self.time() - start < 2e-3:
+                os.sched_yield()
+            else:  # this will take a while: let the others have the cores
+                time.sleep(1e-3)
         self.trace.communicated("barrier", start, self.time(), 0, -1)
 
     def split(self, color: int, key: int = 0) -> Comm:

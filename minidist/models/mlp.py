@@ -19,4 +19,4 @@ def mlp(widths: tuple[int, ...] = (784, 256, 256, 256, 10)) -> Sequential:
     blocks: list[Module] = [Flatten()]
     for inputs, outputs in pairwise(widths):
         blocks += [Linear(inputs, outputs), ReLU()]
-    return Sequential(*blocks[:-1])
+    return Sequential(*blocks[:-1], input_shape=(widths[0],))

@@ -60,13 +60,16 @@ class Flatten(Module):
 class Sequential(Module):
     """Blocks in a row, named "0", "1", ...; a slice of it is a Sequential with the same names.
 
+    ``input_shape`` is that of one sample, if known: a pipeline needs it to cut even stages.
+
     >>> model = Sequential(Linear(4, 3), ReLU(), Linear(3, 2))
     >>> list(model[1:].named_parameters())
     ['2.weight', '2.bias']
     """
 
-    def __init__(self, *blocks: Module) -> None:
+    def __init__(self, *blocks: Module, input_shape: Shape | None = None) -> None:
         self.blocks: dict[str, Module] = {str(index): block for index, block in enumerate(blocks)}
+        self.input_shape = input_shape
 
     def children(self) -> Iterator[tuple[str, Any]]:
         yield from self.blocks.items()

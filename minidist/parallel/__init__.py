@@ -1,0 +1,33 @@
+"""Methods of parallel training, one a file, all with the interface of ``Method``.
+
+``METHODS`` maps "method/variant" to what makes it: a row in ``minidist compare`` each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from minidist.parallel.data_parallel import DataParallel
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.parameter_server import ParameterServer
+from minidist.parallel.pipeline import Pipeline
+from minidist.parallel.serial import Serial
+
+__all__ = [
+    "METHODS",
+    "DataParallel",
+    "Method",
+    "ParameterServer",
+    "Pipeline",
+    "Serial",
+    "StepCost",
+]
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "serial": Serial,
+    "data_parallel/ring": DataParallel,
+    "parameter_server/sync": ParameterServer,
+    "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
+    "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
+}
