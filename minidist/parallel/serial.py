@@ -36,7 +36,7 @@ class Serial(Method):
         super().__init__(model, loss, optimizer, comm, seed)
         if comm.size != 1:
             raise ValueError(
-                f"serial training is for one rank, and this communicator has {comm.size}"
+                f"serial training is for one rank, not {comm.size}: pass comm.split(comm.rank)"
             )
         self.microbatches = microbatches
         self.model = model.init(seed)

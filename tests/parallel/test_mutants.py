@@ -1,0 +1,202 @@
+"""Plausible wrong methods, each of which the checks must reject.
+
+A mutant patches one thing, as a tired programmer would have written it. If a mutant survives, it
+is the checks that are wrong.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minidist import LocalWorld, launch
+from minidist.collectives import central, ring
+from minidist.comm.local import Deadlock
+from minidist.data.batches import Batch
+from minidist.parallel import data_parallel, parameter_server, schedules
+from minidist.parallel.data_parallel import DataParallel
+from minidist.parallel.parameter_server import ParameterServer
+from minidist.parallel.pipeline import Pipeline
+from tests.parallel.checks import Setting, check_equals_serial, check_predictions
+
+
+def dropped_all_reduce(monkeypatch):
+    monkeypatch.setattr(data_parallel, "all_reduce", lambda comm, array, algorithm: None)
+
+
+def double_division(monkeypatch):
+    def averaged(comm, array, algorithm):
+        ring.all_reduce(comm, array)
+        array /= comm.size
+
+    monkeypatch.setattr(data_parallel, "all_reduce", averaged)
+
+
+def ring_that_sends_whole_arrays(monkeypatch):
+    def whole(comm, array, algorithm):
+        travelling, arrived = array.copy(), array.copy()
+        for _ in range(comm.size - 1):
+            right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+            comm.sendrecv(travelling, right, arrived, left)
+            comm.combine("sum", array, arrived)
+            travelling, arrived = arrived, travelling
+
+    monkeypatch.setattr(data_parallel, "all_reduce", whole)
+
+
+def average_of_averages(monkeypatch):
+    """Each shard's own mean, averaged over ranks: right only if shards are even."""
+    monkeypatch.setattr(Batch, "count", property(lambda self: max(1, len(self))))
+
+    def averaged(comm, array, algorithm):
+        ring.all_reduce(comm, array)
+        array /= comm.size
+
+    monkeypatch.setattr(data_parallel, "all_reduce", averaged)
+
+
+def last_rank_not_summed(monkeypatch):
+    def forgetful(comm, array, algorithm):
+        if comm.rank == comm.size - 1:
+            array = np.zeros_like(array)
+        central.all_reduce(comm, array)
+
+    monkeypatch.setattr(data_parallel, "all_reduce", forgetful)
+
+
+def all_ranks_on_the_same_shard(monkeypatch):
+    monkeypatch.setattr(
+        Batch, "shard", lambda self, rank, size, shard=Batch.shard: shard(self, 0, size)
+    )
+
+
+def gradients_not_zeroed(monkeypatch):
+    step = DataParallel.step
+
+    def dirty(self, batch):
+        monkeypatch.setattr(type(self.model), "zero_grad", lambda model: None)
+        return step(self, batch)
+
+    monkeypatch.setattr(DataParallel, "step", dirty)
+
+
+def workers_step_too(monkeypatch):
+    step = ParameterServer.step
+
+    def eager(self, batch):
+        loss = step(self, batch)
+        if self.comm.rank != parameter_server.SERVER:
+            self.update()
+        return loss
+
+    monkeypatch.setattr(ParameterServer, "step", eager)
+
+
+def server_forgets_the_first_worker(monkeypatch):
+    init = ParameterServer.__init__
+
+    def forgetful(self, *args, **options):
+        init(self, *args, **options)
+        combine = self.comm.combine
+        calls = []
+
+        def skip_first(op, into, other):
+            calls.append(1)
+            if len(calls) % len(self.workers) != 1:
+                combine(op, into, other)
+
+        self.comm.combine = skip_first
+
+    monkeypatch.setattr(ParameterServer, "__init__", forgetful)
+
+
+def server_answers_with_old_parameters(monkeypatch):
+    def stale(self):
+        old = self.model.flat.data_and_loss.copy()
+        clients = [worker for worker in self.workers if worker != parameter_server.SERVER]
+        for worker in clients:
+            self.comm.recv(self.incoming, worker)
+            self.comm.combine("sum", self.model.flat.grad_and_loss, self.incoming)
+        self.update()
+        self.model.flat.data_and_loss[-1] = old[-1] = self.model.flat.grad_and_loss[-1]
+        for worker in clients:
+            self.comm.send(old, worker)
+
+    monkeypatch.setattr(ParameterServer, "serve", stale)
+
+
+def swapped_microbatches(monkeypatch):
+    microbatches = Batch.microbatches
+    calls = []
+
+    def swapped(self, count):
+        parts = microbatches(self, count)
+        calls.append(1)
+        return parts[::-1] if len(calls) % 3 == 0 else parts
+
+    monkeypatch.setattr(Batch, "microbatches", swapped)
+
+
+def last_microbatch_left_out(monkeypatch):
+    def short(stage, stages, microbatches):
+        yield from schedules.gpipe(stage, stages, microbatches - 1)
+
+    monkeypatch.setitem(schedules.SCHEDULES, "gpipe", short)
+
+
+def receives_before_it_sends(monkeypatch):
+    """Every stage waits for the gradient before it has sent the activation."""
+
+    def stuck(stage, stages, microbatches):
+        for instruction in schedules.gpipe(stage, stages, microbatches):
+            if isinstance(instruction, schedules.Send) and instruction.what == "activation":
+                yield schedules.Recv("gradient", instruction.microbatch, stage + 1)
+            yield instruction
+
+    monkeypatch.setitem(schedules.SCHEDULES, "gpipe", stuck)
+
+
+def loss_counted_on_every_microbatch_alone(monkeypatch):
+    monkeypatch.setattr(Batch, "count", property(lambda self: max(1, len(self))))
+
+
+def stage_built_from_another_seed(monkeypatch):
+    init = Pipeline.__init__
+
+    def other(self, *args, **options):
+        init(self, *args, **options)
+        self.model.init(self.seed + self.comm.rank)
+
+    monkeypatch.setattr(Pipeline, "__init__", other)
+
+
+MUTANTS = [
+    ("data_parallel/ring", dropped_all_reduce),
+    ("data_parallel/ring", double_division),
+    ("data_parallel/ring", ring_that_sends_whole_arrays),
+    ("data_parallel/ring", average_of_averages),
+    ("data_parallel/ring", last_rank_not_summed),
+    ("data_parallel/ring", all_ranks_on_the_same_shard),
+    ("data_parallel/ring", gradients_not_zeroed),
+    ("parameter_server/sync", workers_step_too),
+    ("parameter_server/sync", server_forgets_the_first_worker),
+    ("parameter_server/sync", server_answers_with_old_parameters),
+    ("pipeline/gpipe", swapped_microbatches),
+    ("pipeline/gpipe", last_microbatch_left_out),
+    ("pipeline/gpipe", receives_before_it_sends),
+    ("pipeline/gpipe", loss_counted_on_every_microbatch_alone),
+    ("pipeline/gpipe", stage_built_from_another_seed),
+]
+
+
+@pytest.mark.parametrize(("key", "mutant"), MUTANTS, ids=[mutant.__name__ for _, mutant in MUTANTS])
+def test_mutant_is_rejected(key, mutant, monkeypatch):
+    mutant(monkeypatch)
+
+    def checks(comm):
+        check_equals_serial(comm, key, Setting())
+        check_predictions(comm, key, Setting())
+
+    with pytest.raises((AssertionError, Deadlock, ValueError)) as rejection:
+        launch(checks, 3, LocalWorld())
+    print(f"{mutant.__name__}: {rejection.value}")
