@@ -37,36 +37,68 @@ Backward = Callable[[Array], Gradients]
 class Mode:
     """How the current rank, or thread, records: kept per context, so that ranks do not mix."""
 
-    __slots__ = ("deferred", "meter", "recording")
+    __slots__ = ("anomaly", "deferred", "meter", "recording")
 
     def __init__(
         self,
         recording: bool = True,
         deferred: list[Callable[[], None]] | None = None,
         meter: Meter | None = None,
+        anomaly: bool = False,
     ) -> None:
         self.recording = recording
         self.deferred = deferred
         self.meter = meter
+        self.anomaly = anomaly
 
 
 _mode: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 (never mutated)
 
 
 class Node:
-    """One op on the tape: its parents' nodes and its backward, or the leaf that it stands for."""
+    """One op on the tape: its parents' nodes and its backward, or the leaf that it stands for.
 
-    __slots__ = ("backward", "leaf", "parents")
+    ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
+    """
+
+    __slots__ = ("backward", "hooks", "leaf", "parents", "shape")
 
     def __init__(
         self,
         parents: tuple[Node | None, ...],
         backward: Backward | None,
+        shape: tuple[int, ...],
         leaf: Tensor | None = None,
     ) -> None:
         self.parents = parents
         self.backward = backward
+        self.shape = shape
         self.leaf = leaf
+        self.hooks: list[Callable[[Array], Array | None]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The op's name: that of the function that wrote the backward."""
+        if self.leaf is not None:
+            return getattr(self.leaf, "name", "") or "leaf"
+        return getattr(self.backward, "__qualname__", "op").partition(".")[0]
+
+
+class Into:
+    """A gradient still to be computed, by a function that can write it straight into memory.
+
+    A backward may return one where it may return a callable. ``write(out)`` computes into ``out``
+    and returns it, or into new memory if ``out`` is None. The first use of a parameter after
+    ``zero_grad`` then writes the gradient where it belongs: no second array, no addition.
+    """
+
+    __slots__ = ("write",)
+
+    def __init__(self, write: Callable[[Array | None], Array]) -> None:
+        self.write = write
+
+    def __call__(self) -> Array:
+        return self.write(None)
 
 
 class Tensor:
@@ -101,18 +133,22 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
         self.grad = None
-        self.node = Node((), None, self) if requires_grad else None
+        self.node = Node((), None, self.data.shape, self) if requires_grad else None
 
     @staticmethod
     def of(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> Tensor:
         """The result of an op: ``data``, computed from ``parents``, and its backward."""
         out = Tensor.__new__(Tensor)
+        if isinstance(data, np.generic):
+            data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
         out.grad = None
         nodes = tuple([parent.node for parent in parents])
         mode = _mode.get()
+        if mode.anomaly:
+            _check_forward(data, parents, backward)
         if mode.recording and any(nodes):
-            out.node = Node(nodes, backward)
+            out.node = Node(nodes, backward, data.shape)
             if mode.meter is not None:
                 mode.meter.hold(out.node)
         else:
@@ -211,20 +247,50 @@ class Tensor:
             raise ValueError(f"backward(): gradient of {grad.shape} for a tensor of {self.shape}")
         _run_backward(self.node, grad)
 
-    def accumulate(self, grad: Array) -> None:
-        """Add one use's gradient to a leaf's ``grad``."""
+    def accumulate(self, grad: Any) -> None:
+        """Add one use's gradient, an array or a callable that returns one, to a leaf's ``grad``."""
+        if callable(grad):
+            grad = grad()
         if self.grad is None:
-            self.grad = grad.astype(self.data.dtype, copy=True)  # a copy: others may hold it too
+            # A copy: an op may have handed this array to others too.
+            self.grad = self.xp.array(grad, dtype=self.data.dtype)
         else:
             self.grad += grad
 
     def ready(self) -> None:
         """Called when a backward has accumulated a leaf's last use (``Parameter`` runs hooks)."""
 
+    def register_hook(self, hook: Callable[[Array], Array | None]) -> None:
+        """Call ``hook`` with this tensor's whole gradient when a backward knows it.
+
+        What the hook returns, unless None, replaces the gradient from here on down. On a leaf the
+        hook sees the gradient of one backward, before it is added to ``grad``.
+        """
+        if self.node is None:
+            raise RuntimeError("register_hook: this tensor has no gradient (requires_grad=False)")
+        if self.node.hooks is None:
+            self.node.hooks = []
+        self.node.hooks.append(hook)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this tensor, the result of an op, in ``grad`` after a backward."""
+        if self.node is not None and self.node.leaf is not None:
+            return  # a leaf keeps its gradient anyway
+
+        def keep(grad: Array) -> None:
+            self.grad = grad if self.grad is None else self.grad + grad
+
+        self.register_hook(keep)
+
 
 def as_tensor(x: Any) -> Tensor:
     """``x`` itself if it is a tensor, else a tensor of it."""
     return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def recording(*tensors: Tensor) -> bool:
+    """Whether an op on these tensors will have to go backward: else it need not save anything."""
+    return _mode.get().recording and any(tensor.node for tensor in tensors)
 
 
 def _run_backward(root: Node, grad: Array) -> None:
@@ -250,49 +316,68 @@ def _run_backward(root: Node, grad: Array) -> None:
 
     def deliver(parent: Node, part: Any) -> None:
         """One use of ``parent`` has reported ``part``."""
+        leaf = parent.leaf
         if part is not None:
-            if parent.leaf is not None:
-                parent.leaf.accumulate(part)
-            elif parent not in grads:
-                grads[parent] = part
-            elif parent in own:
-                grads[parent] += part
-            else:  # not in place: an op may have handed one array to both of its parents
-                grads[parent] = grads[parent] + part
-                own.add(parent)
+            if leaf is not None and parent.hooks is None:
+                leaf.accumulate(part)
+            else:
+                if callable(part):
+                    part = part()
+                if parent not in grads:
+                    grads[parent] = part
+                elif parent in own:
+                    grads[parent] += part
+                else:  # not in place: an op may have handed one array to both of its parents
+                    grads[parent] = grads[parent] + part
+                    own.add(parent)
         uses[parent] -= 1
         if uses[parent] == 0:
-            if parent.leaf is not None:
-                parent.leaf.ready()
-            else:
+            if leaf is None:
                 ready.append(parent)
+            else:
+                if parent in grads:
+                    leaf.accumulate(_run_hooks(parent, grads.pop(parent)))
+                leaf.ready()
 
     if root.leaf is not None:
-        root.leaf.accumulate(grads[root])
+        root.leaf.accumulate(_run_hooks(root, grads[root]))
         root.leaf.ready()
         return
     while ready:
         node = ready.pop()
         node_grad = grads.pop(node, None)
-        assert node.backward is not None
-        parts = node.backward(node_grad) if node_grad is not None else (None,) * len(node.parents)
-        if len(parts) != len(node.parents):
+        backward, parents = node.backward, node.parents
+        assert backward is not None
+        if node_grad is None:
+            parts: Gradients = (None,) * len(parents)
+        else:
+            if node.hooks is not None:
+                node_grad = _run_hooks(node, node_grad)
+            parts = backward(node_grad)
+        if len(parts) != len(parents):
             raise RuntimeError(
-                f"{node.backward.__qualname__} returned {len(parts)} gradients "
-                f"for {len(node.parents)} parents"
+                f"{backward.__qualname__} returned {len(parts)} gradients "
+                f"for {len(parents)} parents"
             )
-        parents, node.parents, node.backward = node.parents, (), _released
+        if mode.anomaly:
+            parts = _check_backward(node, parts)
+        node.parents, node.backward = (), _released
         if mode.meter is not None:
             mode.meter.release(node)
         for parent, part in zip(parents, parts, strict=True):
             if parent is None:
                 continue
-            if callable(part):
-                if mode.deferred is not None and parent.leaf is not None:
-                    mode.deferred.append(lambda p=parent, f=part: deliver(p, f()))  # type: ignore[misc]
-                    continue
-                part = part()
-            deliver(parent, part)
+            if mode.deferred is not None and callable(part) and parent.leaf is not None:
+                mode.deferred.append(lambda p=parent, f=part: deliver(p, f))  # type: ignore[misc]
+            else:
+                deliver(parent, part)
+
+
+def _run_hooks(node: Node, grad: Array) -> Array:
+    for hook in node.hooks or ():
+        changed = hook(grad)
+        grad = grad if changed is None else changed
+    return grad
 
 
 def _released(grad: Array) -> Gradients:
@@ -305,7 +390,7 @@ def _released(grad: Array) -> Gradients:
 @contextmanager
 def _set_mode(**changes: Any) -> Iterator[None]:
     old = _mode.get()
-    new = Mode(old.recording, old.deferred, old.meter)
+    new = Mode(old.recording, old.deferred, old.meter, old.anomaly)
     for name, value in changes.items():
         setattr(new, name, value)
     token = _mode.set(new)
@@ -320,6 +405,59 @@ def no_grad() -> Iterator[None]:
     """Compute without recording: for evaluation, and for updates of parameters."""
     with _set_mode(recording=False):
         yield
+
+
+class AnomalyError(FloatingPointError):
+    """An op produced NaN or infinity from finite inputs, or a wrong shape of gradient."""
+
+
+@contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Stop at the first op whose result, or whose gradient, is NaN or infinite, and name it.
+
+    Checks every array, so a step takes about twice as long: for finding a fault, not for training.
+    """
+    with _set_mode(anomaly=True):
+        yield
+
+
+def _describe(array: Array) -> str | None:
+    """What is wrong with the values of ``array``, or None."""
+    if array.dtype.kind != "f":
+        return None
+    xp = module_of(array)
+    if bool(xp.isfinite(array).all()):
+        return None
+    nan, infinite = int(xp.isnan(array).sum()), int(xp.isinf(array).sum())
+    return f"{nan} NaN and {infinite} infinite of {array.size} values"
+
+
+def _check_forward(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
+    if wrong := _describe(data):
+        name = backward.__qualname__.partition(".")[0]
+        inputs = ", ".join(
+            f"{parent.data.shape} {parent.data.dtype}"
+            + (f" with {already}" if (already := _describe(parent.data)) else "")
+            for parent in parents
+        )
+        raise AnomalyError(
+            f"forward of {name}: its result, of shape {data.shape}, has {wrong}. Inputs: {inputs}"
+        )
+
+
+def _check_backward(node: Node, parts: Gradients) -> list[Any]:
+    parts = [part() if callable(part) else part for part in parts]
+    for position, (parent, part) in enumerate(zip(node.parents, parts, strict=True)):
+        if parent is None or part is None:
+            continue
+        where = f"backward of {node.name}, whose result has shape {node.shape}: its gradient "
+        if part.shape != parent.shape:
+            raise AnomalyError(
+                f"{where}for input {position} has shape {part.shape}, the input {parent.shape}"
+            )
+        if wrong := _describe(part):
+            raise AnomalyError(f"{where}for input {position} of {parent.shape} has {wrong}")
+    return parts
 
 
 class Deferred(list):

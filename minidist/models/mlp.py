@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from minidist.nn.layers import Flatten, Linear, ReLU, Sequential
+from minidist.nn.activations import ReLU
+from minidist.nn.layers import Flatten, Linear, Sequential
 from minidist.nn.module import Module
 
 

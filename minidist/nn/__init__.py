@@ -1,18 +1,40 @@
 """Modules: parameters declared first, then initialised into one flat array."""
 
-from minidist.nn.layers import Flatten, Linear, ReLU, Sequential
-from minidist.nn.losses import CrossEntropy
-from minidist.nn.module import Flat, LayerCost, Module, Parameter, UninitialisedError
+from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
+from minidist.nn.attention import CausalSelfAttention, KeyValueCache
+from minidist.nn.convolution import AvgPool2d, Conv2d, MaxPool2d
+from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
+from minidist.nn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from minidist.nn.module import Buffer, Flat, LayerCost, Module, Parameter, UninitialisedError
+from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm
 
 __all__ = [
+    "GELU",
+    "AvgPool2d",
+    "BatchNorm",
+    "BinaryCrossEntropy",
+    "Buffer",
+    "CausalSelfAttention",
+    "Conv2d",
     "CrossEntropy",
+    "Dropout",
+    "Embedding",
     "Flat",
     "Flatten",
+    "KeyValueCache",
     "LayerCost",
+    "LayerNorm",
     "Linear",
+    "MaxPool2d",
+    "MeanSquaredError",
     "Module",
     "Parameter",
+    "RMSNorm",
     "ReLU",
+    "Residual",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
     "UninitialisedError",
 ]

@@ -1,15 +1,16 @@
-"""Layers: what they declare, what they compute, what they cost."""
+"""Linear layers, tables, and ways to put layers together: what they declare, compute and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minidist import ops
-from minidist.nn.init import uniform_fan_in
-from minidist.nn.module import LayerCost, Module, Parameter, Shape
+from minidist.nn.init import constant, normal, uniform_fan_in
+from minidist.nn.module import Initialiser, LayerCost, Module, Parameter, Shape, in_a_row
 from minidist.tensor import Tensor, as_tensor
 
 
@@ -20,9 +21,17 @@ class Linear(Module):
     *column* of it makes one output: what tensor parallelism calls column-parallel splits columns.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
-        self.weight = Parameter((inputs, outputs), uniform_fan_in(inputs))
-        self.bias = Parameter((outputs,), uniform_fan_in(inputs)) if bias else None
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        initialiser: Initialiser | None = None,
+    ) -> None:
+        start = initialiser or uniform_fan_in(inputs)
+        bias_start = constant(0) if initialiser else start
+        self.weight = Parameter((inputs, outputs), start)
+        self.bias = Parameter((outputs,), bias_start) if bias else None
 
     def forward(self, x: Any) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -36,14 +45,21 @@ class Linear(Module):
         return f"Linear{self.weight.declared}"
 
 
-class ReLU(Module):
-    """max(x, 0)."""
+class Embedding(Module):
+    """A row of a table for every integer: (...) → (..., width)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.relu(x)
+    def __init__(self, rows: int, width: int, std: float = 0.02) -> None:
+        self.weight = Parameter((rows, width), normal(std))
+
+    def forward(self, indices: Any) -> Tensor:
+        return ops.embedding(indices, self.weight)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost(shape, saves_output=True)
+        """Keeps the indices, as int64; looking up is no arithmetic."""
+        return LayerCost((*shape, self.weight.declared[1]), saved_bytes=8 * int(np.prod(shape)))
+
+    def __repr__(self) -> str:
+        return f"Embedding{self.weight.declared}"
 
 
 class Flatten(Module):
@@ -98,32 +114,23 @@ class Sequential(Module):
         return costs
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """All blocks as one.
+        """All blocks as one."""
+        return in_a_row(self.costs(shape, itemsize), shape, itemsize)
 
-        What lies between two blocks is one array, saved once if either of the two needs it.
-        """
-        costs = self.costs(shape, itemsize)
-        saved = 0
-        boundary, needed = shape, False
-        saves_input = False
-        first = True
-        for cost in costs:
-            needed = needed or cost.saves_input
-            saved += cost.saved_bytes
-            if cost.view:
-                continue  # the same memory: still the same boundary
-            if first:
-                saves_input = needed
-            elif needed:
-                saved += int(np.prod(boundary)) * itemsize
-            boundary, needed, first = cost.shape, cost.saves_output, False
-        return LayerCost(
-            shape=costs[-1].shape if costs else shape,
-            flops=sum(cost.flops for cost in costs),
-            input_flops=sum(cost.input_flops for cost in costs),
-            weight_flops=sum(cost.weight_flops for cost in costs),
-            saves_input=saves_input or (first and needed),
-            saves_output=needed and not first,
-            saved_bytes=saved,
-            view=first,
-        )
+
+class Residual(Module):
+    """x + blocks(x): what the blocks learn is a correction (arXiv 1512.03385)."""
+
+    def __init__(self, *blocks: Module) -> None:
+        self.inner = Sequential(*blocks)
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.add(x, self.inner(x))
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """The sum itself keeps nothing; the correction stays if the last block keeps its output."""
+        inner = self.inner.cost(shape, itemsize)
+        if inner.shape != shape:
+            raise ops.ShapeError(f"Residual: the blocks turn {shape} into {inner.shape}")
+        kept = int(np.prod(shape)) * itemsize if inner.saves_output else 0
+        return replace(inner, saves_output=False, saved_bytes=inner.saved_bytes + kept, view=False)

@@ -17,12 +17,42 @@ from minidist.tensor import Tensor
 
 
 class CrossEntropy(Module):
-    """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar."""
+    """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar.
+
+    Targets equal to ``ignore_index`` count for nothing; ``label_smoothing`` gives that share of
+    every target to all classes equally.
+    """
+
+    def __init__(self, ignore_index: int | None = None, label_smoothing: float = 0.0) -> None:
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
-        return ops.cross_entropy(logits, targets, count)
+        return ops.cross_entropy(logits, targets, count, self.ignore_index, self.label_smoothing)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Keeps the probabilities, and the targets as int64."""
         elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
         return LayerCost((), saved_bytes=elements * itemsize + targets * 8)
+
+
+class MeanSquaredError(Module):
+    """Σ (output - target)² / count, for outputs and targets of one shape."""
+
+    def forward(self, output: Tensor, targets: Any, count: int | None = None) -> Tensor:
+        return ops.mean_squared_error(output, targets, count)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Keeps the differences."""
+        return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)
+
+
+class BinaryCrossEntropy(Module):
+    """Cross-entropy of yes or no, from logits: targets of the same shape, in [0, 1]."""
+
+    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+        return ops.binary_cross_entropy(logits, targets, count)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Keeps the gradient."""
+        return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)

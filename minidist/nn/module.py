@@ -13,7 +13,7 @@ full name), so a pipeline stage that is built alone has exactly the numbers of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ import numpy as np
 from minidist import array as arrays
 from minidist.array import Array, DType
 from minidist.seeds import generator
-from minidist.tensor import Node, Tensor
+from minidist.tensor import Into, Node, Tensor
 
 Shape = tuple[int, ...]
 Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -39,7 +39,7 @@ class Parameter(Tensor):
     the last use of it; communication overlaps computation by starting there.
     """
 
-    __slots__ = ("declared", "initialiser", "name", "on_ready")
+    __slots__ = ("declared", "fresh", "initialiser", "name", "on_ready")
 
     def __init__(self, shape: Shape, initialiser: Initialiser) -> None:
         # ``data`` stays unset until init: see __getattr__.
@@ -47,7 +47,8 @@ class Parameter(Tensor):
         self.initialiser = initialiser
         self.name = ""
         self.grad = None
-        self.node = Node((), None, self)
+        self.fresh = False  # nothing added to the gradient since zero_grad
+        self.node = Node((), None, shape, self)
         self.on_ready: list[Callable[[Parameter], None]] = []
 
     def __getattr__(self, attribute: str) -> Any:
@@ -67,12 +68,36 @@ class Parameter(Tensor):
     def size(self) -> int:
         return int(np.prod(self.declared))
 
+    def accumulate(self, grad: Any) -> None:
+        """Add one use's gradient; the first after ``zero_grad`` is written, not added."""
+        if self.fresh:
+            self.fresh = False
+            if type(grad) is Into:
+                grad.write(self.grad)
+            else:
+                self.grad[...] = grad() if callable(grad) else grad  # type: ignore[index]
+        else:
+            self.grad += grad() if callable(grad) else grad
+
     def ready(self) -> None:
         for hook in self.on_ready:
             hook(self)
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.declared})"
+
+
+class Buffer:
+    """An array that belongs to a layer but is not trained, such as batch norm's running mean.
+
+    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. It travels with
+    ``state`` and ``load``.
+    """
+
+    def __init__(self, shape: Shape, value: float) -> None:
+        self.declared = shape
+        self.value = value
+        self.data: Array = None
 
 
 class Flat:
@@ -85,6 +110,7 @@ class Flat:
 
     def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: str | None) -> None:
         xp = arrays.module(device)
+        self.parameters = list(parameters.values())
         self.slices: dict[str, slice] = {}
         start = 0
         for name, parameter in parameters.items():
@@ -120,6 +146,37 @@ class LayerCost:
     view: bool = False
 
 
+def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
+    """Layers one after the other, on an input of ``shape``, as one.
+
+    What lies between two layers is one array, saved once if either of the two needs it.
+    """
+    saved = 0
+    boundary, needed = shape, False
+    saves_input = False
+    first = True
+    for cost in costs:
+        needed = needed or cost.saves_input
+        saved += cost.saved_bytes
+        if cost.view:
+            continue  # the same memory: still the same boundary
+        if first:
+            saves_input = needed
+        elif needed:
+            saved += int(np.prod(boundary)) * itemsize
+        boundary, needed, first = cost.shape, cost.saves_output, False
+    return LayerCost(
+        shape=costs[-1].shape if costs else shape,
+        flops=sum(cost.flops for cost in costs),
+        input_flops=sum(cost.input_flops for cost in costs),
+        weight_flops=sum(cost.weight_flops for cost in costs),
+        saves_input=saves_input or (first and needed),
+        saves_output=needed and not first,
+        saved_bytes=saved,
+        view=first,
+    )
+
+
 class Module:
     """A layer or a model: parameters, and modules inside it, found among its attributes.
 
@@ -129,6 +186,8 @@ class Module:
 
     flat: Flat
     prefix: str = ""
+    path: str = ""  # this module's full name in the model that was initialised
+    training: bool = True
 
     def forward(self, *inputs: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
@@ -166,6 +225,33 @@ class Module:
         """Every parameter, in the order in which it lies in the flat array."""
         return list(self.named_parameters().values())
 
+    def named_modules(self, prefix: str = "") -> dict[str, Module]:
+        """This module, as "", and every module inside it, by full name."""
+        found: dict[str, Module] = {prefix.removesuffix("."): self}
+        for name, child in self.children():
+            if isinstance(child, Module):
+                found |= child.named_modules(f"{prefix}{name}.")
+        return found
+
+    def named_buffers(self) -> dict[str, Buffer]:
+        """Every buffer by its full name, such as ``"1.mean"``."""
+        return {
+            f"{path}.{name}" if path else name: value
+            for path, module in self.named_modules().items()
+            for name, value in vars(module).items()
+            if isinstance(value, Buffer)
+        }
+
+    def train(self, training: bool = True) -> Self:
+        """Compute as in training: dropout drops, batch norm uses the batch's statistics."""
+        for module in self.named_modules().values():
+            module.training = training
+        return self
+
+    def eval(self) -> Self:
+        """Compute as in evaluation: every sample alone, and the same each time."""
+        return self.train(False)
+
     @property
     def initialised(self) -> bool:
         return hasattr(self, "flat")
@@ -184,32 +270,43 @@ class Module:
             parameter.data[...] = arrays.to_device(
                 values.astype(self.flat.data.dtype, copy=False), device
             )
+        xp = arrays.module(device)
+        for buffer in self.named_buffers().values():
+            buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
+        for path, module in self.named_modules().items():
+            module.path = path
         return self
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero; ``backward`` adds to what is there."""
+        """Set every gradient to zero; ``backward`` adds to what is there.
+
+        The next backward overwrites a parameter's zeros at its first use, which saves an addition:
+        so write nothing of your own into ``grad`` between the two.
+        """
         self.flat.grad_and_loss.fill(0)
+        for parameter in self.flat.parameters:
+            parameter.fresh = True
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter on the host, by name."""
+        """A copy of every parameter and buffer on the host, by name."""
         return {
-            name: arrays.to_host(parameter.data).copy()
-            for name, parameter in self.named_parameters().items()
+            name: arrays.to_host(held.data).copy()
+            for name, held in (self.named_parameters() | self.named_buffers()).items()
         }
 
     def load(self, state: dict[str, np.ndarray]) -> Self:
         """Take values from ``state``: exactly the names and shapes of this model."""
-        named = self.named_parameters()
+        named = self.named_parameters() | self.named_buffers()
         if missing := sorted(named.keys() ^ state.keys()):
-            raise KeyError(f"load: model and state differ in the parameters {missing}")
-        for name, parameter in named.items():
-            if state[name].shape != parameter.declared:
+            raise KeyError(f"load: model and state differ in {missing}")
+        for name, held in named.items():
+            if state[name].shape != held.declared:
                 raise ValueError(
-                    f"load: {name} is {parameter.declared} in the model "
+                    f"load: {name} is {held.declared} in the model "
                     f"and {state[name].shape} in the state"
                 )
-            values = state[name].astype(parameter.data.dtype, copy=False)
-            parameter.data[...] = arrays.module_of(parameter.data).asarray(values)
+            values = state[name].astype(held.data.dtype, copy=False)
+            held.data[...] = arrays.module_of(held.data).asarray(values)
         return self
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:

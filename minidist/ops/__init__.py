@@ -3,48 +3,66 @@
 One family a file. An op reads like its formula, and a user's own op is written the same way:
 
     def cube(x):
-        return Tensor.of(x.data**3, (x,), lambda grad: (grad * 3 * x.data**2,))
+        data = x.data
+        return Tensor.of(data**3, (x,), lambda grad: (grad * 3 * data**2,))
 
 The operators and NumPy-style methods of ``Tensor`` are these functions, attached below.
 """
 
 from __future__ import annotations
 
+from minidist.ops.activation import erf, gelu, relu, sigmoid, silu, tanh
+from minidist.ops.attention import attention, rotary, self_attention
+from minidist.ops.compare import (
+    argmax,
+    argmin,
+    equal,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    not_equal,
+)
+from minidist.ops.convolution import conv2d
+from minidist.ops.dropout import dropout
 from minidist.ops.elementwise import (
+    ShapeError,
+    absolute,
     add,
+    clip,
     divide,
     exp,
     log,
+    maximum,
+    minimum,
     multiply,
     negative,
     power,
-    relu,
+    sqrt,
     subtract,
+    where,
 )
+from minidist.ops.indexing import embedding, getitem
+from minidist.ops.losses import binary_cross_entropy, cross_entropy, mean_squared_error
 from minidist.ops.matmul import linear, matmul
-from minidist.ops.neural import cross_entropy
-from minidist.ops.reduction import mean, sum
-from minidist.ops.shape import reshape, transpose
+from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
+from minidist.ops.pooling import avg_pool2d, max_pool2d
+from minidist.ops.reduction import logsumexp, max, mean, min, sum, var
+from minidist.ops.shape import (
+    broadcast_to,
+    concatenate,
+    expand_dims,
+    flatten,
+    pad,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    swapaxes,
+    transpose,
+)
+from minidist.ops.softmax import log_softmax, softmax
 from minidist.tensor import Tensor
-
-__all__ = [
-    "add",
-    "cross_entropy",
-    "divide",
-    "exp",
-    "linear",
-    "log",
-    "matmul",
-    "mean",
-    "multiply",
-    "negative",
-    "power",
-    "relu",
-    "reshape",
-    "subtract",
-    "sum",
-    "transpose",
-]
 
 METHODS = {
     "__add__": add,
@@ -57,17 +75,94 @@ METHODS = {
     "__rtruediv__": lambda x, y: divide(y, x),
     "__pow__": power,
     "__neg__": negative,
+    "__pos__": lambda x: x,
+    "__abs__": absolute,
     "__matmul__": matmul,
     "__rmatmul__": lambda x, y: matmul(y, x),
-    "exp": exp,
-    "log": log,
-    "relu": relu,
-    "sum": sum,
-    "mean": mean,
-    "reshape": lambda x, *shape: reshape(x, *shape),
-    "transpose": lambda x, *axes: transpose(x, *axes),
+    "__getitem__": getitem,
+    "__eq__": equal,
+    "__ne__": not_equal,
+    "__lt__": less,
+    "__le__": less_equal,
+    "__gt__": greater,
+    "__ge__": greater_equal,
     "T": property(transpose),
 }
+METHODS |= {
+    function.__name__: function
+    for function in (
+        argmax, argmin, clip, exp, expand_dims, flatten, log, logsumexp, max, mean, min, relu,
+        reshape, sigmoid, softmax, split, sqrt, squeeze, sum, swapaxes, tanh, transpose, var,
+    )
+}  # fmt: skip
 
 for _name, _function in METHODS.items():
     setattr(Tensor, _name, _function)
+
+__all__ = [
+    "ShapeError",
+    "absolute",
+    "add",
+    "argmax",
+    "argmin",
+    "attention",
+    "avg_pool2d",
+    "batch_norm",
+    "binary_cross_entropy",
+    "broadcast_to",
+    "clip",
+    "concatenate",
+    "conv2d",
+    "cross_entropy",
+    "divide",
+    "dropout",
+    "embedding",
+    "equal",
+    "erf",
+    "exp",
+    "expand_dims",
+    "flatten",
+    "gelu",
+    "getitem",
+    "greater",
+    "greater_equal",
+    "layer_norm",
+    "less",
+    "less_equal",
+    "linear",
+    "log",
+    "log_softmax",
+    "logsumexp",
+    "matmul",
+    "max",
+    "max_pool2d",
+    "maximum",
+    "mean",
+    "mean_squared_error",
+    "min",
+    "minimum",
+    "multiply",
+    "negative",
+    "not_equal",
+    "pad",
+    "power",
+    "relu",
+    "reshape",
+    "rms_norm",
+    "rotary",
+    "self_attention",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "split",
+    "sqrt",
+    "squeeze",
+    "stack",
+    "subtract",
+    "sum",
+    "swapaxes",
+    "tanh",
+    "transpose",
+    "var",
+    "where",
+]

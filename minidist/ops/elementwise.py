@@ -1,7 +1,10 @@
-"""Element by element: arithmetic with broadcasting, and functions of one tensor.
+"""Element by element: arithmetic with broadcasting, and the plain functions of mathematics.
 
 Where NumPy broadcast an input up to the result's shape, that input was used several times, so its
 gradient is the sum over those uses: ``unbroadcast``.
+
+A closure keeps alive every array it names until backward has run, so each names only what its
+formula needs: addition keeps two *shapes*, multiplication the *other* side's values.
 """
 
 from __future__ import annotations
@@ -10,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array
-from minidist.tensor import Tensor
+from minidist import array as arrays
+from minidist.array import Array, DeviceError
+from minidist.tensor import Tensor, as_tensor
+
+Shape = tuple[int, ...]
 
 
 class ShapeError(ValueError):
@@ -24,26 +30,48 @@ def constant(value: Any, like: Tensor) -> Tensor:
     Numbers, integer arrays and NumPy's float64 scalars take the dtype of ``like``, so that
     nothing silently becomes float64.
     """
+    floating = like.data.dtype.kind == "f"
     if isinstance(value, Tensor):
-        if value.dtype.kind in "iub" and like.dtype.kind == "f":
+        if value.dtype.kind in "iub" and floating:
             return Tensor(value.data.astype(like.dtype))
         return value
+    out = Tensor.__new__(Tensor)
+    out.grad = out.node = None
     if isinstance(value, (bool, int, float, np.generic)):
-        dtype = like.dtype if like.dtype.kind == "f" else None
-        return Tensor(like.xp.asarray(value, dtype=dtype))
-    data = value if hasattr(value, "dtype") else np.asarray(value)
-    if like.dtype.kind == "f" and (data.dtype.kind in "iub" or data is not value):
-        data = data.astype(like.dtype)
-    return Tensor(data)
+        # A NumPy scalar meets an array on any device without being copied there.
+        out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]
+        return out
+    if not hasattr(value, "dtype"):
+        data = np.asarray(value)
+        out.data = like.xp.asarray(data.astype(like.dtype) if floating else data)
+    elif floating and value.dtype.kind in "iub":
+        out.data = value.astype(like.dtype)
+    else:
+        out.data = value
+    return out
+
+
+def same_device(name: str, *tensors: Tensor) -> None:
+    """Raise DeviceError unless all arrays are of one library. NumPy scalars go anywhere."""
+    kinds = {type(t.data) for t in tensors if not isinstance(t.data, np.generic)}
+    if len(kinds) > 1:
+        raise DeviceError(
+            f"{name}: the inputs are on different devices "
+            f"({', '.join(sorted(kind.__module__.partition('.')[0] for kind in kinds))}): "
+            "move them to one with minidist.array.to_device"
+        )
 
 
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Both operands of a binary op as tensors of one device, whose shapes broadcast."""
     if not isinstance(x, Tensor):
-        x = constant(x, y)
-    elif not isinstance(y, Tensor) or y.dtype != x.dtype:
+        x = constant(x, as_tensor(y))
+    if not isinstance(y, Tensor):
         y = constant(y, x)
-        x = constant(x, y)
+    elif y.data.dtype != x.data.dtype:
+        x, y = constant(x, y), constant(y, x)
+    if type(x.data) is not type(y.data):
+        same_device(name, x, y)
     if x.data.shape != y.data.shape:
         try:
             np.broadcast_shapes(x.data.shape, y.data.shape)
@@ -55,10 +83,15 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum ``grad`` over the axes along which ``shape`` was broadcast."""
-    if grad.shape == shape:
-        return grad
+def wanted(x: Tensor) -> Shape | None:
+    """The shape of the gradient that ``x`` wants, or None if it wants none."""
+    return x.data.shape if x.node is not None else None
+
+
+def unbroadcast(grad: Array, shape: Shape | None) -> Any:
+    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if nobody asks."""
+    if shape is None or grad.shape == shape:
+        return grad if shape is not None else None
     extra = grad.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(
         extra + axis
@@ -71,9 +104,10 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 def add(x: Any, y: Any) -> Tensor:
     """x + y, with broadcasting."""
     x, y = pair("add", x, y)
+    shape_x, shape_y = wanted(x), wanted(y)
 
     def backward(grad: Array) -> Any:
-        return unbroadcast(grad, x.shape), unbroadcast(grad, y.shape)
+        return unbroadcast(grad, shape_x), unbroadcast(grad, shape_y)
 
     return Tensor.of(x.data + y.data, (x, y), backward)
 
@@ -81,9 +115,13 @@ def add(x: Any, y: Any) -> Tensor:
 def subtract(x: Any, y: Any) -> Tensor:
     """x - y, with broadcasting."""
     x, y = pair("subtract", x, y)
+    shape_x, shape_y = wanted(x), wanted(y)
 
     def backward(grad: Array) -> Any:
-        return unbroadcast(grad, x.shape), unbroadcast(-grad, y.shape)
+        return (
+            unbroadcast(grad, shape_x),
+            unbroadcast(-grad, shape_y) if shape_y is not None else None,
+        )
 
     return Tensor.of(x.data - y.data, (x, y), backward)
 
@@ -91,11 +129,14 @@ def subtract(x: Any, y: Any) -> Tensor:
 def multiply(x: Any, y: Any) -> Tensor:
     """x · y, element by element, with broadcasting."""
     x, y = pair("multiply", x, y)
+    shape_x, shape_y = wanted(x), wanted(y)
+    for_x = y.data if shape_x is not None else None  # each side's slope is the other side
+    for_y = x.data if shape_y is not None else None
 
     def backward(grad: Array) -> Any:
         return (
-            unbroadcast(grad * y.data, x.shape) if x.node else None,
-            unbroadcast(grad * x.data, y.shape) if y.node else None,
+            unbroadcast(grad * for_x, shape_x) if for_x is not None else None,
+            unbroadcast(grad * for_y, shape_y) if for_y is not None else None,
         )
 
     return Tensor.of(x.data * y.data, (x, y), backward)
@@ -104,25 +145,33 @@ def multiply(x: Any, y: Any) -> Tensor:
 def divide(x: Any, y: Any) -> Tensor:
     """x / y, element by element, with broadcasting."""
     x, y = pair("divide", x, y)
+    shape_x, shape_y = wanted(x), wanted(y)
+    quotient = x.data / y.data
+    below = y.data
+    kept = quotient if shape_y is not None else None
 
     def backward(grad: Array) -> Any:
+        grad_x = grad / below
         return (
-            unbroadcast(grad / y.data, x.shape) if x.node else None,
-            unbroadcast(-grad * x.data / (y.data * y.data), y.shape) if y.node else None,
+            unbroadcast(grad_x, shape_x),
+            unbroadcast(-grad_x * kept, shape_y) if kept is not None else None,  # -x/y² = -(x/y)/y
         )
 
-    return Tensor.of(x.data / y.data, (x, y), backward)
+    return Tensor.of(quotient, (x, y), backward)
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
     """x to a constant power, element by element."""
-    if isinstance(exponent, Tensor):
+    if not isinstance(exponent, (int, float, np.number)):
         raise TypeError("power: the exponent is a number: write exp(y * log(x)) for a tensor y")
+    data, exponent = x.data, float(exponent)
+    if exponent == 2:  # NumPy's own power is many times slower than one product
+        return Tensor.of(data * data, (x,), lambda grad: (grad * (2 * data),))
 
     def backward(grad: Array) -> Any:
-        return (grad * (exponent * x.data ** (exponent - 1)),)
+        return (grad * (exponent * data ** (exponent - 1)),)
 
-    return Tensor.of(x.data**exponent, (x,), backward)
+    return Tensor.of(data**exponent, (x,), backward)
 
 
 def negative(x: Tensor) -> Tensor:
@@ -131,17 +180,85 @@ def negative(x: Tensor) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """e to the x, elementwise."""
+    """e to the x."""
     y = x.xp.exp(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * y,))
 
 
 def log(x: Tensor) -> Tensor:
-    """The natural logarithm, elementwise."""
-    return Tensor.of(x.xp.log(x.data), (x,), lambda grad: (grad / x.data,))
+    """The natural logarithm."""
+    data = x.data
+    return Tensor.of(x.xp.log(data), (x,), lambda grad: (grad / data,))
 
 
-def relu(x: Tensor) -> Tensor:
-    """max(x, 0), elementwise."""
-    y = x.xp.maximum(x.data, 0)
-    return Tensor.of(y, (x,), lambda grad: (grad * (y > 0),))
+def sqrt(x: Tensor) -> Tensor:
+    """The square root; its slope at 0 is infinite, as in NumPy's arithmetic."""
+    y = x.xp.sqrt(x.data)
+    return Tensor.of(y, (x,), lambda grad: (grad / (2 * y),))
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x|, whose slope at 0 is taken as 0."""
+    data, xp = x.data, x.xp
+    return Tensor.of(xp.abs(data), (x,), lambda grad: (grad * xp.sign(data),))
+
+
+def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """x, kept within [low, high]: where it was outside, the slope is 0."""
+    data = x.data
+    y = x.xp.clip(data, low, high)
+    return Tensor.of(y, (x,), lambda grad: (grad * (data == y),))
+
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where ``condition`` holds, else y, with broadcasting of all three."""
+    condition = condition.data if isinstance(condition, Tensor) else condition
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        x = Tensor(x)
+    x, y = pair("where", x, y)
+    xp = arrays.module_of(x.data if not isinstance(x.data, np.generic) else y.data)
+    condition = xp.asarray(condition, dtype=bool)
+    shape_x, shape_y = wanted(x), wanted(y)
+    try:
+        data = xp.where(condition, x.data, y.data)
+    except ValueError:
+        raise ShapeError(
+            f"where: condition {condition.shape} does not broadcast with {x.shape} and {y.shape}"
+        ) from None
+
+    def backward(grad: Array) -> Any:
+        return (
+            unbroadcast(grad * condition, shape_x) if shape_x is not None else None,
+            unbroadcast(grad * ~condition, shape_y) if shape_y is not None else None,
+        )
+
+    return Tensor.of(data, (x, y), backward)
+
+
+def maximum(x: Any, y: Any) -> Tensor:
+    """The larger of x and y; at a tie both get half of the gradient, so that they sum to it."""
+    return _extreme("maximum", x, y)
+
+
+def minimum(x: Any, y: Any) -> Tensor:
+    """The smaller of x and y; at a tie both get half of the gradient, so that they sum to it."""
+    return _extreme("minimum", x, y)
+
+
+def _extreme(name: str, x: Any, y: Any) -> Tensor:
+    x, y = pair(name, x, y)
+    shape_x, shape_y = wanted(x), wanted(y)
+    xp = arrays.module_of(x.data if not isinstance(x.data, np.generic) else y.data)
+    a, b = x.data, y.data
+
+    def backward(grad: Array) -> Any:
+        first = a > b if name == "maximum" else a < b
+        tie = a == b
+        share = (first + tie * 0.5).astype(grad.dtype)  # 1, 1/2 or 0 of the gradient goes to x
+        return (
+            unbroadcast(grad * share, shape_x) if shape_x is not None else None,
+            unbroadcast(grad * (1 - share), shape_y) if shape_y is not None else None,
+        )
+
+    backward.__qualname__ = f"{name}.backward"  # so that errors and drawings name the op
+    return Tensor.of(getattr(xp, name)(a, b), (x, y), backward)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array, work
-from minidist.ops.elementwise import ShapeError, unbroadcast
-from minidist.tensor import Tensor, as_tensor
+from minidist.ops.elementwise import ShapeError, same_device, unbroadcast
+from minidist.tensor import Into, Tensor, as_tensor
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -20,20 +20,29 @@ def matmul(x: Any, y: Any) -> Tensor:
         raise ShapeError(
             f"matmul: cannot multiply {x.shape} by {y.shape}: need (..,n,k) @ (..,k,m)"
         )
-    out = x.data @ y.data  # (.., n, k) @ (.., k, m) -> (.., n, m)
+    same_device("matmul", x, y)
+    try:
+        out = x.data @ y.data  # (.., n, k) @ (.., k, m) -> (.., n, m)
+    except ValueError:
+        raise ShapeError(
+            f"matmul: the leading axes of {x.shape} and {y.shape} do not broadcast"
+        ) from None
     flops = 2 * out.size * x.shape[-1]
     work.flops += flops
+    shape_x, shape_y = x.shape, y.shape
+    for_x = y.data if x.node else None
+    for_y = x.data if y.node else None
 
     def backward(grad: Array) -> Any:
         grad_x = grad_y = None
-        if x.node:
+        if for_x is not None:
             work.flops += flops
             # (.., n, m) @ (.., m, k) -> (.., n, k)
-            grad_x = unbroadcast(grad @ y.data.swapaxes(-1, -2), x.shape)
-        if y.node:
+            grad_x = unbroadcast(grad @ for_x.swapaxes(-1, -2), shape_x)
+        if for_y is not None:
             work.flops += flops
             # (.., k, n) @ (.., n, m) -> (.., k, m)
-            grad_y = unbroadcast(x.data.swapaxes(-1, -2) @ grad, y.shape)
+            grad_y = unbroadcast(for_y.swapaxes(-1, -2) @ grad, shape_y)
         return grad_x, grad_y
 
     return Tensor.of(out, (x, y), backward)
@@ -48,30 +57,38 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ShapeError(f"linear: input {x.shape} does not fit weight {weight.shape} = (in, out)")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ShapeError(
+            f"linear: bias {bias.shape} does not fit weight {weight.shape} = (in, out)"
+        )
+    same_device("linear", x, weight)
+    xp = x.xp
     inputs, outputs = weight.shape
     rows = x.data.reshape(-1, inputs)  # (n, i)
-    out = rows @ weight.data  # (n, i) @ (i, o) -> (n, o)
+    matrix = weight.data
+    out = rows @ matrix  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nobody else has seen this array yet
     flops = 2 * len(rows) * inputs * outputs
     work.flops += flops
-    shape = x.shape
+    shape = x.data.shape
     wants_input_grad = x.node is not None
+    biased = bias is not None
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(-1, outputs)  # (n, o)
 
-        def weight_grad() -> Array:
+        def weight_grad(out: Array | None) -> Array:
             work.flops += flops
-            return rows.T @ grad  # (i, n) @ (n, o) -> (i, o)
+            return xp.matmul(rows.T, grad, out=out)  # (i, n) @ (n, o) -> (i, o)
 
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            grad_x = (grad @ weight.data.T).reshape(shape)  # (n, o) @ (o, i) -> (n, i)
-        if bias is None:
-            return grad_x, weight_grad
-        return grad_x, weight_grad, lambda: grad.sum(axis=0)
+            grad_x = (grad @ matrix.T).reshape(shape)  # (n, o) @ (o, i) -> (n, i)
+        if not biased:
+            return grad_x, Into(weight_grad)
+        return grad_x, Into(weight_grad), Into(lambda out: grad.sum(axis=0, out=out))
 
     parents = (x, weight) if bias is None else (x, weight, bias)
     return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)

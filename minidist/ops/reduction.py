@@ -2,27 +2,108 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from minidist.array import Array
+from minidist.ops.elementwise import Shape, ShapeError
 from minidist.tensor import Tensor
 
 Axis = int | tuple[int, ...] | None
 
 
-def expand(grad: Array, x: Tensor, axis: Axis, keepdims: bool) -> Array:
-    """A reduction's gradient, given back the axes that were reduced away."""
-    if not keepdims and axis is not None:
-        grad = x.xp.expand_dims(grad, axis)
-    return x.xp.broadcast_to(grad, x.shape)
+def keep_axes(name: str, shape: Shape, axis: Axis) -> Shape:
+    """The shape of a reduction over ``axis`` that keeps the reduced axes, with length 1."""
+    if axis is None:
+        return (1,) * len(shape)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    for one in axes:
+        if not -len(shape) <= one < len(shape):
+            raise ShapeError(f"{name}: axis {one} does not exist in shape {shape}")
+    reduced = {one % len(shape) for one in axes}
+    return tuple(1 if i in reduced else length for i, length in enumerate(shape))
 
 
 def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (all axes if None)."""
-    y = x.data.sum(axis=axis, keepdims=keepdims)
-    return Tensor.of(x.xp.asarray(y), (x,), lambda grad: (expand(grad, x, axis, keepdims),))
+    shape, kept, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
+
+    def backward(grad: Array) -> Any:
+        return (xp.broadcast_to(grad.reshape(kept), shape),)  # every element has slope 1
+
+    return Tensor.of(x.data.sum(axis=axis, keepdims=keepdims), (x,), backward)
 
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (all axes if None)."""
-    y = x.xp.asarray(x.data.mean(axis=axis, keepdims=keepdims))
-    scale = y.size / max(x.size, 1)
-    return Tensor.of(y, (x,), lambda grad: (expand(grad * scale, x, axis, keepdims),))
+    shape, kept, xp = x.shape, keep_axes("mean", x.shape, axis), x.xp
+    y = x.data.mean(axis=axis, keepdims=keepdims)
+    scale = y.size / (x.data.size or 1)
+
+    def backward(grad: Array) -> Any:
+        return (xp.broadcast_to((grad * scale).reshape(kept), shape),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The variance over ``axis``: mean of (x - mean)², or divided by n - ddof as in NumPy."""
+    kept = keep_axes("var", x.shape, axis)
+    centred = x.data - x.data.mean(axis=axis, keepdims=True)
+    y = (centred * centred).sum(axis=axis, keepdims=keepdims)
+    count = x.data.size / (y.size or 1) - ddof
+    y = y / count
+
+    def backward(grad: Array) -> Any:
+        # The mean moves too, but its part vanishes: the centred values sum to 0.
+        return (centred * (grad.reshape(kept) * (2 / count)),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The largest over ``axis``; elements that tie share the gradient equally."""
+    return _extreme("max", x, axis, keepdims)
+
+
+def min(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest over ``axis``; elements that tie share the gradient equally."""
+    return _extreme("min", x, axis, keepdims)
+
+
+def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
+    kept = keep_axes(name, x.shape, axis)
+    if x.data.size == 0:
+        raise ShapeError(f"{name}: no largest or smallest of nothing: the input is {x.shape}")
+    y = getattr(x.data, name)(axis=axis, keepdims=keepdims)
+    data = x.data
+
+    def backward(grad: Array) -> Any:
+        hit = data == y.reshape(kept)
+        share = grad.reshape(kept) / hit.sum(axis=axis, keepdims=True).astype(grad.dtype)
+        return (hit * share,)
+
+    backward.__qualname__ = f"{name}.backward"
+    return Tensor.of(y, (x,), backward)
+
+
+def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log Σ exp x over ``axis``, with the maximum taken out first so that nothing overflows."""
+    kept = keep_axes("logsumexp", x.shape, axis)
+    xp, data = x.xp, x.data
+    top = data.max(axis=axis, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: log 0, not NaN
+    total = xp.exp(data - top).sum(axis=axis, keepdims=True)
+    full = xp.log(total) + top
+    shape = full.shape if keepdims else _drop(full.shape, axis)
+
+    def backward(grad: Array) -> Any:
+        return (grad.reshape(kept) * xp.exp(data - full),)  # softmax
+
+    return Tensor.of(full.reshape(shape), (x,), backward)
+
+
+def _drop(shape: Shape, axis: Axis) -> Shape:
+    if axis is None:
+        return ()
+    axes = {one % len(shape) for one in (axis if isinstance(axis, tuple) else (axis,))}
+    return tuple(length for i, length in enumerate(shape) if i not in axes)

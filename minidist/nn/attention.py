@@ -1,0 +1,113 @@
+"""Causal self-attention as a layer, with grouped queries, rotary positions and a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist import ops
+from minidist.array import Array
+from minidist.nn.layers import Linear
+from minidist.nn.module import Initialiser, LayerCost, Module, Shape, in_a_row
+from minidist.ops.attention import attention_blocks
+from minidist.tensor import Tensor
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for sampling one token after the other.
+
+    ``keys`` and ``values``: (batch, groups, positions, d), grown as they come.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Array = None
+        self.values: Array = None
+
+    def __len__(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, xp: Any, keys: Array, values: Array) -> None:
+        """Add positions at the end."""
+        if self.keys is None:
+            self.keys, self.values = keys, values
+        else:
+            self.keys = xp.concatenate((self.keys, keys), axis=2)
+            self.values = xp.concatenate((self.values, values), axis=2)
+
+
+class CausalSelfAttention(Module):
+    """Every position reads from those before it: (batch, length, width) → the same.
+
+    ``heads`` query heads of width/heads features; ``groups`` heads of keys and values, as many if
+    not given, and 1 for multi-query attention. ``rotary`` turns queries and keys by position, so
+    that no positions need be added to the input. One product makes queries, keys and values, side
+    by side in that order; one mixes the heads' results.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        groups: int | None = None,
+        rotary: bool = False,
+        bias: bool = True,
+        initialiser: Initialiser | None = None,
+        out_initialiser: Initialiser | None = None,
+    ) -> None:
+        groups = groups or heads
+        if width % heads or heads % groups:
+            raise ValueError(
+                f"CausalSelfAttention: {heads} heads must divide the width {width}, and {groups} "
+                f"groups the heads"
+            )
+        self.heads, self.groups = heads, groups
+        self.rotary_base = 10000.0 if rotary else None
+        packed = (heads + 2 * groups) * (width // heads)
+        self.qkv = Linear(width, packed, bias, initialiser)
+        self.out = Linear(width, width, bias, out_initialiser or initialiser)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        if cache is not None:
+            return self._cached(x, cache)
+        qkv = self.qkv(x)
+        return self.out(ops.self_attention(qkv, self.heads, self.groups, self.rotary_base))
+
+    def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        """The positions of x come after those in the cache, and join it."""
+        batch, length, width = x.shape
+        parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
+        parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
+        q, k, v = ops.split(parts, (self.heads, self.groups, self.groups), axis=1)
+        if self.rotary_base is not None:
+            q = ops.rotary(q, self.rotary_base, len(cache))
+            k = ops.rotary(k, self.rotary_base, len(cache))
+        cache.extend(x.xp, k.data, v.data)
+        out = ops.attention(q, Tensor(cache.keys), Tensor(cache.values))  # (b, h, l, d)
+        return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Counts, and keeps, attention's weights in the blocks that are really computed."""
+        batch, length, width = shape
+        first = self.qkv.cost(shape, itemsize)
+        pairs = sum(
+            (rows.stop - rows.start) * seen for rows, seen in attention_blocks(length, length)
+        )
+        flops = 4 * batch * width * pairs
+        qkv_bytes = int(np.prod(first.shape)) * itemsize
+        core = LayerCost(
+            shape,
+            flops,
+            input_flops=2 * flops,
+            saves_input=True,
+            saved_bytes=batch * self.heads * pairs * itemsize,
+        )
+        if self.rotary_base is not None:  # keeps the turned copy instead of its input
+            core = LayerCost(shape, flops, 2 * flops, saved_bytes=core.saved_bytes + qkv_bytes)
+        return in_a_row((first, core, self.out.cost(shape, itemsize)), shape, itemsize)
+
+    def __repr__(self) -> str:
+        grouped = f", groups={self.groups}" if self.groups != self.heads else ""
+        turned = ", rotary" if self.rotary_base else ""
+        width = self.out.weight.declared[0]
+        return f"CausalSelfAttention({width}, heads={self.heads}{grouped}{turned})"

@@ -1,0 +1,162 @@
+"""Nonlinearities: functions of one tensor, element by element, with a bend in them.
+
+Where the slope is a formula of the result (tanh, sigmoid, relu), the result is what is kept for
+backward: the next layer keeps it anyway. For GELU and SiLU the *slope itself* is computed in the
+forward, while its ingredients are at hand, and is the one array that is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from minidist.array import Array
+from minidist.ops.chunks import chunks
+from minidist.tensor import Tensor, recording
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    y = x.xp.maximum(x.data, 0)
+    return Tensor.of(y, (x,), lambda grad: (grad * (y > 0),))
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, (eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
+    y = x.xp.tanh(x.data)
+    return Tensor.of(y, (x,), lambda grad: (grad * (1 - y * y),))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e⁻ˣ), written with tanh, which cannot overflow."""
+    y = sigmoid_array(x.xp, x.data)
+    return Tensor.of(y, (x,), lambda grad: (grad * (y * (1 - y)),))
+
+
+def sigmoid_array(xp: Any, x: Array) -> Array:
+    """The sigmoid of an array."""
+    return 0.5 * xp.tanh(0.5 * x) + 0.5
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x), also called swish (arXiv 1702.03118)."""
+    xp = x.xp
+
+    def formula(x: Array, y: Array, slope: Array | None) -> None:
+        s = sigmoid_array(xp, x)
+        xp.multiply(x, s, out=y)
+        if slope is not None:
+            slope[...] = s + y * (1 - s)
+
+    return _with_slope("silu", x, formula)
+
+
+def gelu(x: Tensor, exact: bool = False) -> Tensor:
+    """x · Φ(x), with Φ the normal distribution function (arXiv 1606.08415).
+
+    By default Hendrycks' and Gimpel's approximation 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))),
+    which is GPT-2's; ``exact=True`` uses the error function, which is PyTorch's default.
+    """
+    xp, scale = x.xp, math.sqrt(2 / math.pi)
+
+    def approximate(x: Array, y: Array, slope: Array | None) -> None:
+        square = x * x
+        inner = square * (scale * 0.044715)
+        inner += scale
+        inner *= x
+        t = xp.tanh(inner, out=inner)  # tanh(√(2/π) (x + 0.044715 x³))
+        if slope is not None:  # 0.5 (1 + t) + 0.5 x (1 - t²) · √(2/π) (1 + 3 · 0.044715 x²)
+            square *= 3 * 0.044715 * scale * 0.5
+            square += scale * 0.5
+            square *= x
+            xp.multiply(t, t, out=slope)
+            xp.subtract(1, slope, out=slope)
+            slope *= square
+        t += 1
+        t *= 0.5
+        xp.multiply(x, t, out=y)
+        if slope is not None:
+            slope += t
+
+    def error_function(x: Array, y: Array, slope: Array | None) -> None:
+        cdf = erf_array(xp, x * math.sqrt(0.5))
+        cdf += 1
+        cdf *= 0.5
+        xp.multiply(x, cdf, out=y)
+        if slope is not None:  # Φ(x) + x φ(x)
+            density = x * x
+            density *= -0.5
+            xp.exp(density, out=density)
+            density *= 1 / math.sqrt(2 * math.pi)
+            density *= x
+            xp.add(cdf, density, out=slope)
+
+    return _with_slope("gelu", x, error_function if exact else approximate)
+
+
+def erf(x: Tensor) -> Tensor:
+    """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
+    data, xp = x.data, x.xp
+    y = erf_array(xp, data)
+
+    def backward(grad: Array) -> Any:
+        return (grad * (2 / math.sqrt(math.pi)) * xp.exp(-data * data),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _with_slope(
+    name: str, x: Tensor, formula: Callable[[Array, Array, Array | None], None]
+) -> Tensor:
+    """An op from ``formula(x, y, slope)``, which fills y = f(x) and slope = f'(x) in place."""
+    xp, shape = x.xp, x.data.shape
+    data = xp.ascontiguousarray(x.data).reshape(-1)
+    y = xp.empty_like(data)
+    slope = xp.empty_like(data) if recording(x) else None
+    for part in chunks(data):
+        formula(data[part], y[part], None if slope is None else slope[part])
+
+    def backward(grad: Array) -> Any:
+        return (grad * slope.reshape(shape),)  # type: ignore[union-attr]
+
+    backward.__qualname__ = f"{name}.backward"
+    return Tensor.of(y.reshape(shape), (x,), backward)
+
+
+# W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23 (1969):
+# erf x = x · P(x²)/Q(x²) up to 0.46875, and erf x = 1 - exp(-x²) · P(x)/Q(x) beyond.
+_NEAR = (
+    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+     3.20937758913846947e3),
+    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3,
+     2.84423683343917062e3),
+)  # fmt: skip
+_FAR = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+     2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
+     1.23033935479799725e3),
+    (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2,
+     1.62138957456669019e3, 3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3,
+     1.23033935480374942e3),
+)  # fmt: skip
+
+
+def erf_array(xp: Any, x: Array) -> Array:
+    """The error function of an array, to about 1e-15 in float64. NumPy and CuPy have none."""
+    size = xp.minimum(xp.abs(x), 6)  # erf 6 is 1 in float64
+    square = size * size
+    near = size * _ratio(xp.minimum(square, 0.25), _NEAR)
+    far = 1 - xp.exp(-square) * _ratio(size, _FAR)
+    return xp.copysign(xp.where(size <= 0.46875, near, far), x)
+
+
+def _ratio(x: Array, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
+    """P(x)/Q(x) by Horner's rule."""
+    above, below = (values[0] + 0 * x for values in coefficients)
+    for p, q in zip(coefficients[0][1:], coefficients[1][1:], strict=True):
+        above *= x
+        above += p
+        below *= x
+        below += q
+    return above / below

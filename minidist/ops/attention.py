@@ -1,0 +1,246 @@
+"""Causal attention: every position reads from those before it, and from itself.
+
+    P = softmax(Q Kᵀ / √d + mask)        (length, length), the weights
+    O = P V                              (length, d)
+
+"Attention is all you need", arXiv 1706.03762, section 3.2.1. With H query heads and G < H heads of
+keys and values, each group of H/G query heads shares one (grouped-query attention, arXiv
+2305.13245). With dO the gradient of O, and row sums taken along the keys:
+
+    dV = Pᵀ dO        dP = dO Vᵀ        dS = P · (dP - Σ P · dP)        dQ = dS K / √d
+                                                                        dK = dSᵀ Q / √d
+
+A row of P that is masked to the right of the diagonal need not be computed there. So we take the
+queries in blocks of ``BLOCK`` rows, and give each block only the keys up to its last row: for long
+sequences half of the work and of the memory. All three products of a block read Q, K and V where
+they lie, as views: nothing is transposed in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array, module_of, work
+from minidist.ops.elementwise import ShapeError, same_device
+from minidist.tensor import Tensor
+
+BLOCK = 64  # query rows at a time
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+    """softmax(q kᵀ / √d) v for all heads at once.
+
+    Shapes: q (batch, heads, length, d), k and v (batch, groups, keys, d), where ``groups``
+    divides ``heads`` and query head h reads from group h // (heads / groups) → (batch, heads,
+    length, d). If there are more keys than queries, the queries are the *last* positions, as when
+    sampling with a cache. ``causal=False`` lets every query read every key.
+    """
+    _check(q, k, v)
+    same_device("attention", q, k, v)
+    xp = q.xp
+    batch, heads, length, d = q.shape
+    data_q, data_k, data_v = q.data, k.data, v.data
+    # Memory of (batch, length, heads, d), seen as (batch, heads, length, d): merging the heads
+    # afterwards is then a view.
+    out = xp.empty((batch, length, heads, d), q.dtype).transpose(0, 2, 1, 3)
+    weights = attention_forward(data_q, data_k, data_v, out, causal)
+
+    def backward(grad: Array) -> Any:
+        grads = xp.empty_like(data_q), xp.empty_like(data_k), xp.empty_like(data_v)
+        attention_backward(grad, data_q, data_k, data_v, weights, *grads)
+        return grads
+
+    return Tensor.of(out, (q, k, v), backward)
+
+
+def self_attention(
+    qkv: Tensor, heads: int, groups: int | None = None, rotary_base: float | None = None
+) -> Tensor:
+    """Causal attention where one product made queries, keys and values side by side.
+
+    Shapes: qkv (batch, length, (heads + 2 groups) · d) → (batch, length, heads · d). The same as
+    cutting qkv up, turning queries and keys with ``rotary`` if ``rotary_base`` is given, and
+    calling ``attention``, without the copies: the backward writes the three gradients into one
+    array, which the layer before takes as it is.
+    """
+    groups = groups or heads
+    if qkv.ndim != 3 or heads % groups or qkv.shape[2] % (heads + 2 * groups):
+        raise ShapeError(
+            f"self_attention: qkv {qkv.shape} is not (batch, length, (heads + 2 groups) · d) for "
+            f"{heads} heads and {groups} groups, or the groups do not divide the heads"
+        )
+    xp = qkv.xp
+    batch, length, width = qkv.shape
+    d = width // (heads + 2 * groups)
+    packed = qkv.data
+    if rotary_base is not None:
+        packed = packed.copy()  # from here on the unrotated one is not needed
+        turn = _angles(xp, 0, length, d, rotary_base, packed.dtype)
+        _rotate(_turning(packed, heads, groups), *turn)
+    out = xp.empty((batch, length, heads, d), packed.dtype)
+    weights = attention_forward(*_unpack(packed, heads, groups), out.transpose(0, 2, 1, 3), True)
+
+    def backward(grad: Array) -> Any:
+        grad = grad.reshape(batch, length, heads, d).transpose(0, 2, 1, 3)
+        grad_packed = xp.empty(packed.shape, packed.dtype)
+        attention_backward(
+            grad,
+            *_unpack(packed, heads, groups),
+            weights,
+            *_unpack(grad_packed, heads, groups),
+        )
+        if rotary_base is not None:
+            cosine, sine = _angles(xp, 0, length, d, rotary_base, packed.dtype)
+            _rotate(_turning(grad_packed, heads, groups), cosine, -sine)
+        return (grad_packed,)
+
+    return Tensor.of(out.reshape(batch, length, heads * d), (qkv,), backward)
+
+
+def _unpack(packed: Array, heads: int, groups: int) -> tuple[Array, Array, Array]:
+    """Views of q (b, heads, l, d), k and v (b, groups, l, d) in memory of (b, l, everything)."""
+    batch, length, _ = packed.shape
+    parts = packed.reshape(batch, length, heads + 2 * groups, -1).transpose(0, 2, 1, 3)
+    return parts[:, :heads], parts[:, heads : heads + groups], parts[:, heads + groups :]
+
+
+def _turning(packed: Array, heads: int, groups: int) -> Array:
+    """The part of the packed memory that rotary positions turn: queries and keys."""
+    batch, length, _ = packed.shape
+    parts = packed.reshape(batch, length, heads + 2 * groups, -1).transpose(0, 2, 1, 3)
+    return parts[:, : heads + groups]
+
+
+def attention_blocks(length: int, keys: int, causal: bool = True) -> Iterator[tuple[slice, int]]:
+    """Blocks of query rows, and for each how many keys it may read."""
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        yield slice(start, stop), (keys - length + stop) if causal else keys
+
+
+def attention_forward(
+    q: Array, k: Array, v: Array, out: Array, causal: bool
+) -> list[tuple[slice, Array]]:
+    """Fill ``out``; return the rows of every block and its weights P, for the backward."""
+    xp = module_of(q)
+    batch, heads, length, d = q.shape
+    groups, keys = k.shape[1:3]
+    q, out = _grouped(q, groups), _grouped(out, groups)  # (b, g, h/g, l, d)
+    k, v = k[:, :, None], v[:, :, None]  # (b, g, 1, s, d)
+    saved = []
+    for rows, seen in attention_blocks(length, keys, causal):
+        # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
+        p = q[..., rows, :] @ k[..., :seen, :].swapaxes(-1, -2)
+        p *= 1 / math.sqrt(d)
+        if causal:
+            n = rows.stop - rows.start
+            p[..., seen - n :] += xp.triu(xp.full((n, n), -xp.inf, p.dtype), 1)
+        p -= p.max(axis=-1, keepdims=True)
+        xp.exp(p, out=p)
+        p /= p.sum(axis=-1, keepdims=True)
+        xp.matmul(p, v[..., :seen, :], out=out[..., rows, :])  # (.., l, s) @ (.., s, d)
+        work.flops += 4 * batch * heads * (rows.stop - rows.start) * seen * d
+        saved.append((rows, p))
+    return saved
+
+
+def attention_backward(
+    grad: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    saved: list[tuple[slice, Array]],
+    grad_q: Array,
+    grad_k: Array,
+    grad_v: Array,
+) -> None:
+    """Fill the three gradients."""
+    xp = module_of(q)
+    batch, heads, _, d = q.shape
+    groups = k.shape[1]
+    grad, q, grad_q = (_grouped(array, groups) for array in (grad, q, grad_q))
+    k, v = k[:, :, None], v[:, :, None]
+    grad_k[...] = 0
+    grad_v[...] = 0
+    for rows, p in saved:
+        seen = p.shape[-1]
+        d_out, q_rows = grad[..., rows, :], q[..., rows, :]  # (b, g, h/g, l, d)
+        part = p.swapaxes(-1, -2) @ d_out  # (.., s, l) @ (.., l, d) -> (.., s, d)
+        grad_v[..., :seen, :] += part.sum(axis=2)  # the group's query heads share keys and values
+        ds = d_out @ v[..., :seen, :].swapaxes(-1, -2)  # dP: (.., l, d) @ (.., d, s) -> (.., l, s)
+        ds *= p
+        ds -= p * ds.sum(axis=-1, keepdims=True)
+        ds *= 1 / math.sqrt(d)
+        xp.matmul(ds, k[..., :seen, :], out=grad_q[..., rows, :])  # (.., l, s) @ (.., s, d)
+        part = ds.swapaxes(-1, -2) @ q_rows  # (.., s, l) @ (.., l, d) -> (.., s, d)
+        grad_k[..., :seen, :] += part.sum(axis=2)
+        work.flops += 8 * batch * heads * (rows.stop - rows.start) * seen * d
+
+
+def _grouped(array: Array, groups: int) -> Array:
+    """(b, h, l, d) as (b, g, h/g, l, d): a view."""
+    batch, heads, length, d = array.shape
+    return array.reshape(batch, groups, heads // groups, length, d)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    fits = (
+        q.ndim == k.ndim == v.ndim == 4
+        and k.shape == v.shape
+        and q.shape[0] == k.shape[0]
+        and q.shape[3] == k.shape[3]
+        and k.shape[1] > 0
+        and q.shape[1] % k.shape[1] == 0
+        and k.shape[2] >= q.shape[2]
+    )
+    if not fits:
+        raise ShapeError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} are not (batch, heads, length, "
+            "d) and twice (batch, groups, keys, d) with groups dividing heads and keys ≥ length"
+        )
+
+
+def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
+    """Rotate pairs of features by an angle that grows with the position (arXiv 2104.09864).
+
+    Shapes: x (..., length, d) with d even → the same. Feature i of the first half and feature i of
+    the second are turned by position · base^(-2i/d), so that q·k depends on the *distance* of
+    their positions. ``start`` is the position of the first row. The backward turns back.
+    """
+    if x.ndim < 2:
+        raise ShapeError(f"rotary: needs (..., length, d), not {x.shape}")
+    xp, (length, d), dtype = x.xp, x.shape[-2:], x.dtype
+    y = x.data.copy()
+    _rotate(y, *_angles(xp, start, length, d, base, dtype))
+
+    def backward(grad: Array) -> Any:
+        cosine, sine = _angles(xp, start, length, d, base, dtype)
+        grad_x = xp.array(grad)
+        _rotate(grad_x, cosine, -sine)
+        return (grad_x,)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _angles(
+    xp: Any, start: int, length: int, d: int, base: float, dtype: Any
+) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles, (length, d/2): worked out in float64."""
+    if d % 2:
+        raise ShapeError(f"rotary: features are turned in pairs, and d = {d} is odd")
+    frequency = base ** (-xp.arange(d // 2, dtype=np.float64) / (d // 2))  # (d/2,)
+    angle = xp.arange(start, start + length, dtype=np.float64)[:, None] * frequency
+    return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
+
+
+def _rotate(x: Array, cosine: Array, sine: Array) -> None:
+    """Turn the pairs (first half, second half) of the last axis of ``x``, in place."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half].copy(), x[..., half:]
+    x[..., :half] = first * cosine - second * sine
+    second *= cosine
+    second += first * sine

@@ -1,0 +1,99 @@
+"""Reading part of an array: slices, integer arrays, rows of a table.
+
+The backward of reading is *adding* into the places that were read. Slices read no place twice, so
+there writing is enough. Integer arrays may, and then every read must be added: an assignment
+``grad_x[index] = grad`` would keep the last only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array, module_of
+from minidist.ops.elementwise import ShapeError
+from minidist.tensor import Into, Tensor
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """x[index], for everything that NumPy's indexing takes."""
+    if isinstance(index, Tensor):
+        index = index.data
+    if isinstance(index, tuple):
+        index = tuple(part.data if isinstance(part, Tensor) else part for part in index)
+    parts = index if isinstance(index, tuple) else (index,)
+    plain = all(
+        part is None or part is Ellipsis or isinstance(part, (int, slice, np.integer))
+        for part in parts
+    )
+    shape, xp = x.data.shape, x.xp
+    try:
+        y = x.data[index]
+    except IndexError as error:
+        raise IndexError(f"indexing a tensor of shape {shape}: {error}") from None
+
+    def backward(grad: Array) -> Any:
+        grad_x = xp.zeros(shape, grad.dtype)
+        if plain:
+            grad_x[index] = grad  # no place was read twice
+        else:
+            xp.add.at(grad_x, index, grad)
+        return (grad_x,)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def embedding(indices: Any, weight: Tensor) -> Tensor:
+    """Rows of a table: indices (...) integers in [0, rows), weight (rows, width) → (..., width)."""
+    if isinstance(indices, Tensor):
+        indices = indices.data
+    xp = weight.xp
+    if getattr(indices, "dtype", None) is None or indices.dtype.kind not in "iu":
+        raise TypeError(
+            f"embedding: indices must be an array of integers, not "
+            f"{getattr(indices, 'dtype', type(indices).__name__)}"
+        )
+    if weight.ndim != 2:
+        raise ShapeError(f"embedding: the table must be (rows, width), not {weight.shape}")
+    rows, width = weight.shape
+    flat = indices.reshape(-1).astype(np.int64, copy=False)  # (n,)
+    if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
+        raise IndexError(
+            f"embedding: indices must lie in [0, {rows}), found {int(flat.min())} to "
+            f"{int(flat.max())}"
+        )
+    out = xp.take(weight.data, flat, axis=0)  # (n, width)
+    shape = indices.shape
+
+    def backward(grad: Array) -> Any:
+        grad = grad.reshape(-1, width)  # (n, width)
+
+        def write(out: Array | None) -> Array:
+            if out is None:
+                out = xp.zeros((rows, width), grad.dtype)
+            else:
+                out.fill(0)
+            add_rows(out, flat, grad)
+            return out
+
+        return (Into(write),)
+
+    return Tensor.of(out.reshape(*shape, width), (weight,), backward)
+
+
+def add_rows(table: Array, indices: Array, rows: Array) -> None:
+    """table[indices[i]] += rows[i] for every i, where an index may occur many times.
+
+    On the host a loop over *distinct* indices beats ``np.add.at`` many times: rows of one index
+    are brought together by sorting and summed by one call (``reduceat``).
+    """
+    if not len(indices):
+        return
+    if isinstance(table, np.ndarray):
+        order = np.argsort(indices, kind="stable")  # stable: sums are in order of position
+        ordered = indices[order]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+    else:
+        module_of(table).add.at(table, indices, rows)

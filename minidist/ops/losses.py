@@ -1,0 +1,129 @@
+"""Losses: sums over targets divided by ``count``, the number of targets to divide by.
+
+``count`` is the number of targets here if None. A parallel method passes the number in the
+*global* batch, so that the parts of a batch, of whatever sizes, add up to the serial loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array
+from minidist.ops.activation import sigmoid_array
+from minidist.ops.elementwise import ShapeError, pair, same_device
+from minidist.tensor import Tensor
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Any,
+    count: int | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Softmax cross-entropy with integer targets: the sum of -log p(target), divided by ``count``.
+
+    Shapes: logits (..., classes), targets (...) integers in [0, classes), or ``ignore_index``,
+    whose rows count for nothing: neither in the loss nor in the number to divide by. With label
+    smoothing ε a target is 1 - ε on its class and ε / classes on every class (arXiv 1512.00567,
+    section 7).
+
+    Softmax and logarithm are one op: log p = z - log Σ exp z with the maximum taken out first,
+    which cannot overflow, and its gradient is simply p - (smoothed) onehot(target).
+    """
+    xp = logits.xp
+    targets = targets.data if isinstance(targets, Tensor) else targets
+    kind = getattr(targets, "dtype", np.dtype(object))
+    if logits.ndim == 0 or targets.shape != logits.shape[:-1] or kind.kind not in "iu":
+        raise ShapeError(
+            f"cross_entropy: logits {logits.shape} need integer targets of shape "
+            f"{logits.shape[:-1]}, not {kind} of {getattr(targets, 'shape', ())}"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing {label_smoothing} is not in [0, 1)")
+    classes = logits.shape[-1]
+    flat = targets.reshape(-1).astype(np.int64, copy=False)  # (n,)
+    same_device("cross_entropy", logits, Tensor(flat))
+    kept = None if ignore_index is None else flat != ignore_index  # (n,)
+    _check_targets(flat if kept is None else flat[kept], classes)
+    if kept is not None:
+        flat = xp.where(kept, flat, -1)
+    if count is None:
+        count = len(flat) if kept is None else int(kept.sum())
+
+    z = logits.data.reshape(-1, classes)  # (n, c)
+    p = z - z.max(axis=1, keepdims=True) if z.size else z.copy()
+    rows = xp.arange(len(flat))
+    picked = p[rows, flat]  # z of the target; an ignored row's is masked below
+    row_sum = p.sum(axis=1) if label_smoothing else None  # Σ z, for the smoothed part
+    xp.exp(p, out=p)
+    total = p.sum(axis=1, keepdims=True)  # (n, 1)
+    p /= total
+    losses = xp.log(total[:, 0]) - (1 - label_smoothing) * picked
+    if row_sum is not None:
+        losses -= (label_smoothing / classes) * row_sum
+    if kept is not None:
+        losses *= kept
+    scale = 1.0 / max(1, count)
+    shape = logits.shape
+
+    def backward(grad: Array) -> Any:
+        grad_z = p  # in place is safe: p belongs to this op alone, and a backward runs once
+        if label_smoothing:
+            grad_z -= label_smoothing / classes
+        grad_z[xp.arange(len(flat)), flat] -= 1 - label_smoothing
+        if ignore_index is not None:
+            grad_z *= (flat >= 0)[:, None]
+        grad_z *= grad * scale
+        return (grad_z.reshape(shape),)
+
+    return Tensor.of(losses.sum() * scale, (logits,), backward)
+
+
+def _check_targets(flat: Array, classes: int) -> None:
+    if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < classes:
+        raise ValueError(
+            f"cross_entropy: targets must lie in [0, {classes}), "
+            f"found {int(flat.min())} to {int(flat.max())}"
+        )
+
+
+def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Tensor:
+    """Σ (x - target)², divided by ``count``: the number of elements here if None."""
+    x, targets = pair("mean_squared_error", x, targets)
+    if x.shape != targets.shape:
+        raise ShapeError(f"mean_squared_error: {x.shape} against targets {targets.shape}")
+    difference = x.data - targets.data
+    scale = 1.0 / max(1, x.size if count is None else count)
+    flat = difference.reshape(-1)
+    wants = x.node is not None, targets.node is not None
+
+    def backward(grad: Array) -> Any:
+        grad_x = difference * (grad * (2 * scale))
+        return grad_x if wants[0] else None, -grad_x if wants[1] else None
+
+    return Tensor.of((flat * flat).sum() * scale, (x, targets), backward)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+    """-Σ t log σ(z) + (1 - t) log(1 - σ(z)) with logits z, divided by ``count``.
+
+    Written max(z, 0) - z t + log(1 + exp(-|z|)), which cannot overflow; gradient σ(z) - t.
+    """
+    logits, targets = pair("binary_cross_entropy", logits, targets)
+    if logits.shape != targets.shape or targets.node is not None:
+        raise ShapeError(
+            f"binary_cross_entropy: logits {logits.shape} need targets of the same shape without "
+            f"gradients, not {targets.shape}"
+        )
+    xp, z, t = logits.xp, logits.data, targets.data
+    losses = xp.maximum(z, 0) - z * t + xp.log1p(xp.exp(-xp.abs(z)))
+    scale = 1.0 / max(1, logits.size if count is None else count)
+    slope = sigmoid_array(xp, z) - t
+
+    def backward(grad: Array) -> Any:
+        return slope * (grad * scale), None
+
+    return Tensor.of(losses.sum() * scale, (logits, targets), backward)

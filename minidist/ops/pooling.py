@@ -1,0 +1,85 @@
+"""Pooling: the largest, or the average, of each window of an image.
+
+A window of k × k pixels is k² *shifted* images, one for each place in the window, and pooling
+goes through these. The backward gives the gradient to the place that won (max), or an equal part
+to every place (average).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minidist.array import Array
+from minidist.ops.convolution import convolved_length, pad_images, window
+from minidist.ops.elementwise import ShapeError
+from minidist.tensor import Tensor
+
+
+def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The largest of each window; at a tie, the first. (n, c, h, w) → (n, c, oh, ow).
+
+    Keeps one byte an output: which place won.
+    """
+    stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
+    if kernel > 16:
+        raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
+    xp, (n, c, h, w) = x.xp, x.shape
+    images = pad_images(x.data, padding, -xp.inf)
+    y = images[window(0, 0, oh, ow, stride)].copy()
+    winner = xp.zeros(y.shape, xp.uint8)
+    for place in range(1, kernel * kernel):
+        shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
+        larger = shifted > y
+        xp.maximum(y, shifted, out=y)
+        winner[larger] = place
+
+    def backward(grad: Array) -> Any:
+        grad_x = xp.zeros((n, c, h + 2 * padding, w + 2 * padding), grad.dtype)
+        for place in range(kernel * kernel):
+            grad_x[window(*divmod(place, kernel), oh, ow, stride)] += grad * (winner == place)
+        return (grad_x[:, :, padding : padding + h, padding : padding + w],)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The average of each window, padding counted as zeros. (n, c, h, w) → (n, c, oh, ow)."""
+    stride, oh, ow = _check("avg_pool2d", x, kernel, stride, padding)
+    xp, (n, c, h, w) = x.xp, x.shape
+    images = pad_images(x.data, padding)
+    places = [window(i, j, oh, ow, stride) for i in range(kernel) for j in range(kernel)]
+    y = images[places[0]].copy()
+    for place in places[1:]:
+        y += images[place]
+    scale = 1 / (kernel * kernel)
+    y *= scale
+
+    def backward(grad: Array) -> Any:
+        grad_x = xp.zeros((n, c, h + 2 * padding, w + 2 * padding), grad.dtype)
+        share = grad * scale
+        for place in places:
+            grad_x[place] += share
+        return (grad_x[:, :, padding : padding + h, padding : padding + w],)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _check(
+    name: str, x: Tensor, kernel: int, stride: int | None, padding: int
+) -> tuple[int, int, int]:
+    """The stride (the kernel's length if not given) and the output's height and width."""
+    stride = kernel if stride is None else stride
+    if kernel < 1 or stride < 1 or not 0 <= padding <= kernel // 2:
+        raise ValueError(
+            f"{name}: kernel {kernel} and stride {stride} must be at least 1, and padding "
+            f"{padding} at most half of the kernel, so that no window is empty"
+        )
+    if x.ndim != 4 or x.shape[2] + 2 * padding < kernel or x.shape[3] + 2 * padding < kernel:
+        raise ShapeError(
+            f"{name}: input {x.shape} is not (n, c, h, w) with room for a window of {kernel}"
+        )
+    return (
+        stride,
+        convolved_length(x.shape[2], kernel, stride, padding),
+        convolved_length(x.shape[3], kernel, stride, padding),
+    )

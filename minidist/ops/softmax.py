@@ -1,0 +1,47 @@
+"""Softmax and its logarithm, with the maximum taken out first so that nothing overflows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minidist.array import Array
+from minidist.ops.reduction import keep_axes
+from minidist.tensor import Tensor
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """exp x / Σ exp x along ``axis``."""
+    keep_axes("softmax", x.shape, axis)
+    y = softmax_array(x.xp, x.data, axis)
+
+    def backward(grad: Array) -> Any:
+        # dy_i/dx_j = y_i (δ_ij - y_j), so dx = y · (grad - Σ grad · y)
+        product = grad * y
+        return (product - y * product.sum(axis=axis, keepdims=True),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def softmax_array(xp: Any, x: Array, axis: int = -1) -> Array:
+    """The softmax of an array, in one new array."""
+    y = x - x.max(axis=axis, keepdims=True, initial=_lowest(x))
+    xp.exp(y, out=y)
+    y /= y.sum(axis=axis, keepdims=True)
+    return y
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """x - log Σ exp x along ``axis``: the logarithm of softmax without its underflow."""
+    keep_axes("log_softmax", x.shape, axis)
+    xp = x.xp
+    y = x.data - x.data.max(axis=axis, keepdims=True, initial=_lowest(x.data))
+    y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+
+    def backward(grad: Array) -> Any:
+        return (grad - xp.exp(y) * grad.sum(axis=axis, keepdims=True),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _lowest(x: Array) -> Any:
+    return -float("inf") if x.size == 0 else None
