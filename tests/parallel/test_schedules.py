@@ -72,7 +72,10 @@ def without(instruction):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (without(Send("activation", 1, 1)), r"stage 0 can never run Send\(what='activation', microbatch=2"),
+        (
+            without(Send("activation", 1, 1)),
+            r"stage 0 can never run Send\(what='activation', microbatch=2",
+        ),
         (without(Recv("gradient", 0, 1)), r"stage \d can never run"),
         (without(Backward(2)), r"Step\(\) before Backward of microbatches \[2\]"),
         (without(Forward(1)), r"Backward\(microbatch=1\) has no Forward before it"),
