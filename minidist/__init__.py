@@ -7,10 +7,20 @@ The names below are loaded on first use.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
+LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+# Under mpirun each rank gets one thread unless the user says otherwise, as torchrun does: ranks
+# that all start a thread for every core only get in each other's way. NumPy reads this at import.
+if "numpy" not in sys.modules and any(name in os.environ for name in LAUNCHER_SIZES):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _HOME = {
     "Tensor": "tensor",

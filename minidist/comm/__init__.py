@@ -1,7 +1,7 @@
 """Ranks and the messages between them, in one process or over MPI."""
 
 from minidist.comm.comm import Comm, CommError, Future, Request
-from minidist.comm.launch import launch, print_once
+from minidist.comm.launch import first_process, launch, print_once
 from minidist.comm.local import Deadlock, LocalWorld
 from minidist.comm.machine import Machine
 
@@ -13,6 +13,7 @@ __all__ = [
     "LocalWorld",
     "Machine",
     "Request",
+    "first_process",
     "launch",
     "print_once",
 ]

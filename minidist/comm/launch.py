@@ -17,17 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minidist import LAUNCHER_SIZES
 from minidist.comm.comm import Comm
 from minidist.comm.local import LocalWorld
 from minidist.comm.mpi import MpiWorld
 
-# Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-
 
 def launched_size() -> int | None:
     """How many processes an MPI launcher says it started; None outside of one."""
-    for variable in _SIZE_VARIABLES:
+    for variable in LAUNCHER_SIZES:
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable])
     return None
@@ -75,7 +73,12 @@ def mpi_environment(threads: int = 1) -> dict[str, str]:
     }
 
 
+def first_process() -> bool:
+    """Whether to print and draw, outside ``launch``: rank 0 under ``mpirun``, else always."""
+    return launched_size() is None or MpiWorld().rank == 0
+
+
 def print_once(*values: Any, **options: Any) -> None:
     """``print``, but under ``mpirun`` on rank 0 alone: for scripts around ``launch``."""
-    if launched_size() is None or MpiWorld().rank == 0:
+    if first_process():
         print(*values, **options)

@@ -1,0 +1,198 @@
+# %% [markdown]
+# # 0. One model, five ways
+#
+# A model can be trained on one machine, or on a thousand. The parameters should come out the same.
+# What changes is *who holds what*, *who sends what to whom*, and *who waits*.
+#
+# In this lesson we train one small network in five ways, and look at exactly these three things.
+# Every number you will see is measured, and stands beside a formula that predicts it.
+#
+# Run it as you like; the same lines do the same thing:
+#
+#     python lessons/00_one_model_five_ways.py                  4 ranks in one process
+#     mpirun -n 4 python lessons/00_one_model_five_ways.py      4 real processes
+#
+# A *rank* is one of the workers, numbered 0, 1, 2, 3.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, launch
+from minidist.collectives import ring
+from minidist.comm import first_process, print_once
+from minidist.comm.timeline import draw_timeline
+from minidist.compare import compare
+from minidist.data import Batches, fashion_mnist
+from minidist.metrics import accuracy
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
+from minidist.parallel import DataParallel, ParameterServer, Pipeline, Serial
+from minidist.plots import save
+
+STEPS = 40
+training, test = fashion_mnist()
+print_once(f"{len(training):,} images of {training.input_shape} pixels to learn from")
+print_once(mlp())
+
+# %% [markdown]
+# ## First way: serial
+#
+# One rank does everything: forward, backward, and a step of the optimizer. This is what all other
+# ways must equal, so we keep its losses.
+#
+# `mlp()` only *declares* the network. A training method decides which part of it a rank holds, and
+# gives that part memory and its first values. The values depend on the seed and the parameter's
+# name alone: that is why any rank can build any part.
+
+
+# %%
+def train_serially(comm):
+    method = Serial(mlp(), CrossEntropy(), SGD(0.05, momentum=0.9), comm.split(comm.rank))
+    batches = Batches(training, size=128, seed=0)
+    losses = [method.step(batches[step]) for step in range(STEPS)]
+    return losses, method.parameters()
+
+
+serial_losses, serial_parameters = launch(train_serially, ranks=1)[0]
+before = accuracy(mlp().init(0), test)
+after = accuracy(mlp().init().load(serial_parameters), test)
+print_once(f"loss {serial_losses[0]:.3f} → {serial_losses[-1]:.3f}")
+print_once(f"test accuracy {before:.1%} → {after:.1%} after {STEPS} steps")
+
+# %% [markdown]
+# ## Ranks and messages
+#
+# Before the other ways, the one tool that they all use. `launch(function, ranks=4)` runs
+# `function(comm)` on four ranks. `comm` is a rank's telephone: its own number, how many there are,
+# and calls to send and receive arrays.
+#
+# An *all-reduce* adds up an array over all ranks and leaves the sum on each of them. Here each
+# rank brings its own number:
+
+
+# %%
+def everyone_adds(comm):
+    array = np.full(4, float(comm.rank + 1))
+    ring.all_reduce(comm, array)
+    return array, comm.trace.sent.messages
+
+
+for rank, (array, messages) in enumerate(launch(everyone_adds, ranks=4)):
+    print_once(f"rank {rank} brought {rank + 1}, has {array}, and sent {messages} messages")
+
+# %% [markdown]
+# Nobody sent to everybody: each rank only ever talked to its right-hand neighbour, 2(p − 1) times
+# for p ranks. Lesson 6 is about how.
+#
+# ## Second way: data parallel
+#
+# Every rank holds the *whole model* and works on its *part of the batch*. The gradients are added
+# up by an all-reduce, and every rank takes the same step:
+#
+#     zero the gradients
+#     loss = forward and backward on my shard of the batch
+#     all_reduce(gradients)
+#     optimizer step
+#
+# ## Third way: parameter server
+#
+# Rank 0 *serves*: it owns the parameters. The workers push gradients to it, it adds them, steps,
+# and sends the new parameters back.
+#
+# ## Fourth and fifth way: pipelines
+#
+# Every rank holds a *few layers*. Activations flow through the ranks, gradients flow back. In the
+# naive pipeline one rank works while the others wait. GPipe cuts the batch into microbatches, so
+# that a rank can begin the next one while its neighbour is busy with the last.
+#
+# All of them have the same interface: `step(batch)` takes the global batch and returns the global
+# loss. So one function can train them all:
+
+
+# %%
+def train(comm, method_class, **options):
+    method = method_class(mlp(), CrossEntropy(), SGD(0.05, momentum=0.9), comm, **options)
+    batches = Batches(training, size=128, seed=0)
+    losses = [method.step(batches[step]) for step in range(STEPS)]
+    sent = comm.trace.sent.nbytes
+    held = sum(array.nbytes for arrays in method.holds().values() for array in arrays)
+    return losses, sent / STEPS, held, method.parameters()
+
+
+ways = {
+    "data parallel": (DataParallel, {}),
+    "parameter server": (ParameterServer, {}),
+    "naive pipeline": (Pipeline, {"schedule": "naive", "microbatches": 1}),
+    "GPipe": (Pipeline, {"schedule": "gpipe", "microbatches": 4}),
+}
+print_once(
+    f"{'':18}{'largest loss gap':>18}{'KB sent a step, by rank':>36}{'MB held, by rank':>26}"
+)
+for name, (method_class, options) in ways.items():
+    results = launch(lambda comm, c=method_class, o=options: train(comm, c, **o), ranks=4)
+    gap = max(abs(a - b) / b for a, b in zip(results[0][0], serial_losses, strict=True))
+    sent = " ".join(f"{result[1] / 1e3:7.0f}" for result in results)
+    held = " ".join(f"{result[2] / 1e6:5.1f}" for result in results)
+    print_once(f"{name:18}{gap:18.1e}{sent:>36}{held:>26}")
+
+# %% [markdown]
+# Read the table by column.
+#
+# - **The loss gap is rounding.** Float32 has about seven digits. Adding the same numbers in another
+#   order changes the last one; nothing else differs. In float64 the gap is about 1e-15.
+# - **Bytes.** A rank of the ring sends about twice the model, *whatever the number of ranks*:
+#   2n(p − 1)/p. The server sends the whole model to each worker, so its bytes grow with the
+#   workers. The pipelines send activations instead of gradients: for this model, far less.
+# - **Memory.** Data parallelism and the server hold everything everywhere. A pipeline rank
+#   holds its own layers, and the first layer here is the largest.
+#
+# ## Who waits?
+#
+# The fifth thing to see is time. In the *local world* ranks run on a virtual clock: a message of n
+# bytes takes α + n·β, and computing takes FLOPs divided by a speed that we choose. So the laptop
+# can play a cluster, and the same program gives the same timeline each time.
+
+# %%
+network = Machine("gigabit", latency=30e-6, bandwidth=125e6, reduce_bandwidth=4e9, flops=5e9)
+names = ["data_parallel/ring", "parameter_server/sync", "pipeline/naive", "pipeline/gpipe"]
+report, timelines = compare(names, steps=3, ranks=4, world=LocalWorld(network))
+for row in report["rows"]:
+    print_once(
+        f"{row['method'] + ' ' + (row['variant'] or ''):24}"
+        f"{row['step_seconds'] * 1e3:7.1f} ms a step, "
+        f"idle {row['idle_fraction']:.1%}, predicted {row['predicted_idle_fraction']:.1%}"
+    )
+
+# %%
+if first_process():
+    figure, axes = plt.subplots(5, 1, figsize=(11, 9), height_ratios=[1, 3, 3, 3, 3])
+    longest = max(event.end for timeline in timelines.values() for e in timeline for event in e)
+    for panel, (name, events) in zip(axes, timelines.items(), strict=True):
+        draw_timeline(panel, events, name.replace("/", ", ").replace("_", " "))
+        panel.set_xlim(0, longest * 1e3)  # one scale for all, so that lengths compare
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("One step on a gigabit network: green forward, blue backward, thin = waiting")
+    figure.tight_layout()
+    print(f"picture: {save(figure, 'out/lessons/00_one_model_five_ways.png')}")
+
+# %% [markdown]
+# Four ranks, and the fastest is far from four times as fast as one.
+#
+# - **Data parallel** computes in a quarter of the time, and then spends more than it saved on
+#   sending gradients over this slow network.
+# - **The parameter server** squeezes all of them through one port: slower than a single rank.
+# - **The naive pipeline** is slower than a single rank as well: one rank works at a time, and
+#   messages come on top.
+# - **GPipe** overlaps its stages. What remains of the waiting has two causes: filling and draining
+#   the pipeline, and stages that are not equal, since the first layer holds most of the work.
+#
+# That is what this course is about. No way is best: each spends bytes, memory and waiting
+# differently, and you can *calculate* which one suits a machine before you rent a thousand of them.
+#
+# ## Try it
+#
+# 1. Set `bandwidth=10e9`. Which way is fastest now, and how near to four times? Why?
+# 2. Use 3 ranks. 128 images do not divide by 3: does the loss gap grow?
+# 3. `minidist compare --ranks 4` runs all of this on real processes, with a table and a picture.

@@ -1,0 +1,17 @@
+"""Every method on real MPI ranks: equal to serial, and to its own formula."""
+
+from __future__ import annotations
+
+import pytest
+
+from minidist.parallel import METHODS
+from tests.mpi.run import mpiexec, needs_mpi
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_method_passes_every_check(ranks):
+    done = mpiexec(ranks, "-m", "tests.mpi.methods_program", python=("-m", "mpi4py"))
+    assert done.returncode == 0, done.stderr
+    passed = done.stdout.splitlines()
+    assert passed == [f"passed {key} on {ranks} ranks" for key in METHODS if key != "serial"]

@@ -1,0 +1,73 @@
+"""Every lesson and script runs: under python, under mpirun, and the lessons as notebooks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbclient
+import pytest
+
+from tests.mpi.run import ROOT, mpiexec, needs_mpi
+
+SCRIPTS = sorted((ROOT / "lessons" / "scripts").glob("*.py"))
+DISTRIBUTED = ["00_one_model_five_ways"]
+
+
+def run(path: Path, folder: Path) -> str:
+    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_script_trains_in_one_process(path, tmp_path):
+    assert "test accuracy 8" in run(path, tmp_path), "every script reaches 80 %"
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    "path", [path for path in SCRIPTS if path.stem != "serial"], ids=lambda path: path.stem
+)
+def test_script_trains_under_mpirun_and_prints_once(path):
+    done = mpiexec(4, str(path), python=())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy 8") == 1
+
+
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_lesson_draws_its_picture(name, tmp_path):
+    printed = run(ROOT / "lessons" / f"{name}.py", tmp_path)
+    assert f"picture: out/lessons/{name}.png" in printed
+    assert (tmp_path / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
+
+
+@needs_mpi
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_lesson_prints_the_same_under_mpirun(name, tmp_path):
+    alone = run(ROOT / "lessons" / f"{name}.py", tmp_path)
+    done = mpiexec(4, str(ROOT / "lessons" / f"{name}.py"), python=())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone
+
+
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_lesson_runs_as_a_notebook(name, tmp_path):
+    notebook = jupytext.read(ROOT / "lessons" / f"{name}.py")
+    nbclient.NotebookClient(
+        notebook, timeout=110, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "no picture shown"
