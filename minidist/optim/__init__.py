@@ -1,7 +1,34 @@
-"""Optimizers over flat arrays, in order of increasing complexity."""
+"""Optimizers over flat arrays, in order of increasing complexity; schedules and clipping.
 
-from minidist.optim.adam import Adam
+Read sgd.py, adaptive.py, adam.py, layerwise.py, mixed.py, in this order.
+"""
+
+from minidist.optim import schedules
+from minidist.optim.adam import Adam, AdamW
+from minidist.optim.adaptive import AdaGrad, RMSprop
+from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.optim.layerwise import LAMB, LARS
+from minidist.optim.mixed import MixedPrecision, cast
 from minidist.optim.optimizer import Optimizer
-from minidist.optim.sgd import SGD
+from minidist.optim.schedules import linear_scaling
+from minidist.optim.sgd import SGD, GradientDescent, Momentum, Nesterov
 
-__all__ = ["SGD", "Adam", "Optimizer"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "AdaGrad",
+    "Adam",
+    "AdamW",
+    "GradientDescent",
+    "MixedPrecision",
+    "Momentum",
+    "Nesterov",
+    "Optimizer",
+    "RMSprop",
+    "cast",
+    "clip_by_global_norm",
+    "global_norm",
+    "linear_scaling",
+    "schedules",
+]

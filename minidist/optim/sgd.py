@@ -1,28 +1,97 @@
-"""Stochastic gradient descent, with momentum."""
+"""Gradient descent and its oldest improvements: the same step, with a memory of past ones.
+
+                     g  the gradient, w the parameters, v the velocity, μ the momentum
+    GradientDescent  w ← w - lr · g
+    Momentum         v ← μ·v + g;    w ← w - lr · v
+    Nesterov         v ← μ·v + g;    w ← w - lr · (g + μ·v)
+    SGD              either of the first two, on the gradient of a random batch
+
+Robbins, Monro 1951; Polyak, "Some methods of speeding up the convergence of iteration methods",
+1964; Nesterov 1983, in the form of Sutskever et al., "On the importance of initialization and
+momentum in deep learning", ICML 2013. Written as PyTorch writes them: lr multiplies the velocity
+when it is used, not when it is gathered. ``weight_decay`` adds λ·w to the gradient (an L2
+penalty of λ/2 · ‖w‖²).
+"""
 
 from __future__ import annotations
 
-from minidist.array import Array
+from collections.abc import Sequence
+
+from minidist.array import Array, module_of
 from minidist.optim.optimizer import LearningRate, Optimizer
 
 
-class SGD(Optimizer):
-    """w ← w - lr · v, where v ← momentum · v + grad (Polyak's heavy ball, as PyTorch writes it).
+def penalised(data: Array, grad: Array, decay: float, out: Array) -> Array:
+    """grad + decay · data, in ``out``; ``grad`` itself if there is no decay."""
+    if not decay:
+        return grad
+    xp = module_of(data)
+    xp.multiply(data, decay, out=out)
+    return xp.add(out, grad, out=out)
 
-    Without momentum v is the gradient itself and no state is kept.
-    """
 
-    def __init__(self, lr: LearningRate, momentum: float = 0.0) -> None:
-        super().__init__(lr)
+class GradientDescent(Optimizer):
+    """w ← w - lr · g."""
+
+    def update(self, data: Array, grad: Array, lr: float, decay: float, scratch: Array) -> None:
+        grad = penalised(data, grad, decay, out=scratch)
+        data -= module_of(data).multiply(grad, lr, out=scratch)
+
+
+class Momentum(Optimizer):
+    """v ← μ·v + g; w ← w - lr · v. Steps that agree add up; steps that alternate cancel."""
+
+    slots: tuple[str, ...] = ("velocity",)
+
+    def __init__(
+        self,
+        lr: LearningRate,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(lr, weight_decay, exclude)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {momentum}")
         self.momentum = momentum
+
+    def update(
+        self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
+    ) -> None:
+        velocity *= self.momentum
+        velocity += penalised(data, grad, decay, out=scratch)
+        data -= module_of(data).multiply(velocity, lr, out=scratch)
+
+
+class Nesterov(Momentum):
+    """v ← μ·v + g; w ← w - lr · (g + μ·v): as if the gradient were taken one step ahead."""
+
+    def update(
+        self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
+    ) -> None:
+        xp = module_of(data)
+        grad = penalised(data, grad, decay, out=scratch)
+        velocity *= self.momentum
+        velocity += grad
+        data -= xp.multiply(grad, lr, out=scratch)
+        data -= xp.multiply(velocity, lr * self.momentum, out=scratch)
+
+
+class SGD(Momentum):
+    """Stochastic gradient descent: without momentum it keeps no state, with it it is Momentum."""
+
+    def __init__(
+        self,
+        lr: LearningRate,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(lr, momentum, weight_decay, exclude)
         self.slots = ("velocity",) if momentum else ()
 
-    def update(self, data: Array, grad: Array, lr: float) -> None:
-        if self.momentum:
-            velocity = self.state["velocity"]
-            velocity *= self.momentum
-            velocity += grad
-            grad = velocity
-        data -= lr * grad
+    def update(
+        self, data: Array, grad: Array, lr: float, decay: float, *velocity_and_scratch: Array
+    ) -> None:
+        rule = Momentum if self.momentum else GradientDescent
+        rule.update(self, data, grad, lr, decay, *velocity_and_scratch)  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""AdaGrad and RMSprop: divide each element's step by how large its gradients have been.
+
+    AdaGrad   s ← s + g²               w ← w - lr · g / (√s + ε)
+    RMSprop   s ← ρ·s + (1-ρ)·g²       w ← w - lr · g / (√s + ε)
+
+AdaGrad suits sparse features, whose rare gradients keep large steps; but its sum only grows, so
+that it slows down for ever. RMSprop forgets. Duchi, Hazan, Singer, JMLR 12, 2011; Tieleman,
+Hinton, Coursera lecture 6.5, 2012.
+"""
+
+from __future__ import annotations
+
+from minidist.array import Array, module_of
+from minidist.optim.optimizer import LearningRate, Optimizer
+
+
+class AdaGrad(Optimizer):
+    """s ← s + g²; w ← w - lr · g / (√s + ε)."""
+
+    slots = ("square",)
+
+    def __init__(self, lr: LearningRate = 1e-2, epsilon: float = 1e-10) -> None:
+        super().__init__(lr)
+        self.epsilon = epsilon
+
+    def update(
+        self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
+    ) -> None:
+        xp = module_of(data)
+        square += xp.multiply(grad, grad, out=scratch)
+        xp.sqrt(square, out=scratch)
+        scratch += self.epsilon
+        xp.divide(grad, scratch, out=scratch)
+        scratch *= lr
+        data -= scratch
+
+
+class RMSprop(Optimizer):
+    """s ← ρ·s + (1-ρ)·g²; w ← w - lr · g / (√s + ε)."""
+
+    slots = ("square",)
+
+    def __init__(
+        self, lr: LearningRate = 1e-2, decay_rate: float = 0.99, epsilon: float = 1e-8
+    ) -> None:
+        super().__init__(lr)
+        self.decay_rate = decay_rate
+        self.epsilon = epsilon
+
+    def update(
+        self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
+    ) -> None:
+        xp = module_of(data)
+        square *= self.decay_rate
+        xp.multiply(grad, grad, out=scratch)
+        scratch *= 1 - self.decay_rate
+        square += scratch
+        xp.sqrt(square, out=scratch)
+        scratch += self.epsilon
+        xp.divide(grad, scratch, out=scratch)
+        scratch *= lr
+        data -= scratch
