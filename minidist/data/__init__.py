@@ -1,6 +1,32 @@
-"""Data that ships with the package, and batches keyed by (seed, step)."""
+"""Data that ships with the package or lies in a folder, and batches keyed by (seed, step)."""
 
+from minidist.data.augment import Augment
 from minidist.data.batches import Batch, Batches, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
+from minidist.data.text import (
+    Vocabulary,
+    characters,
+    read_in_pieces,
+    shakespeare,
+    shakespeare_text,
+    text_file,
+)
+from minidist.data.tokens import open_tokens, split_tokens, token_windows, write_tokens
 
-__all__ = ["Batch", "Batches", "Dataset", "fashion_mnist"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "Batches",
+    "Dataset",
+    "Vocabulary",
+    "characters",
+    "fashion_mnist",
+    "open_tokens",
+    "read_in_pieces",
+    "shakespeare",
+    "shakespeare_text",
+    "split_tokens",
+    "text_file",
+    "token_windows",
+    "write_tokens",
+]

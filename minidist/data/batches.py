@@ -3,7 +3,7 @@
 A ``Batch`` is lazy: it holds the *indices* of its samples and reads them when asked. So all ranks
 agree on the global batch without a message, and ``batch.shard(rank, size)`` costs one rank only
 its share. Shards and microbatches need not be even: they remember the global count of targets, by
-which losses are divided.
+which losses are divided, and where in the global batch they begin, by which random draws are keyed.
 """
 
 from __future__ import annotations
@@ -11,31 +11,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from minidist import array as arrays
 from minidist.array import Array
+from minidist.data.augment import Augment
 from minidist.seeds import generator
+
+Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples in memory (or memory-mapped): ``inputs`` (n, ...) and ``targets`` (n, ...).
+    """Samples in memory or memory-mapped: ``inputs`` (n, ...) and ``targets`` (n, ...).
 
     ``prepare`` turns the raw inputs of a batch into what the model takes, for example uint8
-    pixels into floats. ``classes`` is the number of target classes.
+    pixels into floats. ``classes`` is the number of target classes. Targets equal to ``ignore``
+    are padding: they are not counted (give the loss the same number). ``encode`` and ``decode``
+    go from text to tokens and back, where the data is text.
     """
 
     name: str
-    inputs: np.ndarray
-    targets: np.ndarray
+    inputs: Samples = field(repr=False)
+    targets: Samples = field(repr=False)
     classes: int
     prepare: Callable[[np.ndarray], np.ndarray] = field(default=lambda raw: raw, repr=False)
+    ignore: int | None = None
+    encode: Callable[[str], np.ndarray] | None = field(default=None, repr=False)
+    decode: Callable[[Any], str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
-            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
+            raise ValueError(
+                f"dataset {self.name}: {len(self.inputs)} inputs but {len(self.targets)} targets"
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -54,15 +65,35 @@ class Dataset:
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
+    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Two datasets, (training, held-out), dealt out at random by ``seed``; both in memory."""
+        count = round(len(self) * held_out)
+        if not 0 < count < len(self):
+            raise ValueError(f"split: {held_out} of {len(self)} samples leaves one side empty")
+        order = generator(seed, "split", self.name).permutation(len(self))
+
+        def part(indices: np.ndarray) -> Dataset:
+            return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+
+        return part(np.sort(order[count:])), part(np.sort(order[:count]))
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Part of a dataset, by index: a global batch, or a shard or microbatch of one."""
+    """Part of a dataset, by index: a global batch, or a shard or microbatch of one.
+
+    ``first`` is the position of its first sample in the global batch. What is drawn at random for
+    a sample is row ``position`` of one draw for the whole global batch, keyed by (seed, step), so
+    a shard draws exactly what serial training draws for the same samples.
+    """
 
     dataset: Dataset
     indices: np.ndarray
     step: int
     global_batch: Batch | None = None
+    first: int = 0
+    seed: int = 0
+    augment: Augment | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -70,7 +101,13 @@ class Batch:
     @cached_property
     def inputs(self) -> Array:
         """The samples, prepared, on the default device and in the default dtype if floating."""
-        prepared = self.dataset.prepare(self.dataset.inputs[self.indices])
+        raw = self.dataset.inputs[self.indices]
+        if self.augment is not None:
+            whole = self.global_batch or self
+            draw = generator(self.seed, "augment", self.step)
+            draws = draw.random((len(whole), self.augment.draws))
+            raw = self.augment(raw, draws[self.first : self.first + len(self)])
+        prepared = self.dataset.prepare(raw)
         if prepared.dtype.kind == "f":
             prepared = prepared.astype(arrays.default_dtype(), copy=False)
         return arrays.to_device(prepared)
@@ -84,14 +121,24 @@ class Batch:
     def count(self) -> int:
         """The number of targets in the *global* batch: what losses are divided by."""
         whole = self.global_batch or self
+        if self.dataset.ignore is not None:
+            targets = self.dataset.targets[whole.indices]
+            return int((targets != self.dataset.ignore).sum())
         return len(whole) * int(np.prod(self.dataset.targets.shape[1:]))
 
     def shard(self, rank: int, size: int) -> Batch:
         """Part ``rank`` of ``size`` contiguous parts; the first parts are one longer if uneven."""
         if not 0 <= rank < size:
             raise ValueError(f"shard: rank {rank} is not in [0, {size})")
-        part = np.array_split(self.indices, size)[rank]
-        return replace(self, indices=part, global_batch=self.global_batch or self)
+        each, longer = divmod(len(self), size)
+        start = rank * each + min(rank, longer)
+        stop = start + each + (rank < longer)
+        return replace(
+            self,
+            indices=self.indices[start:stop],
+            global_batch=self.global_batch or self,
+            first=self.first + start,
+        )
 
     def microbatches(self, count: int) -> list[Batch]:
         """The batch in ``count`` contiguous parts, uneven or empty ones included."""
@@ -102,15 +149,19 @@ class Batches:
     """An endless stream of global batches: ``batches[step]`` is the same on every rank.
 
     Each epoch is a new permutation, keyed by (seed, epoch); its last batch is shorter if ``size``
-    does not divide the dataset.
+    does not divide the dataset. ``augment`` changes the inputs at random, keyed by (seed, step,
+    position in the global batch).
     """
 
-    def __init__(self, dataset: Dataset, size: int, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, size: int, seed: int = 0, augment: Augment | None = None
+    ) -> None:
         if not 1 <= size <= len(dataset):
             raise ValueError(f"batch size {size} is not in [1, {len(dataset)}], the dataset's size")
         self.dataset = dataset
         self.size = size
         self.seed = seed
+        self.augment = augment
         self.steps_per_epoch = -(-len(dataset) // size)
         self._epoch = -1
         self._order = np.empty(0, np.int64)
@@ -123,4 +174,5 @@ class Batches:
             shuffle = generator(self.seed, "shuffle", epoch)
             self._order, self._epoch = shuffle.permutation(len(self.dataset)), epoch
         start = position * self.size
-        return Batch(self.dataset, self._order[start : start + self.size], step)
+        indices = self._order[start : start + self.size]
+        return Batch(self.dataset, indices, step, seed=self.seed, augment=self.augment)

@@ -1,0 +1,123 @@
+"""Long rows of tokens, cut into windows: what a language model reads.
+
+    tokens    T o   b e   o r   n o t
+    input     T o   b e            a window of ``length`` tokens
+    target      o   b e   o        the same window one token later: what to predict at each place
+
+The row may be a file larger than memory: ``write_tokens`` writes it once, in pieces, and
+``open_tokens`` maps it, so that only the windows asked for are ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from minidist.data.batches import Dataset
+
+
+class Windows:
+    """Windows of one row of tokens, as if they were the rows of an array (n, length).
+
+    Window i begins at token ``offset + i · stride``. Nothing is copied until ``windows[indices]``.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, stride: int, offset: int = 0) -> None:
+        # One token is kept back at the end, so that inputs and targets have equally many windows.
+        count = (len(tokens) - 1 - length) // stride + 1
+        if length < 1 or stride < 1 or count < 1:
+            raise ValueError(
+                f"{len(tokens)} tokens hold no window of {length} tokens and the one after it, "
+                f"with stride {stride}"
+            )
+        self.tokens = tokens
+        self.stride = stride
+        self.offset = offset
+        self.shape = (count, length)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        """The windows at these indices: (n, length), int64."""
+        starts = self.offset + np.asarray(indices, np.int64) * self.stride  # (n,)
+        if starts.size and not 0 <= np.min(indices) <= np.max(indices) < len(self):
+            raise IndexError(f"windows are counted from 0 to {len(self) - 1}")
+        places = starts[..., None] + np.arange(self.shape[1])  # (n, length)
+        return self.tokens[places].astype(np.int64)
+
+
+def token_windows(
+    name: str,
+    tokens: np.ndarray,
+    length: int,
+    classes: int,
+    stride: int | None = None,
+    **more: Any,
+) -> Dataset:
+    """A dataset of (window, the same one token later) pairs: both (n, length).
+
+    ``stride`` is how far apart windows begin: by default ``length``, so that each token is in one
+    window; 1 for every possible window. ``more`` is passed to ``Dataset``.
+    """
+    step = length if stride is None else stride
+    inputs, targets = Windows(tokens, length, step), Windows(tokens, length, step, offset=1)
+    return Dataset(name, inputs, targets, classes, **more)
+
+
+def split_tokens(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held-out): the *end* of the row is held out, so that no window is in both."""
+    cut = len(tokens) - round(len(tokens) * held_out)
+    if not 0 < cut < len(tokens):
+        raise ValueError(f"split_tokens: {held_out} of {len(tokens)} tokens leaves one side empty")
+    return tokens[:cut], tokens[cut:]
+
+
+def write_tokens(path: str | Path, pieces: Iterable[np.ndarray], classes: int) -> int:
+    """Write a row of tokens, piece by piece, to an ``.npy`` file; returns how many.
+
+    Each token takes 1, 2 or 4 bytes, as ``classes`` needs. The length is known only at the end:
+    NumPy's header leaves room to write it again, which is what happens. A file that was not
+    finished has length 0.
+    """
+    dtype = np.dtype(np.min_scalar_type(classes - 1))
+    count = 0
+
+    def header() -> dict[str, Any]:
+        return {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+
+    with open(path, "wb") as file:
+        npy.write_array_header_1_0(file, header())
+        for piece in pieces:
+            array = np.asarray(piece)
+            if array.size and not 0 <= int(array.min()) <= int(array.max()) < classes:
+                raise ValueError(
+                    f"write_tokens: tokens must lie in [0, {classes}), "
+                    f"found {int(array.min())} to {int(array.max())}"
+                )
+            file.write(array.astype(dtype).tobytes())
+            count += array.size
+        body = file.tell() - count * dtype.itemsize
+        file.seek(0)
+        npy.write_array_header_1_0(file, header())
+        if file.tell() != body:
+            raise RuntimeError(f"write_tokens: NumPy's header changed its length in {path}")
+    return count
+
+
+def open_tokens(path: str | Path) -> np.ndarray:
+    """The row of tokens in a file that ``write_tokens`` wrote, memory-mapped and read-only."""
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a token file: write it with write_tokens()") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not len(tokens):
+        raise ValueError(
+            f"{path} holds {tokens.dtype} of {tokens.shape}, not a row of tokens: it is another "
+            "file, or its writing was not finished"
+        )
+    return tokens
