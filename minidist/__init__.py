@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Tensor": "tensor",
+    "Tensor": "ops",  # where its operators are attached
     "no_grad": "tensor",
     "launch": "comm.launch",
     "LocalWorld": "comm.local",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,11 @@ def plot_confusion(axes: Any, confusion: np.ndarray, names: Sequence[str]) -> No
     axes.set_xlabel("guessed")
     axes.set_ylabel("is")
     axes.set_title("Percent of each class guessed as …")
+
+
+def save(figure: Any, path: str | Path) -> Path:
+    """Save a figure as PNG under ``path``, making its folder; a notebook shows it as well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    return path
