@@ -23,7 +23,7 @@ if "numpy" not in sys.modules and any(name in os.environ for name in LAUNCHER_SI
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _HOME = {
-    "Tensor": "tensor",
+    "Tensor": "ops",  # where its operators are attached
     "no_grad": "tensor",
     "launch": "comm.launch",
     "LocalWorld": "comm.local",

@@ -83,6 +83,8 @@ def uniform_rows(name: str, rows: int, width: int) -> np.ndarray:
     positions = np.arange(rows) if now.positions is None else np.asarray(now.positions)
     if len(positions) != rows:
         raise ValueError(f"{name}: draws() was given {len(positions)} positions for {rows} samples")
+    if not rows:  # an empty shard
+        return np.empty((0, width), np.uint32)
     blocks = -(-width // 8)  # of 4 words, which are 8 numbers
     table = np.empty((rows, blocks * 8), np.uint32)
     # One generator for each run of consecutive positions.

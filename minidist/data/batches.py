@@ -18,7 +18,7 @@ import numpy as np
 from minidist import array as arrays
 from minidist.array import Array
 from minidist.data.augment import Augment
-from minidist.seeds import generator
+from minidist.seeds import draws, generator, uniform_rows
 
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 
@@ -83,8 +83,9 @@ class Batch:
     """Part of a dataset, by index: a global batch, or a shard or microbatch of one.
 
     ``first`` is the position of its first sample in the global batch. What is drawn at random for
-    a sample is row ``position`` of one draw for the whole global batch, keyed by (seed, step), so
-    a shard draws exactly what serial training draws for the same samples.
+    a sample is keyed by (seed, step, position), so a shard draws exactly what serial training
+    draws for the same samples: ``with draws(batch.seed, batch.step, batch.positions)`` around a
+    forward does the same for dropout.
     """
 
     dataset: Dataset
@@ -98,15 +99,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Where in the global batch each sample is."""
+        return np.arange(self.first, self.first + len(self))
+
     @cached_property
     def inputs(self) -> Array:
         """The samples, prepared, on the default device and in the default dtype if floating."""
         raw = self.dataset.inputs[self.indices]
         if self.augment is not None:
-            whole = self.global_batch or self
-            draw = generator(self.seed, "augment", self.step)
-            draws = draw.random((len(whole), self.augment.draws))
-            raw = self.augment(raw, draws[self.first : self.first + len(self)])
+            with draws(self.seed, self.step, self.positions):
+                drawn = uniform_rows("augment", len(self), self.augment.draws)
+            raw = self.augment(raw, drawn / 2**32)
         prepared = self.dataset.prepare(raw)
         if prepared.dtype.kind == "f":
             prepared = prepared.astype(arrays.default_dtype(), copy=False)

@@ -37,15 +37,20 @@ class Parameter(Tensor):
 
     ``on_ready`` holds functions called with the parameter each time a backward has accumulated
     the last use of it; communication overlaps computation by starting there.
+
+    A parameter's name is where it lies in the model, such as ``"2.weight"``. One that several
+    blocks share is given a ``name`` instead, so that it is the same parameter, with the same
+    initial values, in every part of the model that holds it.
     """
 
-    __slots__ = ("declared", "fresh", "initialiser", "name", "on_ready")
+    __slots__ = ("declared", "fresh", "given", "initialiser", "name", "on_ready")
 
-    def __init__(self, shape: Shape, initialiser: Initialiser) -> None:
+    def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
         # ``data`` stays unset until init: see __getattr__.
         self.declared = shape
         self.initialiser = initialiser
-        self.name = ""
+        self.given = name
+        self.name = name
         self.grad = None
         self.fresh = False  # nothing added to the gradient since zero_grad
         self.node = Node((), None, shape, self)
@@ -216,7 +221,7 @@ class Module:
                     visit(child, f"{prefix}{name}.")
                 elif id(child) not in seen:
                     seen.add(id(child))
-                    found[prefix + name] = child
+                    found[child.given or prefix + name] = child
 
         visit(self, prefix)
         return found
