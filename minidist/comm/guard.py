@@ -7,9 +7,12 @@ messages for ever. So ``launch`` runs the user's function inside ``abort_on_erro
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+FORWARDING = 0.25  # seconds
 
 
 @contextmanager
@@ -29,5 +32,7 @@ def abort_on_error(rank: int, size: int, abort: Callable[[int], None]) -> Iterat
         sys.stdout.flush()
         sys.stderr.write(f"\nrank {rank} of {size} failed, so the whole job ends:\n{text}\n")
         sys.stderr.flush()
+        # An abort kills the launcher's helpers too: give them time to pass the text on.
+        time.sleep(FORWARDING)
         abort(status)
         raise

@@ -1,0 +1,131 @@
+"""The checks reject plausible wrong collectives: otherwise they would check nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from claims import all_collectives, broken_claims, lengths
+from mutants import Mutant
+
+from minidist.comm import CommError, Deadlock
+
+TRUE = {collective.name: collective for collective in all_collectives()}
+HOME = "minidist.collectives."
+
+# What is mutated, which function of it is run, and as which collective it is judged.
+MUTANTS = [
+    (
+        Mutant(
+            HOME + "ring",
+            "the last round is dropped",
+            "range(comm.size - 1)",
+            "range(comm.size - 2)",
+        ),
+        "all_reduce",
+        "all_reduce/ring",
+    ),
+    (
+        Mutant(
+            HOME + "ring",
+            "added twice",
+            "comm.combine(op, growing, arrived)",
+            "comm.combine(op, growing, arrived); comm.combine(op, growing, arrived)",
+        ),
+        "all_reduce",
+        "all_reduce/ring",
+    ),
+    (
+        Mutant(
+            HOME + "ring",
+            "never added",
+            "comm.combine(op, growing, arrived)",
+            "growing[...] = arrived",
+        ),
+        "all_reduce",
+        "all_reduce/ring",
+    ),
+    (
+        Mutant(
+            HOME + "ring",
+            "always adds, whatever op",
+            "comm.combine(op, growing",
+            'comm.combine("sum", growing',
+        ),
+        "all_reduce",
+        "all_reduce/ring",
+    ),
+    (
+        Mutant(
+            HOME + "central",
+            "the result is not sent back",
+            "    broadcast(comm, array, root)",
+            "    pass",
+        ),
+        "all_reduce",
+        "all_reduce/central",
+    ),
+    (
+        Mutant(
+            HOME + "central",
+            "divided by nobody's rank count",
+            "comm.combine(op, array, incoming)",
+            "comm.combine(op, array, incoming); array //= 2",
+        ),
+        "all_reduce",
+        "all_reduce/central",
+    ),
+    (
+        Mutant(
+            HOME + "central",
+            "a wrong root",
+            "if comm.rank != root:\n        comm.recv(array, root)",
+            "root = 0\n    if comm.rank != root:\n        comm.recv(array, root)",
+        ),
+        "broadcast",
+        "broadcast/central from -1",
+    ),
+]
+
+
+def rejected(collective) -> list[str]:
+    """What is wrong with it, over a few sizes; an error or a deadlock is an answer too."""
+    found = []
+    for size in (2, 3, 4, 5):
+        for length in lengths(size):
+            for op, dtype in (("sum", "float64"), ("max", "int64")):
+                try:
+                    found += broken_claims(collective, size, length, dtype, op)
+                except (CommError, Deadlock, ValueError) as error:
+                    found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize(("mutant", "function", "name"), MUTANTS, ids=lambda value: str(value))
+def test_mutants_are_rejected(mutant, function, name):
+    true = TRUE[name]
+    wrong = getattr(mutant.load(), function)
+    root = -1 if name.endswith("-1") else None
+
+    def run(comm, array, op):
+        return wrong(comm, array, root % comm.size) if root else wrong(comm, array, op)
+
+    assert not rejected(true)
+    assert rejected(replace(true, run=run)), f"nothing noticed {mutant}"
+
+
+def test_a_ring_that_sends_whole_arrays_is_rejected_by_its_counts():
+    """The result is right, so only the bytes can tell."""
+    import numpy as np
+
+    def whole(comm, array, op):
+        travelling, incoming = array.copy(), np.empty_like(array)
+        left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+        for _ in range(comm.size - 1):
+            comm.sendrecv(travelling, right, incoming, left)
+            comm.combine(op, array, incoming)
+            travelling[...] = incoming
+
+    broken = rejected(replace(TRUE["all_reduce/ring"], run=whole, same_everywhere=False))
+    assert broken
+    assert all("sent" in line or "seconds" in line for line in broken), broken[0]

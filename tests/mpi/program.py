@@ -1,0 +1,80 @@
+"""Runs under mpiexec: every collective on these ranks, held to the claims of the local world."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "collectives")]
+
+import numpy as np
+from claims import all_collectives, differences, lengths, measure
+
+from minidist.comm import launch
+from minidist.comm.comm import ANY
+
+
+def collectives_hold(comm):
+    """What all ranks measured, for every collective, length and dtype."""
+    found = []
+    for collective in all_collectives():
+        for length in [*lengths(comm.size), 100_003]:
+            for dtype, op in (("float64", "sum"), ("float32", "max"), ("int64", "product")):
+                comm.barrier()
+                found.append(
+                    (
+                        collective.name,
+                        length,
+                        dtype,
+                        op,
+                        measure(comm, collective, length, dtype, op),
+                    )
+                )
+    return found
+
+
+def requests_and_groups(comm):
+    """isend and irecv in any order, receive from anyone, a split, a spawned exchange."""
+    p, rank = comm.size, comm.rank
+    right, left = (rank + 1) % p, (rank - 1) % p
+    got = np.zeros(3)
+    receiving = comm.irecv(got, left, tag=5)
+    sending = comm.isend(np.full(3, rank + 1.0), right, tag=5)
+    assert receiving.wait() == left, "irecv().wait() must give the source"
+    assert sending.wait() == right
+    assert (got == left + 1).all(), f"got {got}, expected {left + 1}"
+    if rank == 0:
+        buffer = np.zeros(1, np.int32)
+        seen = {(comm.recv(buffer, ANY), int(buffer[0])) for _ in range(p - 1)}
+        assert seen == {(r, 10 * r) for r in range(1, p)}, seen
+    else:
+        comm.send(np.array([10 * rank], np.int32), 0)
+    part = comm.split(rank % 2, key=-rank)
+    assert part.size == len(range(rank % 2, p, 2))
+    other = np.zeros(1, bool)
+    future = comm.spawn(
+        lambda stream: stream.sendrecv(np.ones(1, bool), right, other, left) or "done"
+    )
+    assert future.wait() == "done"
+    assert other[0]
+    for dtype in ("float16", "uint8", "complex64", "bool"):
+        mine, theirs = np.ones(4, dtype), np.zeros(4, dtype)
+        comm.sendrecv(mine, right, theirs, left)
+        assert (theirs == mine).all(), dtype
+
+
+def main(comm):
+    requests_and_groups(comm)
+    return collectives_hold(comm)
+
+
+if __name__ == "__main__":
+    results = launch(main)
+    by_name = {collective.name: collective for collective in all_collectives()}
+    broken = []
+    for cases in zip(*results, strict=True):
+        name, length, dtype, op, _ = cases[0]
+        measured = [case[-1] for case in cases]
+        broken += differences(by_name[name], measured, length, dtype, op)
+    assert not broken, "\n".join(broken)
+    print(f"{len(results)} ranks: {len(results[0])} cases hold")

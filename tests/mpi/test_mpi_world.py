@@ -1,0 +1,78 @@
+"""The MPI world: the claims of the local one on real processes, and faults that end the job.
+
+One mpiexec runs many checks, because starting it is what takes time.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minidist.comm.launch import find_mpiexec, mpi_environment
+
+HERE = Path(__file__).parent
+MPIEXEC = find_mpiexec()
+pytestmark = pytest.mark.skipif(MPIEXEC is None, reason='no mpiexec: "minidist[mpich]"')
+
+
+def mpirun(
+    ranks: int, *arguments: str, module: tuple[str, ...] = ("-m", "mpi4py"), seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    command = [MPIEXEC, "-n", str(ranks), sys.executable, *module, *arguments]
+    return subprocess.run(
+        command, env=mpi_environment(), timeout=seconds, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("ranks", (1, 2, 3, 4))
+def test_every_collective_and_every_kind_of_message(ranks):
+    done = mpirun(ranks, str(HERE / "program.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{ranks} ranks: " in done.stdout
+
+
+@pytest.mark.parametrize("module", (("-m", "mpi4py"), ()), ids=("-m mpi4py", "plain python"))
+@pytest.mark.parametrize(
+    ("fault", "status", "text"),
+    [
+        ("exception", 1, "KeyError: 'lost my way'"),
+        ("exit3", 3, "SystemExit: 3"),
+        ("exit0", 1, "SystemExit: 0"),
+        ("length", 1, "received 24 bytes from rank 2 where it expected float64[4], 32 bytes"),
+    ],
+)
+def test_a_fault_on_one_rank_ends_the_job_with_its_traceback(fault, status, text, module):
+    start = time.monotonic()
+    done = mpirun(3, str(HERE / "faults.py"), fault, module=module, seconds=30)
+    assert time.monotonic() - start < 20
+    assert done.returncode == status, f"got {done.returncode}, expected {status}\n{done.stderr}"
+    assert text in done.stderr, done.stderr
+    assert "failed, so the whole job ends" in done.stderr
+    assert "finished" not in done.stdout
+
+
+def test_a_longer_message_than_expected_ends_the_job_too():
+    done = mpirun(2, str(HERE / "faults.py"), "longer", seconds=30)
+    assert done.returncode != 0
+    assert "finished" not in done.stdout
+
+
+def test_a_launcher_of_another_mpi_is_noticed():
+    """A foreign mpirun starts N jobs of size 1, and says in its own variable that there are N."""
+    environment = mpi_environment() | {"OMPI_COMM_WORLD_SIZE": "4"}
+    script = "from minidist.comm import launch; launch(lambda comm: None)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "mpirun started 4 processes" in done.stderr, done.stderr
+    assert "sees 1: the mpirun belongs to another MPI" in done.stderr
