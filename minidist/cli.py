@@ -132,11 +132,13 @@ def _start_mpi(mpiexec: str, ranks: int, arguments: list[str]) -> int:
 
 
 def _console(quiet: bool) -> Console:
+    """Colours and moving bars only where a person watches, who may sit behind an mpiexec."""
     width = os.environ.get("MINIDIST_TERMINAL")
     if width:
         return Console(quiet=quiet, force_terminal=True, width=int(width))
-    console = Console(quiet=quiet)
-    return console if console.is_terminal else Console(quiet=quiet, width=150)
+    # Some launchers give their ranks a terminal although their own output goes to a file.
+    watched = sys.stdout.isatty() and launched_size() is None
+    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 150)
 
 
 class _Live:

@@ -5,7 +5,8 @@ measured, and stands beside what the method's own formula predicts:
 
     loss and parameter gap   largest relative difference to serial, over all steps
     bytes, messages          sent by each rank in a training step
-    peak bytes               parameters, gradients, optimizer state and saved activations of a rank
+    peak bytes               parameters, gradients, optimizer state and saved activations of a
+                             rank; the work arrays of collectives are not counted
     idle fraction            share of all ranks' time in which they do not compute
     step seconds             median, the slowest rank's; virtual in the local world
 
