@@ -28,7 +28,6 @@ _HOME = {
     "launch": "comm.launch",
     "LocalWorld": "comm.local",
     "Machine": "comm.machine",
-    "gradcheck": "gradcheck",
 }
 _PACKAGES = (
     "collectives",

@@ -21,7 +21,7 @@ from minidist import nn
 from minidist.nn.module import LayerCost, Module, Shape, in_a_row
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """One block of a model: its parameters, its cost on a given input, the bytes it saves."""
 
@@ -36,8 +36,8 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
     """A row for each block of a Sequential, or one for any other module.
 
     ``shape`` is the input's, with the batch. A parameter that several blocks share counts in the
-    first of them. So does an array between two blocks that both save; the model's input is the
-    data's and counts in none.
+    first of them. An array between two blocks that either of them saves counts in the one that
+    made it; the model's input is the data's and counts in none.
     """
     parts: Sequence[tuple[str, Module]] = [("", model)]
     if isinstance(model, nn.Sequential):
@@ -48,8 +48,10 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
         seen |= {id(p) for p in own}
         costs.append(block.cost(shape, itemsize))
         before, saved = saved, in_a_row(costs, whole, itemsize).saved_bytes
+        if rows:  # what saved grew by, besides the block's own: the array made by the last one
+            rows[-1].saved_bytes += saved - before - costs[-1].saved_bytes
         size = sum(p.size for p in own)
-        rows.append(Row(name, repr(block), size, costs[-1], saved - before))
+        rows.append(Row(name, repr(block), size, costs[-1], costs[-1].saved_bytes))
         shape = costs[-1].shape
     return rows
 

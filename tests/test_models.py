@@ -176,7 +176,7 @@ def test_summary_table_prints():
     console.print(summary(gpt(63), (8, 128)))
     text = console.export_text()
     assert "817,792" in text
-    assert "Head(norm, then the transpose of (63, 128))" in text
+    assert "Head(width=128, vocabulary=63, tied)" in text
     assert "8×128×63" in text
 
 

@@ -105,7 +105,8 @@ class Head(Module):
         return in_a_row((self.norm.cost(shape, itemsize), logits), shape, itemsize)
 
     def __repr__(self) -> str:
-        return f"Head(norm, then the transpose of {self.weight.declared})"
+        vocabulary, width = self.weight.declared
+        return f"Head(width={width}, vocabulary={vocabulary}, tied)"
 
 
 def gpt(

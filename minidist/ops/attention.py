@@ -103,15 +103,19 @@ def self_attention(
 
 def _unpack(packed: Array, heads: int, groups: int) -> tuple[Array, Array, Array]:
     """Views of q (b, heads, l, d), k and v (b, groups, l, d) in memory of (b, l, everything)."""
-    batch, length, _ = packed.shape
-    parts = packed.reshape(batch, length, heads + 2 * groups, -1).transpose(0, 2, 1, 3)
+    batch, length, width = packed.shape
+    count = heads + 2 * groups
+    # Not -1 for the last: a batch may be empty.
+    parts = packed.reshape(batch, length, count, width // count).transpose(0, 2, 1, 3)
     return parts[:, :heads], parts[:, heads : heads + groups], parts[:, heads + groups :]
 
 
 def _turning(packed: Array, heads: int, groups: int) -> Array:
     """The part of the packed memory that rotary positions turn: queries and keys."""
-    batch, length, _ = packed.shape
-    parts = packed.reshape(batch, length, heads + 2 * groups, -1).transpose(0, 2, 1, 3)
+    batch, length, width = packed.shape
+    count = heads + 2 * groups
+    # Not -1 for the last: a batch may be empty.
+    parts = packed.reshape(batch, length, count, width // count).transpose(0, 2, 1, 3)
     return parts[:, : heads + groups]
 
 

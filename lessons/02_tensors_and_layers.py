@@ -1,0 +1,228 @@
+# %% [markdown]
+# # 2. Tensors and layers
+#
+# In lesson 1 every number remembered how it was made. That is right, but slow: a picture has
+# thousands of numbers. Here the thing that remembers is a whole **array**, and one operation on it
+# does the work of thousands. Then we put such operations into **layers**, and layers into a network
+# that learns a shape no straight line can follow.
+#
+# You need: lesson 1, and NumPy arrays. Run it with `python lessons/02_tensors_and_layers.py`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from rich import print as show
+
+import minidist as md
+from minidist import nn, ops
+from minidist.gradcheck import gradcheck
+from minidist.plots import save
+from minidist.summary import summary
+
+# %% [markdown]
+# ## A tensor is an array that remembers
+
+# %%
+x = md.Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], requires_grad=True)
+loss = (x * x).sum()
+loss.backward()
+print(f"{loss.item()=}\n{x.grad=}")  # the derivative of x² is 2x, for all six at once
+
+# %% [markdown]
+# The gradient always has the shape of the tensor: one slope for each number.
+#
+# ## Used many times, so add up
+#
+# A bias of 3 numbers is added to *every row* of a batch. NumPy repeats it for us; that is called
+# broadcasting. But what is used in two rows gets two gradients, and as in lesson 1 they add up.
+
+# %%
+bias = md.Tensor([10.0, 20.0, 30.0], requires_grad=True)
+(x + bias).sum().backward()
+print(f"{bias.grad=}   (2 rows, so 2)")
+
+# %% [markdown]
+# ## The product of matrices
+#
+# Nearly all the work of deep learning is `x @ w`: each row of `x` is one sample, each column of `w`
+# is one neuron. The two gradients are matrix products again. You can find them from the shapes:
+#
+#     y      = x        @ w           (2, 3) @ (3, 4) = (2, 4)
+#     grad_x = grad_y   @ wᵀ          (2, 4) @ (4, 3) = (2, 3)
+#     grad_w = xᵀ       @ grad_y      (3, 2) @ (2, 4) = (3, 4)
+
+# %%
+w = md.Tensor(np.ones((3, 4), np.float32), requires_grad=True)
+x.grad = None
+(x @ w).sum().backward()
+ones = np.ones((2, 4), np.float32)
+assert (x.grad == ones @ w.data.T).all() and (w.grad == x.data.T @ ones).all()
+print(f"{x.grad.shape=}, {w.grad.shape=}")
+
+# %% [markdown]
+# ## Your own operation
+#
+# An operation is a function: it computes its result, and says how to turn the gradient of the
+# result into the gradient of its input. That is all there is to know about the engine.
+
+
+# %%
+def cube(x: md.Tensor) -> md.Tensor:
+    """x³."""
+    return md.Tensor.of(x.data**3, (x,), lambda grad: (grad * 3 * x.data**2,))
+
+
+def wrong_cube(x: md.Tensor) -> md.Tensor:
+    """x³ by someone who forgot the 3."""
+    return md.Tensor.of(x.data**3, (x,), lambda grad: (grad * x.data**2,))
+
+
+# %% [markdown]
+# How would you notice the mistake? The forward is right, and a network with it even learns
+# something. So never trust a backward: compare it with slopes found by trying, as in lesson 1.
+
+# %%
+numbers = np.array([1.0, -2.0, 0.5])
+gradcheck(cube, numbers)
+print("cube is right")
+try:
+    gradcheck(wrong_cube, numbers)
+except AssertionError as error:
+    print(f"wrong_cube is not:\n  {error}")
+
+# %% [markdown]
+# ## A layer is parameters and a forward
+#
+# A layer first *declares* what it needs. Memory and numbers come with `init`. All parameters of a
+# model then lie in **one flat array**, one after the other, and all gradients in another. You will
+# be glad of this: an optimizer steps one array, and another computer can be sent one array.
+
+
+# %%
+class Hidden(nn.Module):
+    """tanh(x @ weight + bias)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: md.Tensor) -> md.Tensor:
+        return ops.tanh(self.linear(x))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(Hidden(2, 16), Hidden(16, 16), nn.Linear(16, 2))
+
+
+model = network().init(seed=0)
+print(model)
+for name, part in model.flat.slices.items():
+    print(f"  {name:16} flat[{part.start}:{part.stop}]")
+
+# %% [markdown]
+# The first numbers depend on the *seed* and on the parameter's *name*, on nothing else. So a piece
+# of a model that is built alone, perhaps on another computer, has exactly the numbers of the whole:
+
+# %%
+piece = network()[2:].init(seed=0)
+assert (piece.state()["2.weight"] == model.state()["2.weight"]).all()
+
+# %% [markdown]
+# ## Learning a spiral
+#
+# Two classes of points, wound around each other. One step of training is always the same five
+# lines: gradients to zero, forward, loss, backward, a step downhill.
+
+# %%
+draw = np.random.default_rng(0)
+turn = np.sqrt(draw.random(400)) * 3 * np.pi
+label = np.arange(400) % 2
+angle = turn + np.pi * label
+points = turn[:, None] / 10 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+points = (points + draw.normal(0, 0.02, points.shape)).astype(np.float32)
+
+cross_entropy = nn.CrossEntropy()
+across = np.linspace(-1.15, 1.15, 150, dtype=np.float32)
+grid = np.stack(np.meshgrid(across, across), axis=-1).reshape(-1, 2)
+STEPS, SHOWN = 3000, (0, 800, 3000)
+losses, views = [], {}
+for step in range(STEPS + 1):
+    if step in SHOWN:
+        with md.no_grad():
+            logits = model(grid).data
+        views[step] = (logits[:, 1] - logits[:, 0]).reshape(150, 150)
+    model.zero_grad()
+    loss = cross_entropy(model(points), label)
+    loss.backward()
+    model.flat.data -= 0.5 * model.flat.grad
+    losses.append(loss.item())
+    if step % 500 == 0:
+        print(f"step {step:4}: loss {losses[-1]:.4f}")
+with md.no_grad():
+    right = (model(points).data.argmax(axis=1) == label).mean()
+print(f"{right:.1%} of the points are on the right side")
+assert right > 0.97
+
+# %% [markdown]
+# ## The picture
+#
+# Above: the flat array, and what each part of it is. Below: what the network says about every place
+# of the plane, at the start, on the way, and at the end. The black line is where it cannot decide.
+
+# %%
+figure = plt.figure(figsize=(12, 5.2), layout="constrained")
+bar, *below = figure.subplot_mosaic("FFFF;LABC", height_ratios=[0.22, 1]).values()
+colours = plt.get_cmap("tab20")
+for index, (name, part) in enumerate(model.flat.slices.items()):
+    size = part.stop - part.start
+    shade = colours(2 * (index // 2) + index % 2)
+    bar.barh(0, size, left=part.start, color=shade, edgecolor="white")
+    middle = part.start + size / 2
+    words = f"{name}\n{model.named_parameters()[name].shape}"
+    if size > 30:
+        bar.text(middle, 0, words, ha="center", va="center", fontsize=9, color="white")
+    else:
+        bar.annotate(name, (middle, 0.4), (middle, 0.75), ha="center", fontsize=8)
+bar.set(xlim=(0, model.flat.size), ylim=(-0.4, 1.1), yticks=[])
+bar.set_title(f"model.flat.data: all {model.flat.size} parameters in one row", fontsize=11)
+bar.spines[["top", "right", "left"]].set_visible(False)
+
+curve, *maps = below
+curve.semilogy(losses, color="0.25")
+for step in SHOWN[1:]:
+    curve.plot(step, losses[step], "o", color="#c0392b")
+curve.set(xlabel="step", ylabel="loss")
+curve.set_title("The loss on its way down", fontsize=11)
+curve.grid(alpha=0.3)
+curve.spines[["top", "right"]].set_visible(False)
+for axes, (step, view) in zip(maps, views.items(), strict=True):
+    axes.imshow(
+        np.tanh(view), origin="lower", extent=(-1.15, 1.15) * 2, cmap="RdBu", alpha=0.75, vmin=-1.3,
+        vmax=1.3,
+    )  # fmt: skip
+    axes.contour(across, across, view, levels=[0], colors="black", linewidths=1)
+    axes.scatter(*points.T, c=label, cmap="RdBu", s=9, edgecolors="white", linewidths=0.3)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"step {step}", fontsize=11)
+print("picture:", save(figure, "out/lessons/02_tensors_and_layers.png"))
+
+# %% [markdown]
+# ## What does it cost?
+#
+# Each layer knows what it computes and what it keeps for the backward, before anything runs. (Our
+# `Hidden` does not say, so here is the same network from layers that do.)
+
+# %%
+ready = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
+show(summary(ready, points.shape))
+
+# %% [markdown]
+# ## What to take away
+#
+# 1. A tensor is an array that remembers; its gradient has its shape.
+# 2. What broadcasting repeats forward, the backward adds up.
+# 3. A layer declares parameters; `init` puts all of them into one flat array.
+# 4. Check every backward of your own against numbers.
+#
+# **Try it:** give `Hidden` a `cost` method so that `summary(model, points.shape)` works. Replace
+# `ops.tanh` by `ops.relu`: how do the borders in the picture change, and why?
+# Next: `03_optimizers.py`.

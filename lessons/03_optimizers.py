@@ -1,0 +1,222 @@
+# %% [markdown]
+# # 3. Optimizers
+#
+# The gradient says which way is up. How should we walk down? Always straight against it, or with
+# some memory of the way so far? Here the answers that the field has found walk across the same
+# landscape, where you can *see* what each does well and badly, and then train the same network.
+#
+# You need: lessons 1 and 2. Run it with `python lessons/03_optimizers.py`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minidist as md
+from minidist import nn, optim
+from minidist.data import Batches, fashion_mnist
+from minidist.models import mlp
+from minidist.optim import schedules
+from minidist.plots import save
+
+# %% [markdown]
+# ## One number decides: the learning rate
+#
+# $w \leftarrow w - \text{lr} \cdot g$ is the whole of gradient descent. We try it on a bowl that is
+# 20 times as steep in one direction as in the other:
+#
+# $$f(x, y) = \frac{x^2 + 20\,y^2}{2}$$
+#
+# The steep direction limits the rate: above $2/20 = 0.1$ each step overshoots by more than it
+# gains. But the flat direction would like a rate of 1. This mismatch is the problem that every
+# other optimizer tries to solve.
+
+
+# %%
+def bowl(x, y):
+    return (x * x + 20 * y * y) * 0.5
+
+
+def valley(x, y):
+    """Steep walls and a curved, nearly flat floor; lowest at (1, 1). Rosenbrock 1960, milder."""
+    bend = y - x * x
+    return (x - 1) * (x - 1) + 10 * (bend * bend)
+
+
+def walk(optimizer, surface, start, steps):
+    """The places that an optimizer visits: (steps + 1, 2)."""
+    place = np.array(start)
+    places = [place.copy()]
+    for _ in range(steps):
+        x, y = (md.Tensor(number, requires_grad=True) for number in place)
+        surface(x, y).backward()
+        optimizer.step(place, np.array([x.grad, y.grad]))
+        places.append(place.copy())
+    return np.array(places)
+
+
+START, STEPS = (-4.0, 1.0), 40
+rates = {"too small": 0.01, "about right": 0.085, "too large": 0.101}
+descents = {
+    name: walk(optim.GradientDescent(rate), bowl, START, STEPS) for name, rate in rates.items()
+}
+for name, places in descents.items():
+    print(f"rate {rates[name]:5} is {name:11}: f = {bowl(*places[-1]):.4f} after {STEPS} steps")
+
+# %% [markdown]
+# ## Rates that change
+#
+# Large steps to get there fast, small ones to settle. In minidist a rate may be a *function of the
+# step*; such functions are called schedules. A **warm-up** starts small, because the first
+# gradients of a new network point in wild directions.
+
+# %%
+plans = {
+    "constant": schedules.constant(1.0),
+    "step": schedules.step_decay(1.0, every=30, factor=0.4),
+    "warm-up, then cosine": schedules.warm_up(10, schedules.cosine(1.0, steps=90)),
+}
+
+figure, (*maps, rates_axes) = plt.subplots(1, 4, figsize=(13, 3.1), layout="constrained")
+xs, ys = np.meshgrid(np.linspace(-5, 5, 200), np.linspace(-2.4, 2.4, 200))
+for axes, (name, places) in zip(maps, descents.items(), strict=True):
+    axes.contourf(xs, ys, np.log1p(bowl(xs, ys)), levels=18, cmap="Blues_r")
+    axes.plot(*places.T, "o-", color="#d35400", ms=3, lw=1.2, clip_on=True)
+    axes.plot(0, 0, "*", color="white", ms=11, mec="black", mew=0.6)
+    axes.set(xlim=(-5, 5), ylim=(-2.4, 2.4), xticks=[], yticks=[])
+    axes.set_title(f"lr = {rates[name]}: {name}", fontsize=11)
+for name, plan in plans.items():
+    rates_axes.plot([plan(step) for step in range(100)], label=name, lw=2)
+rates_axes.set(xlabel="step", ylim=(0, 1.5), yticks=[0, 0.5, 1])
+rates_axes.set_title("Schedules: lr / largest lr", fontsize=11)
+rates_axes.legend(frameon=False, fontsize=9, loc="upper right")
+rates_axes.spines[["top", "right"]].set_visible(False)
+print("picture:", save(figure, "out/lessons/03_learning_rates.png"))
+
+# %% [markdown]
+# ## Six ways down
+#
+# With $g$ the gradient, in order of increasing complexity:
+#
+# | name | rule | idea |
+# |---|---|---|
+# | gradient descent | $w \leftarrow w - lr\,g$ | straight down |
+# | momentum | $v \leftarrow \mu v + g;\; w \leftarrow w - lr\,v$ | a ball that rolls |
+# | Nesterov | the same, gradient taken one step ahead | a ball that looks ahead |
+# | AdaGrad | $s \leftarrow s + g^2;\; w \leftarrow w - lr\,g/\sqrt s$ | short steps if steep |
+# | RMSprop | $s \leftarrow \rho s + (1-\rho) g^2$, the same step | the same, but forgets |
+# | Adam | RMSprop on a running mean of $g$ | both ideas together |
+#
+# Each has a learning rate that suits it; comparing all at one rate would be unfair. All walk down
+# the same curved valley, from the same place.
+
+# %%
+walkers = {
+    "gradient descent": optim.GradientDescent(0.013),
+    "momentum": optim.Momentum(0.006, momentum=0.9),
+    "Nesterov": optim.Nesterov(0.006, momentum=0.9),
+    "AdaGrad": optim.AdaGrad(0.8),
+    "RMSprop": optim.RMSprop(0.05, decay_rate=0.9),
+    "Adam": optim.Adam(0.2),
+}
+paths = {name: walk(walker, valley, (-1.6, 2.4), 150) for name, walker in walkers.items()}
+for name, path in paths.items():
+    print(f"{name:16} f = {valley(*path[-1]):.6f} after 150 steps")
+
+# %% [markdown]
+# ## And on a real network
+#
+# A landscape with two directions is easy to draw, but a network has many thousands. So let each
+# optimizer also train the same network on the same pictures in the same order, from the same start.
+
+# %%
+train, test = fashion_mnist()
+batches = Batches(train, 100)
+trainers = {
+    "gradient descent": optim.GradientDescent(0.1),
+    "momentum": optim.Momentum(0.03),
+    "Nesterov": optim.Nesterov(0.03),
+    "AdaGrad": optim.AdaGrad(0.01),
+    "RMSprop": optim.RMSprop(0.001),
+    "Adam": optim.Adam(0.001),
+}
+cross_entropy, curves = nn.CrossEntropy(), {}
+for name, optimizer in trainers.items():
+    model = mlp((784, 128, 128, 10)).init(seed=0)
+    losses = []
+    for step in range(200):
+        batch = batches[step]
+        model.zero_grad()
+        loss = cross_entropy(model(batch.inputs), batch.targets)
+        loss.backward()
+        optimizer.step(model.flat.data, model.flat.grad)
+        losses.append(loss.item())
+    curves[name] = np.convolve(losses, np.full(15, 1 / 15), "valid")
+    kept = optimizer.state_bytes() / model.flat.data.nbytes
+    print(f"{name:16} loss {curves[name][-1]:.3f}, keeps {kept:.0f} numbers for each parameter")
+
+# %% [markdown]
+# ## The picture
+
+# %%
+shades = ("#7f8c8d", "#2471a3", "#17a589", "#b7950b", "#ca6f1e", "#c0392b")
+COLOURS = dict(zip(paths, shades, strict=True))
+figure, grid = plt.subplots(2, 4, figsize=(14, 6.2), layout="constrained")
+maps = [*grid[0, :3], *grid[1, :3]]
+xs, ys = np.meshgrid(np.linspace(-2.1, 2.1, 250), np.linspace(-1.0, 3.4, 250))
+for axes, (name, path) in zip(maps, paths.items(), strict=True):
+    axes.contourf(xs, ys, np.log(valley(xs, ys) + 0.05), levels=22, cmap="Greys_r")
+    axes.plot(*path.T, "-", color=COLOURS[name], lw=1.6)
+    axes.plot(*path[::10].T, "o", color=COLOURS[name], ms=4, mec="white", mew=0.5)
+    axes.plot(1, 1, "*", color="#f7dc6f", ms=14, mec="black", mew=0.7)
+    axes.set(xlim=(-2.1, 2.1), ylim=(-1.0, 3.4), xticks=[], yticks=[])
+    axes.set_title(f"{name}: f = {valley(*path[-1]):.1g}", fontsize=11.5, color=COLOURS[name])
+for name in paths:
+    grid[0, 3].semilogy(valley(*paths[name].T), color=COLOURS[name], lw=1.6)
+    grid[1, 3].plot(curves[name], color=COLOURS[name], lw=1.6, label=name)
+grid[0, 3].set(xlabel="step", ylim=(1e-5, 30))
+grid[0, 3].set_title("the valley: f at each step", fontsize=11.5)
+grid[1, 3].set(xlabel="step", ylim=(0.4, 2.0))
+grid[1, 3].set_title("a real network: loss", fontsize=11.5)
+grid[1, 3].legend(frameon=False, fontsize=9)
+for axes in grid[:, 3]:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+print("picture:", save(figure, "out/lessons/03_optimizers.png"))
+
+# %% [markdown]
+# A dot every ten steps. Gradient descent drops onto the floor of the valley and then creeps, for
+# there the slope is small. Momentum and Nesterov gather speed along the floor, Nesterov with less
+# overshoot. AdaGrad and RMSprop make every direction about equally long, so they hardly notice the
+# steep walls; AdaGrad's steps shrink all the time, while RMSprop's do not and it trembles around
+# the goal. Adam rolls *and* rescales.
+#
+# On the real network the order is not the same as in the valley: do not choose an optimizer by a
+# drawing alone.
+#
+# ## The price
+#
+# Momentum keeps one number for each parameter, Adam two. For a model of a billion parameters in
+# float32 Adam's memory is 8 GB on top of 4 GB of parameters and 4 GB of gradients. This is what
+# ZeRO, in a later lesson, divides among computers. It can, because an optimizer here steps *any
+# slice* of the flat array, and stepping the parts is stepping the whole:
+
+# %%
+draw = np.random.default_rng(0)
+whole, grad = draw.standard_normal(10), draw.standard_normal(10)
+parts = whole.copy()
+optim.Adam(0.1).step(whole, grad)
+optim.Adam(0.1).step(parts[:3], grad[:3])
+optim.Adam(0.1).step(parts[3:], grad[3:])
+assert (parts == whole).all()
+print("two parts, stepped apart, equal the whole to the last bit")
+
+# %% [markdown]
+# ## What to take away
+#
+# 1. The learning rate matters most. Too large diverges, too small never arrives.
+# 2. Momentum remembers the direction; AdaGrad, RMSprop and Adam remember the size.
+# 3. A better memory costs memory.
+#
+# **Try it:** find a rate at which gradient descent beats Adam's f in the valley, or show that there
+# is none. Give Adam the schedule `warm_up(10, cosine(0.2, 140))`.
+# Next: `04_training_for_real.py`.
