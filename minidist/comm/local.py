@@ -25,7 +25,7 @@ import greenlet
 from minidist.array import Array, work
 from minidist.comm.comm import ANY, Comm, CommError, Future, Request
 from minidist.comm.machine import Machine
-from minidist.comm.trace import Trace
+from minidist.comm.trace import StreamTrace, Trace
 
 
 class Deadlock(RuntimeError):
@@ -291,8 +291,9 @@ class _Meeting:
 class _LocalFuture(Future):
     """A task on a rank's communication stream."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, trace: Trace) -> None:
         self.run = run
+        self.trace = trace  # of the rank that waits
         self.result: Any = None
         self.end = -1.0
         self.waiter: _Task | None = None
@@ -304,11 +305,13 @@ class _LocalFuture(Future):
 
     def wait(self) -> Any:
         clock = self.run.clock()
+        self.trace.computed(clock)
         if self.end < 0:
             self.waiter = self.run.current
             self.run.pause(self)
         elif self.end > clock:
             self.run.advance(self.end)
+        self.trace.communicated("wait", clock, self.run.current.clock, 0, -1)
         return self.result
 
     def __str__(self) -> str:
@@ -325,7 +328,9 @@ class LocalComm(Comm):
         self._context = context
         self._meetings = 0
         self._stream: LocalComm | None = None
-        self._queue: deque[tuple[Callable[..., Any], tuple[Any, ...], _LocalFuture]] = deque()
+        # What the stream has to do: (spawned at, function, arguments, future).
+        self._queue: deque[tuple[float, Callable[..., Any], tuple[Any, ...], _LocalFuture]]
+        self._queue = deque()
 
     @property
     def machine(self) -> Machine:
@@ -391,20 +396,24 @@ class LocalComm(Comm):
         run = self._run
         now = run.clock()
         if self._stream is None:
-            trace = Trace(now, self.trace.record)
-            trace.sent, trace.sent_in = self.trace.sent, self.trace.sent_in  # counted together
+            trace = StreamTrace(self.trace, now)
             self._stream = LocalComm(run, self._group, self.rank, (self._context, "stream"), trace)
-        future = _LocalFuture(run)
-        self._queue.append((function, args, future))
+        future = _LocalFuture(run, self.trace)
+        self._queue.append((now, function, args, future))
         if len(self._queue) == 1:  # the stream was idle
             run.start(self._group[self.rank], "stream", now, self._drain)
         return future
 
     def _drain(self) -> None:
         """The communication stream: run what was spawned, one after the other."""
+        stream = self._stream
+        assert stream is not None  # spawn() made it
         while self._queue:
-            function, args, future = self._queue[0]
-            result = function(self._stream, *args)
+            spawned, function, args, future = self._queue[0]
+            self._run.advance(max(self._run.clock(), spawned))  # nothing starts before its spawn
+            stream.trace.resume(self._run.clock())
+            result = function(stream, *args)
+            stream.trace.computed(self._run.clock())
             self._queue.popleft()
             future.done(result)
 

@@ -20,7 +20,7 @@ import numpy as np
 from minidist.array import Array, module_of, to_host
 from minidist.comm.comm import ANY, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
-from minidist.comm.trace import Trace
+from minidist.comm.trace import StreamTrace, Trace
 
 
 class LauncherError(RuntimeError):
@@ -178,12 +178,20 @@ class MpiComm(Comm):
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
-            trace = Trace(self.time(), self.trace.record)
-            trace.sent, trace.sent_in = self.trace.sent, self.trace.sent_in  # counted together
+            trace = StreamTrace(self.trace, self.time())
             self._stream = MpiComm(self._mpi, self._comm.Dup(), trace, self._crowded)
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
-        return _MpiFuture(self, self._thread.submit(context.run, function, self._stream, *args))
+        return _MpiFuture(self, self._thread.submit(context.run, self._run, function, *args))
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """On the communication thread: one spawned function."""
+        stream = self._stream
+        assert stream is not None  # spawn() made it
+        stream.trace.resume(stream.time())
+        result = function(stream, *args)
+        stream.trace.computed(stream.time())
+        return result
 
 
 class _MpiSend(Request):

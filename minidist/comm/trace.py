@@ -14,7 +14,8 @@ from dataclasses import dataclass
 class Event:
     """One stretch of a rank's time, in seconds on its world's clock.
 
-    ``kind``: "compute", "send", "recv" or "sendrecv". ``peer`` is the other rank, -1 for none.
+    ``kind``: "compute", "send", "recv", "sendrecv", "barrier", "wait" (for a stream), or "reduce"
+    (adding up, on a stream). ``peer`` is the other rank, -1 for none.
     """
 
     kind: str
@@ -75,6 +76,10 @@ class Trace:
         step.messages += 1
         step.nbytes += nbytes
 
+    def resume(self, now: float) -> None:
+        """What lay between the last mark and ``now`` was nothing: a stream had no work."""
+        self._mark = now
+
     def totals(self) -> dict[str, object]:
         """Messages, bytes and computing seconds so far, and the first two by step name."""
         return {
@@ -86,6 +91,28 @@ class Trace:
                 for name, sent in self.sent_in.items()
             },
         }
+
+
+class StreamTrace(Trace):
+    """The record of a rank's communication stream, which writes into the rank's own.
+
+    Messages are counted together. Events stand side by side: what the stream adds up meanwhile is
+    of kind "reduce", and is no part of the rank's ``busy``.
+    """
+
+    def __init__(self, rank: Trace, start: float) -> None:
+        super().__init__(start)
+        self.rank = rank
+        self.sent, self.sent_in, self.events = rank.sent, rank.sent_in, rank.events
+
+    def computed(self, now: float) -> None:
+        if now > self._mark and self.rank.record:
+            self.events.append(Event("reduce", self.name, self._mark, now))
+        self._mark = max(self._mark, now)
+
+    def communicated(self, kind: str, start: float, end: float, nbytes: int, peer: int) -> None:
+        self.record = self.rank.record  # asked each time: it may be switched on between steps
+        super().communicated(kind, start, end, nbytes, peer)
 
 
 def span(timelines: Iterable[list[Event]]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from minidist.parallel.data_parallel import DataParallel
+from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
@@ -18,7 +18,9 @@ __all__ = [
     "METHODS",
     "DataParallel",
     "Method",
+    "Overlapped",
     "ParameterServer",
+    "PerParameter",
     "Pipeline",
     "Serial",
     "StepCost",
@@ -26,7 +28,9 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,
+    "data_parallel/per_parameter": PerParameter,
     "data_parallel/ring": DataParallel,
+    "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
     "parameter_server/sync": ParameterServer,
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),

@@ -9,24 +9,44 @@ ranks is exactly the gradient of the global mean, whatever the shards' lengths. 
 by the number of ranks: whoever averages the averages of uneven shards computes something else.
 All ranks start from one seed and take equal steps, so the copies never part.
 
-With p ranks, Ψ parameters of e bytes and a ring (one element more, for the loss):
+Three classes, which differ in when they send what:
 
-    messages a rank  2(p - 1)
-    bytes a rank     about 2(Ψ + 1)e(p - 1)/p
+    PerParameter   ▇forward▇▇▇▇backward▇▇▇▇ ─w4─ ─w3─ ─w2─ ─w1─    a message costs α: many α
+    DataParallel   ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few α, and still all the waiting
+    Overlapped     ▇forward▇▇▇▇backward▇▇▇▇ ─w1─                   only the last bucket is waited for
+                                 ─w4,w3──w2─
+
+With p ranks, Ψ parameters of e bytes in k arrays or buckets and a ring (one element more, for the
+loss), where T_f and T_b are a rank's forward and backward:
+
+    messages a rank  2(p - 1), times k if sent in k pieces
+    bytes a rank     about 2(Ψ + 1)e(p - 1)/p, in all three
     memory a rank    as serial, but 1/p of the activations
-    time             compute/p + 2(p - 1)α + 2(Ψ + 1)e(p - 1)/p·β + (Ψ + 1)e(p - 1)/p·γ
+    time             T_f + T_b + T_ring,  T_ring = 2(p - 1)kα + 2(Ψ + 1)e(p - 1)/p·(β + γ/2)
+    overlapped       T_f + max(T_b + ring of the last bucket, first bucket's wait + T_ring) if
+                     communication never pauses; exactly, bucket by bucket: ``Overlapped.cost``
 
-Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.1.
+Gradients of ``microbatches`` parts of a shard add up before anything is sent: k times less memory
+for activations, and not a byte more on the wire. Li et al., "PyTorch Distributed", arXiv
+2006.15704, sections 3.2 and 4.2.
 """
 
 from __future__ import annotations
 
-from minidist.collectives import all_reduce, all_reduce_cost
-from minidist.comm.comm import Comm
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from minidist.array import Array
+from minidist.collectives import all_reduce, all_reduce_cost, ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module
+from minidist.nn.module import Module, Parameter, Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import (
     Method,
@@ -35,6 +55,9 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.tensor import no_grad
+
+MB = 1 << 20
 
 
 class DataParallel(Method):
@@ -48,20 +71,38 @@ class DataParallel(Method):
         comm: Comm,
         seed: int = 0,
         algorithm: str = "ring",
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed)
+        if microbatches < 1:
+            raise ValueError(f"a shard needs at least one microbatch, not {microbatches}")
         self.algorithm = algorithm
+        self.microbatches = microbatches
+        self.clip = clip
         self.model = model.init(seed)
+        optimizer.bind(self.model.flat.slices)
 
     def step(self, batch: Batch) -> float:
-        flat = self.model.flat
         self.model.zero_grad()
-        loss = self.forward_backward(batch.shard(self.comm.rank, self.comm.size))
-        flat.grad_and_loss[-1] = loss  # the loss rides in the slot after the gradients
+        loss = 0.0
+        for part in self.parts(batch, self.comm.rank):
+            loss += self.forward_backward(part)
+        total = self.model.flat.grad_and_loss
+        total[-1] = loss  # the loss rides in the slot after the gradients
         with self.comm.step("all-reduce"):
-            all_reduce(self.comm, flat.grad_and_loss, algorithm=self.algorithm)
+            self.sum_over_ranks(total)
         self.update()
-        return float(flat.grad_and_loss[-1])
+        return float(total[-1])
+
+    def sum_over_ranks(self, total: Array) -> None:
+        all_reduce(self.comm, total, algorithm=self.algorithm)
+
+    def parts(self, batch: Batch, rank: int) -> list[Batch]:
+        """The microbatches of a rank."""
+        return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
+
+    # The formula
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, with the exact bytes of uneven chunks and shards.
@@ -69,31 +110,238 @@ class DataParallel(Method):
         The time adds up because the slowest rank, the first, also starts the longest chunk.
         """
         ranks = range(self.comm.size)
-        psi = parameter_count(self.whole)
         wire = [
             all_reduce_cost(
-                psi + 1, self.itemsize, rank, self.comm.size, machine, algorithm=self.algorithm
+                parameter_count(self.whole) + 1,
+                self.itemsize,
+                rank,
+                self.comm.size,
+                machine,
+                algorithm=self.algorithm,
             )
             for rank in ranks
         ]
-        shapes = [
-            (len(batch.shard(rank, self.comm.size)), *batch.dataset.input_shape) for rank in ranks
-        ]
-        compute = [
-            machine.compute(sum(training_flops(self.model, shapes[rank])), rank) for rank in ranks
-        ]
-        n = psi * self.itemsize
+        compute = [self.compute_seconds(batch, machine, rank) for rank in ranks]
         return StepCost(
             messages=[cost.messages for cost in wire],
             nbytes=[cost.nbytes for cost in wire],
-            peak_bytes={
-                "parameters": [n for _ in ranks],
-                "gradients": [n for _ in ranks],
-                "optimizer": [len(self.optimizer.slots) * n for _ in ranks],
-                "activations": [
-                    saved_bytes(self.model, shape, self.itemsize, self.loss) for shape in shapes
-                ],
-            },
+            peak_bytes=self.replica_bytes(batch),
             busy=[compute[rank] + machine.reduce(wire[rank].reduced) for rank in ranks],
             seconds=max(compute) + max(cost.seconds for cost in wire),
         )
+
+    def compute_seconds(self, batch: Batch, machine: Machine, rank: int) -> float:
+        """Forward and backward of all of a rank's microbatches."""
+        return sum(
+            machine.compute(sum(training_flops(self.model, shape_of(part))), rank)
+            for part in self.parts(batch, rank)
+        )
+
+    def replica_bytes(self, batch: Batch) -> dict[str, list[int]]:
+        """Memory of each rank, if each holds a whole replica."""
+        n, ranks = parameter_count(self.whole) * self.itemsize, range(self.comm.size)
+        return {
+            "parameters": [n for _ in ranks],
+            "gradients": [n for _ in ranks],
+            "optimizer": [len(self.optimizer.slots) * n for _ in ranks],
+            "activations": [
+                max(
+                    saved_bytes(self.model, shape_of(part), self.itemsize, self.loss)
+                    for part in self.parts(batch, rank)
+                )
+                for rank in ranks
+            ],
+        }
+
+
+class PerParameter(DataParallel):
+    """Naive: an all-reduce for each parameter, when the backward is over. Pays α for each."""
+
+    def sum_over_ranks(self, total: Array) -> None:
+        for part in self.pieces():
+            all_reduce(self.comm, total[part], algorithm=self.algorithm)
+
+    def pieces(self) -> list[slice]:
+        """Where each parameter lies; the last takes the loss along."""
+        *others, last = self.model.flat.slices.values()
+        return [*others, slice(last.start, last.stop + 1)]
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """One ring after the other, each from where the last one ended (rings only)."""
+        ranks = range(self.comm.size)
+        compute = [self.compute_seconds(batch, machine, rank) for rank in ranks]
+        clocks = Clocks(machine, self.comm.size)
+        clocks.compute(compute)
+        for part in self.pieces():
+            clocks.all_reduce(part.stop - part.start, self.itemsize)
+        return StepCost(
+            messages=clocks.messages,
+            nbytes=clocks.nbytes,
+            peak_bytes=self.replica_bytes(batch),
+            busy=[compute[rank] + machine.reduce(clocks.reduced[rank]) for rank in ranks],
+            seconds=max(clocks.now),
+        )
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A slice of the flat gradients, and whose gradients lie in it."""
+
+    part: slice
+    names: frozenset[str]
+
+
+class Overlapped(DataParallel):
+    """Buckets, each all-reduced on the communication stream as soon as its gradients are there.
+
+    The backward makes the last layers' gradients first, so buckets go in reverse order. Each is
+    full at ``bucket_mb``; the last one, which nothing is left to hide, ends at ``last_mb`` (it
+    holds at least one parameter). Every rank launches the same buckets in the same order, even
+    if it does not use some parameter at all: those go at the end of the backward.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        bucket_mb: float = 25.0,
+        last_mb: float = 1.0,
+        microbatches: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, "ring", microbatches, clip)
+        slices = self.model.flat.slices
+        self.buckets = cut_buckets(
+            slices, int(bucket_mb * MB / self.itemsize), int(last_mb * MB / self.itemsize)
+        )
+        self.missing: list[set[str]] = []  # by bucket not yet launched, while the backward runs
+        self.under_way: list[Future] = []
+        for name, parameter in model.named_parameters().items():
+            parameter.on_ready.append(partial(self.ready, name))
+
+    def step(self, batch: Batch) -> float:
+        self.model.zero_grad()
+        *parts, last = self.parts(batch, self.comm.rank)
+        earlier = 0.0
+        for part in parts:
+            earlier += self.forward_backward(part)  # nothing is sent yet: gradients still grow
+        total = self.model.flat.grad_and_loss
+
+        def start(loss: float) -> None:
+            total[-1] = earlier + loss  # the loss rides in the first bucket
+            self.missing = [set(bucket.names) for bucket in self.buckets]
+
+        self.forward_backward(last, before_backward=start)
+        self.launch(len(self.missing))  # what no backward has touched
+        with self.comm.step("wait for buckets"):
+            while self.under_way:
+                self.under_way.pop(0).wait()
+        self.update()
+        return float(total[-1])
+
+    def ready(self, name: str, parameter: Parameter) -> None:
+        """A backward has finished this parameter's gradient."""
+        for names in self.missing:
+            names.discard(name)
+        full = 0
+        while full < len(self.missing) and not self.missing[full]:
+            full += 1
+        self.launch(full)  # in order: a later bucket waits for the earlier ones
+
+    def launch(self, count: int) -> None:
+        """All-reduce the next ``count`` buckets on the communication stream."""
+        total = self.model.flat.grad_and_loss
+        for _ in range(count):
+            bucket = self.buckets[-len(self.missing)]
+            self.missing.pop(0)
+            self.under_way.append(self.comm.spawn(ring.all_reduce, total[bucket.part]))
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """A bucket's ring starts when it is full on both sides and the ring before it is over.
+
+        A block's parameters count as ready when the whole block is: exact for layers, a little
+        late for blocks of several layers.
+        """
+        ranks = range(self.comm.size)
+        compute = [self.compute_seconds(batch, machine, rank) for rank in ranks]
+        stream = Clocks(machine, self.comm.size)
+        left = [backward_left(self.model, shape_of(self.parts(batch, r)[-1])) for r in ranks]
+        for bucket in self.buckets:
+            stream.wait_for(
+                [
+                    compute[rank] - machine.compute(min(left[rank][n] for n in bucket.names), rank)
+                    for rank in ranks
+                ]
+            )
+            stream.all_reduce(bucket.part.stop - bucket.part.start, self.itemsize)
+        return StepCost(
+            messages=stream.messages,
+            nbytes=stream.nbytes,
+            peak_bytes=self.replica_bytes(batch),
+            busy=compute,  # the stream adds up meanwhile
+            seconds=max(*stream.now, *compute),
+        )
+
+
+def cut_buckets(slices: dict[str, slice], size: int, last: int) -> list[Bucket]:
+    """Parameters in reverse order, in buckets that close at ``size`` elements.
+
+    The last bucket takes the first parameters, up to ``last`` elements; the first takes the loss.
+    """
+    names = list(slices)
+    first_layers = 1
+    while first_layers < len(names) and slices[names[first_layers]].stop <= last:
+        first_layers += 1
+    groups: list[list[str]] = [[]]
+    for name in reversed(names[first_layers:]):
+        groups[-1].append(name)
+        if slices[groups[-1][0]].stop - slices[name].start >= size:
+            groups.append([])
+    groups = [group for group in groups if group] + [names[first_layers - 1 :: -1]]
+    buckets = []
+    for group in groups:
+        loss = 1 if group[0] == names[-1] else 0
+        part = slice(slices[group[-1]].start, slices[group[0]].stop + loss)
+        buckets.append(Bucket(part, frozenset(group)))
+    return buckets
+
+
+def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
+    """FLOPs of the backward that are left when a parameter's gradient is ready, by name."""
+    left: dict[str, int] = {}
+    seen: set[int] = set()
+    after, input_grad = 0, False
+    for (number, block), cost in zip(model.blocks.items(), model.costs(shape), strict=True):
+        for name, parameter in block.named_parameters(f"{number}.").items():
+            if id(parameter) not in seen:  # a shared one is ready after its first use in forward
+                seen.add(id(parameter))
+                left[name] = after
+        after += cost.weight_flops + (cost.input_flops if input_grad else 0)
+        input_grad = input_grad or bool(block.named_parameters())
+    return left
+
+
+def shape_of(batch: Batch) -> Shape:
+    """The shape of a batch's inputs, which need not be read for it."""
+    return (len(batch), *batch.dataset.input_shape)
+
+
+def evaluate(
+    model: Callable, loss: Module, dataset: Dataset, comm: Comm, chunk: int = 1000
+) -> tuple[float, float]:
+    """(mean loss, accuracy) over a dataset, of whose every chunk each rank computes its part.
+
+    Every rank must call it; every rank gets the result. One message: three numbers are summed.
+    """
+    sums = np.zeros(3)  # loss, right guesses, targets
+    with no_grad():
+        for whole in dataset.chunks(chunk):
+            part = whole.shard(comm.rank, comm.size)
+            output = model(part.inputs)
+            right = int((output.data.argmax(axis=-1) == part.targets).sum())
+            sums += [loss(output, part.targets, 1).item(), right, part.targets.size]
+    all_reduce(comm, sums)
+    return float(sums[0] / sums[2]), float(sums[1] / sums[2])

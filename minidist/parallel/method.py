@@ -11,6 +11,7 @@ are exact) go through the same parameters as ``Serial``, the oracle of all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
+from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
 
 
@@ -54,6 +56,7 @@ class Method:
 
     model: Sequential  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
+    clip: float | None = None  # the largest norm that a step's whole gradient may have
 
     def __init__(
         self,
@@ -98,10 +101,17 @@ class Method:
 
     # What most methods do
 
-    def forward_backward(self, batch: Batch) -> float:
-        """Forward and backward on a part of a batch: adds to the gradients, returns its loss."""
+    def forward_backward(
+        self, batch: Batch, before_backward: Callable[[float], object] | None = None
+    ) -> float:
+        """Forward and backward on a part of a batch: adds to the gradients, returns its loss.
+
+        ``before_backward`` is called with the loss between the two.
+        """
         with self.comm.step("forward"):
             loss = self.loss(self.model(batch.inputs), batch.targets, batch.count)
+        if before_backward is not None:
+            before_backward(loss.item())
         with self.comm.step("backward"):
             loss.backward()
         return loss.item()
@@ -109,6 +119,8 @@ class Method:
     def update(self) -> None:
         """One step of the optimizer on everything this rank holds."""
         with self.comm.step("optimizer"):
+            if self.clip is not None:
+                clip_by_global_norm(self.model.flat.grad, self.clip)
             self.optimizer.step(self.model.flat.data, self.model.flat.grad)
 
     @property

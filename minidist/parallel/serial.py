@@ -32,6 +32,7 @@ class Serial(Method):
         comm: Comm,
         seed: int = 0,
         microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed)
         if comm.size != 1:
@@ -39,7 +40,9 @@ class Serial(Method):
                 f"serial training is for one rank, not {comm.size}: pass comm.split(comm.rank)"
             )
         self.microbatches = microbatches
+        self.clip = clip
         self.model = model.init(seed)
+        optimizer.bind(self.model.flat.slices)
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
