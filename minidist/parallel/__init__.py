@@ -27,7 +27,9 @@ __all__ = [
 METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,
     "data_parallel/ring": DataParallel,
-    "parameter_server/sync": ParameterServer,
+    "parameter_server/bsp": ParameterServer,
+    "parameter_server/bsp_sharded": partial(ParameterServer, servers=2),
+    "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
 }
