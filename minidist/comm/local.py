@@ -220,6 +220,7 @@ class _Transfer(Request):
 
     __slots__ = (
         "array",
+        "comm",
         "context",
         "end",
         "owner",
@@ -234,6 +235,7 @@ class _Transfer(Request):
 
     def __init__(
         self,
+        comm: LocalComm,
         run: _Run,
         context: Any,
         sending: bool,
@@ -242,6 +244,7 @@ class _Transfer(Request):
         array: Array,
         tag: int,
     ) -> None:
+        self.comm = comm
         self.run = run
         self.owner = run.current
         self.context = context
@@ -255,6 +258,16 @@ class _Transfer(Request):
         self.waited = False
 
     def wait(self) -> int:
+        start = self.comm._enter()
+        self.finish()
+        kind, peer = ("send", self.receiver) if self.sending else ("recv", self.sender)
+        self.comm.trace.communicated(
+            f"wait {kind}", start, self.run.current.clock, self.array.nbytes, peer
+        )
+        return peer
+
+    def finish(self) -> int:
+        """``wait``, but untraced: part of a larger call."""
         run = self.run
         clock = run.clock()
         if self.end < 0:
@@ -346,15 +359,26 @@ class LocalComm(Comm):
     def _charge_reduction(self, nbytes: int) -> None:
         self._run.current.clock += self._run.machine.reduce(nbytes)
 
-    def _isend(self, array: Array, to: int, tag: int) -> Request:
-        transfer = _Transfer(self._run, self._context, True, self.rank, to, array, tag)
+    def _isend(self, array: Array, to: int, tag: int) -> _Transfer:
+        transfer = _Transfer(self, self._run, self._context, True, self.rank, to, array, tag)
         self._run.post(transfer, self._run.sends, self._run.recvs)
         return transfer
 
-    def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        transfer = _Transfer(self._run, self._context, False, source, self.rank, array, tag)
+    def _irecv(self, array: Array, source: int, tag: int) -> _Transfer:
+        transfer = _Transfer(self, self._run, self._context, False, source, self.rank, array, tag)
         self._run.post(transfer, self._run.recvs, self._run.sends)
         return transfer
+
+    def _send(self, array: Array, to: int, tag: int) -> None:
+        self._isend(array, to, tag).finish()
+
+    def _recv(self, array: Array, source: int, tag: int) -> int:
+        return self._irecv(array, source, tag).finish()
+
+    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> None:
+        receiving = self._irecv(recv, source, tag)
+        self._isend(send, to, tag).finish()
+        receiving.finish()
 
     def _meet(self, name: str, bring: Any) -> dict[int, Any]:
         """Wait for all ranks of the group; returns what each brought."""

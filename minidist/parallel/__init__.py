@@ -31,7 +31,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "data_parallel/per_parameter": PerParameter,
     "data_parallel/ring": DataParallel,
     "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
-    "parameter_server/sync": ParameterServer,
+    "parameter_server/bsp": ParameterServer,
+    "parameter_server/bsp_sharded": partial(ParameterServer, servers=2),
+    "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
 }

@@ -24,6 +24,7 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
+from minidist.seeds import draws
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Method:
 
         ``before_backward`` is called with the loss between the two.
         """
-        with self.comm.step("forward"):
+        with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
             loss = self.loss(self.model(batch.inputs), batch.targets, batch.count)
         if before_backward is not None:
             before_backward(loss.item())

@@ -1,48 +1,50 @@
-"""The parameter server: workers compute gradients, one server owns the parameters.
+"""The parameter server, synchronous: workers compute gradients, servers own the parameters.
 
-    worker 1 ── push gradient ──▶ ╭────────╮ ── pull parameters ──▶ worker 1
-    worker 2 ── push gradient ──▶ │ server │ ── pull parameters ──▶ worker 2
-    worker 3 ── push gradient ──▶ ╰────────╯ ── pull parameters ──▶ worker 3
+    worker 0 ── push gradient ──▶ ╭────────╮ ── pull parameters ──▶ worker 0
+    worker 1 ── push gradient ──▶ │ server │ ── pull parameters ──▶ worker 1
+    worker 2 ── push gradient ──▶ ╰────────╯ ── pull parameters ──▶ worker 2
                                 adds, then steps
 
-This is the synchronous form: the server waits for every worker, adds the gradients in order of
-worker, takes one optimizer step and answers with the new parameters. Workers keep no optimizer
-state. With W workers and n = (Ψ + 1)e bytes a message (one element is the loss):
+The server waits for every worker (bulk synchronous, BSP), adds the gradients, takes one optimizer
+step and answers with the new parameters. Workers keep no optimizer state. One server's port must
+take and give everything, so the keys are cut into S ranges with a server each (key_ranges.py). In
+round k worker w meets server w + k, so no two workers begin at the same one; a server answers
+while its workers still push to others.
 
-    a worker sends   n in 1 message
-    the server sends Wn in W messages, and receives as much
-    memory           optimizer state on the server alone; it needs two arrays for gradients,
-                     the sum and the one arriving
-    time             compute/W + 2W(α + nβ) + Wnγ
+With W workers, S ≤ W servers, n = (Ψ + 1)e bytes (one element is the loss), all ranges even:
 
-Everything passes through the server's one port, so its time grows with W where a ring's does
-not: that bottleneck is why servers are sharded, and why all-reduce replaced them for dense
-models. Li et al., "Scaling distributed machine learning with the parameter server", OSDI'14,
-section 3.
+    a worker sends      n in S messages, one to each server
+    a server sends      nW/S in W messages, and receives as much (and the last one, which adds the
+                        losses up, sends the sum to the S - 1 others)
+    memory of a server  n/S parameters, 2n/S gradients (the sum, and the one arriving), and
+                        1/S of the optimizer's state, of which workers have none
+    time                compute/W + 2W(α + n/S·β) + (W - 1)n/S·γ
+
+Where every one of p ranks is a worker with a server beside it, W = S = p and what one would send
+to itself stays: 2(p - 1) messages, 2n(p - 1)/p bytes, and the time of a ring all-reduce, to the
+last term. Sharding removes the bottleneck; it cannot send less than an all-reduce. Li et al.,
+"Scaling distributed machine learning with the parameter server", OSDI'14, section 3.
 """
 
 from __future__ import annotations
 
-from minidist.array import Array
-from minidist.comm.comm import Comm
+from collections.abc import Iterator
+
+from minidist.array import Array, module_of
+from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import (
-    Method,
-    StepCost,
-    parameter_count,
-    saved_bytes,
-    training_flops,
-)
+from minidist.parallel.key_ranges import KeyRanges
+from minidist.parallel.method import StepCost, saved_bytes, training_flops
 
-SERVER = 0
+PUSH, PULL, LOSS = 1, 2, 3  # tags: two colocated ranks push and pull in both directions
 
 
-class ParameterServer(Method):
-    """Rank 0 serves, the others work; a rank alone does both."""
+class ParameterServer(KeyRanges):
+    """``servers`` ranks serve and the others work; or all do both, if ``colocated``."""
 
     def __init__(
         self,
@@ -51,83 +53,151 @@ class ParameterServer(Method):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
+        servers: int = 1,
+        colocated: bool = False,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        self.model = model.init(seed)
-        self.workers = [rank for rank in range(comm.size) if rank != SERVER] or [SERVER]
+        super().__init__(model, loss, optimizer, comm, seed, servers, colocated, extra=1)
         self.incoming: Array | None = None
-        if comm.rank == SERVER and comm.size > 1:
-            self.incoming = self.model.flat.grad_and_loss.copy()
+        if self.serves and len(self.workers) > 1:
+            self.incoming = module_of(self.data).empty_like(self.data)
 
     def step(self, batch: Batch) -> float:
-        flat = self.model.flat
-        self.model.zero_grad()
-        if self.comm.rank in self.workers:
-            shard = batch.shard(self.workers.index(self.comm.rank), len(self.workers))
-            flat.grad_and_loss[-1] = self.forward_backward(shard)
-        if self.comm.rank == SERVER:
+        requests: list[Request] = []
+        if self.works:
+            requests = self.work(batch)
+        if self.serves:
             self.serve()
-        else:
-            with self.comm.step("push"):
-                self.comm.send(flat.grad_and_loss, SERVER)
-            with self.comm.step("pull"):
-                self.comm.recv(flat.data_and_loss, SERVER)
-        return float(flat.data_and_loss[-1])
+        with self.comm.step("pull"):
+            for request in requests:
+                request.wait()
+        values = self.model.flat.data_and_loss if self.works else self.data
+        return float(values[-1]) if self.works or self.owns_loss else self.hear_loss()
+
+    def work(self, batch: Batch) -> list[Request]:
+        """The worker: compute a gradient, then start to push it and to pull the answers."""
+        index, flat = self.workers.index(self.comm.rank), self.model.flat
+        self.model.zero_grad()
+        loss = self.forward_backward(batch.shard(index, len(self.workers)))
+        flat.grad_and_loss[-1] = loss
+        others = [
+            (self.servers[server], self.ranges[server])
+            for worker, server in self.meetings()
+            if worker == index and self.servers[server] != self.comm.rank
+        ]
+        with self.comm.step("push"):
+            pulls = [self.comm.irecv(flat.data_and_loss[part], to, PULL) for to, part in others]
+            pushes = [self.comm.isend(flat.grad_and_loss[part], to, PUSH) for to, part in others]
+        return pushes + pulls
 
     def serve(self) -> None:
-        """The server's half of a step: collect, update, answer."""
-        flat = self.model.flat
-        clients = [worker for worker in self.workers if worker != SERVER]
-        for worker in clients:
+        """The server: collect a gradient from every worker, update, answer every worker."""
+        index = self.servers.index(self.comm.rank)
+        clients = [self.workers[worker] for worker, server in self.meetings() if server == index]
+        if self.works:
+            clients.remove(self.comm.rank)  # its own gradient lies in the sum already
+        for number, worker in enumerate(clients):
             with self.comm.step(f"collect from {worker}"):
-                self.comm.recv(self.incoming, worker)
-                self.comm.combine("sum", flat.grad_and_loss, self.incoming)
-        self.update()
-        flat.data_and_loss[-1] = flat.grad_and_loss[-1]
+                if number == 0 and not self.works:
+                    self.comm.recv(self.total, worker, PUSH)
+                else:
+                    self.comm.recv(self.incoming, worker, PUSH)
+                    self.comm.combine("sum", self.total, self.incoming)
+        self.update_keys()
+        if self.owns_loss:
+            self.data[-1] = self.total[-1]
         for worker in clients:
             with self.comm.step(f"answer {worker}"):
-                self.comm.send(flat.data_and_loss, worker)
+                self.comm.send(self.data, worker, PULL)
+        if self.owns_loss and not self.works:
+            for server in self.servers[:-1]:
+                self.comm.send(self.data[-1:], server, LOSS)
+
+    def hear_loss(self) -> float:
+        """A server that does not own the loss is told it by the one that does."""
+        loss = self.total[:1]  # the step is over: the sum is not needed any more
+        self.comm.recv(loss, self.servers[-1], LOSS)
+        return float(loss[0])
+
+    @property
+    def owns_loss(self) -> bool:
+        """Whether the loss, the slot after the last key, is in this server's range."""
+        return self.serves and self.comm.rank == self.servers[-1]
+
+    def meetings(self) -> Iterator[tuple[int, int]]:
+        """(worker, server), by round: in round k worker w meets server (w + k) mod S."""
+        count = len(self.servers)
+        for round in range(count):
+            for worker in range(len(self.workers)):
+                yield worker, (worker + round) % count
 
     def holds(self) -> dict[str, list[Array]]:
         held = super().holds()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming[:-1])
+            held["gradients"].append(self.incoming[self.owned])
         return held
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formula above; the first worker has the longest shard, and is collected first."""
-        ranks = range(self.comm.size)
-        psi = parameter_count(self.whole)
-        n, message = psi * self.itemsize, (psi + 1) * self.itemsize
-        clients = self.comm.size - 1
+        """The formula above for uneven ranges and shards too: the meetings, one by one.
+
+        A message begins when its server, its worker and both their ports are free.
+        """
+        ranks, e = range(self.comm.size), self.itemsize
+        wire = [(part.stop - part.start) * e for part in self.ranges]
+        own = [(keys.stop - keys.start) * e for keys in self.keys]
         shapes = {
-            worker: (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
-            for index, worker in enumerate(self.workers)
+            rank: (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
+            for index, rank in enumerate(self.workers)
         }
-        busy = [
-            machine.compute(sum(training_flops(self.model, shapes[rank])), rank)
-            if rank in shapes
-            else 0.0
-            for rank in ranks
+        busy = [0.0 for _ in ranks]
+        for rank, shape in shapes.items():
+            busy[rank] = machine.compute(sum(training_flops(self.whole, shape)), rank)
+        messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
+        clock, out_free, in_free = list(busy), list(busy), [0.0 for _ in ranks]
+
+        def move(sender: int, receiver: int, ready: float, size: int) -> float:
+            begin = max(ready, out_free[sender], in_free[receiver])
+            out_free[sender] = in_free[receiver] = begin + machine.message(size)
+            messages[sender] += 1
+            nbytes[sender] += size
+            return out_free[sender]
+
+        meetings = [
+            (self.workers[worker], self.servers[server], wire[server])
+            for worker, server in self.meetings()
+            if self.workers[worker] != self.servers[server]
         ]
-        slowest = max(busy)
-        busy[SERVER] += clients * machine.reduce(message)
+        summing = set(self.workers)  # servers whose sum has something in it
+        for worker, server, size in meetings:
+            clock[server] = move(worker, server, clock[server], size)
+            if server in summing:
+                clock[server] += machine.reduce(size)
+                busy[server] += machine.reduce(size)
+            summing.add(server)
+        for worker, server, size in meetings:
+            clock[server] = move(server, worker, clock[server], size)
+        if len(self.servers) < self.comm.size:
+            for server in self.servers[:-1]:
+                last = self.servers[-1]
+                ready = max(clock[last], clock[server])
+                clock[last] = clock[server] = move(last, server, ready, e)
+
+        owned = [0 for _ in ranks]
+        for server, size in zip(self.servers, own, strict=True):
+            owned[server] = size
+        whole = [self.psi * e if rank in shapes else owned[rank] for rank in ranks]
+        arriving = len(self.workers) > 1
         return StepCost(
-            messages=[clients if rank == SERVER else 1 for rank in ranks],
-            nbytes=[clients * message if rank == SERVER else message for rank in ranks],
+            messages=messages,
+            nbytes=nbytes,
             peak_bytes={
-                "parameters": [n for _ in ranks],
-                "gradients": [2 * n if rank == SERVER and clients else n for rank in ranks],
-                "optimizer": [
-                    len(self.optimizer.slots) * n if rank == SERVER else 0 for rank in ranks
-                ],
+                "parameters": whole,
+                "gradients": [whole[rank] + owned[rank] * arriving for rank in ranks],
+                "optimizer": [len(self.optimizer.slots) * size for size in owned],
                 "activations": [
-                    saved_bytes(self.model, shapes[rank], self.itemsize, self.loss)
-                    if rank in shapes
-                    else 0
+                    saved_bytes(self.whole, shapes[rank], e, self.loss) if rank in shapes else 0
                     for rank in ranks
                 ],
             },
             busy=busy,
-            seconds=slowest + clients * (2 * machine.message(message) + machine.reduce(message)),
+            seconds=max(*clock, *out_free, *in_free),
         )

@@ -119,16 +119,6 @@ def test_each_rank_of_a_pipeline_holds_its_stage_alone():
     )
 
 
-def test_optimizer_state_lives_on_the_server_alone():
-    def run(comm):
-        method = make("parameter_server/sync", comm, Setting(steps=2))
-        train(method, Setting(steps=2))
-        return method.optimizer.state_bytes()
-
-    held = launch(run, 4, LocalWorld())
-    assert held[0] > 0 and held[1:] == [0, 0, 0]
-
-
 def build(kind, comm, **options):
     return kind(mlp((12, 8, 5)), CrossEntropy(), SGD(0.1), comm, 0, **options)
 

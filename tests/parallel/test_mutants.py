@@ -13,9 +13,8 @@ from minidist import LocalWorld, launch
 from minidist.collectives import central, ring
 from minidist.comm.local import Deadlock
 from minidist.data.batches import Batch
-from minidist.parallel import data_parallel, parameter_server, schedules
+from minidist.parallel import data_parallel, schedules
 from minidist.parallel.data_parallel import DataParallel
-from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions
 
@@ -80,51 +79,6 @@ def gradients_not_zeroed(monkeypatch):
     monkeypatch.setattr(DataParallel, "step", dirty)
 
 
-def workers_step_too(monkeypatch):
-    step = ParameterServer.step
-
-    def eager(self, batch):
-        loss = step(self, batch)
-        if self.comm.rank != parameter_server.SERVER:
-            self.update()
-        return loss
-
-    monkeypatch.setattr(ParameterServer, "step", eager)
-
-
-def server_forgets_the_first_worker(monkeypatch):
-    init = ParameterServer.__init__
-
-    def forgetful(self, *args, **options):
-        init(self, *args, **options)
-        combine = self.comm.combine
-        calls = []
-
-        def skip_first(op, into, other):
-            calls.append(1)
-            if len(calls) % len(self.workers) != 1:
-                combine(op, into, other)
-
-        self.comm.combine = skip_first
-
-    monkeypatch.setattr(ParameterServer, "__init__", forgetful)
-
-
-def server_answers_with_old_parameters(monkeypatch):
-    def stale(self):
-        old = self.model.flat.data_and_loss.copy()
-        clients = [worker for worker in self.workers if worker != parameter_server.SERVER]
-        for worker in clients:
-            self.comm.recv(self.incoming, worker)
-            self.comm.combine("sum", self.model.flat.grad_and_loss, self.incoming)
-        self.update()
-        self.model.flat.data_and_loss[-1] = old[-1] = self.model.flat.grad_and_loss[-1]
-        for worker in clients:
-            self.comm.send(old, worker)
-
-    monkeypatch.setattr(ParameterServer, "serve", stale)
-
-
 def swapped_microbatches(monkeypatch):
     microbatches = Batch.microbatches
     calls = []
@@ -178,9 +132,6 @@ MUTANTS = [
     ("data_parallel/ring", last_rank_not_summed),
     ("data_parallel/ring", all_ranks_on_the_same_shard),
     ("data_parallel/ring", gradients_not_zeroed),
-    ("parameter_server/sync", workers_step_too),
-    ("parameter_server/sync", server_forgets_the_first_worker),
-    ("parameter_server/sync", server_answers_with_old_parameters),
     ("pipeline/gpipe", swapped_microbatches),
     ("pipeline/gpipe", last_microbatch_left_out),
     ("pipeline/gpipe", receives_before_it_sends),
