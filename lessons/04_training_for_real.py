@@ -216,7 +216,7 @@ print(prompt + text)
 # each new letter costs the same.
 
 # %%
-figure = plt.figure(figsize=(13, 4.8), layout="constrained")
+figure = plt.figure(figsize=(13, 4.6), layout="constrained")
 curve, page = figure.subplots(1, 2, width_ratios=[1, 1.25])
 steps, losses, watched = zip(*text_history, strict=True)
 curve.plot(steps, losses, "o--", color="0.6", label="training batch", ms=4)
@@ -233,9 +233,9 @@ first, middle = 0, len(writings) // 3
 pieces = [(steps[first], writings[first]), (steps[middle], writings[middle]), (steps[-1], text)]
 lines = []
 for step, piece in pieces:
-    wrapped = [part for line in piece.split("\n") for part in (textwrap.wrap(line, 64) or [""])]
-    lines += [f"── after {step} steps " + "─" * 40, *wrapped[: 4 if step != steps[-1] else 11], ""]
-page.text(0, 1, "\n".join(lines), family="monospace", fontsize=8.5, va="top")
+    wrapped = [part for line in piece.split("\n") for part in (textwrap.wrap(line, 72) or [""])]
+    lines += [f"── after {step} steps " + "─" * 52, *wrapped[: 4 if step != steps[-1] else 11], ""]
+page.text(0, 1, "\n".join(lines), family="monospace", fontsize=9.5, va="top")
 page.axis("off")
 print("picture:", save(figure, "out/lessons/04_characters.png"))
 

@@ -21,7 +21,7 @@ def plot_confusion(axes: Any, confusion: np.ndarray, names: Sequence[str]) -> No
     axes.imshow(np.where(right, share, np.nan), cmap="Greens", vmin=0, vmax=160)
     worst = share[~right].max(initial=1)
     for (row, column), value in np.ndenumerate(share):
-        if value >= 0.5:
+        if value >= 1:
             dark = not right[row, column] and value > 0.6 * worst
             axes.text(
                 column,

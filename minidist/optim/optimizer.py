@@ -124,7 +124,10 @@ class Optimizer:
         return None
 
     def state_bytes(self) -> int:
-        """Bytes of state held now (without the scratch array, which never exceeds one piece)."""
+        """Bytes of state held now.
+
+        Without the scratch array: one piece, and on a GPU as much as the data.
+        """
         return sum(array.nbytes for array in self.state.values())
 
     def prepare(self, data: Array) -> None:

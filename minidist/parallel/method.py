@@ -119,6 +119,8 @@ class Method:
 
     def update(self) -> None:
         """One step of the optimizer on everything this rank holds."""
+        if self.optimizer.layout is None:
+            self.optimizer.bind(self.model.flat.slices)
         with self.comm.step("optimizer"):
             if self.clip is not None:
                 clip_by_global_norm(self.model.flat.grad, self.clip)
