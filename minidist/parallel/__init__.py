@@ -13,6 +13,9 @@ from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
 from minidist.parallel.serial import Serial
+from minidist.parallel.zero import Zero1
+from minidist.parallel.zero2 import Zero2
+from minidist.parallel.zero3 import Zero3
 
 __all__ = [
     "METHODS",
@@ -24,6 +27,9 @@ __all__ = [
     "Pipeline",
     "Serial",
     "StepCost",
+    "Zero1",
+    "Zero2",
+    "Zero3",
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -34,6 +40,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "parameter_server/bsp": ParameterServer,
     "parameter_server/bsp_sharded": partial(ParameterServer, servers=2),
     "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
+    "zero/1": Zero1,
+    "zero/2": Zero2,
+    "zero/3": Zero3,
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
 }

@@ -12,8 +12,8 @@ All ranks start from one seed and take equal steps, so the copies never part.
 Three classes, which differ in when they send what:
 
     PerParameter   ▇forward▇▇▇▇backward▇▇▇▇ ─w4─ ─w3─ ─w2─ ─w1─    a message costs α: many α
-    DataParallel   ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few α, all the waiting
-    Overlapped     ▇forward▇▇▇▇backward▇▇▇▇ ─w1─                   waits for the last bucket
+    DataParallel   ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few α, but all is waited for
+    Overlapped     ▇forward▇▇▇▇backward▇▇▇▇ ─w1─                   only the last bucket is
                                  ─w4,w3──w2─
 
 With p ranks, Ψ parameters of e bytes in k arrays or buckets and a ring (one element more, for the
