@@ -63,14 +63,19 @@ class Embedding(Module):
 
 
 class Flatten(Module):
-    """(batch, ...) → (batch, product of the rest)."""
+    """(batch, ...) → (batch, product of the rest).
+
+    Convolutions leave images (n, c, h, w) channels last in memory, so for those it is a copy.
+    """
 
     def forward(self, x: Any) -> Tensor:
         x = as_tensor(x)
+        if x.ndim > 3:
+            x = Tensor.of(x.data.copy(), (x,), lambda grad: (grad,))  # in order "C"
         return ops.reshape(x, x.shape[0], int(np.prod(x.shape[1:])))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost((shape[0], int(np.prod(shape[1:]))), view=True)
+        return LayerCost((shape[0], int(np.prod(shape[1:]))), view=len(shape) <= 3)
 
 
 class Sequential(Module):
