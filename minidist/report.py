@@ -79,37 +79,66 @@ def save(
 
 
 def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: Path) -> None:
-    """The comparison as a picture: losses, bytes, memory, and one step of every method."""
+    """The comparison as a picture.
+
+    Above: the losses, and how far each method is from serial training. Below, a row for each
+    method and in it a line for each rank: bytes sent, bytes held, and one step on the clock.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = report["rows"]
-    heights = [len(events) for events in timelines.values()]
-    lower = 0.34 * sum(heights) + 0.6 * len(heights)  # inches for the timelines
-    figure = Figure(figsize=(13, 5.0 + lower), dpi=110)
+    heights = [0.3 + 0.17 * max(2, len(events)) for events in timelines.values()]  # inches
+    top = max(3.2, 0.6 + 0.17 * len(rows))
+    figure = Figure(figsize=(14, 1.6 + top + sum(heights)), dpi=110)
     FigureCanvasAgg(figure)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[5.0, lower])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.7 + top, 0.9 + sum(heights)])
     above, below = parts
     figure.suptitle(
         f"One {report['model']}, trained {len(rows)} ways on {report['ranks']} ranks "
         f"({report['library'] or 'local world, virtual time'})",
         fontsize=14,
+        y=1 - 0.25 / (1.6 + top + sum(heights)),
     )
-    losses, wire, memory = above.subplots(1, 3)
-    above.subplots_adjust(left=0.06, right=0.98, top=0.84, bottom=0.15, wspace=0.24)
+    losses, gaps = above.subplots(1, 2, width_ratios=[1.4, 1])
+    above.subplots_adjust(
+        left=0.06, right=0.98, top=1 - 0.8 / (0.7 + top), bottom=0.5 / (0.7 + top), wspace=0.5
+    )
     _draw_losses(losses, rows)
-    _draw_bytes(wire, rows)
-    _draw_memory(memory, rows)
+    _draw_gaps(gaps, rows, report["dtype"])
 
-    grid = below.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-    below.subplots_adjust(left=0.06, right=0.98, top=0.92, bottom=0.06, hspace=0.75)
-    for axes, row, events in zip(grid[:, 0], rows, timelines.values(), strict=True):
-        idle = f"{row['idle_fraction']:.0%} idle, predicted {row['predicted_idle_fraction']:.0%}"
-        draw_timeline(axes, events, f"{label(row)}: one step ({idle})")
-        axes.spines[["top", "right"]].set_visible(False)
-    handles = [_patch(colour, name) for name, colour in COLOURS.items()]
-    below.legend(handles=handles, loc="upper right", ncols=5, frameon=False)
+    grid = below.subplots(
+        len(rows), 3, squeeze=False, width_ratios=[1, 1, 2.6], height_ratios=heights
+    )
+    inches = 0.9 + sum(heights)
+    below.subplots_adjust(
+        left=0.06, right=0.98, top=1 - 0.62 / inches, bottom=0.4 / inches, hspace=0.75, wspace=0.16
+    )
+    _draw_bytes(grid[:, 0], rows)
+    _draw_memory(grid[:, 1], rows)
+    for axes, row, events in zip(grid[:, 2], rows, timelines.values(), strict=True):
+        draw_timeline(axes, events)
+        axes.set_yticks([])
+        axes.set_xlabel("")
+        milliseconds = f"{row['step_seconds'] * 1e3:.3g} ms a step" if row["step_seconds"] else ""
+        axes.set_title(f"{milliseconds}, {_idle(row)}", loc="right", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    below.legend(
+        handles=[_patch(colour, name) for name, colour in COLOURS.items()],
+        loc="upper right",
+        ncols=5,
+        frameon=False,
+        fontsize=8,
+        title="one step (ms)",
+    )
     figure.savefig(path)
+
+
+def _idle(row: dict[str, Any]) -> str:
+    predicted = row["predicted_idle_fraction"]
+    expected = "" if predicted is None else f" (formula {predicted:.0%})"
+    return f"idle {row['idle_fraction']:.0%}{expected}"
 
 
 def _patch(colour: str, name: str) -> Any:
@@ -119,73 +148,110 @@ def _patch(colour: str, name: str) -> Any:
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Exact methods lie on one line: each is drawn thinner than the one below it."""
+    """All exact methods lie on one broad line; a lossy method has a line of its own."""
     exact = [row for row in rows if row["exact"]]
-    for index, row in enumerate([*exact, *(row for row in rows if not row["exact"])]):
+    lossy = [row for row in rows if not row["exact"]]
+    for index, row in enumerate(exact):
         axes.plot(
             range(1, len(row["loss"]) + 1),
             row["loss"],
-            color=LINES[index % len(LINES)],
-            linewidth=1.5 + 2.0 * max(0, len(exact) - 1 - index),
-            linestyle="-" if row["exact"] else "--",
-            label=label(row),
+            color="#2f6690" if index else "#d9d9d9",
+            linewidth=1.5 if index else 8,
+            label="serial" if not index else f"{len(exact) - 1} exact methods, on one another",
         )
-    axes.set_title("loss: exact methods lie on one line", loc="left")
+    for index, row in enumerate(lossy):
+        steps = range(1, len(row["loss"]) + 1)
+        axes.plot(steps, row["loss"], "--", color=LINES[index % len(LINES)], label=label(row))
+    handles, names = axes.get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
+    axes.set_title("loss", loc="left")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats)")
-    axes.legend(frameon=False)
+    axes.set_ylabel("nats")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_bytes(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
+    """How far from serial: rounding for exact methods, more for lossy ones."""
+    import numpy as np
+
+    others = [row for row in rows if row["method"] != "serial"]
+    epsilon = float(np.finfo(dtype).eps)
+    for key, mark, name in (("loss_gap", "o", "losses"), ("parameter_gap", "s", "parameters")):
+        values = [max(row[key], epsilon / 8) for row in others]
+        axes.plot(values, range(len(others)), mark, markersize=4, label=name)
+    axes.axvline(epsilon, color="#9aa5b1", linewidth=1)
+    axes.text(epsilon, -0.9, f" one rounding of {dtype}", color="#6b7580", fontsize=7, va="center")
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, epsilon / 16), max(high, epsilon * 30))
+    axes.set_yticks(range(len(others)), [label(row) for row in others], fontsize=8)
+    axes.set_ylim(len(others) - 0.4, -1.5)
+    axes.set_title("largest relative difference to serial", loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_bytes(column: Any, rows: list[dict[str, Any]]) -> None:
     """A bar for each rank of each method, and a mark where the formula puts it."""
-    unit, scale = _unit(max(max(row["bytes_sent"]) for row in rows))
-    for place, row, ranks in _places(rows):
+    largest = max(max(row["bytes_sent"]) for row in rows)
+    unit, scale = _unit(largest)
+    for axes, row in zip(column, rows, strict=True):
         measured = [value * scale for value in row["bytes_sent"]]
-        axes.bar(place, measured, 0.8 / ranks, color="#8fb3cf", label="measured")
-        _mark(axes, place, [value * scale for value in row["predicted_bytes_sent"]], ranks)
-    _finish_bars(axes, rows, f"{unit} sent a step, by rank", [_patch("#8fb3cf", "measured")])
+        axes.barh(range(len(measured)), measured, 0.8, color="#8fb3cf")
+        _mark(axes, row["predicted_bytes_sent"], scale)
+        _finish_bars(axes, len(measured), largest * scale)
+        axes.set_title(label(row), loc="left", fontsize=9, fontweight="bold")
+    column[0].annotate(
+        f"{unit} sent a step, by rank (line: formula)",
+        (0, 1),
+        (0, 22),
+        "axes fraction",
+        "offset points",
+    )
 
 
-def _draw_memory(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_memory(column: Any, rows: list[dict[str, Any]]) -> None:
     """Stacked bars by kind, and a mark where the formula puts the sum."""
-    unit, scale = _unit(max(max(held(row["peak_bytes"])) for row in rows))
-    for place, row, ranks in _places(rows):
-        bottom = [0.0] * ranks
+    largest = max(max(held(row["peak_bytes"])) for row in rows)
+    unit, scale = _unit(largest)
+    for axes, row in zip(column, rows, strict=True):
+        left = [0.0] * len(row["bytes_sent"])
         for kind, colour in KIND_COLOURS.items():
             values = [value * scale for value in row["peak_bytes"][kind]]
-            axes.bar(place, values, 0.8 / ranks, bottom=bottom, color=colour)
-            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
-        _mark(axes, place, [v * scale for v in held(row["predicted_peak_bytes"])], ranks)
+            axes.barh(range(len(values)), values, 0.8, left=left, color=colour)
+            left = [low + value for low, value in zip(left, values, strict=True)]
+        _mark(axes, held(row["predicted_peak_bytes"]), scale)
+        _finish_bars(axes, len(left), largest * scale)
+        axes.set_yticks([])
     handles = [_patch(colour, name) for name, colour in KIND_COLOURS.items()]
-    _finish_bars(axes, rows, f"{unit} held at the peak, by rank", handles)
+    column[0].legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+        frameon=False,
+        fontsize=7,
+        title=f"{unit} held at the peak",
+        title_fontsize=9,
+        borderpad=0,
+        columnspacing=1,
+    )
 
 
-def _mark(axes: Any, place: list[float], values: list[float], ranks: int) -> None:
-    """The formula's value: a black line across each bar."""
-    half = 0.4 / ranks
-    axes.hlines(values, [x - half for x in place], [x + half for x in place], "black", linewidth=2)
+def _mark(axes: Any, predicted: Sequence[float] | None, scale: float) -> None:
+    """The formula's value: a black line across the end of each bar."""
+    for rank, value in enumerate(predicted or ()):
+        axes.vlines(value * scale, rank - 0.45, rank + 0.45, "black", linewidth=1.5)
 
 
-def _finish_bars(axes: Any, rows: list[dict[str, Any]], title: str, handles: list[Any]) -> None:
-    from matplotlib.lines import Line2D
-
-    axes.set_title(title, loc="left")
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
-    axes.set_xticks(range(len(rows)), [label(row).replace(" ", "\n") for row in rows], fontsize=8)
+def _finish_bars(axes: Any, ranks: int, largest: float) -> None:
+    axes.set_xlim(0, 1.03 * largest or 1)
+    axes.set_ylim(ranks - 0.4, -0.6)
+    axes.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)], fontsize=7)
+    axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    formula = Line2D([], [], color="black", linewidth=2, label="formula")
-    axes.legend(handles=[*handles, formula], frameon=False, fontsize=8)
-
-
-def _places(rows: list[dict[str, Any]]) -> list[tuple[list[float], dict[str, Any], int]]:
-    """For each method where the bars of its ranks stand, side by side around its number."""
-    places = []
-    for index, row in enumerate(rows):
-        ranks = len(row["bytes_sent"])
-        offsets = [(rank - (ranks - 1) / 2) * 0.84 / ranks for rank in range(ranks)]
-        places.append(([index + offset for offset in offsets], row, ranks))
-    return places
 
 
 def _unit(largest: float) -> tuple[str, float]:
