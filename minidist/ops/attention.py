@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of, work
+from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import ShapeError, same_device
 from minidist.tensor import Tensor
 
 BLOCK = 64  # query rows at a time
+WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
@@ -128,27 +130,28 @@ def attention_blocks(length: int, keys: int, causal: bool = True) -> Iterator[tu
 
 def attention_forward(
     q: Array, k: Array, v: Array, out: Array, causal: bool
-) -> list[tuple[slice, Array]]:
-    """Fill ``out``; return the rows of every block and its weights P, for the backward."""
+) -> list[tuple[slice, slice, Array]]:
+    """Fill ``out``; return for every block its samples, its rows and its weights P."""
     xp = module_of(q)
-    batch, heads, length, d = q.shape
-    groups, keys = k.shape[1:3]
+    groups, d = k.shape[1], q.shape[3]
     q, out = _grouped(q, groups), _grouped(out, groups)  # (b, g, h/g, l, d)
     k, v = k[:, :, None], v[:, :, None]  # (b, g, 1, s, d)
     saved = []
-    for rows, seen in attention_blocks(length, keys, causal):
+    for some, rows, seen in _pieces(q, k, causal):
+        # Scaling q is less work than scaling the scores.
+        scaled = q[some, ..., rows, :] * (1 / math.sqrt(d))
         # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
-        p = q[..., rows, :] @ k[..., :seen, :].swapaxes(-1, -2)
-        p *= 1 / math.sqrt(d)
+        p = scaled @ k[some, ..., :seen, :].swapaxes(-1, -2)
         if causal:
             n = rows.stop - rows.start
             p[..., seen - n :] += xp.triu(xp.full((n, n), -xp.inf, p.dtype), 1)
         p -= p.max(axis=-1, keepdims=True)
         xp.exp(p, out=p)
-        p /= p.sum(axis=-1, keepdims=True)
-        xp.matmul(p, v[..., :seen, :], out=out[..., rows, :])  # (.., l, s) @ (.., s, d)
-        work.flops += 4 * batch * heads * (rows.stop - rows.start) * seen * d
-        saved.append((rows, p))
+        total = p @ xp.ones((seen, 1), p.dtype)  # (.., l, 1): the row sums
+        p *= 1 / total
+        xp.matmul(p, v[some, ..., :seen, :], out=out[some, ..., rows, :])  # (.., l, s) @ (.., s, d)
+        work.flops += 4 * p.size * d
+        saved.append((some, rows, p))
     return saved
 
 
@@ -157,32 +160,49 @@ def attention_backward(
     q: Array,
     k: Array,
     v: Array,
-    saved: list[tuple[slice, Array]],
+    saved: list[tuple[slice, slice, Array]],
     grad_q: Array,
     grad_k: Array,
     grad_v: Array,
 ) -> None:
     """Fill the three gradients."""
     xp = module_of(q)
-    batch, heads, _, d = q.shape
-    groups = k.shape[1]
+    groups, d = k.shape[1], q.shape[3]
     grad, q, grad_q = (_grouped(array, groups) for array in (grad, q, grad_q))
     k, v = k[:, :, None], v[:, :, None]
     grad_k[...] = 0
     grad_v[...] = 0
-    for rows, p in saved:
+    for some, rows, p in saved:
         seen = p.shape[-1]
-        d_out, q_rows = grad[..., rows, :], q[..., rows, :]  # (b, g, h/g, l, d)
+        d_out = grad[some, ..., rows, :]  # (b, g, h/g, l, d)
+        scaled = q[some, ..., rows, :] * (1 / math.sqrt(d))
         part = p.swapaxes(-1, -2) @ d_out  # (.., s, l) @ (.., l, d) -> (.., s, d)
-        grad_v[..., :seen, :] += part.sum(axis=2)  # the group's query heads share keys and values
-        ds = d_out @ v[..., :seen, :].swapaxes(-1, -2)  # dP: (.., l, d) @ (.., d, s) -> (.., l, s)
+        grad_v[some, :, :seen] += _shared(part)
+        # dP: (.., l, d) @ (.., d, s) -> (.., l, s)
+        ds = d_out @ v[some, ..., :seen, :].swapaxes(-1, -2)
+        ds -= xp.einsum("...ls,...ls->...l", ds, p)[..., None]
         ds *= p
-        ds -= p * ds.sum(axis=-1, keepdims=True)
-        ds *= 1 / math.sqrt(d)
-        xp.matmul(ds, k[..., :seen, :], out=grad_q[..., rows, :])  # (.., l, s) @ (.., s, d)
-        part = ds.swapaxes(-1, -2) @ q_rows  # (.., s, l) @ (.., l, d) -> (.., s, d)
-        grad_k[..., :seen, :] += part.sum(axis=2)
-        work.flops += 8 * batch * heads * (rows.stop - rows.start) * seen * d
+        part = ds.swapaxes(-1, -2) @ scaled  # (.., s, l) @ (.., l, d) -> (.., s, d)
+        grad_k[some, :, :seen] += _shared(part)
+        out = grad_q[some, ..., rows, :]
+        xp.matmul(ds, k[some, ..., :seen, :], out=out)  # (.., l, s) @ (.., s, d)
+        out *= 1 / math.sqrt(d)
+        work.flops += 8 * p.size * d
+
+
+def _pieces(q: Array, k: Array, causal: bool) -> Iterator[tuple[slice, slice, int]]:
+    """Some samples, a block of their query rows, and the number of keys these may read."""
+    batch, groups, shared, length, _ = q.shape
+    keys = k.shape[3]
+    rows = groups * shared * min(BLOCK, length)
+    for some in chunks(q, rows * keys, WEIGHTS):
+        for block, seen in attention_blocks(length, keys, causal):
+            yield some, block, seen
+
+
+def _shared(part: Array) -> Array:
+    """The query heads of a group share keys and values, so their gradients are summed."""
+    return part[:, :, 0] if part.shape[2] == 1 else part.sum(axis=2)
 
 
 def _grouped(array: Array, groups: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array, work
+from minidist.array import Array, module_of, work
 from minidist.ops.elementwise import ShapeError, same_device, unbroadcast
 from minidist.tensor import Into, Tensor, as_tensor
 
@@ -88,7 +88,13 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             grad_x = (grad @ matrix.T).reshape(shape)  # (n, o) @ (o, i) -> (n, i)
         if not biased:
             return grad_x, Into(weight_grad)
-        return grad_x, Into(weight_grad), Into(lambda out: grad.sum(axis=0, out=out))
+        return grad_x, Into(weight_grad), Into(lambda out: column_sums(grad, out))
 
     parents = (x, weight) if bias is None else (x, weight, bias)
     return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)
+
+
+def column_sums(rows: Array, out: Array | None = None) -> Array:
+    """The sum over the rows of (n, w), as a product with ones: BLAS adds faster than NumPy."""
+    xp = module_of(rows)
+    return xp.matmul(xp.ones(len(rows), rows.dtype), rows, out=out)  # (n,) @ (n, w) -> (w,)

@@ -14,6 +14,7 @@ from typing import Any
 from minidist.array import Array
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import ShapeError, same_device
+from minidist.ops.matmul import column_sums
 from minidist.tensor import Into, Tensor, recording
 
 
@@ -57,10 +58,11 @@ def _last_axis(
             xp.subtract(rows[part], rows[part] @ average, out=out)
         else:
             out[...] = rows[part]
-        square = (out * out) @ average  # (n, 1)
+        square = xp.einsum("nw,nw->n", out, out)  # one pass, and no array of squares
+        square *= 1 / (width or 1)
         square += epsilon
         xp.sqrt(square, out=square)
-        xp.divide(1, square, out=inverse[part])
+        xp.divide(1, square[:, None], out=inverse[part])
         out *= inverse[part]
         xp.multiply(out, scale, out=y[part])
         if bias is not None:
@@ -69,30 +71,26 @@ def _last_axis(
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(-1, width)  # (n, w)
-        ones, average = xp.ones((1, len(grad)), grad.dtype), _average(xp, width, grad.dtype)
-        grad_x = xp.empty(grad.shape, grad.dtype) if wants_input_grad else None
+        average = _average(xp, width, grad.dtype)
+        grad_x = xp.empty(shape, grad.dtype) if wants_input_grad else None
 
         def weight_grad(out: Array | None) -> Array:
-            # Σ over rows of grad · x̂, by chunks: a product with ones sums a column fast.
-            total = xp.zeros(width, grad.dtype) if out is None else out
-            total.fill(0)
-            for part in chunks(grad, width):
-                total += (ones[:, part] @ (grad[part] * normed[part]))[0]
-            return total
+            return xp.einsum("nw,nw->w", grad, normed, out=out)  # Σ over rows of grad · x̂
 
         if grad_x is not None:
+            filled = grad_x.reshape(-1, width)  # (n, w), the same memory
             for part in chunks(grad, width):
-                out, hat = grad_x[part], normed[part]
+                out, hat = filled[part], normed[part]
                 xp.multiply(grad[part], scale, out=out)  # u
-                product = (out * hat) @ average
+                product = xp.einsum("nw,nw->n", out, hat)[:, None]  # (n, 1)
+                product *= 1 / (width or 1)
                 if centred:
                     out -= out @ average
                 out -= hat * product
                 out *= inverse[part]
-            grad_x = grad_x.reshape(shape)
         gradients: tuple[Any, ...] = (grad_x, Into(weight_grad))
         if biased:
-            gradients += (lambda: (ones @ grad)[0],)
+            gradients += (Into(lambda out: column_sums(grad, out)),)
         return gradients
 
     backward.__qualname__ = f"{name}.backward"
