@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,7 @@ def generator(seed: int, *what: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """What the random draws of one training step are keyed by: see ``draws``."""
 
     seed: int
@@ -89,7 +88,8 @@ def uniform_rows(name: str, rows: int, width: int) -> np.ndarray:
     table = np.empty((rows, blocks * 8), np.uint32)
     # One generator for each run of consecutive positions.
     starts = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)
-    for start, stop in zip(starts, [*starts[1:], rows], strict=True):
+    stops = [*starts[1:], rows][: len(starts)]
+    for start, stop in zip(starts, stops, strict=True):
         philox = generator(now.seed, "draws", name, now.step).bit_generator
         philox.advance(int(positions[start]) * blocks)  # type: ignore[attr-defined]
         words = philox.random_raw(int(stop - start) * blocks * 4)

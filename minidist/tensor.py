@@ -461,6 +461,13 @@ def _check_backward(node: Node, parts: Gradients) -> list[Any]:
     return parts
 
 
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Record inside, also within ``no_grad``: for computing again during a backward."""
+    with _set_mode(recording=True):
+        yield
+
+
 class Deferred(list):
     """Weight gradients still to be computed; ``run()`` computes them, in order."""
 
@@ -543,3 +550,7 @@ def measure_saved(exclude: Sequence[Array] = ()) -> Iterator[Meter]:
     meter = Meter(exclude)
     with _set_mode(meter=meter):
         yield meter
+
+
+# Last, so that it finds everything above: gives Tensor its operators and methods.
+import minidist.ops  # noqa: E402, F401

@@ -320,7 +320,7 @@ class Module:
 
     def __repr__(self) -> str:
         inner = "".join(
-            f"\n  {name}: {child!r}".replace("\n", "\n  ").rstrip()
+            f"\n{name}: {child!r}".replace("\n", "\n  ")
             for name, child in self.children()
             if isinstance(child, Module)
         )

@@ -64,7 +64,7 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
         inner = xp.multiply(x, x)
         inner *= scale * 0.044715
         inner += scale  # a = √(2/π) (1 + 0.044715 x²)
-        rest = inner * 6 if slope is not None else None
+        rest = inner * 6
         inner *= x
         cdf = xp.tanh(inner, out=inner)
         cdf *= 0.5

@@ -192,7 +192,7 @@ def attention_backward(
 
 def _pieces(q: Array, k: Array, causal: bool) -> Iterator[tuple[slice, slice, int]]:
     """Some samples, a block of their query rows, and the number of keys these may read."""
-    batch, groups, shared, length, _ = q.shape
+    _, groups, shared, length, _ = q.shape
     keys = k.shape[3]
     rows = groups * shared * min(BLOCK, length)
     for some in chunks(q, rows * keys, WEIGHTS):

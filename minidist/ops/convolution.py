@@ -1,24 +1,29 @@
 """Convolution in two dimensions, as a matrix product over patches ("im2col").
 
 Every output pixel is a dot product of the kernel with the patch of the input beneath it. Write
-the patches as columns of a matrix and all of them are one product:
+the patches as rows of a matrix and all of them are one product:
 
-    (out channels, C·KH·KW)  @  (C·KH·KW, pixels)  →  (out channels, pixels)
+    (pixels, KH·KW·C)  @  (KH·KW·C, out channels)  →  (pixels, out channels)
 
+Chellapilla et al., "High performance convolutional neural networks for document processing", 2006.
 The patch matrix holds each input pixel KH·KW times, so we neither make it whole nor keep it: we
 go through the batch a few samples at a time, so that their patches stay in cache, and make them
-again for the backward. Chellapilla et al., "High performance convolutional neural networks for
-document processing", 2006.
+again for the backward.
+
+The product leaves the channels of a pixel side by side in memory, and we leave them there: the
+*shape* of images is (n, c, h, w) throughout, their memory is that of (n, h, w, c). NumPy's
+elementwise functions keep such an order, and a row of a patch is then one run of KW·C numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from minidist.array import Array, module_of, work
+from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import ShapeError, same_device
+from minidist.ops.matmul import column_sums
 from minidist.tensor import Into, Tensor, as_tensor
 
 PATCHES = 1 << 20  # bytes of patches at a time
@@ -46,76 +51,136 @@ def conv2d(
     x = as_tensor(x)
     _check(x, weight, bias, stride, padding, groups)
     same_device("conv2d", x, weight)
-    xp = x.xp
-    n, c, h, w = x.shape
-    o, cg, kh, kw = weight.shape
+    xp, data, shape = x.xp, x.data, x.shape
+    n, _, h, w = shape
+    o, cg, kh, kw = kernel_shape = weight.shape
     oh = convolved_length(h, kh, stride, padding)
     ow = convolved_length(w, kw, stride, padding)
-    data = x.data
-    matrix = weight.data.reshape(groups, o // groups, cg * kh * kw)
+    kernels = weight.data
     flops = 2 * n * o * oh * ow * cg * kh * kw
     work.flops += flops
-
-    step = max(1, PATCHES // max(1, c * kh * kw * oh * ow * x.dtype.itemsize))
-    if not isinstance(data, np.ndarray):
-        step = max(1, n)  # a GPU wants few large products
-    parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-    def patches(part: slice) -> Array:
-        """The patches of some samples as columns: (groups, c/groups·kh·kw, samples·oh·ow)."""
-        images = pad_images(data[part], padding).transpose(1, 0, 2, 3)  # (c, m, h, w)
-        columns = xp.empty((c, kh, kw, images.shape[1], oh, ow), data.dtype)
-        for i in range(kh):
-            for j in range(kw):
-                columns[:, i, j] = images[window(i, j, oh, ow, stride)]
-        return columns.reshape(groups, cg * kh * kw, -1)
-
-    out = xp.empty((n, o, oh, ow), data.dtype)
-    for part in parts:
-        # (g, o/g, c/g·kh·kw) @ (g, c/g·kh·kw, m·oh·ow) -> (g, o/g, m·oh·ow)
-        product = (matrix @ patches(part)).reshape(o, -1, oh, ow).transpose(1, 0, 2, 3)
-        if bias is None:
-            out[part] = product
-        else:
-            xp.add(product, bias.data[:, None, None], out=out[part])
-    shape, kernel_shape = x.shape, weight.shape
+    out = xp.empty((n, oh, ow, o), data.dtype)
+    correlate(data, kernels, out, stride, padding, groups)
+    if bias is not None:
+        out += bias.data
     wants_input_grad, biased = x.node is not None, bias is not None
 
-    def columns_of(grad: Array, part: slice) -> Array:
-        return grad[part].transpose(1, 0, 2, 3).reshape(groups, o // groups, -1)
-
     def backward(grad: Array) -> Any:
+        grad = grad.transpose(0, 2, 3, 1)  # (n, oh, ow, o)
+
         def weight_grad(out: Array | None) -> Array:
             work.flops += flops
-            total = xp.zeros(kernel_shape, grad.dtype) if out is None else out
-            total.fill(0)
-            view = total.reshape(groups, o // groups, cg * kh * kw)
-            for part in parts:
-                # (g, o/g, m·oh·ow) @ (g, m·oh·ow, c/g·kh·kw) -> (g, o/g, c/g·kh·kw)
-                view += columns_of(grad, part) @ patches(part).swapaxes(1, 2)
-            return total
+            total = xp.zeros((groups, kh * kw * cg, o // groups), grad.dtype)
+            for part, inputs, outputs, g in _pieces(data, grad, kernels, groups):
+                images = pad_images(data[part, inputs], padding)
+                rows = patch_matrix(images, kh, kw, oh, ow, stride)
+                # (kh·kw·c/g, m·oh·ow) @ (m·oh·ow, o/g) -> (kh·kw·c/g, o/g)
+                total[g] += rows.T @ grad[part].reshape(-1, o)[:, outputs]
+            out = xp.empty(kernel_shape, grad.dtype) if out is None else out
+            turned = total.reshape(groups, kh * kw, cg, o // groups).transpose(0, 3, 2, 1)
+            out[...] = turned.reshape(kernel_shape)
+            return out
 
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            hp, wp = h + 2 * padding, w + 2 * padding
-            grad_padded = xp.zeros((n, c, hp, wp), grad.dtype)
-            for part in parts:
-                # (g, c/g·kh·kw, o/g) @ (g, o/g, m·oh·ow) -> (g, c/g·kh·kw, m·oh·ow)
-                columns = matrix.swapaxes(1, 2) @ columns_of(grad, part)
-                columns = columns.reshape(c, kh, kw, -1, oh, ow)
-                images = grad_padded[part].transpose(1, 0, 2, 3)  # (c, m, h, w): a view
-                for i in range(kh):  # patches overlap, so each place is added separately
-                    for j in range(kw):
-                        images[window(i, j, oh, ow, stride)] += columns[:, i, j]
-            inside = slice(padding, padding + h), slice(padding, padding + w)
-            grad_x = grad_padded[:, :, inside[0], inside[1]].reshape(shape)
+            if stride == 1 and kh == kw > padding:
+                # Every pixel is under the kernel's places in reverse order: a convolution of the
+                # gradient with the kernels turned by 180°, from outputs to inputs.
+                turned = kernels.reshape(groups, o // groups, cg, kh, kw).swapaxes(1, 2)
+                turned = turned[..., ::-1, ::-1].reshape(groups * cg, o // groups, kh, kw)
+                grad_x = xp.empty((n, h, w, groups * cg), grad.dtype)
+                images = grad.transpose(0, 3, 1, 2)
+                correlate(images, turned, grad_x, 1, kh - 1 - padding, groups)
+            else:
+                grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, groups * cg), grad.dtype)
+                matrix = kernel_matrix(kernels, groups)
+                for part, inputs, outputs, g in _pieces(data, grad, kernels, groups):
+                    # (m·oh·ow, o/g) @ (o/g, kh·kw·c/g) -> (m·oh·ow, kh·kw·c/g)
+                    rows = grad[part].reshape(-1, o)[:, outputs] @ matrix[g].T
+                    add_patches(grad_x[part, :, :, inputs], rows, kh, kw, oh, ow, stride)
+                grad_x = grad_x[:, padding : padding + h, padding : padding + w]
+            grad_x = grad_x.transpose(0, 3, 1, 2)  # (n, c, h, w)
         if not biased:
             return grad_x, Into(weight_grad)
-        return grad_x, Into(weight_grad), lambda: grad.sum(axis=(0, 2, 3))
+        return (
+            grad_x,
+            Into(weight_grad),
+            Into(lambda out: column_sums(grad.reshape(-1, o), out)),
+        )
 
     parents = (x, weight) if bias is None else (x, weight, bias)
-    return Tensor.of(out, parents, backward)
+    return Tensor.of(out.transpose(0, 3, 1, 2), parents, backward)
+
+
+def correlate(
+    images: Array, kernels: Array, out: Array, stride: int, padding: int, groups: int
+) -> None:
+    """Fill ``out`` (n, oh, ow, o) from images (n, c, h, w) and kernels (o, c/groups, kh, kw)."""
+    xp = module_of(images)
+    _, oh, ow, o = out.shape
+    kh, kw = kernels.shape[2:]
+    matrix = kernel_matrix(kernels, groups)
+    for part, inputs, outputs, g in _pieces(images, out, kernels, groups):
+        rows = patch_matrix(pad_images(images[part, inputs], padding), kh, kw, oh, ow, stride)
+        pixels = out[part].reshape(-1, o)[:, outputs]  # (m·oh·ow, o/g), the same memory
+        # (m·oh·ow, kh·kw·c/g) @ (kh·kw·c/g, o/g) -> (m·oh·ow, o/g)
+        xp.matmul(rows, matrix[g], out=pixels)
+
+
+def _pieces(
+    images: Array, out: Array, kernels: Array, groups: int
+) -> Iterator[tuple[slice, slice, slice, int]]:
+    """Some samples, and the input and output channels of a group, and the group."""
+    o, cg, kh, kw = kernels.shape
+    og = o // groups
+    for part in chunks(images, out.shape[1] * out.shape[2] * kh * kw * cg, PATCHES):
+        for g in range(groups):
+            yield part, slice(g * cg, (g + 1) * cg), slice(g * og, (g + 1) * og), g
+
+
+def patch_matrix(images: Array, kh: int, kw: int, oh: int, ow: int, stride: int) -> Array:
+    """Patches of (m, c, h, w) as rows: (m·oh·ow, kh·kw·c).
+
+    Copying is fast along runs of memory. With many channels these are the rows of a patch, kw·c
+    numbers; with few they are rows of the image, and we fill the transposed matrix.
+    """
+    xp = module_of(images)
+    m, c = images.shape[:2]
+    if kw * c < ow:
+        columns = xp.empty((kh, kw, c, m, oh, ow), images.dtype)
+        for i in range(kh):
+            for j in range(kw):
+                columns[i, j] = images.transpose(1, 0, 2, 3)[window(i, j, oh, ow, stride)]
+        return columns.reshape(kh * kw * c, m * oh * ow).T
+    images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
+    out = xp.empty((m, oh, ow, kh, kw * c), images.dtype)
+    sample, row, pixel, one = images.strides
+    # Patches that overlap in memory, seen as if each had its own: (m, oh, ow, kh, kw·c).
+    strides = (sample, stride * row, stride * pixel, row, one)
+    out[...] = xp.lib.stride_tricks.as_strided(images, out.shape, strides)
+    return out.reshape(m * oh * ow, kh * kw * c)
+
+
+def add_patches(
+    images: Array, rows: Array, kh: int, kw: int, oh: int, ow: int, stride: int
+) -> None:
+    """The reverse of ``patch_matrix``: add every patch to (m, h, w, c) where it came from.
+
+    Patches overlap, so each place in the kernel is added separately.
+    """
+    rows = rows.reshape(-1, oh, ow, kh, kw, images.shape[3])
+    for i in range(kh):
+        for j in range(kw):
+            place = images.transpose(0, 3, 1, 2)[window(i, j, oh, ow, stride)]
+            place += rows[:, :, :, i, j].transpose(0, 3, 1, 2)
+
+
+def kernel_matrix(kernels: Array, groups: int) -> Array:
+    """(o, c/g, kh, kw) as matrices that patches are multiplied by: (g, kh·kw·c/g, o/g)."""
+    o, cg, kh, kw = kernels.shape
+    ordered = kernels.reshape(groups, o // groups, cg, kh * kw).transpose(0, 3, 2, 1)
+    return module_of(kernels).ascontiguousarray(ordered).reshape(groups, kh * kw * cg, o // groups)
 
 
 def pad_images(images: Array, padding: int, value: float = 0.0) -> Array:
@@ -124,7 +189,8 @@ def pad_images(images: Array, padding: int, value: float = 0.0) -> Array:
         return images
     n, c, h, w = images.shape
     xp = module_of(images)
-    padded = xp.full((n, c, h + 2 * padding, w + 2 * padding), value, images.dtype)
+    padded = xp.full((n, h + 2 * padding, w + 2 * padding, c), value, images.dtype)
+    padded = padded.transpose(0, 3, 1, 2)  # channels side by side in memory
     padded[:, :, padding : padding + h, padding : padding + w] = images
     return padded
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array, DeviceError
+from minidist.array import Array, DeviceError, module_of
 from minidist.tensor import Tensor, as_tensor
 
 Shape = tuple[int, ...]
@@ -51,15 +50,19 @@ def constant(value: Any, like: Tensor) -> Tensor:
     return out
 
 
-def same_device(name: str, *tensors: Tensor) -> None:
+def same_device(name: str, first: Tensor, *others: Tensor) -> None:
     """Raise DeviceError unless all arrays are of one library. NumPy scalars go anywhere."""
-    kinds = {type(t.data) for t in tensors if not isinstance(t.data, np.generic)}
-    if len(kinds) > 1:
-        raise DeviceError(
-            f"{name}: the inputs are on different devices "
-            f"({', '.join(sorted(kind.__module__.partition('.')[0] for kind in kinds))}): "
-            "move them to one with minidist.array.to_device"
-        )
+    for other in others:
+        if type(other.data) is type(first.data):
+            continue
+        if isinstance(first.data, np.generic) or isinstance(other.data, np.generic):
+            continue
+        one, two = module_of(first.data).__name__, module_of(other.data).__name__
+        if one != two:
+            raise DeviceError(
+                f"{name}: one input {first.shape} is an array of {one}, another {other.shape} of "
+                f"{two}: move them to one device with minidist.array.to_device"
+            )
 
 
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -216,7 +219,7 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     if not isinstance(x, Tensor) and not isinstance(y, Tensor):
         x = Tensor(x)
     x, y = pair("where", x, y)
-    xp = arrays.module_of(x.data if not isinstance(x.data, np.generic) else y.data)
+    xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     condition = xp.asarray(condition, dtype=bool)
     shape_x, shape_y = wanted(x), wanted(y)
     try:
@@ -248,7 +251,7 @@ def minimum(x: Any, y: Any) -> Tensor:
 def _extreme(name: str, x: Any, y: Any) -> Tensor:
     x, y = pair(name, x, y)
     shape_x, shape_y = wanted(x), wanted(y)
-    xp = arrays.module_of(x.data if not isinstance(x.data, np.generic) else y.data)
+    xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     a, b = x.data, y.data
 
     def backward(grad: Array) -> Any:

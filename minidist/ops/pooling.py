@@ -29,14 +29,19 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     winner = xp.zeros(y.shape, xp.uint8)
     for place in range(1, kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
-        larger = shifted > y
+        # Places come in order, so the latest winner is the largest number so far.
+        xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
         xp.maximum(y, shifted, out=y)
-        winner[larger] = place
 
     def backward(grad: Array) -> Any:
-        grad_x = xp.zeros((n, c, h + 2 * padding, w + 2 * padding), grad.dtype)
+        grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
+        grad_x = grad_x.transpose(0, 3, 1, 2)  # in memory as ``conv2d`` leaves images
         for place in range(kernel * kernel):
-            grad_x[window(*divmod(place, kernel), oh, ow, stride)] += grad * (winner == place)
+            shifted = grad_x[window(*divmod(place, kernel), oh, ow, stride)]
+            if stride >= kernel:  # windows do not overlap, so nothing is there yet
+                xp.multiply(grad, winner == place, out=shifted)
+            else:
+                shifted += grad * (winner == place)
         return (grad_x[:, :, padding : padding + h, padding : padding + w],)
 
     return Tensor.of(y, (x,), backward)
@@ -55,7 +60,8 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     y *= scale
 
     def backward(grad: Array) -> Any:
-        grad_x = xp.zeros((n, c, h + 2 * padding, w + 2 * padding), grad.dtype)
+        grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
+        grad_x = grad_x.transpose(0, 3, 1, 2)  # in memory as ``conv2d`` leaves images
         share = grad * scale
         for place in places:
             grad_x[place] += share

@@ -1,0 +1,146 @@
+"""A stand-in for a GPU's arrays, for machines without one: NumPy inside, CuPy's manners outside.
+
+What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, and
+silent conversion to NumPy. Code that passes here with ``device="strict"`` keeps its arrays where
+they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
+"""
+
+import types
+from typing import Any
+
+import numpy as np
+
+_SCALARS = (int, float, bool, complex, np.generic, type(None))
+
+
+class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
+    """An array of the stand-in device."""
+
+    __slots__ = ("_host",)
+    __array_ufunc__ = None
+    __hash__ = None
+
+    def __init__(self, host: np.ndarray) -> None:
+        assert isinstance(host, np.ndarray)
+        self._host = host
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("implicit conversion of a device array to NumPy: use to_host()")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # NumPy's ways of looking inside an array, among others
+        value = getattr(self._host, name)
+        return _wrapped(value, name) if callable(value) else _wrap(value)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _wrap(self._host[_unwrap(index, "indexing")])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._host[_unwrap(index, "indexing")] = _unwrap(value, "assignment")
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def __float__(self) -> float:
+        return float(self._host)
+
+    def __repr__(self) -> str:
+        return f"strict.{self._host!r}"
+
+
+def _operator(name: str) -> Any:
+    def method(self: ndarray, *others: Any) -> Any:
+        values = [_unwrap(other, name) for other in others]
+        result = getattr(self._host, name)(*values)
+        if name.startswith("__i") and name != "__invert__":
+            assert result is self._host
+            return self
+        return NotImplemented if result is NotImplemented else _wrap(result)
+
+    return method
+
+
+for _name in (  # noqa: SIM905 (a list of 34 strings is no clearer)
+    "add sub mul truediv floordiv mod pow matmul radd rsub rmul rtruediv rpow rmatmul "
+    "iadd isub imul itruediv ipow eq ne lt le gt ge neg pos abs invert and or xor rand ror"
+).split():
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return ndarray(value)
+    if isinstance(value, np.generic):
+        return ndarray(np.asarray(value))  # a GPU's results stay on it, single numbers too
+    if isinstance(value, (list, tuple)) and any(isinstance(item, np.ndarray) for item in value):
+        return type(value)(_wrap(item) for item in value)
+    return value
+
+
+def _unwrap(value: Any, where: str) -> Any:
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{where}: a NumPy array of shape {value.shape} among device arrays")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_unwrap(item, where) for item in value)
+    return value
+
+
+def _wrapped(function: Any, name: str) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        values = [_unwrap(arg, name) for arg in args]
+        named = {key: _unwrap(value, name) for key, value in kwargs.items()}
+        return _wrap(function(*values, **named))
+
+    return call
+
+
+class _Function:
+    """A function of the module: NumPy's, on device arrays alone; ufuncs keep their methods."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _wrapped(self._function, self._function.__name__)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "reduceat":
+            raise AttributeError("CuPy's ufuncs have no reduceat")
+        return _wrapped(getattr(self._function, name), name)
+
+
+def asarray(value: Any, dtype: Any = None) -> ndarray:
+    """A device array of numbers, of a NumPy array (a copy to the device), or itself."""
+    host = value._host if isinstance(value, ndarray) else np.array(value)
+    return ndarray(np.asarray(host, dtype=dtype))
+
+
+def array(value: Any, dtype: Any = None, copy: bool = True) -> ndarray:
+    """A new device array."""
+    return ndarray(np.array(asarray(value)._host, dtype=dtype))
+
+
+def asnumpy(value: ndarray) -> np.ndarray:
+    """A copy on the host."""
+    return value._host.copy()
+
+
+lib = types.SimpleNamespace(
+    stride_tricks=types.SimpleNamespace(as_strided=_Function(np.lib.stride_tricks.as_strided))
+)
+
+
+def __getattr__(name: str) -> Any:
+    value = getattr(np, name)
+    if callable(value) and not isinstance(value, type):
+        return _Function(value)
+    return value
