@@ -16,6 +16,7 @@ LAYERS = {
     "Linear, no bias": (nn.Linear(8, 5, bias=False), TOKENS),
     "Embedding": (nn.Embedding(10, 4), (2, 5)),
     "Flatten": (nn.Flatten(), IMAGE),
+    "Flatten, view": (nn.Flatten(), TOKENS),
     "ReLU": (nn.ReLU(), ROWS),
     "Tanh": (nn.Tanh(), ROWS),
     "Sigmoid": (nn.Sigmoid(), ROWS),

@@ -65,17 +65,18 @@ class Embedding(Module):
 class Flatten(Module):
     """(batch, ...) → (batch, product of the rest).
 
-    Convolutions leave images (n, c, h, w) channels last in memory, so for those it is a copy.
+    A view, except of images (n, c, h, w): convolution leaves their channels side by side in
+    memory, and putting them in order is a copy.
     """
 
     def forward(self, x: Any) -> Tensor:
         x = as_tensor(x)
-        if x.ndim > 3:
-            x = Tensor.of(x.data.copy(), (x,), lambda grad: (grad,))  # in order "C"
+        if x.ndim == 4:
+            x = ops.copy(x)
         return ops.reshape(x, x.shape[0], int(np.prod(x.shape[1:])))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost((shape[0], int(np.prod(shape[1:]))), view=len(shape) <= 3)
+        return LayerCost((shape[0], int(np.prod(shape[1:]))), view=len(shape) != 4)
 
 
 class Sequential(Module):

@@ -51,6 +51,7 @@ from minidist.ops.reduction import logsumexp, max, mean, min, sum, var
 from minidist.ops.shape import (
     broadcast_to,
     concatenate,
+    copy,
     expand_dims,
     flatten,
     pad,
@@ -113,6 +114,7 @@ __all__ = [
     "clip",
     "concatenate",
     "conv2d",
+    "copy",
     "cross_entropy",
     "divide",
     "dropout",

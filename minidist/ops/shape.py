@@ -28,6 +28,11 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     return Tensor.of(y, (x,), lambda grad: (grad.reshape(old),))
 
 
+def copy(x: Tensor) -> Tensor:
+    """The same elements in memory of their own, in row-major order."""
+    return Tensor.of(x.data.copy(), (x,), lambda grad: (grad,))
+
+
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """All axes from ``start`` on as one."""
     length = 1
