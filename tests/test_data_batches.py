@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minidist.data import Augment, Batches, Dataset, fashion_mnist
 
@@ -108,3 +110,18 @@ def test_errors_say_what_is_wrong():
         Batches(images(), 4)[0].shard(2, 2)
     with pytest.raises(ValueError, match="2 inputs but 3 targets"):
         Dataset("uneven", np.zeros(2), np.zeros(3), 1)
+
+
+@given(
+    size=st.integers(1, 23),
+    step=st.integers(0, 60),
+    cuts=st.lists(st.integers(1, 5), max_size=3),
+)
+def test_any_nesting_of_shards_is_the_batch(size, step, cuts):
+    batch = Batches(images(), size, seed=2)[step]
+    parts = [batch]
+    for cut in cuts:
+        parts = [part.shard(rank, cut) for part in parts for rank in range(cut)]
+    np.testing.assert_array_equal(np.concatenate([p.indices for p in parts]), batch.indices)
+    np.testing.assert_array_equal(np.concatenate([p.positions for p in parts]), batch.positions)
+    assert {p.count for p in parts} == {len(batch)}

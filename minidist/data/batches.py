@@ -66,7 +66,10 @@ class Dataset:
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two datasets, (training, held-out), dealt out at random by ``seed``; both in memory."""
+        """Two datasets, (training, held-out), dealt out at random by ``seed``; both in memory.
+
+        Not for windows of a text, which overlap: cut the text itself, with ``split_tokens``.
+        """
         count = round(len(self) * held_out)
         if not 0 < count < len(self):
             raise ValueError(f"split: {held_out} of {len(self)} samples leaves one side empty")
