@@ -24,7 +24,7 @@ from minidist.comm.machine import Machine
 
 
 class Clocks:
-    """A clock, a count of messages, of bytes and of reduced bytes, for each rank of one stream."""
+    """For each rank of one stream: a clock; messages and bytes sent; seconds of computing."""
 
     def __init__(self, machine: Machine, size: int) -> None:
         self.machine = machine
@@ -32,7 +32,7 @@ class Clocks:
         self.now = [0.0] * size
         self.messages = [0] * size
         self.nbytes = [0] * size
-        self.reduced = [0] * size
+        self.busy = [0.0] * size
 
     def wait_for(self, times: Sequence[float]) -> None:
         """No rank goes on before its own of ``times``."""
@@ -40,7 +40,9 @@ class Clocks:
 
     def compute(self, seconds: Sequence[float]) -> None:
         """Every rank computes for its own of ``seconds``."""
-        self.now = [sum(pair) for pair in zip(self.now, seconds, strict=True)]
+        for rank, mine in enumerate(seconds):
+            self.now[rank] += mine
+            self.busy[rank] += mine
 
     def shift(self, nbytes: Sequence[int], reduce: bool = False, distance: int = 1) -> None:
         """Rank r sends ``nbytes[r]`` to rank r + distance, and adds what it receives if asked."""
@@ -56,12 +58,8 @@ class Clocks:
             self.nbytes[rank] += nbytes[rank]
             self.now[rank] = max(ends[rank], ends[source])
             if reduce:
-                self.add(rank, nbytes[source])
-
-    def add(self, rank: int, nbytes: int) -> None:
-        """``rank`` combines ``nbytes`` into as many."""
-        self.reduced[rank] += nbytes
-        self.now[rank] += self.machine.reduce(nbytes)
+                self.now[rank] += self.machine.reduce(nbytes[source])
+                self.busy[rank] += self.machine.reduce(nbytes[source])
 
     def all_reduce(self, length: int, itemsize: int) -> None:
         """``ring.all_reduce`` of ``length`` elements."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from minidist.parallel import compressors
+from minidist.parallel.compression import Compressed
 from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
+from minidist.parallel.gossip import Gossip
+from minidist.parallel.local_sgd import DiLoCo, LocalSGD
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
@@ -19,7 +23,11 @@ from minidist.parallel.zero3 import Zero3
 
 __all__ = [
     "METHODS",
+    "Compressed",
     "DataParallel",
+    "DiLoCo",
+    "Gossip",
+    "LocalSGD",
     "Method",
     "Overlapped",
     "ParameterServer",
@@ -43,6 +51,17 @@ METHODS: dict[str, Callable[..., Method]] = {
     "zero/1": Zero1,
     "zero/2": Zero2,
     "zero/3": Zero3,
+    "compression/float16": partial(Compressed, compressor=compressors.Float16),
+    "compression/bfloat16": partial(Compressed, compressor=compressors.BFloat16),
+    "compression/top_k": partial(Compressed, compressor=compressors.TopK),
+    "compression/random_k": partial(Compressed, compressor=partial(compressors.RandomK, 0.1)),
+    "compression/sign": partial(Compressed, compressor=compressors.Sign),
+    "compression/qsgd": partial(Compressed, compressor=compressors.Quantised),
+    "compression/power_sgd": partial(Compressed, compressor=compressors.PowerSGD),
+    "local_sgd/average": LocalSGD,
+    "local_sgd/diloco": DiLoCo,
+    "gossip/ring": Gossip,
+    "gossip/exponential": partial(Gossip, graph="exponential"),
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
 }

@@ -168,17 +168,17 @@ class PerParameter(DataParallel):
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """One ring after the other, each from where the last one ended (rings only)."""
-        ranks = range(self.comm.size)
-        compute = [self.compute_seconds(batch, machine, rank) for rank in ranks]
         clocks = Clocks(machine, self.comm.size)
-        clocks.compute(compute)
+        clocks.compute(
+            [self.compute_seconds(batch, machine, rank) for rank in range(self.comm.size)]
+        )
         for part in self.pieces():
             clocks.all_reduce(part.stop - part.start, self.itemsize)
         return StepCost(
             messages=clocks.messages,
             nbytes=clocks.nbytes,
             peak_bytes=self.replica_bytes(batch),
-            busy=[compute[rank] + machine.reduce(clocks.reduced[rank]) for rank in ranks],
+            busy=clocks.busy,
             seconds=max(clocks.now),
         )
 

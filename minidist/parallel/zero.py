@@ -119,12 +119,13 @@ class Zero1(Method):
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
         ranks, psi = range(self.comm.size), parameter_count(self.whole)
-        compute = [
-            machine.compute(sum(training_flops(self.whole, self.shape(batch, rank))), rank)
-            for rank in ranks
-        ]
         clocks = Clocks(machine, self.comm.size)
-        clocks.compute(compute)
+        clocks.compute(
+            [
+                machine.compute(sum(training_flops(self.whole, self.shape(batch, rank))), rank)
+                for rank in ranks
+            ]
+        )
         clocks.reduce_scatter(self.shards, self.itemsize)
         self.sum_numbers(clocks, [len(self.model.flat.slices)])
         clocks.all_gather(self.shards, self.itemsize)
@@ -138,7 +139,7 @@ class Zero1(Method):
                 "optimizer": self.optimizer_bytes([self.shards]),
                 "activations": self.activation_bytes(batch),
             },
-            busy=[compute[rank] + machine.reduce(clocks.reduced[rank]) for rank in ranks],
+            busy=clocks.busy,
             seconds=max(clocks.now),
         )
 
