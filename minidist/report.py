@@ -55,7 +55,7 @@ def table(report: dict[str, Any]) -> Table:
             _both(row["bytes_sent"], row["predicted_bytes_sent"], 1e-3, "{:,.1f}"),
             _both(row["messages_sent"], row["predicted_messages_sent"], 1, "{:,.0f}"),
             _both(held(row["peak_bytes"]), held(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"),
-            f"{row['idle_fraction']:.0%} ({row['predicted_idle_fraction']:.0%})",
+            f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
             f"{row['step_seconds'] * 1e3:.2f}",
         )
     return view
@@ -64,6 +64,10 @@ def table(report: dict[str, Any]) -> Table:
 def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, form: str) -> str:
     got, expected = form.format(max(measured) * scale), form.format(max(predicted) * scale)
     return f"{got} ({'=' if measured == predicted else expected})"
+
+
+def _percent(fraction: float | None) -> str:
+    return "unknown" if fraction is None else f"{fraction:.0%}"
 
 
 def save(
@@ -104,7 +108,8 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
     grid = below.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
     below.subplots_adjust(left=0.06, right=0.98, top=0.92, bottom=0.06, hspace=0.75)
     for axes, row, events in zip(grid[:, 0], rows, timelines.values(), strict=True):
-        idle = f"{row['idle_fraction']:.0%} idle, predicted {row['predicted_idle_fraction']:.0%}"
+        predicted = row["predicted_idle_fraction"]
+        idle = f"{row['idle_fraction']:.0%} idle, predicted {_percent(predicted)}"
         draw_timeline(axes, events, f"{label(row)}: one step ({idle})")
         axes.spines[["top", "right"]].set_visible(False)
     handles = [_patch(colour, name) for name, colour in COLOURS.items()]
