@@ -12,7 +12,8 @@ from minidist.data import Batches, fashion_mnist
 from minidist.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import SGD, linear
+from minidist.optim import SGD
+from minidist.optim.schedules import linear
 from minidist.parallel import StaleParameterServer
 
 STEPS = 240  # three times through the 10,000 images
