@@ -73,7 +73,7 @@ class Record:
     predicted_peak_bytes: dict[str, list[int]] = field(default_factory=dict)
     busy: list[float] = field(default_factory=list)  # by step
     seconds: list[float] = field(default_factory=list)
-    predicted_idle: list[float] = field(default_factory=list)
+    predicted_idle: list[float | None] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; rank 0 alone knows this and the next
     accuracy: float = 0.0
@@ -286,9 +286,15 @@ def _row(
         "peak_bytes": {kind: [record.peak_bytes[kind] for record in records] for kind in KINDS},
         "predicted_peak_bytes": first.predicted_peak_bytes,
         "idle_fraction": max(0.0, float(np.median(1 - busy / slowest))),
-        "predicted_idle_fraction": median(first.predicted_idle),
+        "predicted_idle_fraction": _median_known(first.predicted_idle),
         "step_seconds": float(np.median(slowest)),
     }
+
+
+def _median_known(values: list[float | None]) -> float | None:
+    """The median; None if the method's formula does not know."""
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
 
 
 def _per_step(total: int, steps: int) -> int | float:

@@ -55,7 +55,7 @@ def table(report: dict[str, Any]) -> Table:
             _both(row["bytes_sent"], row["predicted_bytes_sent"], 1e-3, "{:,.1f}"),
             _both(row["messages_sent"], row["predicted_messages_sent"], 1, "{:,.0f}"),
             _both(held(row["peak_bytes"]), held(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"),
-            f"{row['idle_fraction']:.0%} ({row['predicted_idle_fraction']:.0%})",
+            f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
             f"{row['step_seconds'] * 1e3:.2f}",
         )
     return view
@@ -64,6 +64,10 @@ def table(report: dict[str, Any]) -> Table:
 def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, form: str) -> str:
     got, expected = form.format(max(measured) * scale), form.format(max(predicted) * scale)
     return f"{got} ({'=' if measured == predicted else expected})"
+
+
+def _percent(fraction: float | None) -> str:
+    return "unknown" if fraction is None else f"{fraction:.0%}"
 
 
 def save(
@@ -136,9 +140,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
 
 
 def _idle(row: dict[str, Any]) -> str:
-    predicted = row["predicted_idle_fraction"]
-    expected = "" if predicted is None else f" (formula {predicted:.0%})"
-    return f"idle {row['idle_fraction']:.0%}{expected}"
+    return f"idle {row['idle_fraction']:.0%} (formula {_percent(row['predicted_idle_fraction'])})"
 
 
 def _patch(colour: str, name: str) -> Any:

@@ -67,7 +67,11 @@ def test_local_world(ranks, dtype, bound):
     check_report(report, ranks, bound)
     assert report["library"] is None
     for row in report["rows"]:
-        assert row["idle_fraction"] == pytest.approx(row["predicted_idle_fraction"], abs=1e-9)
+        predicted = row["predicted_idle_fraction"]
+        if predicted is None:  # who waits depends on who comes first
+            assert row["variant"] in ("ssp", "async")
+        else:
+            assert row["idle_fraction"] == pytest.approx(predicted, abs=1e-9)
     for key, timeline in timelines.items():
         assert any(event.kind == "compute" for event in timeline[0]) or "server" in key
 

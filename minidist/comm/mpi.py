@@ -132,6 +132,8 @@ class MpiComm(Comm):
             self._comm.Send(host, to, tag)
 
     def _recv(self, array: Array, source: int, tag: int) -> int:
+        if source == ANY:
+            source = self._first_comer(tag)
         host = self._incoming(array)
         status = self._mpi.Status()
         if self._crowded:
@@ -150,6 +152,20 @@ class MpiComm(Comm):
         else:
             self._comm.Sendrecv(out, to, tag, host, source, tag, status)
         self._received(status, recv, host)
+
+    def _first_comer(self, tag: int) -> int:
+        """Who sends first: a server may wait long, so after 0.1 ms it sleeps between two looks.
+
+        From 20 µs, each sleep is twice as long as the one before, up to 1 ms.
+        """
+        status, start, pause = self._mpi.Status(), self.time(), 2e-5
+        while not self._comm.Iprobe(self._mpi.ANY_SOURCE, tag, status):
+            if self.time() - start < 1e-4:
+                os.sched_yield()
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, 1e-3)
+        return status.Get_source()
 
     def _complete(self, request: Any) -> Any:
         """Wait for an MPI request, without keeping a core from a rank that could work."""

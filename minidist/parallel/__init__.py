@@ -17,6 +17,7 @@ from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
 from minidist.parallel.serial import Serial
+from minidist.parallel.stale_parameter_server import StaleParameterServer
 from minidist.parallel.zero import Zero1
 from minidist.parallel.zero2 import Zero2
 from minidist.parallel.zero3 import Zero3
@@ -34,6 +35,7 @@ __all__ = [
     "PerParameter",
     "Pipeline",
     "Serial",
+    "StaleParameterServer",
     "StepCost",
     "Zero1",
     "Zero2",
@@ -48,6 +50,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "parameter_server/bsp": ParameterServer,
     "parameter_server/bsp_sharded": partial(ParameterServer, servers=2),
     "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
+    "parameter_server/ssp": partial(StaleParameterServer, staleness=2),
+    "parameter_server/async": StaleParameterServer,
     "zero/1": Zero1,
     "zero/2": Zero2,
     "zero/3": Zero3,

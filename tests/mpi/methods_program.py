@@ -3,16 +3,17 @@
 from minidist import launch
 from minidist.comm.mpi import MpiWorld
 from minidist.parallel import METHODS
-from tests.parallel.checks import Setting, check_equals_serial, check_predictions
+from tests.parallel.checks import Setting, check_equals_serial, check_predictions, is_exact
 
 
 def main(comm):
     for key in METHODS:
         if key == "serial":
             continue
-        for dtype in ("float64", "float32"):
-            check_equals_serial(comm, key, Setting(batch=13, dtype=dtype))
-        check_equals_serial(comm, key, Setting(batch=3))
+        if is_exact(key):
+            for dtype in ("float64", "float32"):
+                check_equals_serial(comm, key, Setting(batch=13, dtype=dtype))
+            check_equals_serial(comm, key, Setting(batch=3))
         check_predictions(comm, key, Setting(batch=13))
         if comm.rank == 0:
             print(f"passed {key} on {comm.size} ranks")

@@ -61,6 +61,11 @@ def test_a_longer_message_than_expected_ends_the_job_too():
     assert "finished" not in done.stdout
 
 
+def test_a_server_that_waits_for_anyone_leaves_its_core_to_others():
+    done = mpirun(3, str(HERE / "patient_program.py"), seconds=30)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_launcher_of_another_mpi_is_noticed():
     """A foreign mpirun starts N jobs of size 1, and says in its own variable that there are N."""
     environment = mpi_environment() | {"OMPI_COMM_WORLD_SIZE": "4"}

@@ -34,6 +34,11 @@ def images(count: int = 60, pixels: int = 12, classes: int = 5) -> Dataset:
     return Dataset("random", inputs, random.integers(0, classes, count), classes)
 
 
+def is_exact(key: str) -> bool:
+    """Whether a method promises the parameters of serial training."""
+    return getattr(METHODS[key], "func", METHODS[key]).exact
+
+
 @dataclass
 class Setting:
     """What is trained, and how long."""
@@ -126,9 +131,11 @@ def check_predictions(comm: Comm, key: str, setting: Setting) -> None:
 
             if isinstance(comm, LocalComm):
                 worked = comm.trace.busy - busy
-                assert abs(worked - cost.busy[comm.rank]) <= 1e-9 * cost.seconds, (
+                assert abs(worked - cost.busy[comm.rank]) <= 1e-9 * max(cost.busy), (
                     f"{key}: rank {comm.rank} computed {worked} s, formula {cost.busy[comm.rank]}"
                 )
+                if cost.seconds is None:  # it depends on who comes first
+                    continue
                 slowest = np.array([seconds])
                 from minidist.collectives import all_reduce
 

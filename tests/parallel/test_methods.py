@@ -15,13 +15,14 @@ from tests.parallel.checks import (
     Setting,
     check_equals_serial,
     check_predictions,
+    is_exact,
     make,
     serial,
     train,
 )
 
 PARALLEL = [key for key in METHODS if key != "serial"]
-EXACT = [key for key in PARALLEL if getattr(METHODS[key], "func", METHODS[key]).exact]
+EXACT = [key for key in PARALLEL if is_exact(key)]
 RANKS = [1, 2, 3, 4]
 
 

@@ -1,0 +1,410 @@
+"""Stale and asynchronous parameter servers: bounds, exact limits, and what was really applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidist import LocalWorld, Machine, launch
+from minidist.array import defaults
+from minidist.comm.local import Deadlock
+from minidist.data import Batches, fashion_mnist
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD, Adam
+from minidist.parallel import METHODS, ParameterServer, StaleParameterServer, key_ranges
+from minidist.parallel.key_ranges import flat_slices
+from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
+
+SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}
+
+
+@dataclass(frozen=True)
+class Pauses(Machine):
+    """Every stretch of computing takes from 1 to 9 times as long, at random by seed."""
+
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def compute(self, flops: int, rank: int = 0) -> float:
+        return super().compute(flops, rank) * float(1 + 8 * self.random.random())
+
+
+class Logged(StaleParameterServer):
+    """Workers note when they begin a clock: (time, worker, clock)."""
+
+    begun: list
+
+    def forward_backward(self, batch):
+        self.begun.append((self.comm.time(), self.comm.rank, batch.step))
+        return super().forward_backward(batch)
+
+
+def free_run(comm, kind=StaleParameterServer, setting=None, **options):
+    """A method that has run freely over the setting's batches, and its losses."""
+    setting = setting or Setting()
+    method = kind(
+        mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm, setting.seed, **options
+    )
+    method.begun = []
+    batches = Batches(setting.dataset, setting.batch, setting.seed)
+    losses = method.train([batches[step] for step in range(setting.steps)])
+    return method, losses
+
+
+# Exact limits
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
+def test_no_staleness_equals_serial(ranks, servers, monkeypatch):
+    """An update for each push, all of the same parameters: with plain SGD, the same sum."""
+    kind = partial(StaleParameterServer, staleness=0, servers=servers)
+    monkeypatch.setitem(METHODS, "s=0", kind)
+    setting = Setting(optimizer=lambda: SGD(0.1))
+    launch(lambda comm: check_equals_serial(comm, "s=0", setting), ranks, LocalWorld())
+
+
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_asynchronous_worker_equals_serial(ranks, optimizer):
+    setting = Setting(optimizer=optimizer)
+    key = "parameter_server/async"
+    launch(lambda comm: check_equals_serial(comm, key, setting), ranks, LocalWorld())
+
+
+# The bound
+
+
+def check_bound(begun, updates, bound, workers):
+    """Whoever begins clock c does so after *everyone's* push of clock c - bound - 1 is applied."""
+    applied = {(update.worker, update.clock): update.time for update in updates}
+    for time, worker, clock in begun:
+        needed = clock - bound - 1
+        if needed >= 0:
+            for other in workers:
+                assert applied[other, needed] <= time, (
+                    f"worker {worker} began clock {clock} at {time}, when worker {other} had "
+                    f"not pushed clock {needed}: bound {bound}"
+                )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bound=st.integers(0, 3),
+    workers=st.integers(2, 5),
+    servers=st.integers(1, 2),
+)
+def test_bound_holds_in_random_schedules(seed, bound, workers, servers):
+    setting = Setting(widths=(12, 5), batch=10, steps=8)
+    machine = Pauses(**SLOW_NET, random=np.random.default_rng(seed))
+
+    def run(comm):
+        method, _ = free_run(comm, Logged, setting, servers=servers, staleness=bound)
+        return method.begun, method.updates, method.servers, method.workers
+
+    results = launch(run, servers + workers, LocalWorld(machine))
+    begun = [entry for entries, *_ in results for entry in entries]
+    assert len(begun) == workers * setting.steps
+    for server in results[0][2]:
+        check_bound(begun, results[server][1], bound, results[0][3])
+
+
+@pytest.mark.parametrize(("bound", "furthest"), [(0, 0), (1, 1), (2, 2), (3, 3), (None, 6)])
+def test_the_fast_go_as_far_ahead_as_the_bound_allows(bound, furthest):
+    """One of three workers takes 50 times as long: the bound is reached, not only kept."""
+    machine = Machine(flops=1e8, slowdown={3: 50.0})
+
+    def run(comm):
+        method, _ = free_run(comm, setting=Setting(steps=7), staleness=bound)
+        return [update.lead for update in method.updates]
+
+    assert max(launch(run, 4, LocalWorld(machine))[0]) == furthest
+
+
+def test_asynchronous_workers_never_wait_for_a_straggler():
+    """The fast finish when they would without it; under BSP they wait at every step."""
+    setting = Setting(steps=7)
+
+    def bulk(comm):
+        train(make("parameter_server/bsp", comm, setting), setting)
+        return comm.time()
+
+    def free(comm):
+        method, _ = free_run(comm, setting=setting)
+        return max((update.time for update in method.updates if update.worker != 3), default=0.0)
+
+    def seconds(run, slowdown):
+        machine = Machine(latency=0.0, bandwidth=1e12, flops=1e8, slowdown=slowdown)
+        return launch(run, 4, LocalWorld(machine))[0]
+
+    assert seconds(free, {3: 4.0}) == pytest.approx(seconds(free, {}), rel=0.01)
+    assert seconds(bulk, {3: 4.0}) > 3 * seconds(bulk, {})
+
+
+# What was applied
+
+
+def replay(updates, setting, workers, staleness_aware=False):
+    """The oracle of stale training: every update's gradient, at the version it was computed on."""
+    model = mlp(setting.widths).init(setting.seed)
+    optimizer, loss = setting.optimizer(), CrossEntropy()
+    batches = Batches(setting.dataset, setting.batch, setting.seed)
+    versions = [model.flat.data.copy()]
+    for index, update in enumerate(updates):
+        model.flat.data[...] = versions[index - update.staleness]
+        model.zero_grad()
+        shard = batches[update.clock].shard(workers.index(update.worker), len(workers))
+        loss(model(shard.inputs), shard.targets, shard.count).backward()
+        if staleness_aware and update.staleness > 1:
+            model.flat.grad /= update.staleness
+        data = versions[-1].copy()
+        optimizer.step(data, model.flat.grad)
+        versions.append(data)
+    model.flat.data[...] = versions[-1]
+    return model.state()
+
+
+@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("bound", [1, None])
+def test_parameters_are_those_of_the_recorded_updates(bound, aware):
+    """Replayed from the record alone: so the recorded staleness is the true one."""
+    setting = Setting(dtype="float64")
+    machine = Pauses(**SLOW_NET)
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            method, _ = free_run(comm, setting=setting, staleness=bound, staleness_aware=aware)
+            return method.updates, method.parameters(), method.workers
+
+    results = launch(run, 4, LocalWorld(machine))
+    updates, got, workers = results[0]
+    assert len(updates) == 3 * setting.steps
+    assert len({update.staleness for update in updates}) > 1, "a schedule without staleness"
+    with defaults(dtype="float64"):
+        expected = replay(updates, setting, workers, aware)
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-12, atol=1e-14)
+    for _, others, _ in results:
+        assert all(np.array_equal(others[name], got[name]) for name in got)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 6])
+def test_staleness_among_equals_is_one_less_than_the_workers(workers):
+    def run(comm):
+        method, _ = free_run(comm, setting=Setting(batch=12, steps=30))
+        return [update.staleness for update in method.updates]
+
+    found = launch(run, workers + 1, LocalWorld())[0]
+    assert np.mean(found) == pytest.approx(workers - 1, abs=0.1)
+
+
+class Stutter(StaleParameterServer):
+    """Every third push is sent again, as after a lost acknowledgement."""
+
+    def push(self, server, part, clock, loss):
+        super().push(server, part, clock, loss)
+        if clock % 3 == 1:
+            super().push(server, part, clock, loss)
+
+
+class Late(StaleParameterServer):
+    """Before a push, the one before it comes once more."""
+
+    def push(self, server, part, clock, loss):
+        if clock:
+            super().push(server, part, clock - 1, loss)
+        super().push(server, part, clock, loss)
+
+
+@pytest.mark.parametrize(("kind", "times"), [(Stutter, 2), (Late, 5)])
+def test_a_push_that_comes_twice_is_applied_once(kind, times):
+    setting = Setting(dtype="float64")
+
+    def run(comm, kind):
+        with defaults(dtype="float64"):
+            method, losses = free_run(comm, kind, setting)
+            return method.parameters(), losses, method.repeated
+
+    once = launch(lambda comm: run(comm, StaleParameterServer), 2, LocalWorld())[0]
+    twice = launch(lambda comm: run(comm, kind), 2, LocalWorld())[0]
+    assert (once[2], twice[2]) == (0, times)
+    assert once[1] == twice[1]
+    for name in once[0]:
+        assert np.array_equal(once[0][name], twice[0][name]), name
+
+
+# Costs
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 5, 7])
+@pytest.mark.parametrize("bound", [1, None])
+def test_bytes_and_memory_equal_the_formula(ranks, servers, bound, monkeypatch):
+    kind = partial(StaleParameterServer, servers=servers, staleness=bound)
+    monkeypatch.setitem(METHODS, "stale", kind)
+    launch(lambda comm: check_predictions(comm, "stale", Setting(steps=2)), ranks, LocalWorld())
+
+
+def test_bytes_of_a_free_run_are_those_of_the_closed_form():
+    setting = Setting(widths=(12, 9, 5), dtype="float32", steps=6)  # Ψ = 167
+    workers, servers, batches = 3, 2, setting.steps
+
+    def run(comm):
+        free_run(comm, setting=setting, servers=servers)
+        return comm.trace.sent.messages, comm.trace.sent.nbytes
+
+    ranges = [84 * 4, 83 * 4]
+    losses = servers + workers - 1
+    assert launch(run, servers + workers, LocalWorld()) == [
+        (batches * workers + losses, batches * workers * ranges[0] + losses * 8 * batches),
+        (batches * workers, batches * workers * ranges[1]),
+        *[(batches * 2 * servers, batches * (16 * servers + 167 * 4))] * workers,
+    ]
+
+
+@pytest.mark.parametrize("key", ["parameter_server/ssp", "parameter_server/async"])
+def test_optimizer_state_lives_on_the_server_alone(key):
+    def run(comm):
+        method = make(key, comm, Setting(steps=2))
+        train(method, Setting(steps=2))
+        return method.optimizer.state_bytes()
+
+    assert launch(run, 4, LocalWorld()) == [270 * 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("options", [{"staleness": 2}, {}, {"staleness_aware": True}])
+def test_convergence_on_fashion_mnist(options):
+    """Plain SGD, 4 workers, one of them 4 times slower: the loss comes within 15 % of BSP's."""
+    training, _ = fashion_mnist()
+
+    def run(comm, kind, **options):
+        model = mlp((784, 32, 10))
+        method = kind(model, CrossEntropy(), SGD(0.1), comm, 0, **options)
+        batches = Batches(training, 64, 0)
+        parts = [batches[step] for step in range(120)]
+        free = kind is StaleParameterServer
+        losses = method.train(parts) if free else [method.step(part) for part in parts]
+        return np.mean(losses[-20:])
+
+    world = LocalWorld(Machine(slowdown={4: 4.0}))
+    got = launch(lambda comm: run(comm, StaleParameterServer, **options), 5, world)[0]
+    expected = launch(lambda comm: run(comm, ParameterServer), 5, world)[0]
+    assert expected < 0.8, "BSP itself must have learnt"
+    assert got < 1.15 * expected, f"loss {got}, BSP {expected}"
+
+
+def test_a_negative_bound_is_refused():
+    with pytest.raises(ValueError, match=r"staleness bound is 0, 1, \.\.\. or None, not -1"):
+        launch(lambda comm: free_run(comm, staleness=-1), 2, LocalWorld())
+
+
+# Mutants
+
+
+def bound_off_by_one(monkeypatch):
+    monkeypatch.setattr(
+        StaleParameterServer,
+        "may_go",
+        lambda self, worker: self.clocks[worker] - min(self.clocks.values()) <= self.staleness + 1,
+    )
+
+
+def bound_counts_from_the_fastest(monkeypatch):
+    monkeypatch.setattr(
+        StaleParameterServer,
+        "may_go",
+        lambda self, worker: max(self.clocks.values()) - self.clocks[worker] <= self.staleness,
+    )
+
+
+def push_applied_twice(monkeypatch):
+    take = StaleParameterServer.take
+
+    def generous(self):
+        before = self.repeated
+        take(self)
+        if self.repeated > before:
+            self.update_keys()
+
+    monkeypatch.setattr(StaleParameterServer, "take", generous)
+
+
+def staleness_not_reset_by_a_pull(monkeypatch):
+    answer = StaleParameterServer.answer
+
+    def forgetful(self, worker):
+        pulled = self.pulled[worker]
+        answer(self, worker)
+        self.pulled[worker] = pulled
+
+    monkeypatch.setattr(StaleParameterServer, "answer", forgetful)
+
+
+def answers_with_the_first_parameters(monkeypatch):
+    init = StaleParameterServer.__init__
+
+    def frozen(self, *args, **options):
+        init(self, *args, **options)
+        if self.serves:
+            send, old = self.comm.send, self.data.copy()
+            self.comm.send = lambda array, to, tag=0: send(old if tag == 2 else array, to, tag)
+
+    monkeypatch.setattr(StaleParameterServer, "__init__", frozen)
+
+
+def worker_steps_too(monkeypatch):
+    push = StaleParameterServer.push_and_pull
+
+    def eager(self, clock, loss):
+        self.update()
+        push(self, clock, loss)
+
+    monkeypatch.setattr(StaleParameterServer, "push_and_pull", eager)
+
+
+def boundary_leaves_an_element_out(monkeypatch):
+    def short(length, size, chunks=key_ranges.chunks):
+        parts = chunks(length, size)
+        return [slice(parts[0].start, parts[0].stop - 1), *parts[1:]]
+
+    monkeypatch.setattr(key_ranges, "chunks", short)
+
+
+def everything():
+    """The claims above, in short."""
+    test_the_fast_go_as_far_ahead_as_the_bound_allows(1, 1)
+    test_parameters_are_those_of_the_recorded_updates(1, False)
+    test_a_push_that_comes_twice_is_applied_once(Stutter, 2)
+    test_bytes_of_a_free_run_are_those_of_the_closed_form()
+    test_optimizer_state_lives_on_the_server_alone("parameter_server/ssp")
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        bound_off_by_one,
+        bound_counts_from_the_fastest,
+        push_applied_twice,
+        staleness_not_reset_by_a_pull,
+        answers_with_the_first_parameters,
+        worker_steps_too,
+        boundary_leaves_an_element_out,
+    ],
+    ids=lambda mutant: mutant.__name__,
+)
+def test_mutant_is_rejected(mutant, monkeypatch):
+    everything()
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, Deadlock, ValueError, IndexError)) as rejection:
+        everything()
+    print(f"{mutant.__name__}: {rejection.value}")
+
+
+def test_slices_of_a_declared_model_are_those_of_the_flat_array():
+    assert flat_slices(mlp((12, 9, 5))) == mlp((12, 9, 5)).init(0).flat.slices
