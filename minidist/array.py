@@ -75,6 +75,13 @@ def to_host(array: Array) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else module_of(array).asnumpy(array)
 
 
+def synchronize(device: str | None = None) -> None:
+    """Wait until the device has done all it was told; a host is never behind. For timing."""
+    cuda = getattr(module(device), "cuda", None)
+    if cuda is not None:
+        cuda.Device().synchronize()
+
+
 def default_dtype() -> np.dtype:
     """The dtype of new parameters and of tensors made from Python numbers: float32 at first."""
     return _dtype.get()

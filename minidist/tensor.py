@@ -243,7 +243,7 @@ class Tensor:
                     f"backward() without a gradient needs a scalar, but the shape is {self.shape}: "
                     "reduce it first, for example with .sum(), or pass grad="
                 )
-            grad = self.xp.ones_like(self.data)
+            grad = self.xp.ones(self.data.shape, self.data.dtype)
         elif grad.shape != self.shape:
             raise ValueError(f"backward(): gradient of {grad.shape} for a tensor of {self.shape}")
         _run_backward(self.node, grad)
@@ -365,7 +365,7 @@ def _run_backward(root: Node, grad: Array) -> None:
         node.parents, node.backward = (), _released
         if mode.meter is not None:
             mode.meter.release(node)
-        for parent, part in zip(parents, parts, strict=True):
+        for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
             if parent is None:
                 continue
             if mode.deferred is not None and callable(part) and parent.leaf is not None:

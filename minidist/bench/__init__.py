@@ -1,0 +1,1 @@
+"""Measurements against peers. A bench prints a table and writes JSON; nothing here is a test."""

@@ -1,0 +1,232 @@
+"""``minidist bench engine``: a training step against PyTorch eager, HIPS autograd and matmul alone.
+
+Every case is one whole step, forward, backward and Adam, on one thread, the peers in one process
+and in turn (see ``timing``). ``matmul`` is the step's own matrix-product FLOPs at the speed of one
+large product measured here: what a step would take if all else were free. A peer that is not
+installed leaves its column empty. Set OMP_NUM_THREADS=1 before the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from minidist import array as arrays
+from minidist import models, nn, optim
+from minidist.array import work
+from minidist.bench.timing import Step, interleaved, median, microseconds, peak_bytes, ratio
+from minidist.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with inputs and targets to train it on, and the same model of each peer."""
+
+    name: str
+    model: nn.Module
+    inputs: np.ndarray
+    targets: np.ndarray
+    in_torch: Callable[[Any], Any]
+    in_autograd: Callable[[Any], Any]
+
+
+def _build(name: str, *arguments: Any) -> Any:
+    """``peer.name(*arguments)``, for ``partial``: the peer's module comes last."""
+    *given, peer = arguments
+    return getattr(peer, name)(*given)
+
+
+def cases() -> list[Case]:
+    """The cases, from small to large within each kind."""
+    generator = np.random.default_rng(0)
+
+    def images(n: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+        return generator.standard_normal((n, *shape), np.float32), generator.integers(0, 10, n)
+
+    found = []
+    for batch, hidden in ((32, 128), (128, 512), (512, 1024)):
+        widths = (784, hidden, hidden, 10)
+        name = f"MLP {batch}×" + "-".join(map(str, widths))
+        found.append(
+            Case(
+                name,
+                models.mlp(widths),
+                *images(batch, 784),
+                partial(_build, "mlp", widths),
+                attrgetter("mlp"),
+            )
+        )
+    found.append(
+        Case(
+            "CNN 64×28×28, 16-32-64 channels",
+            models.cnn(16),
+            *images(64, 28, 28),
+            partial(_build, "cnn", 16),
+            attrgetter("cnn"),
+        )
+    )
+    for batch, length, width in ((8, 64, 128), (8, 128, 256), (4, 256, 512)):
+        heads = 4 if width == 128 else 8
+        tokens = generator.integers(0, 96, (2, batch, length))
+        shape = (96, length, width, 4, heads)
+        found.append(
+            Case(
+                f"GPT {batch}×{length}×{width}×4",
+                models.gpt(*shape),
+                tokens[0],
+                tokens[1],
+                partial(_build, "GPT", *shape),
+                partial(_build, "gpt", heads),
+            )
+        )
+    return found
+
+
+def training_step(model: nn.Module, inputs: Any, targets: Any, device: str) -> Step:
+    """One step of minidist with Adam, as a function."""
+    model.init(0, device=device)
+    loss, optimizer = nn.CrossEntropy(), optim.Adam(1e-3)
+    inputs, targets = arrays.to_device(inputs, device), arrays.to_device(targets, device)
+
+    def run() -> None:
+        model.zero_grad()
+        loss(model(inputs), targets).backward()
+        optimizer.step(model.flat.data, model.flat.grad)
+        arrays.synchronize(device)
+
+    return run
+
+
+def large_product(device: str, length: int = 1024) -> tuple[Step, int]:
+    """A product of two square matrices, and its FLOPs."""
+    xp = arrays.module(device)
+    a, out = xp.ones((length, length), np.float32), xp.empty((length, length), np.float32)
+
+    def run() -> None:
+        xp.matmul(a, a, out=out)
+        arrays.synchronize(device)
+
+    return run, 2 * length**3
+
+
+def peers(device: str) -> dict[str, Any]:
+    """The peers that are installed, by name."""
+    wanted = ["torch", "autograd"] if device == "cpu" else ["torch"]
+    return {
+        name: import_module(f"minidist.bench.peer_{name}")
+        for name in wanted
+        if find_spec(name) is not None
+    }
+
+
+def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
+    """One row: milliseconds of each, our ratio to each, and the peak of memory."""
+    installed = peers(device)
+    steps = {"minidist": training_step(case.model, case.inputs, case.targets, device)}
+    if torch := installed.get("torch"):
+        model = case.in_torch(torch)
+        steps["torch"] = torch.step(model, case.inputs, case.targets, device)
+    if autograd := installed.get("autograd"):
+        parameters = [p.data.copy() for p in case.model.parameters()]
+        forward = case.in_autograd(autograd)
+        steps["autograd"] = autograd.step(forward, parameters, case.inputs, case.targets)
+    product, product_flops = large_product(device)
+    before = work.flops
+    steps["minidist"]()
+    flops = work.flops - before
+    times = interleaved(steps | {"product": product}, seconds)
+    times["matmul"] = [second * flops / product_flops for second in times["product"]]
+    row: dict[str, Any] = {"case": case.name, "flops": flops, "rounds": len(times["minidist"])}
+    for name in ("minidist", "torch", "autograd", "matmul"):
+        middle = median(times.get(name))
+        row[f"{name}_ms"] = None if middle is None else 1e3 * middle
+        if name != "minidist":
+            row[f"ratio_to_{name}"] = ratio(times, "minidist", name)
+    row["peak_bytes"] = peak_bytes(steps["minidist"]) if device == "cpu" else None
+    return row
+
+
+def one_element(device: str) -> dict[str, float | None]:
+    """Microseconds for forward and backward of one product of two numbers."""
+    xp = arrays.module(device)
+    x, y = (Tensor(xp.ones(1, np.float32), requires_grad=True) for _ in range(2))
+    row: dict[str, float | None] = {"minidist": microseconds(lambda: (x * y).backward())}
+    installed = peers(device)
+    for name in ("torch", "autograd"):
+        peer = installed.get(name)
+        step = None if peer is None else peer.one_element(*([device] if name == "torch" else []))
+        row[name] = None if step is None else microseconds(step)
+    return row
+
+
+def measure_all(device: str = "cpu", seconds: float = 6.0, only: str = "") -> dict[str, Any]:
+    """Everything the bench reports, as what goes into its JSON."""
+    return {
+        "device": device,
+        "machine": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **{name: import_module(name).__version__ for name in ("torch",) if find_spec(name)},
+        },
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "one_element_us": one_element(device),
+        "cases": [measure(case, device, seconds) for case in cases() if only in case.name],
+    }
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    """Print the results as a table."""
+    table = Table(title=f"one training step on {results['device']}, one thread")
+    for heading in ("case", "ms", "PyTorch", "autograd", "matmul alone", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+
+    def times(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}×"
+
+    for row in results["cases"]:
+        peak = row["peak_bytes"]
+        table.add_row(
+            row["case"],
+            f"{row['minidist_ms']:.2f}",
+            *(times(row[f"ratio_to_{name}"]) for name in ("torch", "autograd", "matmul")),
+            "-" if peak is None else f"{peak / 1e6:.1f}",
+        )
+    console.print(table)
+    console.print(
+        "ms: minidist's median; the ratios are minidist's time over the other's, below 1 faster"
+    )
+    each = ", ".join(
+        f"{name} {'-' if value is None else f'{value:.1f}'}"
+        for name, value in results["one_element_us"].items()
+    )
+    console.print(f"one op on one element, forward and backward, µs: {each}")
+
+
+def run(argv: list[str]) -> int:
+    """The command: ``engine [--json FILE] [--device cuda] [--seconds S] [--only TEXT]``."""
+    parser = argparse.ArgumentParser(prog="minidist bench engine", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--seconds", type=float, default=6.0, help="to spend on each case")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    options = parser.parse_args(argv)
+    results = measure_all(options.device, options.seconds, options.only)
+    report(results, Console())
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0

@@ -1,0 +1,96 @@
+"""The bench's models in PyTorch, as a practised user writes them: eager mode, its own layers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from minidist.bench.timing import Step
+
+
+def mlp(widths: tuple[int, ...]) -> nn.Module:
+    """Linear and ReLU in turn."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn(channels: int, classes: int = 10, size: int = 28) -> nn.Module:
+    """The same as ``minidist.models.cnn``."""
+    c = channels
+    return nn.Sequential(
+        nn.Unflatten(1, (1, size)),
+        nn.Conv2d(1, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(c, 2 * c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(2 * c, 4 * c, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * c * (size // 4) ** 2, classes),
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with PyTorch's fused attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Any) -> Any:
+        b, length, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(b, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, length, width))
+        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """The same as ``minidist.models.gpt``, tied embedding included."""
+
+    def __init__(self, vocabulary: int, context: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(0.02 * torch.randn(context, width))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, tokens: Any) -> Any:
+        x = self.embedding(tokens) + self.position[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return functional.linear(self.norm(x), self.embedding.weight)
+
+
+def step(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, device: str = "cpu") -> Step:
+    """One training step with Adam, as a function."""
+    torch.set_num_threads(1)
+    model = model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    x, y = torch.tensor(inputs, device=device), torch.tensor(targets, device=device).reshape(-1)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        logits = model(x)
+        functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y).backward()
+        optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def one_element(device: str = "cpu") -> Step:
+    """Forward and backward of one product of two numbers."""
+    torch.set_num_threads(1)
+    x, y = (torch.ones(1, requires_grad=True, device=device) for _ in range(2))
+    return lambda: (x * y).backward()

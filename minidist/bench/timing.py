@@ -1,0 +1,66 @@
+"""Fair timing: paired, interleaved runs in one process, and the median of their ratios.
+
+Two programs timed one after the other meet different machines: another clock speed, another
+neighbour. So we time a run of each in turn, many times over, and take the ratio *within* each
+round, where the machine was nearly the same; the median forgets the rounds that were disturbed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+
+Step = Callable[[], object]
+
+
+def interleaved(steps: dict[str, Step], seconds: float, rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each run of each step, in turn, for about ``seconds`` and at least ``rounds``."""
+    for step in steps.values():  # warm up: caches, lazy imports, allocators
+        step()
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float | None:
+    """The median over rounds of our time divided by theirs; None if they did not run."""
+    if theirs not in times:
+        return None
+    return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+
+
+def median(times: list[float] | None) -> float | None:
+    """The median; None of nothing."""
+    return statistics.median(times) if times else None
+
+
+def peak_bytes(step: Step) -> int:
+    """The most memory that one run of ``step`` holds at once, beyond what was there before."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        step()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def microseconds(function: Step, calls: int = 500, repeats: int = 21) -> float:
+    """Microseconds a call: the median over repeats of the mean over many calls."""
+    function()
+    means = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        means.append((time.perf_counter() - start) / calls)
+    return statistics.median(means) * 1e6
