@@ -26,7 +26,7 @@ def tokens(*shape):
 
 MODELS = {
     "mlp": (lambda: mlp((36, 8, 4)), draw(3, 6, 6), np.array([0, 3, 1])),
-    "cnn": (lambda: cnn(2, classes=4, size=8), draw(3, 8, 8), np.array([0, 3, 1])),
+    "cnn": (lambda: cnn(2, classes=4, size=8, hidden=6), draw(3, 8, 8), np.array([0, 3, 1])),
     "gpt": (tiny_gpt, tokens(2, 7), tokens(2, 7)),
 }
 

@@ -3,8 +3,8 @@
     28 × 28        image
     channels       3 × 3 kernels, ReLU, then the largest of each 2 × 2: 14 × 14
     2 · channels   the same again: 7 × 7
-    4 · channels   the same without pooling
-    linear         every feature at every place votes for the classes
+    hidden         every feature at every place, weighed together; ReLU
+    classes        linear
 
 A kernel looks for the same small pattern everywhere, so the first layers need few weights: a
 pattern learned at one place is known at all. There is no batch norm: its statistics would differ
@@ -12,8 +12,6 @@ between a batch and the parts of it that a parallel method computes, and so woul
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from minidist import nn
 from minidist.array import Array
@@ -32,21 +30,25 @@ class AddChannel(Module):
         return LayerCost((shape[0], 1, *shape[1:]), view=True)
 
 
-def cnn(channels: int = 16, classes: int = 10, size: int = 28) -> nn.Sequential:
-    """Three convolutions and a linear layer, for grey images of ``size`` × ``size``.
+def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128) -> nn.Sequential:
+    """Two convolutions and two linear layers, for grey images of ``size`` × ``size``.
 
     >>> print(cnn(8).blocks["1"])
     Conv2d(1, 8, kernel=3, padding=1)
     """
     if size % 4:
         raise ValueError(f"cnn: the size must be a multiple of 4, for two poolings, not {size}")
-    blocks: list[Any] = [AddChannel()]
-    for inputs, outputs, pool in (
-        (1, channels, True),
-        (channels, 2 * channels, True),
-        (2 * channels, 4 * channels, False),
-    ):
-        blocks += [nn.Conv2d(inputs, outputs, kernel=3, padding=1), nn.ReLU()]
-        if pool:
-            blocks.append(nn.MaxPool2d(2))
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * channels * (size // 4) ** 2, classes))
+    places = (size // 4) ** 2
+    return nn.Sequential(
+        AddChannel(),
+        nn.Conv2d(1, channels, kernel=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, 2 * channels, kernel=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * channels * places, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )
