@@ -13,6 +13,7 @@ from minidist.parallel.compression import Compressed
 from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
 from minidist.parallel.gossip import Gossip
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
+from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipeline import Pipeline
@@ -35,6 +36,7 @@ __all__ = [
     "PerParameter",
     "Pipeline",
     "Serial",
+    "ServerLost",
     "StaleParameterServer",
     "StepCost",
     "Zero1",
