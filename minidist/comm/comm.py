@@ -28,6 +28,22 @@ class CommError(ValueError):
     """A message that cannot be: a bad buffer, a bad peer, or two sides that do not agree."""
 
 
+class Crash(RuntimeError):
+    """Raise it on a rank to let that rank die. In the local world it alone stops: what it had not
+    sent is lost, and whoever waits for it gets ``RankLost``. Under MPI the whole job ends."""
+
+
+class RankLost(CommError):
+    """The rank at the other end has died: ``rank``, in the communicator's numbering.
+
+    A receive from anyone raises it too, once for each rank that died.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 def _ufunc(name: str) -> Callable[[Array, Array], Array]:
     def apply(into: Array, other: Array) -> Array:
         return getattr(module_of(into), name)(into, other, out=into)

@@ -23,7 +23,7 @@ from typing import Any
 import greenlet
 
 from minidist.array import Array, work
-from minidist.comm.comm import ANY, Comm, CommError, Future, Request
+from minidist.comm.comm import ANY, Comm, CommError, Crash, Future, RankLost, Request
 from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
 
@@ -89,6 +89,7 @@ class _Run:
         self.sends: dict[tuple[Any, int], list[_Transfer]] = {}
         self.recvs: dict[tuple[Any, int], list[_Transfer]] = {}
         self.meetings: dict[Any, _Meeting] = {}
+        self.lost: set[int] = set()  # ranks that crashed
 
     def run(self, function: Callable[[Comm], Any]) -> list[Any]:
         results: list[Any] = [None] * self.ranks
@@ -109,6 +110,8 @@ class _Run:
         try:
             while self.heap:
                 clock, _, task = heapq.heappop(self.heap)
+                if task.rank in self.lost:
+                    continue  # another stream of a rank that crashed
                 task.clock = clock
                 task.waiting = False
                 self.current = task
@@ -116,7 +119,7 @@ class _Run:
                 task.greenlet.switch()
                 if self.error is not None:
                     raise self.error
-            stuck = [task for task in self.tasks if task.waiting]
+            stuck = [task for task in self.tasks if task.waiting and task.rank not in self.lost]
             if stuck:
                 raise Deadlock(_describe(stuck, self.ranks))
         finally:
@@ -135,6 +138,8 @@ class _Run:
                 body()
             except greenlet.GreenletExit:
                 pass  # the run is over: another rank failed
+            except Crash:
+                self.bury(rank)
             except BaseException as error:
                 where = f"raised on rank {rank} of {self.ranks}{f' ({stream})' if stream else ''}"
                 error.add_note(where + ", local world")
@@ -146,6 +151,18 @@ class _Run:
         self.tasks = [other for other in self.tasks if not other.stream or not other.greenlet.dead]
         self.tasks.append(task)
         self.wake(task, clock)
+
+    def bury(self, rank: int) -> None:
+        """``rank`` has crashed: its messages that have not begun never will; tell who waits."""
+        clock = self.clock()
+        self.lost.add(rank)
+        for mailboxes in (self.sends, self.recvs):
+            for key, transfers in mailboxes.items():
+                mailboxes[key] = [t for t in transfers if not t.belongs_to(rank)]
+                for transfer in list(mailboxes[key]):
+                    if transfer.waited and transfer.newly_lost() is not None:
+                        mailboxes[key].remove(transfer)
+                        self.wake(transfer.owner, max(clock, transfer.owner.clock))
 
     def wake(self, task: _Task, clock: float) -> None:
         """Let ``task`` go on when it is the furthest behind, at ``clock``."""
@@ -271,12 +288,41 @@ class _Transfer(Request):
         run = self.run
         clock = run.clock()
         if self.end < 0:
+            self._check_alive()
             self.owner = run.current
             self.waited = True
             run.pause(self)
+            self._check_alive()
         elif self.end > clock:
             run.advance(self.end)
         return self.receiver if self.sending else self.sender
+
+    def belongs_to(self, rank: int) -> bool:
+        """Whether this side is the one of world rank ``rank``."""
+        return self.owner.rank == rank
+
+    def newly_lost(self) -> int | None:
+        """A rank that crashed, without which this cannot begin or of which nobody told yet."""
+        lost = self.run.lost
+        if not lost or self.end >= 0:
+            return None
+        group = self.comm._group
+        peer = self.receiver if self.sending else self.sender
+        if peer != ANY:
+            return peer if group[peer] in lost else None
+        crashed = {rank for rank, world in enumerate(group) if world in lost}
+        return min(crashed - self.comm._told_lost, default=None)
+
+    def _check_alive(self) -> None:
+        rank = self.newly_lost()
+        if rank is None:
+            return
+        self.comm._told_lost.add(rank)
+        key = (self.context, self.receiver)
+        for mailboxes in (self.run.sends, self.run.recvs):
+            if self in mailboxes.get(key, []):
+                mailboxes[key].remove(self)
+        raise RankLost(f"rank {self.comm.rank}: {self}: rank {rank} has crashed", rank)
 
     def test(self) -> bool:
         self.run.advance(self.run.clock())
@@ -340,6 +386,7 @@ class LocalComm(Comm):
         self._group = group  # world ranks of this communicator
         self._context = context
         self._meetings = 0
+        self._told_lost: set[int] = set()  # crashed ranks that a receive from anyone has reported
         self._stream: LocalComm | None = None
         # What the stream has to do: (spawned at, function, arguments, future).
         self._queue: deque[tuple[float, Callable[..., Any], tuple[Any, ...], _LocalFuture]]

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 from minidist.parallel import compressors
+from minidist.parallel.backup_workers import BackupWorkers
 from minidist.parallel.compression import Compressed
 from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
 from minidist.parallel.gossip import Gossip
+from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
@@ -24,6 +26,7 @@ from minidist.parallel.zero3 import Zero3
 
 __all__ = [
     "METHODS",
+    "BackupWorkers",
     "Compressed",
     "DataParallel",
     "DiLoCo",
@@ -35,6 +38,7 @@ __all__ = [
     "PerParameter",
     "Pipeline",
     "Serial",
+    "ServerLost",
     "StaleParameterServer",
     "StepCost",
     "Zero1",
@@ -52,6 +56,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
     "parameter_server/ssp": partial(StaleParameterServer, staleness=2),
     "parameter_server/async": StaleParameterServer,
+    "parameter_server/backup": BackupWorkers,
     "zero/1": Zero1,
     "zero/2": Zero2,
     "zero/3": Zero3,

@@ -14,18 +14,25 @@ OSDI'14, section 4.3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from minidist import array as arrays
 from minidist.array import Array
-from minidist.collectives import all_reduce, central
+from minidist.collectives import all_reduce
 from minidist.collectives.ring import chunks
-from minidist.comm.comm import Comm
+from minidist.comm.comm import Comm, RankLost
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, parameter_count
 from minidist.seeds import generator
+
+
+class ServerLost(RuntimeError):
+    """A server has died, and with it the only copy of its keys."""
 
 
 def roles(size: int, servers: int, colocated: bool) -> tuple[list[int], list[int]]:
@@ -92,6 +99,7 @@ class KeyRanges(Method):
         self.keys = [slice(part.start, min(part.stop, self.psi)) for part in self.ranges]
         self.works, self.serves = comm.rank in self.workers, comm.rank in self.servers
         self.dtype = np.dtype(arrays.default_dtype())
+        self.lost: set[int] = set()  # workers that died, as far as this server knows
         group = comm.split(int(self.serves))
         if self.works:
             self.model = model.init(seed)
@@ -120,17 +128,102 @@ class KeyRanges(Method):
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""
-        flat = arrays.module().empty(self.psi, self.dtype)
-        for server, keys in zip(self.servers, self.keys, strict=True):
-            if server == self.comm.rank:
-                flat[keys] = self.data[self.owned]
-            central.broadcast(self.comm, flat[keys], root=server)
+        flat = self.gather_keys(arrays.module().empty(self.psi, self.dtype))
         host = arrays.to_host(flat)
         named = self.whole.named_parameters()
         return {
             name: host[where].reshape(named[name].declared)
             for name, where in flat_slices(self.whole).items()
         }
+
+    def gather_keys(self, flat: Array) -> Array:
+        """Fill ``flat`` with every server's range, on every rank."""
+        for server, keys in zip(self.servers, self.keys, strict=True):
+            if server == self.comm.rank:
+                flat[keys] = self.data[self.owned]
+            self.tell(flat[keys], server)
+        return flat
+
+    def tell(self, array: Array, server: int) -> None:
+        """Copy ``array`` of one server to every rank that lives, in place."""
+        if self.comm.rank != server:
+            with self.servers_must_live():
+                self.comm.recv(array, server)
+            return
+        for peer in range(self.comm.size):
+            if peer != server and peer not in self.lost:
+                with self.without_lost_workers(), self.comm.step(f"tell {peer}"):
+                    self.comm.send(array, peer)
+
+    # Checkpoints: all that matters is on the servers
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        """What this rank must keep to go on later: a copy of the server's arrays, on the host.
+
+        Empty on a worker. Save it as you like, for example with ``numpy.savez``.
+        """
+        if not self.serves:
+            return {}
+        kept = {"data": self.data[self.owned], **self.optimizer.state}
+        saved = {name: arrays.to_host(array).copy() for name, array in kept.items()}
+        return {**saved, "steps": np.array(self.optimizer.steps)}
+
+    def restore(self, saved: dict[str, np.ndarray]) -> None:
+        """Go on from ``checkpoint()`` of the same server; workers pull. Every rank must call it.
+
+        The number of servers must be the same; workers may be more or fewer.
+        """
+        if self.serves:
+            data = self.data[self.owned]
+            if "data" not in saved or saved["data"].shape != data.shape:
+                got = saved["data"].size if "data" in saved else "none"
+                raise ValueError(
+                    f"restore: server {self.servers.index(self.comm.rank)} of "
+                    f"{len(self.servers)} owns {data.size} keys, the checkpoint has {got}: use "
+                    "as many servers as when it was saved, and each one's own checkpoint"
+                )
+            data[...] = arrays.to_device(saved["data"])
+            self.optimizer.prepare(data)
+            for name, array in self.optimizer.state.items():
+                array[...] = arrays.to_device(saved[name])
+            self.optimizer.steps = int(saved["steps"])
+        flat = self.model.flat.data if self.works else arrays.module().empty(self.psi, self.dtype)
+        self.gather_keys(flat)
+
+    # Failures
+
+    @contextmanager
+    def servers_must_live(self) -> Iterator[None]:
+        """A server that dies inside becomes an error that says which keys are gone."""
+        try:
+            yield
+        except RankLost as lost:
+            if lost.rank not in self.servers:
+                raise
+            index = self.servers.index(lost.rank)
+            keys = self.keys[index]
+            names = ", ".join(
+                f"{name}[{max(where.start, keys.start) - where.start}:"
+                f"{min(where.stop, keys.stop) - where.start}]"
+                for name, where in flat_slices(self.whole).items()
+                if max(where.start, keys.start) < min(where.stop, keys.stop)
+            )
+            raise ServerLost(
+                f"server {index} (rank {lost.rank}) has died, and with it keys {keys.start} to "
+                f"{keys.stop - 1} of {self.psi}: {names}. Start again and restore() each server's "
+                "last checkpoint"
+            ) from lost
+
+    @contextmanager
+    def without_lost_workers(self) -> Iterator[None]:
+        """A worker that dies inside is left out from now on."""
+        try:
+            with self.servers_must_live():
+                yield
+        except RankLost as lost:
+            self.lost.add(lost.rank)
+            if self.lost >= set(self.workers):
+                raise RuntimeError("all workers have died: nobody is left to train") from lost
 
     def holds(self) -> dict[str, list[Array]]:
         held: dict[str, list[Array]] = {"parameters": [], "gradients": []}

@@ -22,8 +22,11 @@ With W workers, S ≤ W servers, n = (Ψ + 1)e bytes (one element is the loss), 
 
 Where every one of p ranks is a worker with a server beside it, W = S = p and what one would send
 to itself stays: 2(p - 1) messages, 2n(p - 1)/p bytes, and the time of a ring all-reduce, to the
-last term. Sharding removes the bottleneck; it cannot send less than an all-reduce. Li et al.,
-"Scaling distributed machine learning with the parameter server", OSDI'14, section 3.
+last term. Sharding removes the bottleneck; it cannot send less than an all-reduce.
+
+A worker that dies is left out, and the gradient of the others scaled up to the whole batch; a
+server that dies takes its keys with it. Li et al., "Scaling distributed machine learning with the
+parameter server", OSDI'14, section 3.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class ParameterServer(KeyRanges):
             requests = self.work(batch)
         if self.serves:
             self.serve()
-        with self.comm.step("pull"):
+        with self.comm.step("pull"), self.servers_must_live():
             for request in requests:
                 request.wait()
         values = self.model.flat.data_and_loss if self.works else self.data
@@ -95,27 +98,40 @@ class ParameterServer(KeyRanges):
         clients = [self.workers[worker] for worker, server in self.meetings() if server == index]
         if self.works:
             clients.remove(self.comm.rank)  # its own gradient lies in the sum already
-        for number, worker in enumerate(clients):
-            with self.comm.step(f"collect from {worker}"):
-                if number == 0 and not self.works:
+        arrived = int(self.works)
+        for worker in self.alive(clients):
+            with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                if arrived == 0:
                     self.comm.recv(self.total, worker, PUSH)
                 else:
                     self.comm.recv(self.incoming, worker, PUSH)
                     self.comm.combine("sum", self.total, self.incoming)
+                arrived += 1
+        self.make_up_for(arrived)
         self.update_keys()
         if self.owns_loss:
             self.data[-1] = self.total[-1]
-        for worker in clients:
-            with self.comm.step(f"answer {worker}"):
+        for worker in self.alive(clients):
+            with self.without_lost_workers(), self.comm.step(f"answer {worker}"):
                 self.comm.send(self.data, worker, PULL)
         if self.owns_loss and not self.works:
             for server in self.servers[:-1]:
                 self.comm.send(self.data[-1:], server, LOSS)
 
+    def make_up_for(self, arrived: int) -> None:
+        """Shards of workers that died are taken to be like the others."""
+        if arrived < len(self.workers):
+            self.total *= len(self.workers) / arrived
+
+    def alive(self, clients: list[int]) -> Iterator[int]:
+        """The clients that have not died, as far as is known when their turn comes."""
+        return (worker for worker in clients if worker not in self.lost)
+
     def hear_loss(self) -> float:
         """A server that does not own the loss is told it by the one that does."""
         loss = self.total[:1]  # the step is over: the sum is not needed any more
-        self.comm.recv(loss, self.servers[-1], LOSS)
+        with self.servers_must_live():
+            self.comm.recv(loss, self.servers[-1], LOSS)
         return float(loss[0])
 
     @property

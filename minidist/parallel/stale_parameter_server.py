@@ -18,7 +18,8 @@ to c - s:
 
 A push is two messages: a header (the clock, the loss), then the gradient of a server's range. The
 server takes whoever comes first. The clock also tells a push that comes twice: it is drained, and
-not applied again. For each global batch, with W workers, S servers, p = W + S ranks:
+not applied again. A worker that dies is left out. For each global batch, with W workers, S
+servers, p = W + S ranks:
 
     a worker sends   2S messages, 16S + Ψe bytes
     a server sends   W messages, WΨe/S bytes
@@ -44,7 +45,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidist.collectives import central
 from minidist.comm.comm import ANY, Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -106,6 +106,7 @@ class StaleParameterServer(KeyRanges):
         self.updates: list[Update] = []
         self.repeated = 0
         self.losses = np.zeros(0)  # of the batches of this run
+        self.pushes = np.zeros(0, int)
 
     def step(self, batch: Batch) -> float:
         """A run of one batch. Workers go on with what they pulled last, stale as it is."""
@@ -123,8 +124,7 @@ class StaleParameterServer(KeyRanges):
         else:
             self.serve(self.clock + len(batches))
         self.clock += len(batches)
-        with self.comm.step("losses"):
-            central.broadcast(self.comm, self.losses, root=self.servers[0])
+        self.tell(self.losses, self.servers[0])
         return [float(loss) for loss in self.losses]
 
     # The worker
@@ -147,11 +147,11 @@ class StaleParameterServer(KeyRanges):
         first = index % len(self.servers)  # so that not all begin at the same server
         servers = list(zip(self.servers, self.ranges, strict=True))
         servers = servers[first:] + servers[:first]
-        with self.comm.step("push"):
+        with self.comm.step("push"), self.servers_must_live():
             pulls = [self.comm.irecv(flat.data[part], server, PULL) for server, part in servers]
             for server, part in servers:
                 self.push(server, part, clock, loss)
-        with self.comm.step("pull"):
+        with self.comm.step("pull"), self.servers_must_live():
             for pull in pulls:
                 pull.wait()
 
@@ -163,11 +163,20 @@ class StaleParameterServer(KeyRanges):
     # The server
 
     def serve(self, clock: int) -> None:
-        """Serve whoever comes first, until every worker has pushed all before ``clock``."""
-        while min(self.clocks.values()) < clock:
-            self.take()
+        """Serve whoever comes first, until every living worker has pushed all before ``clock``."""
+        self.pushes = np.zeros(len(self.losses), int)  # by batch
+        while self.slowest() < clock:
+            with self.without_lost_workers():
+                self.take()
             for worker in [worker for worker in self.waiting if self.may_go(worker)]:
-                self.answer(worker)
+                with self.without_lost_workers():
+                    self.answer(worker)
+        # A batch of which shards are missing: they are taken to be like the rest.
+        self.losses *= len(self.workers) / np.maximum(self.pushes, 1)
+
+    def slowest(self) -> int:
+        """The clock of the living worker that is furthest behind."""
+        return min(clock for worker, clock in self.clocks.items() if worker not in self.lost)
 
     def take(self) -> None:
         """Receive a push; apply it, unless it was applied before."""
@@ -182,6 +191,7 @@ class StaleParameterServer(KeyRanges):
             return
         self.apply(worker, clock)
         self.losses[clock - self.clock] += loss
+        self.pushes[clock - self.clock] += 1
         self.waiting.append(worker)
 
     def apply(self, worker: int, clock: int) -> None:
@@ -198,14 +208,14 @@ class StaleParameterServer(KeyRanges):
 
     def may_go(self, worker: int) -> bool:
         """Whether a worker may begin its next clock."""
-        lead = self.clocks[worker] - min(self.clocks.values())
+        lead = self.clocks[worker] - self.slowest()
         return self.staleness is None or lead <= self.staleness
 
     def answer(self, worker: int) -> None:
         """Send a worker the parameters as they are now."""
         self.waiting.remove(worker)
         self.pulled[worker] = len(self.updates)
-        self.leads[worker] = self.clocks[worker] - min(self.clocks.values())
+        self.leads[worker] = self.clocks[worker] - self.slowest()
         with self.comm.step(f"answer {worker}"):
             self.comm.send(self.data, worker, PULL)
 

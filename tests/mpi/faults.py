@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from minidist.comm import launch
+from minidist.comm import Crash, launch
 
 FAULT = sys.argv[1]
 
@@ -16,6 +16,8 @@ def main(comm):
     if comm.rank == last:
         if FAULT == "exception":
             raise KeyError("lost my way")
+        if FAULT == "crash":
+            raise Crash("power cut")
         if FAULT.startswith("exit"):
             sys.exit(int(FAULT[4:]))
         if FAULT == "length":

@@ -40,6 +40,7 @@ def test_every_collective_and_every_kind_of_message(ranks):
     ("fault", "status", "text"),
     [
         ("exception", 1, "KeyError: 'lost my way'"),
+        ("crash", 1, "Crash: power cut"),
         ("exit3", 3, "SystemExit: 3"),
         ("exit0", 1, "SystemExit: 0"),
         ("length", 1, "received 24 bytes from rank 2 where it expected float64[4], 32 bytes"),
