@@ -3,16 +3,20 @@
 from minidist.comm.comm import Comm, CommError, Future, Request
 from minidist.comm.launch import first_process, launch, print_once
 from minidist.comm.local import Deadlock, LocalWorld
-from minidist.comm.machine import Machine
+from minidist.comm.machine import PROFILES, Link, Machine
+from minidist.comm.timeline import Timeline
 
 __all__ = [
+    "PROFILES",
     "Comm",
     "CommError",
     "Deadlock",
     "Future",
+    "Link",
     "LocalWorld",
     "Machine",
     "Request",
+    "Timeline",
     "first_process",
     "launch",
     "print_once",

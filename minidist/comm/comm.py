@@ -12,7 +12,7 @@ because a library happened to buffer a small message is wrong, and here it deadl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,6 +64,7 @@ class Comm(ABC):
         self.trace = trace
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
+        self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
         self._windows: dict[tuple[Any, ...], list[Array]] = {}
@@ -76,14 +77,14 @@ class Comm(ABC):
         start = self._enter()
         self.trace.count(array.nbytes)
         self._send(array, to, tag)
-        self.trace.communicated("send", start, self._now(), array.nbytes, to)
+        self.trace.communicated("send", start, self._now(), array.nbytes, self.world[to])
 
     def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
         """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
         self._check("recv from", array, source, into=True)
         start = self._enter()
         source = self._recv(array, source, tag)
-        self.trace.communicated("recv", start, self._now(), array.nbytes, source)
+        self.trace.communicated("recv", start, self._now(), array.nbytes, self.world[source])
         return source
 
     def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> int:
@@ -96,7 +97,10 @@ class Comm(ABC):
         start = self._enter()
         self.trace.count(send.nbytes)
         source = self._sendrecv(send, to, recv, source, tag)
-        self.trace.communicated("sendrecv", start, self._now(), send.nbytes, to, source)
+        world = self.world
+        self.trace.communicated(
+            "sendrecv", start, self._now(), send.nbytes, world[to], world[source]
+        )
         return source
 
     def isend(self, array: Array, to: int, tag: int = 0) -> Request:
@@ -105,7 +109,7 @@ class Comm(ABC):
         start = self._enter()
         self.trace.count(array.nbytes)
         request = self._isend(array, to, tag)
-        self.trace.communicated("isend", start, self._now(), array.nbytes, to)
+        self.trace.communicated("isend", start, self._now(), array.nbytes, self.world[to])
         return request
 
     def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:

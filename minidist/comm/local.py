@@ -27,7 +27,7 @@ class LocalWorld:
 
     ``machine`` sets the speed of links and ranks; ``record=True`` keeps every event for timelines.
     After ``run``, ``seconds`` is the virtual time of the slowest rank and ``traces`` holds each
-    rank's trace.
+    rank's trace; ``timeline.Timeline(traces)`` draws them.
     """
 
     name = "local"
@@ -70,6 +70,7 @@ class LocalComm(Comm):
         super().__init__(rank, len(group.ranks), trace, simulator.machine)
         self._simulator = simulator
         self._group = group
+        self.world = group.ranks
         self._meetings = 0
         self._stream: LocalComm | None = None
         # What the stream has to do: (spawned at, function, arguments, future).
@@ -192,7 +193,7 @@ class _LocalRequest(Request):
         comm._simulator.complete(transfer)
         peer = transfer.receiver if transfer.sending else transfer.sender
         kind = "wait send" if transfer.sending else "wait recv"
-        comm.trace.communicated(kind, start, comm._now(), transfer.array.nbytes, peer)
+        comm.trace.communicated(kind, start, comm._now(), transfer.array.nbytes, comm.world[peer])
         return peer
 
     def test(self) -> bool:

@@ -84,6 +84,7 @@ class MpiWorld:
                 trace.offset = comm._clock_offset()
             comm.barrier()
             result = function(comm)
+            comm._enter()  # what was computed since the last message
             comm.barrier()
             if self.record:
                 self.traces = world.allgather(trace)
@@ -234,7 +235,11 @@ class MpiComm(Comm):
 
     def split(self, color: int, key: int = 0) -> Comm:
         part = self._comm.Split(color, key)
-        return MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
+        members = part.Get_group()
+        theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
+        comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
+        comm.world = [self.world[rank] for rank in theirs]
+        return comm
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         if not isinstance(like, np.ndarray):
@@ -270,6 +275,7 @@ class MpiComm(Comm):
             trace = StreamTrace(self.trace, self.time())
             own = self._comm.Dup()
             self._stream = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
+            self._stream.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
         return _MpiFuture(self, self._thread.submit(context.run, self._streaming, function, *args))
@@ -315,7 +321,8 @@ class _MpiSend(Request):
         for request in self._requests:
             self._comm._complete(request)
         end = self._comm.time()
-        self._comm.trace.communicated("wait send", start, end, self._array.nbytes, self._to)
+        peer = self._comm.world[self._to]
+        self._comm.trace.communicated("wait send", start, end, self._array.nbytes, peer)
         return self._to
 
     def test(self) -> bool:
@@ -342,7 +349,8 @@ class _MpiRecv(Request):
         self.finish()
         end = self._comm.time()
         nbytes = self._array.nbytes
-        self._comm.trace.communicated("wait recv", start, end, nbytes, self._source)
+        peer = self._comm.world[self._source]
+        self._comm.trace.communicated("wait recv", start, end, nbytes, peer)
         return self._source
 
     def finish(self) -> int:

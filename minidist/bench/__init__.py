@@ -1,0 +1,1 @@
+"""Benchmarks: what ``minidist bench`` runs."""
