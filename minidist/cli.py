@@ -6,10 +6,12 @@ Each subcommand parses its arguments, and calls a function that could be called 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minidist {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
+    _add_trace(commands)
+    _add_bench(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options, arguments)
@@ -119,6 +123,116 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
             f"{ranks} ranks share {cores} cores: seconds and idle time are of a crowded machine, "
             "while the predictions give each rank a core. Bytes, messages and memory are exact."
         )
+    return 0
+
+
+def _add_trace(commands: argparse._SubParsersAction) -> None:
+    trace = commands.add_parser(
+        "trace",
+        help="run a script, and draw what its ranks did",
+        description="Run a lesson or script, and leave a picture of what every rank did, with all "
+        "messages (trace-N.png), and the same for https://ui.perfetto.dev (trace-N.json), for "
+        "each launch() in it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    trace.add_argument("script", help="a Python file that calls minidist.launch")
+    trace.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    trace.add_argument("--ranks", type=int, help="how many ranks, instead of the script's own")
+    trace.add_argument(
+        "--world",
+        choices=("local", "mpi"),
+        default="local",
+        help="local: in one process, on a virtual clock; mpi: one process a rank",
+    )
+    trace.add_argument("--out", default="out/trace", help="folder to write to")
+    trace.set_defaults(run=_trace)
+
+
+def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
+    from minidist.comm.launch import TRACE_FOLDER, TRACE_RANKS
+
+    script, folder = Path(options.script), Path(options.out).resolve()
+    if not script.is_file():
+        raise ValueError(f"there is no script {script}")
+    if options.ranks is not None and options.ranks < 1:
+        raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
+    for old in [*folder.glob("trace-*.json"), *folder.glob("trace-*.png")]:
+        old.unlink()
+    environment = mpi_environment() | {TRACE_FOLDER: str(folder)}
+    command = [sys.executable, str(script), *options.arguments]
+    if options.world == "mpi":
+        mpiexec = find_mpiexec()
+        if mpiexec is None:
+            raise ValueError('--world mpi needs an mpiexec: pip install "minidist[mpich]"')
+        command[1:1] = ["-m", "mpi4py"]
+        command = [mpiexec, "-n", str(options.ranks or 4), *command]
+    elif options.ranks is not None:
+        environment[TRACE_RANKS] = str(options.ranks)
+    status = subprocess.run(command, env=environment, check=False).returncode
+    found = sorted(folder.glob("trace-*"))
+    for path in found:
+        print(f"wrote {path}")
+    if not found:
+        print(f"minidist trace: {script} never called launch()", file=sys.stderr)
+    return status or int(not found)
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser("bench", help="measure this machine, beside what is predicted")
+    kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    collectives = kinds.add_parser(
+        "collectives",
+        help="every all-reduce at every size, beside the MPI library's own",
+        description="Measure every all-reduce on MPI ranks at every size, beside the library's "
+        "own and the bare transport. Writes collectives.json and collectives.png.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    collectives.add_argument("--ranks", type=int, default=2)
+    collectives.add_argument("--largest", type=int, default=1 << 26, help="bytes")
+    collectives.add_argument("--algorithms", default="all", help="comma-separated names")
+    collectives.add_argument("--dtype", default="float32")
+    collectives.add_argument("--turns", type=int, default=7, help="measurements; the median counts")
+    collectives.add_argument("--json", metavar="PATH", help="also write the report there")
+    collectives.add_argument(
+        "--tune", action="store_true", help='keep what was fastest, for algorithm="auto"'
+    )
+    collectives.add_argument("--out", default="out/bench", help="folder to write to")
+    collectives.set_defaults(run=_bench_collectives)
+
+
+def _bench_collectives(options: argparse.Namespace, arguments: list[str]) -> int:
+    from minidist.bench import collectives
+
+    names = collectives.algorithms(options.algorithms)
+    if launched_size() is None:
+        mpiexec = find_mpiexec()
+        if mpiexec is None:
+            raise ValueError('bench collectives needs an mpiexec: pip install "minidist[mpich]"')
+        return _start_mpi(mpiexec, options.ranks, arguments)
+    first = MpiWorld().rank == 0
+    console = _console(quiet=not first)
+    report = collectives.bench(
+        names,
+        collectives.sizes(options.largest),
+        options.dtype,
+        options.turns,
+        lambda nbytes: console.print(f"{nbytes:,} bytes ..."),
+    )
+    if not first:
+        return 0
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    console.width = max(console.width, 24 + 15 * len(names))
+    console.print(collectives.table(report))
+    collectives.draw(report, folder / "collectives.png")
+    paths = [folder / "collectives.json", *([Path(options.json)] if options.json else [])]
+    for path in paths:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    paths.append(folder / "collectives.png")
+    if options.tune:
+        paths.append(collectives.tune(report))
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 0
 
 

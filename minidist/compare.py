@@ -17,7 +17,7 @@ parameters and evaluation lie between the measurements.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -242,9 +242,7 @@ def _measured_step(method: Method, batch: Any, record: Record) -> float:
 
 
 def _shifted(event: Event, start: float) -> Event:
-    return Event(
-        event.kind, event.name, event.start - start, event.end - start, event.nbytes, event.peer
-    )
+    return replace(event, start=event.start - start, end=event.end - start)
 
 
 def _flop_rate(serial: Record | None, task: Task, batch: int) -> float:

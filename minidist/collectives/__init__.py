@@ -10,38 +10,124 @@ from collections.abc import Callable
 from typing import Any
 
 from minidist.array import Array
-from minidist.collectives import central, ring
+from minidist.collectives import (
+    auto,
+    binomial,
+    bruck,
+    central,
+    chain,
+    double_tree,
+    halving_doubling,
+    hierarchical,
+    library,
+    pairwise,
+    recursive_doubling,
+    ring,
+    scatter_all_gather,
+    segmented_ring,
+    shared_memory,
+)
 from minidist.collectives.barrier import barrier, barrier_cost
+from minidist.collectives.chunks import chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 
 __all__ = [
+    "ALL_GATHER",
+    "ALL_GATHER_COST",
     "ALL_REDUCE",
     "ALL_REDUCE_COST",
+    "ALL_TO_ALL",
+    "ALL_TO_ALL_COST",
     "BROADCAST",
+    "BROADCAST_COST",
+    "REDUCE",
+    "REDUCE_COST",
+    "REDUCE_SCATTER",
+    "REDUCE_SCATTER_COST",
     "Cost",
+    "all_gather",
     "all_reduce",
     "all_reduce_cost",
+    "all_to_all",
     "barrier",
     "barrier_cost",
     "broadcast",
-    "central",
-    "ring",
+    "chunks",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
 ]
 
-ALL_REDUCE: dict[str, Callable[..., Any]] = {
+Table = dict[str, Callable[..., Any]]
+Costs = dict[str, Callable[..., Cost]]
+
+# In order of increasing complexity.
+ALL_REDUCE: Table = {
     "central": central.all_reduce,
+    "binomial": binomial.all_reduce,
+    "recursive_doubling": recursive_doubling.all_reduce,
     "ring": ring.all_reduce,
+    "segmented_ring": segmented_ring.all_reduce,
+    "halving_doubling": halving_doubling.all_reduce,
+    "double_tree": double_tree.all_reduce,
+    "hierarchical": hierarchical.all_reduce,
+    "shared_memory": shared_memory.all_reduce,
 }
-ALL_REDUCE_COST: dict[str, Callable[..., Cost]] = {
+ALL_REDUCE_COST: Costs = {
     "central": central.all_reduce_cost,
+    "binomial": binomial.all_reduce_cost,
+    "recursive_doubling": recursive_doubling.all_reduce_cost,
     "ring": ring.all_reduce_cost,
+    "segmented_ring": segmented_ring.all_reduce_cost,
+    "halving_doubling": halving_doubling.all_reduce_cost,
+    "double_tree": double_tree.all_reduce_cost,
+    "hierarchical": hierarchical.all_reduce_cost,
+    "shared_memory": shared_memory.all_reduce_cost,
 }
-BROADCAST: dict[str, Callable[..., Any]] = {"central": central.broadcast}
+REDUCE: Table = {"central": central.reduce, "binomial": binomial.reduce}
+REDUCE_COST: Costs = {"central": central.reduce_cost, "binomial": binomial.reduce_cost}
+REDUCE_SCATTER: Table = {
+    "ring": ring.reduce_scatter,
+    "halving_doubling": halving_doubling.reduce_scatter,
+}
+REDUCE_SCATTER_COST: Costs = {
+    "ring": ring.reduce_scatter_cost,
+    "halving_doubling": halving_doubling.reduce_scatter_cost,
+}
+ALL_GATHER: Table = {
+    "ring": ring.all_gather,
+    "recursive_doubling": recursive_doubling.all_gather,
+    "bruck": bruck.all_gather,
+}
+ALL_GATHER_COST: Costs = {
+    "ring": ring.all_gather_cost,
+    "recursive_doubling": recursive_doubling.all_gather_cost,
+    "bruck": bruck.all_gather_cost,
+}
+BROADCAST: Table = {
+    "central": central.broadcast,
+    "binomial": binomial.broadcast,
+    "chain": chain.broadcast,
+    "scatter_all_gather": scatter_all_gather.broadcast,
+}
+BROADCAST_COST: Costs = {
+    "central": central.broadcast_cost,
+    "binomial": binomial.broadcast_cost,
+    "chain": chain.broadcast_cost,
+    "scatter_all_gather": scatter_all_gather.broadcast_cost,
+}
+ALL_TO_ALL: Table = {"pairwise": pairwise.all_to_all, "bruck": bruck.all_to_all}
+ALL_TO_ALL_COST: Costs = {
+    "pairwise": pairwise.all_to_all_cost,
+    "bruck": bruck.all_to_all_cost,
+}
+gather, scatter = central.gather, central.scatter
 
 
-def _choose(table: dict[str, Callable[..., Any]], algorithm: str) -> Callable[..., Any]:
+def _choose(table: Table, algorithm: str) -> Callable[..., Any]:
     try:
         return table[algorithm]
     except KeyError:
@@ -51,17 +137,47 @@ def _choose(table: dict[str, Callable[..., Any]], algorithm: str) -> Callable[..
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring") -> None:
-    """Reduce ``array`` over all ranks, in place, by the algorithm of that name."""
-    _choose(ALL_REDUCE, algorithm)(comm, array, op)
+    """Reduce ``array`` over all ranks, in place, by the algorithm of that name.
+
+    "auto" takes the fastest for this size and rank count, measured or by formula; "library" is
+    the MPI library's own, for comparison.
+    """
+    if algorithm == "auto":
+        algorithm = auto.choose(comm, array)
+    table = ALL_REDUCE | {"library": library.all_reduce}
+    _choose(table, algorithm)(comm, array, op)
 
 
 def all_reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, algorithm: str = "ring"
 ) -> Cost:
     """What ``all_reduce`` by that algorithm costs ``rank``, and how long it takes."""
-    return _choose(ALL_REDUCE_COST, algorithm)(length, itemsize, rank, size, machine)
+    table = ALL_REDUCE_COST | {"auto": auto.all_reduce_cost}
+    return _choose(table, algorithm)(length, itemsize, rank, size, machine)
+
+
+def reduce(
+    comm: Comm, array: Array, op: str = "sum", root: int = 0, algorithm: str = "binomial"
+) -> None:
+    """Reduce ``array`` over all ranks into that of ``root``; the others' may be left half done."""
+    _choose(REDUCE, algorithm)(comm, array, op, root)
+
+
+def reduce_scatter(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring") -> Array:
+    """Reduce over all ranks; rank r gets chunk r, in its place in ``array``, and a view of it."""
+    return _choose(REDUCE_SCATTER, algorithm)(comm, array, op)
+
+
+def all_gather(comm: Comm, array: Array, algorithm: str = "ring") -> None:
+    """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
+    _choose(ALL_GATHER, algorithm)(comm, array)
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0, algorithm: str = "central") -> None:
     """Copy ``array`` of ``root`` to every rank, in place, by the algorithm of that name."""
     _choose(BROADCAST, algorithm)(comm, array, root)
+
+
+def all_to_all(comm: Comm, send: Any, recv: Any, algorithm: str = "pairwise") -> None:
+    """``send[r]`` goes to rank r, and ``recv[r]`` comes from it."""
+    _choose(ALL_TO_ALL, algorithm)(comm, send, recv)

@@ -22,7 +22,7 @@ def barrier(comm: Comm) -> None:
     nothing, heard = np.empty(0, np.uint8), np.empty(0, np.uint8)
     distance = 1
     while distance < comm.size:
-        with comm.step(f"barrier +{distance}"):
+        with comm.step("barrier, distance", distance):
             to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
             comm.sendrecv(nothing, to, heard, source)
         distance *= 2

@@ -7,8 +7,10 @@
 
 Every message goes through the root's one port, so with p ranks and n bytes
 
-    broadcast     (p - 1)(α + nβ)
-    all_reduce    2(p - 1)(α + nβ) + (p - 1)nγ
+    broadcast         (p - 1)(α + nβ)
+    reduce            (p - 1)(α + nβ + nγ)
+    all_reduce        2(p - 1)(α + nβ) + (p - 1)nγ
+    gather, scatter   (p - 1)(α + nβ/p): here the root sends or receives no byte twice
 
 The root sends (p - 1)n bytes: p times as much data needs p times as long, which is why nobody
 trains this way on more than a few ranks.
@@ -17,6 +19,7 @@ trains this way on more than a few ranks.
 from __future__ import annotations
 
 from minidist.array import Array
+from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -29,26 +32,58 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
         return
     for peer in range(comm.size):
         if peer != root:
-            with comm.step(f"broadcast to {peer}"):
+            with comm.step("broadcast to", peer):
                 comm.send(array, peer)
 
 
-def all_reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
-    """Reduce ``array`` over all ranks, in place: afterwards every rank holds the result.
+def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
+    """Reduce ``array`` over all ranks into that of ``root``; the others keep theirs.
 
     The root adds in order of rank, so the result does not depend on who was fastest.
     """
     if comm.rank != root:
         with comm.step("reduce"):
             comm.send(array, root)
+        return
+    incoming = comm.scratch(array.size, array).reshape(array.shape)
+    for peer in range(comm.size):
+        if peer != root:
+            with comm.step("reduce from", peer):
+                comm.recv(incoming, peer)
+                comm.combine(op, array, incoming)
+
+
+def all_reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
+    """Reduce ``array`` over all ranks, in place: afterwards every rank holds the result."""
+    reduce(comm, array, op, root)
+    broadcast(comm, array, root)
+
+
+def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
+    """Chunk r of the root's ``array`` goes to rank r, to its place in ``array``; returns a view."""
+    flat = array.reshape(-1)
+    parts = chunks(flat.size, comm.size)
+    if comm.rank != root:
+        comm.recv(flat[parts[comm.rank]], root)
     else:
-        incoming = comm.scratch(array.size, array).reshape(array.shape)
         for peer in range(comm.size):
             if peer != root:
-                with comm.step(f"reduce from {peer}"):
-                    comm.recv(incoming, peer)
-                    comm.combine(op, array, incoming)
-    broadcast(comm, array, root)
+                with comm.step("scatter to", peer):
+                    comm.send(flat[parts[peer]], peer)
+    return flat[parts[comm.rank]]
+
+
+def gather(comm: Comm, array: Array, root: int = 0) -> None:
+    """Chunk r of rank r's ``array`` goes to its place in the root's."""
+    flat = array.reshape(-1)
+    parts = chunks(flat.size, comm.size)
+    if comm.rank != root:
+        comm.send(flat[parts[comm.rank]], root)
+    else:
+        for peer in range(comm.size):
+            if peer != root:
+                with comm.step("gather from", peer):
+                    comm.recv(flat[parts[peer]], peer)
 
 
 def broadcast_cost(
@@ -60,12 +95,39 @@ def broadcast_cost(
     return Cost(messages, messages * nbytes, (size - 1) * machine.message(nbytes))
 
 
+def reduce_cost(
+    length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
+) -> Cost:
+    """What ``reduce`` of ``length`` elements costs: the formula above."""
+    nbytes = length * itemsize
+    seconds = (size - 1) * (machine.message(nbytes) + machine.reduce(nbytes))
+    if rank == root:
+        return Cost(0, 0, seconds, (size - 1) * nbytes)
+    return Cost(1, nbytes, seconds)
+
+
 def all_reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
-    nbytes = length * itemsize
-    messages = size - 1 if rank == root else 1
-    seconds = (size - 1) * (2 * machine.message(nbytes) + machine.reduce(nbytes))
-    reduced = (size - 1) * nbytes if rank == root else 0
-    return Cost(messages, messages * nbytes, seconds, reduced)
+    here = (length, itemsize, rank, size, machine, root)
+    return reduce_cost(*here) + broadcast_cost(*here)
+
+
+def scatter_cost(
+    length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
+) -> Cost:
+    """What ``scatter`` of ``length`` elements costs: the root sends all chunks but its own."""
+    lengths = chunk_lengths(length, size)
+    others = [n * itemsize for peer, n in enumerate(lengths) if peer != root]
+    seconds = sum(machine.message(n) for n in others)
+    return Cost(len(others), sum(others), seconds) if rank == root else Cost(0, 0, seconds)
+
+
+def gather_cost(
+    length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
+) -> Cost:
+    """What ``gather`` to ``length`` elements costs: every rank but the root sends its chunk."""
+    lengths = chunk_lengths(length, size)
+    seconds = scatter_cost(length, itemsize, rank, size, machine, root).seconds
+    return Cost(0, 0, seconds) if rank == root else Cost(1, lengths[rank] * itemsize, seconds)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.ring import chunks
+from minidist.collectives.chunks import chunks
 from minidist.comm.machine import Machine
 
 

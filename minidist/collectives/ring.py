@@ -1,28 +1,28 @@
-"""Ring all-reduce: every rank sends the least that is possible, and always to its neighbour.
+"""Ring: every rank sends the least that is possible, and always to its neighbour.
 
-Cut the array into p chunks, one for each rank. In p - 1 rounds every rank passes one chunk to the
-right, and adds the chunk that comes from the left to its own; the sum of chunk c grows as it
-travels:
+Cut the array into p chunks, chunk r for rank r. In p - 1 rounds every rank passes one chunk to the
+right, and adds the chunk that comes from the left to its own; the sum of a chunk grows as it
+travels, and reaches its owner last:
 
     reduce-scatter, p = 3          chunk 0     chunk 1     chunk 2
       rank 0 holds                   a0          a1          a2
       rank 1                         b0          b1          b2
       rank 2                         c0          c1          c2
-    round 1: r sends chunk r         |           |           |
-      rank 0                         a0          a1        a2+c2
-      rank 1                       b0+a0         b1          b2
-      rank 2                         c0        c1+b1         c2
-    round 2: r sends chunk r - 1
-      rank 0                         a0       a1+c1+b1     a2+c2
-      rank 1                       b0+a0        b1       b2+a2+c2
-      rank 2                      c0+b0+a0    c1+b1         c2
+    round 1: r sends chunk r - 1     |           |           |
+      rank 0                         a0        a1+c1         a2
+      rank 1                         b0          b1        b2+a2
+      rank 2                       c0+b0         c1          c2
+    round 2: r sends chunk r - 2
+      rank 0                      a0+c0+b0     a1+c1         a2
+      rank 1                         b0      b1+a1+c1      b2+a2
+      rank 2                       c0+b0         c1      c2+b2+a2
 
-Now each rank owns one finished chunk, and p - 1 more rounds pass the finished chunks around (the
-all-gather). With p ranks and n bytes:
+Now rank r owns the finished chunk r, and p - 1 more rounds pass the finished chunks around: the
+all-gather. Both together are an all-reduce. With p ranks and n bytes:
 
-    messages a rank   2(p - 1)
-    bytes a rank      2n(p - 1)/p, which no all-reduce can beat
-    time              2(p - 1)α + 2n(p - 1)/p·β + n(p - 1)/p·γ
+    messages a rank   p - 1 each,                 together 2(p - 1)
+    bytes a rank      n(p - 1)/p each,            together 2n(p - 1)/p: no all-reduce sends less
+    time              (p - 1)(α + (nβ + nγ)/p), and without γ for the all-gather
 
 The bytes hardly depend on p: that is why rings train large models. The latency grows with p: that
 is why small arrays want a tree. Patarasuk, Yuan, "Bandwidth optimal all-reduce algorithms for
@@ -31,58 +31,87 @@ clusters of workstations", JPDC 69(2) 2009, section 3; Horovod, arXiv 1802.05799
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from minidist.array import Array
+from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 
 
-def chunks(length: int, size: int) -> list[slice]:
-    """``length`` elements in ``size`` contiguous parts; the first ones are one longer if uneven."""
-    base, longer = divmod(length, size)
-    starts = [part * base + min(part, longer) for part in range(size + 1)]
-    return [slice(*pair) for pair in pairwise(starts)]
-
-
-def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
-    """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result.
+def reduce_scatter(
+    comm: Comm, array: Array, op: str = "sum", parts: list[slice] | None = None
+) -> Array:
+    """Reduce over all ranks; rank r gets chunk r of the result, in its place in ``array``.
 
     Any contiguous array, any number of ranks; an array shorter than the ranks makes empty chunks.
-    ``op`` is "sum", "product", "max" or "min".
+    ``parts`` are the chunks, if they are not to be of equal length. Returns a view of the chunk.
+    The rest of ``array`` is left half done. ``op`` is "sum", "product", "max" or "min".
     """
     flat = array.reshape(-1)
-    parts = chunks(flat.size, comm.size)
+    parts = parts or chunks(flat.size, comm.size)
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-    incoming = comm.scratch(-(-flat.size // comm.size), flat)
+    incoming = comm.scratch(max(part.stop - part.start for part in parts), flat)
 
-    for round in range(comm.size - 1):
-        with comm.step(f"reduce-scatter {round + 1}/{comm.size - 1}"):
+    for round in range(1, comm.size):
+        with comm.step("reduce-scatter", round, comm.size - 1):
             sending = flat[parts[(comm.rank - round) % comm.size]]
             growing = flat[parts[(comm.rank - round - 1) % comm.size]]
             arrived = incoming[: growing.size]
             comm.sendrecv(sending, right, arrived, left)
             comm.combine(op, growing, arrived)
+    return flat[parts[comm.rank]]
 
-    # Rank r now owns the finished chunk r + 1.
-    for round in range(comm.size - 1):
-        with comm.step(f"all-gather {round + 1}/{comm.size - 1}"):
-            finished = flat[parts[(comm.rank + 1 - round) % comm.size]]
-            comm.sendrecv(finished, right, flat[parts[(comm.rank - round) % comm.size]], left)
+
+def all_gather(comm: Comm, array: Array, parts: list[slice] | None = None) -> None:
+    """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
+    flat = array.reshape(-1)
+    parts = parts or chunks(flat.size, comm.size)
+    left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+
+    for round in range(1, comm.size):
+        with comm.step("all-gather", round, comm.size - 1):
+            sending = flat[parts[(comm.rank - round + 1) % comm.size]]
+            comm.sendrecv(sending, right, flat[parts[(comm.rank - round) % comm.size]], left)
+
+
+def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
+    """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result.
+
+    Between the halves rank r owns chunk r + 1: so each begins by sending its own, and what starts
+    on the slowest rank is not what all others wait for first.
+    """
+    parts = chunks(array.size, comm.size)
+    parts = parts[1:] + parts[:1]
+    reduce_scatter(comm, array, op, parts)
+    all_gather(comm, array, parts)
+
+
+# Exact for uneven chunks too: the longest chunk, always on its way, sets the time.
+
+
+def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
+    """What ``reduce_scatter`` of ``length`` elements costs: a rank never sends its own chunk."""
+    lengths = chunk_lengths(length, size)
+    longest = lengths[0] * itemsize
+    return Cost(
+        messages=size - 1,
+        nbytes=(length - lengths[rank]) * itemsize,
+        seconds=(size - 1) * (machine.message(longest) + machine.reduce(longest)),
+        reduced=(length - lengths[(rank - 1) % size]) * itemsize,  # all but what it sends first
+    )
+
+
+def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
+    """What ``all_gather`` to ``length`` elements costs: the chunk of the right is never sent."""
+    lengths = chunk_lengths(length, size)
+    sent = (length - lengths[(rank + 1) % size]) * itemsize
+    return Cost(size - 1, sent, (size - 1) * machine.message(lengths[0] * itemsize))
 
 
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
-    """What ``all_reduce`` of ``length`` elements costs: the formula above.
+    """What ``all_reduce`` of ``length`` elements costs: the halves, by whose chunk is the rank's.
 
-    Exact for uneven chunks too: a rank never sends chunk ``rank + 1`` in the first half and
-    ``rank + 2`` in the second, and the longest chunk, always on its way, sets the time.
+    The next rank owns, in a plain reduce-scatter, what this one owns here.
     """
-    if size == 1:
-        return Cost(0, 0, 0.0)
-    lengths = [part.stop - part.start for part in chunks(length, size)]
-    kept = lengths[(rank + 1) % size] + lengths[(rank + 2) % size]
-    longest = lengths[0] * itemsize
-    seconds = (size - 1) * (2 * machine.message(longest) + machine.reduce(longest))
-    reduced = (length - lengths[rank]) * itemsize  # every chunk but the one it sends first
-    return Cost(2 * (size - 1), (2 * length - kept) * itemsize, seconds, reduced)
+    here = (length, itemsize, (rank + 1) % size, size, machine)
+    return reduce_scatter_cost(*here) + all_gather_cost(*here)

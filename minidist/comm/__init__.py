@@ -3,18 +3,22 @@
 from minidist.comm.comm import Comm, CommError, Crash, Future, RankLost, Request
 from minidist.comm.launch import first_process, launch, print_once
 from minidist.comm.local import Deadlock, LocalWorld
-from minidist.comm.machine import Machine
+from minidist.comm.machine import PROFILES, Link, Machine
+from minidist.comm.timeline import Timeline
 
 __all__ = [
+    "PROFILES",
     "Comm",
     "CommError",
     "Crash",
     "Deadlock",
     "Future",
+    "Link",
     "LocalWorld",
     "Machine",
     "RankLost",
     "Request",
+    "Timeline",
     "first_process",
     "launch",
     "print_once",

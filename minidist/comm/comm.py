@@ -12,15 +12,16 @@ because a library happened to buffer a small message is wrong, and here it deadl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minidist.array import Array, module_of
+from minidist.comm.machine import Machine
 from minidist.comm.trace import Trace
 
+T = TypeVar("T")
 ANY = -1  # as a source: receive from whoever sends first
 
 
@@ -44,20 +45,8 @@ class RankLost(CommError):
         self.rank = rank
 
 
-def _ufunc(name: str) -> Callable[[Array, Array], Array]:
-    def apply(into: Array, other: Array) -> Array:
-        return getattr(module_of(into), name)(into, other, out=into)
-
-    return apply
-
-
-# Reductions by name: each combines ``other`` into ``into``, in place.
-REDUCTIONS: dict[str, Callable[[Array, Array], Array]] = {
-    "sum": _ufunc("add"),
-    "product": _ufunc("multiply"),
-    "max": _ufunc("maximum"),
-    "min": _ufunc("minimum"),
-}
+# Reductions by name, and the function of NumPy or CuPy that does each in place.
+REDUCTIONS = {"sum": "add", "product": "multiply", "max": "maximum", "min": "minimum"}
 
 
 class Request(ABC):
@@ -83,11 +72,18 @@ class Future(ABC):
 class Comm(ABC):
     """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
 
-    def __init__(self, rank: int, size: int, trace: Trace) -> None:
+    def __init__(
+        self, rank: int, size: int, trace: Trace, machine: Machine, tuning: Any = None
+    ) -> None:
         self.rank = rank
         self.size = size
         self.trace = trace
+        self.machine = machine  # what formulas are evaluated with; the local world runs on it
+        self.tuning = tuning  # the measured table of algorithms, if there is one
+        self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
+        self._windows: dict[tuple[Any, ...], list[Array]] = {}
 
     # Messages
 
@@ -97,31 +93,40 @@ class Comm(ABC):
         start = self._enter()
         self.trace.count(array.nbytes)
         self._send(array, to, tag)
-        self.trace.communicated("send", start, self._now(), array.nbytes, to)
+        self.trace.communicated("send", start, self._now(), array.nbytes, self.world[to])
 
     def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
         """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
         self._check("recv from", array, source, into=True)
         start = self._enter()
         source = self._recv(array, source, tag)
-        self.trace.communicated("recv", start, self._now(), array.nbytes, source)
+        self.trace.communicated("recv", start, self._now(), array.nbytes, self.world[source])
         return source
 
-    def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> None:
-        """Send one array and receive another at the same time: what every ring is made of."""
+    def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> int:
+        """Send one array and receive another at the same time: what every ring is made of.
+
+        Returns who sent it.
+        """
         self._check("send to", send, to)
         self._check("recv from", recv, source, into=True)
         start = self._enter()
         self.trace.count(send.nbytes)
-        self._sendrecv(send, to, recv, source, tag)
-        self.trace.communicated("sendrecv", start, self._now(), send.nbytes, to)
+        source = self._sendrecv(send, to, recv, source, tag)
+        world = self.world
+        self.trace.communicated(
+            "sendrecv", start, self._now(), send.nbytes, world[to], world[source]
+        )
+        return source
 
     def isend(self, array: Array, to: int, tag: int = 0) -> Request:
         """Start a send and return at once; ``array`` must not change until ``wait()``."""
         self._check("isend to", array, to)
-        self._enter()
+        start = self._enter()
         self.trace.count(array.nbytes)
-        return self._isend(array, to, tag)
+        request = self._isend(array, to, tag)
+        self.trace.communicated("isend", start, self._now(), array.nbytes, self.world[to])
+        return request
 
     def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:
         """Start a receive into ``array``, which is valid only after ``wait()``."""
@@ -131,12 +136,10 @@ class Comm(ABC):
 
     def combine(self, op: str, into: Array, other: Array) -> None:
         """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""
-        try:
-            REDUCTIONS[op](into, other)
-        except KeyError:
-            raise CommError(
-                f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}"
-            ) from None
+        name = REDUCTIONS.get(op)
+        if name is None:
+            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}")
+        getattr(module_of(into), name)(into, other, out=into)
         self._charge_reduction(into.nbytes)
 
     # Groups and streams
@@ -161,22 +164,35 @@ class Comm(ABC):
         spawn the same ones in the same order. This is how communication overlaps computation.
         """
 
+    def shared(self, length: int, like: Array) -> list[Array]:
+        """A 1-D work array of each rank, by rank, in memory that all of them see.
+
+        Every rank must call it, and may read and write any of them: only messages order what they
+        do. Kept for the next call, like ``scratch``. Raises CommError where ranks do not share
+        memory: ``split`` by node first.
+        """
+        key = (module_of(like), like.dtype)
+        arrays = self._windows.get(key)
+        if arrays is None or arrays[0].size < length:
+            arrays = self._windows[key] = self._shared(length, like)
+        return [array[:length] for array in arrays]
+
+    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
+        """The MPI library's own all-reduce, in place, for comparison; its messages are unseen."""
+        raise CommError("the local world has no library to ask: run this under mpirun")
+
     # Time and names
 
     @abstractmethod
     def time(self) -> float:
         """Seconds on this world's clock: virtual in the local world, of the wall under MPI."""
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Name what happens inside, for the trace: ``with comm.step("forward 3"): ...``."""
-        self.trace.computed(self.time())
-        self.trace.names.append(name)
-        try:
-            yield
-        finally:
-            self.trace.computed(self.time())
-            self.trace.names.pop()
+    def step(self, name: str, index: int | None = None, of: int | None = None) -> Step:
+        """Name what happens inside, for the trace: ``with comm.step("forward", 3): ...``.
+
+        ``step("all-gather", 2, 3)`` is drawn as "all-gather 2/3", and counted as "all-gather".
+        """
+        return Step(self, name, index, of)
 
     def scratch(self, length: int, like: Array) -> Array:
         """A 1-D work array of ``like``'s dtype and device, kept for the next call.
@@ -189,6 +205,12 @@ class Comm(ABC):
             buffer = self._scratch[key] = module_of(like).empty(length, like.dtype)
         return buffer[:length]
 
+    def remember(self, key: Any, make: Callable[[], T]) -> T:
+        """What ``make()`` returned when this key was first asked for: sub-groups, choices."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
     # Checks that every message passes
 
     def _enter(self) -> float:
@@ -197,6 +219,10 @@ class Comm(ABC):
         return now
 
     def _check(self, call: str, array: Array, peer: int, into: bool = False) -> None:
+        if type(array) is np.ndarray and 0 <= peer < self.size:  # the usual case, quickly
+            flags = array.flags
+            if flags.c_contiguous and not array.dtype.hasobject and (not into or flags.writeable):
+                return
         if not (0 <= peer < self.size or (peer == ANY and into)):
             raise CommError(f"rank {self.rank}: {call} {peer}: ranks are 0 to {self.size - 1}")
         try:
@@ -226,6 +252,9 @@ class Comm(ABC):
         """Let the clock know that ``nbytes`` were combined; real clocks know by themselves."""
 
     @abstractmethod
+    def _shared(self, length: int, like: Array) -> list[Array]: ...
+
+    @abstractmethod
     def _isend(self, array: Array, to: int, tag: int) -> Request: ...
 
     @abstractmethod
@@ -237,13 +266,35 @@ class Comm(ABC):
     def _recv(self, array: Array, source: int, tag: int) -> int:
         return self._irecv(array, source, tag).wait()
 
-    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> None:
+    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> int:
         receiving = self._irecv(recv, source, tag)
         self._isend(send, to, tag).wait()
-        receiving.wait()
+        return receiving.wait()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
+
+
+class Step:
+    """A named stretch of a rank's work: what ``Comm.step`` returns."""
+
+    __slots__ = ("_comm", "_name")
+
+    def __init__(self, comm: Comm, name: str, index: int | None, of: int | None) -> None:
+        self._comm = comm
+        self._name = (name, index, of)
+
+    def __enter__(self) -> None:
+        trace = self._comm.trace
+        if trace.record:
+            trace.computed(self._comm.time())
+        trace.names.append(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        trace = self._comm.trace
+        if trace.record:
+            trace.computed(self._comm.time())
+        trace.names.pop()
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

@@ -21,6 +21,10 @@ from minidist import LAUNCHER_SIZES
 from minidist.comm.comm import Comm
 from minidist.comm.local import LocalWorld
 from minidist.comm.mpi import MpiWorld
+from minidist.comm.trace import Trace
+
+# Set by ``minidist trace``: where to leave traces, and how many local ranks there are to be.
+TRACE_FOLDER, TRACE_RANKS = "MINIDIST_TRACE", "MINIDIST_TRACE_RANKS"
 
 
 def launched_size() -> int | None:
@@ -46,11 +50,29 @@ def launch(
     launched = launched_size()
     if world is None:
         world = LocalWorld() if launched is None else MpiWorld()
+    folder = os.environ.get(TRACE_FOLDER)
+    world.record = world.record or folder is not None
     if isinstance(world, LocalWorld):
-        return world.run(function, ranks)
-    if launched is not None:
-        world.check_size(launched)
-    return world.run(function)
+        results = world.run(function, int(os.environ.get(TRACE_RANKS, ranks)))
+    else:
+        if launched is not None:
+            world.check_size(launched)
+        results = world.run(function)
+    if folder is not None and first_process():
+        _save_trace(world.traces, Path(folder))
+    return results
+
+
+def _save_trace(traces: list[Trace], folder: Path) -> None:
+    """Leave picture and JSON of one launch in the folder; a script may launch several times."""
+    from minidist.comm.timeline import Timeline
+
+    number = 1
+    while (folder / f"trace-{number}.json").exists():
+        number += 1
+    timeline = Timeline(traces)
+    timeline.save(folder / f"trace-{number}.json")
+    timeline.plot(folder / f"trace-{number}.png", f"launch {number}: {len(traces)} ranks")
 
 
 def find_mpiexec() -> str | None:

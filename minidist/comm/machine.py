@@ -4,11 +4,35 @@ A message of n bytes takes α + n·β: ``latency`` plus bytes over ``bandwidth``
 arrays of n bytes takes n·γ (Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005). The
 local world runs its virtual clock on this model and every cost formula is evaluated with it, so
 the two can be held equal.
+
+Real machines are less even, and the simulator can be too: nodes of fast links joined by slower
+ones, single links that differ, ranks that compute more slowly, and random delays. ``PROFILES``
+are machines to try, each with the source of its numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Link:
+    """α in seconds a message, and bytes a second (1/β)."""
+
+    latency: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if self.bandwidth <= 0:
+            raise ValueError(f"Link: bandwidth must be positive, not {self.bandwidth}")
+        if self.latency < 0:
+            raise ValueError(f"Link: latency must not be negative: {self.latency}")
+
+    def message(self, nbytes: int) -> float:
+        """Seconds that a message of ``nbytes`` keeps both of its ports busy: α + n·β."""
+        return self.latency + nbytes / self.bandwidth
 
 
 @dataclass(frozen=True)
@@ -19,6 +43,11 @@ class Machine:
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
     operations a second. ``slowdown``: for each straggling rank, how many times longer it takes
     to compute, for example ``{3: 4.0}``.
+
+    Two levels: with ``node=8``, ranks 0 to 7 are one node, 8 to 15 the next, and so on; messages
+    between nodes take the ``network`` link. ``links``: single links that differ, by (sender,
+    receiver). ``jitter``: every message takes longer by a random share, exponentially distributed
+    with this mean, drawn from ``seed``, the link, and the number of the message on it.
     """
 
     name: str = "laptop"
@@ -27,13 +56,27 @@ class Machine:
     reduce_bandwidth: float = 8e9
     flops: float = 3e10
     slowdown: dict[int, float] = field(default_factory=dict)
+    node: int | None = None
+    network: Link | None = None
+    links: dict[tuple[int, int], Link] = field(default_factory=dict)
+    jitter: float = 0.0
+    seed: int = 0
+    source: str = ""
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "reduce_bandwidth", "flops"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
-        if self.latency < 0:
-            raise ValueError(f"Machine: latency must not be negative: {self.latency}")
+        for name in ("latency", "jitter"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Machine: {name} must not be negative: {getattr(self, name)}")
+        if (self.node is None) != (self.network is None) or (
+            self.node is not None and self.node < 1
+        ):
+            raise ValueError(
+                "Machine: two levels need node, the ranks in each (at least 1), and network, the "
+                f"link between nodes: node={self.node}, network={self.network}"
+            )
 
     def message(self, nbytes: int) -> float:
         """Seconds that a message of ``nbytes`` keeps both of its ports busy: α + n·β."""
@@ -46,3 +89,89 @@ class Machine:
     def compute(self, flops: int, rank: int = 0) -> float:
         """Seconds that ``rank`` needs for ``flops`` operations."""
         return flops / self.flops * self.slowdown.get(rank, 1.0)
+
+    @property
+    def even(self) -> bool:
+        """Whether all links are the same at all times, as the formulas have it."""
+        return self.node is None and not self.links and not self.jitter
+
+    def network_level(self) -> Machine:
+        """The machine as one rank of each node sees it: its links are the network's."""
+        if self.network is None:
+            return self
+        return replace(
+            self,
+            latency=self.network.latency,
+            bandwidth=self.network.bandwidth,
+            node=None,
+            network=None,
+        )
+
+    def link(self, sender: int, receiver: int) -> Link:
+        """The link from one rank to another."""
+        if (sender, receiver) in self.links:
+            return self.links[sender, receiver]
+        if self.node and self.network and sender // self.node != receiver // self.node:
+            return self.network
+        return Link(self.latency, self.bandwidth)
+
+
+class Links:
+    """All links of a machine while a program runs on it: counts messages, to draw the jitter."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.found: dict[tuple[int, int], Link] = {}
+        self.sent: Counter[tuple[int, int]] = Counter()
+
+    def message(self, sender: int, receiver: int, nbytes: int) -> float:
+        """Seconds that the next message of ``nbytes`` takes on this link."""
+        pair = (sender, receiver)
+        link = self.found.get(pair)
+        if link is None:
+            link = self.found[pair] = self.machine.link(sender, receiver)
+        seconds = link.message(nbytes)
+        if self.machine.jitter:
+            # Keyed, and not drawn in order: what one link does changes nothing on another.
+            draw = random.Random(f"{self.machine.seed} {sender} {receiver} {self.sent[pair]}")
+            self.sent[pair] += 1
+            seconds *= 1 + draw.expovariate(1 / self.machine.jitter)
+        return seconds
+
+
+# Where not marked measured, latency is half a small-message round trip as the vendor or the paper
+# reports it, and bandwidth is of one direction.
+PROFILES: dict[str, Machine] = {
+    "laptop": Machine(
+        source="shared memory between two processes: 2 µs, 4 GB/s; one core: 30 GFLOP/s",
+    ),
+    "gigabit": Machine(
+        "gigabit",
+        latency=50e-6,
+        bandwidth=117e6,
+        reduce_bandwidth=8e9,
+        flops=3e10,
+        source="TCP over 1 Gbit/s Ethernet: 125 MB/s less 6 % of headers (1460 of 1538 bytes on "
+        "the wire), about 50 µs one way through the kernel and a switch",
+    ),
+    "hgx": Machine(
+        "hgx",
+        latency=3e-6,
+        bandwidth=450e9,
+        reduce_bandwidth=1.5e12,
+        flops=4e14,
+        node=8,
+        network=Link(6e-6, 50e9),
+        source="8 H100 a node: NVLink 4, 900 GB/s both ways, so 450 GB/s (NVIDIA H100 data sheet); "
+        "InfiniBand NDR, 400 Gbit/s a GPU, so 50 GB/s (ConnectX-7 data sheet); reading two and "
+        "writing one array at 3.35 TB/s of HBM is 1.1 to 1.7 TB/s of result; 40 % of 989 "
+        "TFLOP/s of dense bfloat16; latencies are of the order that NCCL shows",
+    ),
+}
+
+
+def profile(name: str) -> Machine:
+    """A named machine of ``PROFILES``."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown machine {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -20,7 +20,11 @@ import numpy as np
 from minidist.array import Array, module_of, to_host
 from minidist.comm.comm import ANY, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
+from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
+from minidist.comm.tuning import load_table
+
+PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 
 
 class LauncherError(RuntimeError):
@@ -28,15 +32,23 @@ class LauncherError(RuntimeError):
 
 
 class MpiWorld:
-    """The processes that ``mpirun`` started; ``record=True`` keeps every event for timelines."""
+    """The processes that ``mpirun`` started; ``record=True`` keeps every event for timelines.
+
+    After a recorded ``run``, ``traces`` holds each rank's trace. ``tuning(library)`` gives the
+    table from which ``algorithm="auto"`` chooses; rank 0's is everybody's.
+    """
 
     name = "mpi"
 
-    def __init__(self, record: bool = False) -> None:
+    def __init__(
+        self, record: bool = False, tuning: Callable[[str], Any] | None = load_table
+    ) -> None:
         from mpi4py import MPI
 
         self.mpi = MPI
         self.record = record
+        self.tuning = tuning
+        self.traces: list[Trace] = []
         self.rank = MPI.COMM_WORLD.Get_rank()
         self.size = MPI.COMM_WORLD.Get_size()
 
@@ -64,52 +76,72 @@ class MpiWorld:
             node = world.Split_type(self.mpi.COMM_TYPE_SHARED)
             crowded = node.Get_size() > len(os.sched_getaffinity(0))
             node.Free()
+            tuning = self.tuning(self.library) if self.tuning and self.rank == 0 else None
             trace = Trace(time.perf_counter(), self.record)
-            comm = MpiComm(self.mpi, world.Dup(), trace, crowded)
+            # Objects are pickled here alone: before a run, one table; after it, the results.
+            comm = MpiComm(self.mpi, world.Dup(), trace, crowded, world.bcast(tuning))
+            if self.record:
+                trace.offset = comm._clock_offset()
             comm.barrier()
             result = function(comm)
+            comm._enter()  # what was computed since the last message
             comm.barrier()
-            # The one place where objects are pickled: the results of a run that is over, between
-            # processes of one program.
+            if self.record:
+                self.traces = world.allgather(trace)
             return world.allgather(result)
 
 
 class MpiComm(Comm):
     """A rank of the MPI world."""
 
-    def __init__(self, mpi: Any, comm: Any, trace: Trace, crowded: bool) -> None:
-        super().__init__(comm.Get_rank(), comm.Get_size(), trace)
+    def __init__(
+        self, mpi: Any, comm: Any, trace: Trace, crowded: bool, tuning: Any = None
+    ) -> None:
+        super().__init__(comm.Get_rank(), comm.Get_size(), trace, Machine(), tuning)
         self._mpi = mpi
         self._comm = comm
         self._crowded = crowded
         self._stream: MpiComm | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._windows_kept: list[Any] = []  # of shared(): freed with the process
 
     def time(self) -> float:
         return time.perf_counter()
 
-    # Buffers
+    # Buffers: what MPI is given. Dtypes that it does not know go as bytes, and long messages in
+    # pieces, because not every library counts past 2³¹.
 
-    def _outgoing(self, array: Array) -> np.ndarray:
-        host = to_host(array)
-        return as_bytes(host) if host.dtype.kind not in "iuf" or host.itemsize == 2 else host
+    def _outgoing(self, array: Array) -> list[np.ndarray]:
+        return self._pieces(to_host(array))
 
-    def _incoming(self, array: Array) -> np.ndarray:
+    def _incoming(self, array: Array) -> tuple[np.ndarray, list[np.ndarray]]:
         host = array if isinstance(array, np.ndarray) else np.empty(array.shape, array.dtype)
-        return as_bytes(host) if host.dtype.kind not in "iuf" or host.itemsize == 2 else host
+        return host, self._pieces(host)
 
-    def _received(self, status: Any, array: Array, host: np.ndarray) -> int:
-        """Check a message that has come, bring it to its device, and say who sent it."""
+    def _pieces(self, host: np.ndarray) -> list[np.ndarray]:
+        if host.dtype.kind not in "iuf" or host.itemsize == 2:
+            host = as_bytes(host)
+        if host.nbytes <= PIECE:
+            return [host]
+        flat, length = host.reshape(-1), max(1, PIECE // host.itemsize)
+        return [flat[start : start + length] for start in range(0, flat.size, length)]
+
+    def _received(self, status: Any, piece: np.ndarray, array: Array) -> int:
+        """Check that a message is as long as was expected, and say who sent it."""
         source, nbytes = status.Get_source(), status.Get_count(self._mpi.BYTE)
-        if nbytes != array.nbytes:
+        if nbytes != piece.nbytes:
             raise CommError(
                 f"rank {self.rank} received {nbytes} bytes from rank {source} where it expected "
-                f"{array.dtype}[{array.size}], {array.nbytes} bytes: both sides of a message must "
-                "agree on dtype and length"
+                f"{array.dtype}[{array.size}], {piece.nbytes} bytes"
+                + (" in this piece" if piece.nbytes < array.nbytes else "")
+                + ": both sides of a message must agree on dtype and length"
             )
-        if not isinstance(array, np.ndarray):
-            array[...] = module_of(array).asarray(host.view(array.dtype).reshape(array.shape))
         return source
+
+    def _arrived(self, array: Array, host: np.ndarray) -> None:
+        """Bring what was received to the device where it was wanted."""
+        if array is not host:
+            array[...] = module_of(array).asarray(host)
 
     def _source(self, source: int) -> int:
         return self._mpi.ANY_SOURCE if source == ANY else source
@@ -117,41 +149,53 @@ class MpiComm(Comm):
     # Transport
 
     def _isend(self, array: Array, to: int, tag: int) -> Request:
-        host = self._outgoing(array)
-        return _MpiSend(self, self._comm.Isend(host, to, tag), host, to)
+        pieces = self._outgoing(array)
+        return _MpiSend(self, [self._comm.Isend(piece, to, tag) for piece in pieces], array, to)
 
-    def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        host = self._incoming(array)
-        return _MpiRecv(self, self._comm.Irecv(host, self._source(source), tag), array, host)
+    def _irecv(self, array: Array, source: int, tag: int) -> _MpiRecv:
+        host, pieces = self._incoming(array)
+        if source == ANY and len(pieces) > 1:
+            raise CommError(
+                f"rank {self.rank}: irecv of {array.nbytes} bytes from anyone: messages of more "
+                f"than {PIECE} bytes come in pieces, so name the source, or use recv"
+            )
+        source = self._source(source)
+        requests = [self._comm.Irecv(piece, source, tag) for piece in pieces]
+        return _MpiRecv(self, requests, pieces, array, host)
 
     def _send(self, array: Array, to: int, tag: int) -> None:
-        host = self._outgoing(array)
-        if self._crowded:
-            self._complete(self._comm.Isend(host, to, tag))
-        else:
-            self._comm.Send(host, to, tag)
+        for piece in self._outgoing(array):
+            if self._crowded:
+                self._complete(self._comm.Isend(piece, to, tag))
+            else:
+                self._comm.Send(piece, to, tag)
 
     def _recv(self, array: Array, source: int, tag: int) -> int:
         if source == ANY:
             source = self._first_comer(tag)
-        host = self._incoming(array)
-        status = self._mpi.Status()
-        if self._crowded:
-            status = self._complete(self._comm.Irecv(host, self._source(source), tag))
-        else:
-            self._comm.Recv(host, self._source(source), tag, status)
-        return self._received(status, array, host)
+        host, pieces = self._incoming(array)
+        for piece in pieces:
+            status = self._mpi.Status()
+            if self._crowded:
+                status = self._complete(self._comm.Irecv(piece, self._source(source), tag))
+            else:
+                self._comm.Recv(piece, self._source(source), tag, status)
+            source = self._received(status, piece, array)
+        self._arrived(array, host)
+        return source
 
-    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> None:
-        out, host = self._outgoing(send), self._incoming(recv)
+    def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> int:
+        if self._crowded or max(send.nbytes, recv.nbytes) > PIECE:
+            receiving = self._irecv(recv, source, tag)
+            for piece in [self._comm.Isend(piece, to, tag) for piece in self._outgoing(send)]:
+                self._complete(piece)
+            return receiving.finish()
+        (out,), (host, (into,)) = self._outgoing(send), self._incoming(recv)
         status = self._mpi.Status()
-        if self._crowded:
-            receiving = self._comm.Irecv(host, source, tag)
-            self._complete(self._comm.Isend(out, to, tag))
-            status = self._complete(receiving)
-        else:
-            self._comm.Sendrecv(out, to, tag, host, source, tag, status)
-        self._received(status, recv, host)
+        self._comm.Sendrecv(out, to, tag, into, self._source(source), tag, status)
+        source = self._received(status, into, recv)
+        self._arrived(recv, host)
+        return source
 
     def _first_comer(self, tag: int) -> int:
         """Who sends first: a server may wait long, so after 0.1 ms it sleeps between two looks.
@@ -190,17 +234,73 @@ class MpiComm(Comm):
         self.trace.communicated("barrier", start, self.time(), 0, -1)
 
     def split(self, color: int, key: int = 0) -> Comm:
-        return MpiComm(self._mpi, self._comm.Split(color, key), self.trace, self._crowded)
+        part = self._comm.Split(color, key)
+        members = part.Get_group()
+        theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
+        comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
+        comm.world = [self.world[rank] for rank in theirs]
+        return comm
+
+    def _shared(self, length: int, like: Array) -> list[Array]:
+        if not isinstance(like, np.ndarray):
+            raise CommError("shared() is for arrays on the host: a GPU's memory is its own")
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        here = node.Get_size()
+        node.Free()
+        if here < self.size:
+            raise CommError(
+                f"shared(): only {here} of {self.size} ranks share the memory of rank "
+                f"{self.rank}'s machine: split the communicator by machine first"
+            )
+        nbytes = max(1, length) * like.itemsize  # not even an empty array may be without memory
+        window = self._mpi.Win.Allocate_shared(nbytes, 1, comm=self._comm)
+        self._windows_kept.append(window)
+        buffers = [window.Shared_query(rank)[0] for rank in range(self.size)]
+        return [np.frombuffer(buffer, like.dtype, length) for buffer in buffers]
+
+    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
+        self._check("all-reduce at", array, self.rank, into=True)
+        start = self._enter()
+        names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
+        if op not in names:
+            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
+        host = np.asarray(to_host(array))
+        self._comm.Allreduce(self._mpi.IN_PLACE, host, getattr(self._mpi, names[op]))
+        self._arrived(array, host)
+        self.trace.uncounted += 1
+        self.trace.communicated("library", start, self.time(), array.nbytes, -1)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
             trace = StreamTrace(self.trace, self.time())
-            self._stream = MpiComm(self._mpi, self._comm.Dup(), trace, self._crowded)
+            own = self._comm.Dup()
+            self._stream = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
+            self._stream.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
-        return _MpiFuture(self, self._thread.submit(context.run, self._run, function, *args))
+        return _MpiFuture(self, self._thread.submit(context.run, self._streaming, function, *args))
 
-    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _clock_offset(self, rounds: int = 30) -> float:
+        """Seconds to add to this rank's clock to have rank 0's (Cristian's algorithm).
+
+        Each asks rank 0 for the time; the quickest answer is the best, and was read half way.
+        """
+        clock, quickest, offset = np.zeros(1), float("inf"), 0.0
+        for rank in range(1, self.size):
+            for _ in range(rounds if self.rank in (0, rank) else 0):
+                if self.rank == 0:
+                    self._recv(clock, rank, 0)
+                    clock[0] = self.time()
+                    self._send(clock, rank, 0)
+                else:
+                    start = self.time()
+                    self._sendrecv(np.zeros(1), 0, clock, 0, 0)
+                    end = self.time()
+                    if end - start < quickest:
+                        quickest, offset = end - start, clock[0] - (start + end) / 2
+        return offset
+
+    def _streaming(self, function: Callable[..., Any], *args: Any) -> Any:
         """On the communication thread: one spawned function."""
         stream = self._stream
         assert stream is not None  # spawn() made it
@@ -211,43 +311,67 @@ class MpiComm(Comm):
 
 
 class _MpiSend(Request):
-    """An ``Isend`` under way, which keeps its buffer alive."""
+    """``Isend``s under way, of all pieces; keeps the buffer alive."""
 
-    def __init__(self, comm: MpiComm, request: Any, host: np.ndarray, to: int) -> None:
-        self._comm, self._request, self._host, self._to = comm, request, host, to
+    def __init__(self, comm: MpiComm, requests: list[Any], array: Array, to: int) -> None:
+        self._comm, self._requests, self._array, self._to = comm, requests, array, to
 
     def wait(self) -> int:
         start = self._comm._enter()
-        self._comm._complete(self._request)
-        self._comm.trace.communicated("send", start, self._comm.time(), self._host.nbytes, self._to)
+        for request in self._requests:
+            self._comm._complete(request)
+        end = self._comm.time()
+        peer = self._comm.world[self._to]
+        self._comm.trace.communicated("wait send", start, end, self._array.nbytes, peer)
         return self._to
 
     def test(self) -> bool:
-        return self._request.Test()
+        return all(request.Test() for request in self._requests)
 
 
 class _MpiRecv(Request):
-    """An ``Irecv`` under way, into ``host``, which is ``array`` itself unless that is on a GPU."""
+    """``Irecv``s under way into pieces of ``host``: ``array`` itself unless that is on a GPU."""
 
-    def __init__(self, comm: MpiComm, request: Any, array: Array, host: np.ndarray) -> None:
-        self._comm, self._request, self._array, self._host = comm, request, array, host
-        self._source: int | None = None  # known when it is done
+    def __init__(
+        self,
+        comm: MpiComm,
+        requests: list[Any],
+        pieces: list[np.ndarray],
+        array: Array,
+        host: np.ndarray,
+    ) -> None:
+        self._comm, self._array, self._host = comm, array, host
+        self._left = list(zip(requests, pieces, strict=True))  # not yet received
+        self._source = ANY  # known when a piece is done
 
     def wait(self) -> int:
-        if self._source is None:
-            start = self._comm._enter()
-            status = self._comm._complete(self._request)
-            self._source = self._comm._received(status, self._array, self._host)
-            end = self._comm.time()
-            self._comm.trace.communicated("recv", start, end, self._array.nbytes, self._source)
+        start = self._comm._enter()
+        self.finish()
+        end = self._comm.time()
+        nbytes = self._array.nbytes
+        peer = self._comm.world[self._source]
+        self._comm.trace.communicated("wait recv", start, end, nbytes, peer)
+        return self._source
+
+    def finish(self) -> int:
+        """``wait``, but untraced: part of a larger call."""
+        while self._left:
+            self._finished(self._comm._complete(self._left[0][0]))
         return self._source
 
     def test(self) -> bool:
-        if self._source is None:
+        while self._left:
             status = self._comm._mpi.Status()
-            if self._request.Test(status):
-                self._source = self._comm._received(status, self._array, self._host)
-        return self._source is not None
+            if not self._left[0][0].Test(status):
+                return False
+            self._finished(status)
+        return True
+
+    def _finished(self, status: Any) -> None:
+        _, piece = self._left.pop(0)
+        self._source = self._comm._received(status, piece, self._array)
+        if not self._left:
+            self._comm._arrived(self._array, self._host)
 
 
 class _MpiFuture(Future):

@@ -1,10 +1,19 @@
-"""Draw what the ranks did: one row a rank, time to the right, computing and communicating."""
+"""What the ranks did, drawn: one row a rank, time to the right, computing and communicating.
+
+``Timeline`` is a whole run: a picture with an arrow for every message, a file for Perfetto
+(https://ui.perfetto.dev) or chrome://tracing, and totals. ``draw_timeline`` draws into any axes.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from minidist.comm.trace import Event, span
+from minidist.comm.trace import Event, Trace, span
 
 # By what the step's name begins with, then by the kind of event.
 COLOURS = {
@@ -14,33 +23,175 @@ COLOURS = {
     "other computing": "#9aa5b1",
     "sending, receiving, waiting": "#f2a65a",
 }
+STEP_COLOURS = ("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900", "#5c9ead")
+SENDING = ("send", "isend", "sendrecv")
+RECEIVING = ("recv", "wait recv", "sendrecv")
+MANY = 3000  # arrows: more than this, and they hide the picture
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """A message: when the sender began to send it, and when the receiver had it."""
+
+    sender: int
+    receiver: int
+    start: float
+    end: float
+    nbytes: int
+
+
+class Timeline:
+    """A recorded run of all ranks: ``Timeline(world.traces)``. Times begin at 0."""
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.traces = traces
+        aligned = [
+            [
+                replace(event, start=event.start + trace.offset, end=event.end + trace.offset)
+                for event in trace.events
+            ]
+            for trace in traces
+        ]
+        begin, _ = span(aligned)
+        self.events = [
+            [replace(event, start=event.start - begin, end=event.end - begin) for event in events]
+            for events in aligned
+        ]
+
+    def arrows(self) -> list[Arrow]:
+        """Every message: those from one rank to another are received in the order of sending."""
+        sent: dict[tuple[int, int, bool], deque[Event]] = defaultdict(deque)
+        for rank, events in enumerate(self.events):
+            for event in events:
+                if event.kind in SENDING:
+                    sent[rank, event.peer, event.stream].append(event)
+        found = []
+        for rank, events in enumerate(self.events):
+            for event in events:
+                if event.kind in RECEIVING:
+                    source = event.source if event.kind == "sendrecv" else event.peer
+                    waiting = sent[source, rank, event.stream]
+                    if waiting:
+                        send = waiting.popleft()
+                        found.append(Arrow(source, rank, send.start, event.end, send.nbytes))
+        return found
+
+    def totals(self) -> list[dict[str, object]]:
+        """Messages, bytes and computing seconds of every rank, also by step."""
+        return [trace.totals() for trace in self.traces]
+
+    def plot(self, path: str | Path | None = None, title: str = "") -> Any:
+        """The timeline as a matplotlib figure, coloured by step; saved if there is a path."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 1.6 + 0.5 * len(self.events)), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        draw_timeline(axes, self.events, title, arrows=self.arrows(), steps=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        return figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run as Chrome trace events, which Perfetto opens; returns the path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"traceEvents": list(self._chrome()), "displayTimeUnit": "ms"}))
+        return path
+
+    def _chrome(self) -> Iterator[dict[str, Any]]:
+        """A process a rank, with a thread for its work and one for its stream; times in µs."""
+        for rank, events in enumerate(self.events):
+            for name, args in (("process_name", {"name": f"rank {rank}"}),):
+                yield {"ph": "M", "pid": rank, "tid": 0, "name": name, "args": args}
+            for event in events:
+                yield {
+                    "ph": "X",
+                    "pid": rank,
+                    "tid": int(event.stream),
+                    "name": event.name or event.kind,
+                    "cat": event.kind,
+                    "ts": event.start * 1e6,
+                    "dur": (event.end - event.start) * 1e6,
+                    "args": {"kind": event.kind, "bytes": event.nbytes, "peer": event.peer},
+                }
+        for number, arrow in enumerate(self.arrows()):
+            flow = {"cat": "message", "name": f"{arrow.nbytes} bytes", "id": number, "tid": 0}
+            yield flow | {"ph": "s", "pid": arrow.sender, "ts": arrow.start * 1e6}
+            yield flow | {"ph": "f", "bp": "e", "pid": arrow.receiver, "ts": arrow.end * 1e6}
 
 
 def colour(event: Event) -> str:
     """An event's colour, as ``COLOURS`` says."""
-    if event.kind != "compute":
+    if event.kind not in ("compute", "reduce"):
         return COLOURS["sending, receiving, waiting"]
     return COLOURS.get(event.name.split(" ")[0], COLOURS["other computing"])
 
 
-def draw_timeline(axes: Any, timelines: list[list[Event]], title: str = "") -> None:
+def step_of(event: Event) -> str:
+    """The step's name without its number: "reduce-scatter" for "reduce-scatter 2/3"."""
+    words = [word for word in event.name.split(" ") if not word[:1].isdigit()]
+    return " ".join(words) or event.kind
+
+
+def draw_timeline(
+    axes: Any,
+    timelines: list[list[Event]],
+    title: str = "",
+    arrows: Sequence[Arrow] = (),
+    steps: bool = False,
+) -> None:
     """Draw each rank's events on matplotlib ``axes``, rank 0 on top.
 
-    Broad bars compute; thin ones send, receive or wait for a message.
+    Broad bars compute; thin ones send, receive or wait for a message. ``arrows`` are messages,
+    drawn if they are not too many. ``steps`` gives a colour to each step instead, and a legend:
+    then pale bars communicate and full ones compute.
     """
+    from matplotlib.patches import Patch
+
     start, end = span(timelines)
-    unit, scale = ("ms", 1e3) if end - start < 1 else ("s", 1.0)
+    unit, scale = next(
+        ((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if (end - start) * s >= 1), ("µs", 1e6)
+    )
+    names = dict.fromkeys(
+        step_of(event) for events in timelines for event in events if event.kind != "compute"
+    )
+    palette = {name: STEP_COLOURS[index % len(STEP_COLOURS)] for index, name in enumerate(names)}
     for rank, events in enumerate(timelines):
-        for height, computing in ((0.8, True), (0.16, False)):
-            part = [event for event in events if (event.kind == "compute") == computing]
+        for computing in (True, False):
+            part = [e for e in events if (e.kind in ("compute", "reduce")) == computing]
+            height = 0.8 if computing else 0.56 if steps else 0.16
+            faces = [
+                palette.get(step_of(e), COLOURS["other computing"]) if steps else colour(e)
+                for e in part
+            ]
             axes.broken_barh(
-                [
-                    ((event.start - start) * scale, (event.end - event.start) * scale)
-                    for event in part
-                ],
+                [((e.start - start) * scale, (e.end - e.start) * scale) for e in part],
                 (rank - height / 2, height),
-                facecolors=[colour(event) for event in part],
+                facecolors=faces,
+                alpha=0.45 if steps and not computing else 1.0,
+                edgecolors="white" if steps else "none",
+                linewidth=0.4,
             )
+    for arrow in arrows if len(arrows) <= MANY else ():
+        down = 0.28 if arrow.receiver > arrow.sender else -0.28
+        axes.annotate(
+            "",
+            xy=((arrow.end - start) * scale, arrow.receiver - down),
+            xytext=((arrow.start - start) * scale, arrow.sender + down),
+            arrowprops={"arrowstyle": "-|>", "linewidth": 0.7, "color": "#333333", "alpha": 0.6},
+        )
+    if steps and palette:
+        axes.legend(
+            handles=[Patch(color=face, label=name) for name, face in palette.items()],
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12 - 0.5 / max(1, len(timelines))),
+            ncols=6,
+            frameon=False,
+        )
     axes.set_ylim(len(timelines) - 0.4, -0.6)
     axes.set_yticks(range(len(timelines)), [f"rank {rank}" for rank in range(len(timelines))])
     axes.set_xlim(0, max((end - start) * scale, 1e-12))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
+from minidist.collectives import central, segmented_ring
 from minidist.comm import Comm, LocalWorld, Machine, launch
 
 MACHINE = Machine("test", latency=3e-6, bandwidth=2e9, reduce_bandwidth=5e9)
@@ -42,6 +43,18 @@ ALL = slice(None)
 Expected = tuple[slice, np.ndarray]  # a part of the array, and what must stand there
 
 
+def always(length: int, size: int) -> bool:
+    return True
+
+
+def even_segments(length: int, size: int) -> bool:
+    return length % (size * segmented_ring.segment_count(length, 8, size)) == 0
+
+
+# Where the formula's time is exact; elsewhere it is an upper bound.
+TIMED = {"segmented_ring": even_segments, "double_tree": lambda length, size: size == 1}
+
+
 @dataclass(frozen=True)
 class Collective:
     """How to run a collective, what must come out of it, and what it says that it costs.
@@ -55,7 +68,7 @@ class Collective:
     expected: Callable[[list[np.ndarray], str, int], Expected]
     cost: Callable[..., collectives.Cost] | None
     same_everywhere: bool = True  # the result is the same on all ranks
-    timed: Callable[[int, int], bool] = lambda length, size: True  # is the formula's time exact?
+    timed: Callable[[int, int], bool] = always  # is the formula's time exact?
 
     def __str__(self) -> str:
         return self.name
@@ -71,8 +84,56 @@ def expect_reduced(inputs: list[np.ndarray], op: str, rank: int) -> Expected:
     return ALL, reduced(inputs, op)
 
 
+def expect_reduced_chunk(inputs: list[np.ndarray], op: str, rank: int) -> Expected:
+    part = collectives.chunks(inputs[0].size, len(inputs))[rank]
+    return part, reduced(inputs, op)[part]
+
+
+def expect_gathered(inputs: list[np.ndarray], op: str, rank: int) -> Expected:
+    parts = collectives.chunks(inputs[0].size, len(inputs))
+    return ALL, np.concatenate([x[part] for x, part in zip(inputs, parts, strict=True)])
+
+
+def at_root(expected: Callable[..., Expected]) -> Callable[[int], Callable[..., Expected]]:
+    """The same, but on the root alone: nothing is promised of the others."""
+
+    def rooted(root: int) -> Callable[..., Expected]:
+        def of(inputs: list[np.ndarray], op: str, rank: int) -> Expected:
+            part, values = expected(inputs, op, rank)
+            return (part, values) if rank == root % len(inputs) else (slice(0), values[:0])
+
+        return of
+
+    return rooted
+
+
+def expect_own(root: int) -> Callable[..., Expected]:
+    def of(inputs: list[np.ndarray], op: str, rank: int) -> Expected:
+        part = collectives.chunks(inputs[0].size, len(inputs))[rank]
+        return part, inputs[root % len(inputs)][part]
+
+    return of
+
+
+expect_reduced_at, expect_at = at_root(expect_reduced), at_root(expect_gathered)
+
+
 def expect_copy_of(root: int) -> Callable[..., Expected]:
     return lambda inputs, op, rank: (ALL, inputs[root % len(inputs)])
+
+
+def rooted(kind, name, run, cost, expected, root) -> Collective:
+    """A collective with a root: rank 0, or the last one (-1)."""
+    takes_op = kind == "reduce"
+
+    def run_it(comm, array, op):
+        run(comm, array, *([op] if takes_op else []), root % comm.size)
+
+    def cost_of(length, itemsize, rank, size, machine):
+        return cost(length, itemsize, rank, size, machine, root % size)
+
+    what = f"{kind}/{name} from {root}"
+    return Collective(what, run_it, expected(root), cost_of, same_everywhere=kind == "broadcast")
 
 
 def all_collectives() -> list[Collective]:
@@ -82,20 +143,38 @@ def all_collectives() -> list[Collective]:
             f"all_reduce/{name}",
             lambda comm, array, op, run=run: run(comm, array, op),
             expect_reduced,
-            collectives.ALL_REDUCE_COST.get(name),
+            collectives.ALL_REDUCE_COST[name],
+            timed=TIMED.get(name, always),
         )
         for name, run in collectives.ALL_REDUCE.items()
     ]
-    for name, run in collectives.BROADCAST.items():
-        for root in (0, -1):  # the first rank, and the last
-            found.append(
-                Collective(
-                    f"broadcast/{name} from {root}",
-                    lambda comm, array, op, run=run, root=root: run(comm, array, root % comm.size),
-                    expect_copy_of(root),
-                    None,
-                )
-            )
+    for kind, table, costs, expected in (
+        ("broadcast", collectives.BROADCAST, collectives.BROADCAST_COST, expect_copy_of),
+        ("reduce", collectives.REDUCE, collectives.REDUCE_COST, expect_reduced_at),
+        ("gather", {"central": central.gather}, {"central": central.gather_cost}, expect_at),
+        ("scatter", {"central": central.scatter}, {"central": central.scatter_cost}, expect_own),
+    ):
+        for name, run in table.items():
+            found += [rooted(kind, name, run, costs[name], expected, root) for root in (0, -1)]
+    found += [
+        Collective(
+            f"reduce_scatter/{name}",
+            run,
+            expect_reduced_chunk,
+            collectives.REDUCE_SCATTER_COST[name],
+            same_everywhere=False,
+        )
+        for name, run in collectives.REDUCE_SCATTER.items()
+    ]
+    found += [
+        Collective(
+            f"all_gather/{name}",
+            lambda comm, array, op, run=run: run(comm, array),
+            expect_gathered,
+            collectives.ALL_GATHER_COST[name],
+        )
+        for name, run in collectives.ALL_GATHER.items()
+    ]
     return found
 
 

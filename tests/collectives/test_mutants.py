@@ -19,8 +19,8 @@ MUTANTS = [
         Mutant(
             HOME + "ring",
             "the last round is dropped",
-            "range(comm.size - 1)",
-            "range(comm.size - 2)",
+            "range(1, comm.size)",
+            "range(1, comm.size - 1)",
         ),
         "all_reduce",
         "all_reduce/ring",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from minidist.comm import Machine
+from minidist.comm import LocalWorld, Machine, launch
+from minidist.comm.machine import PROFILES, Link, profile
 
 
 def test_message_reduce_compute():
@@ -25,3 +27,51 @@ def test_speeds_must_be_positive(name):
 def test_latency_must_not_be_negative():
     with pytest.raises(ValueError, match="latency must not be negative: -1"):
         Machine(latency=-1)
+
+
+def exchange_times(machine, ranks=4):
+    """When each rank has sent 8 bytes to the right and received as many from the left."""
+
+    def main(comm):
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        comm.sendrecv(np.zeros(1), right, np.zeros(1), left)
+        return comm.time()
+
+    return launch(main, ranks=ranks, world=LocalWorld(machine))
+
+
+def test_messages_between_nodes_take_the_network():
+    machine = Machine(latency=1.0, bandwidth=8.0, node=2, network=Link(10.0, 1.0))
+    assert machine.link(0, 1) == Link(1.0, 8.0)
+    assert machine.link(1, 2) == machine.link(3, 0) == Link(10.0, 1.0)
+    assert exchange_times(machine) == [18.0] * 4  # each rank has one slow link, in or out
+
+
+def test_a_single_link_can_differ_in_one_direction():
+    machine = Machine(latency=1.0, bandwidth=8.0, links={(0, 1): Link(5.0, 8.0)})
+    assert exchange_times(machine) == [6.0, 6.0, 2.0, 2.0]
+
+
+def test_jitter_only_delays_and_is_the_same_for_a_seed():
+    steady = exchange_times(Machine())
+    first, again = exchange_times(Machine(jitter=0.5)), exchange_times(Machine(jitter=0.5))
+    other = exchange_times(Machine(jitter=0.5, seed=1))
+    assert first == again
+    assert first != other
+    assert all(a > b for a, b in zip(first, steady, strict=True))
+
+
+def test_profiles_have_names_and_sources():
+    for name, machine in PROFILES.items():
+        assert machine.name == name
+        assert machine.source
+        assert profile(name) is machine
+    with pytest.raises(ValueError, match="unknown machine 'cray': choose one of laptop"):
+        profile("cray")
+
+
+def test_two_levels_need_both_numbers():
+    with pytest.raises(ValueError, match="node=4, network=None"):
+        Machine(node=4)
+    with pytest.raises(ValueError, match="node=0"):
+        Machine(node=0, network=Link(1.0, 1.0))

@@ -12,25 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from minidist.comm.launch import find_mpiexec, mpi_environment
+from minidist.comm.launch import mpi_environment
+from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
 HERE = Path(__file__).parent
-MPIEXEC = find_mpiexec()
-pytestmark = pytest.mark.skipif(MPIEXEC is None, reason='no mpiexec: "minidist[mpich]"')
-
-
-def mpirun(
-    ranks: int, *arguments: str, module: tuple[str, ...] = ("-m", "mpi4py"), seconds: float = 60
-) -> subprocess.CompletedProcess[str]:
-    command = [MPIEXEC, "-n", str(ranks), sys.executable, *module, *arguments]
-    return subprocess.run(
-        command, env=mpi_environment(), timeout=seconds, capture_output=True, text=True, check=False
-    )
+pytestmark = needs_mpi
 
 
 @pytest.mark.parametrize("ranks", (1, 2, 3, 4))
 def test_every_collective_and_every_kind_of_message(ranks):
-    done = mpirun(ranks, str(HERE / "program.py"))
+    done = mpiexec(ranks, str(HERE / "program.py"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{ranks} ranks: " in done.stdout
 
@@ -48,7 +39,7 @@ def test_every_collective_and_every_kind_of_message(ranks):
 )
 def test_a_fault_on_one_rank_ends_the_job_with_its_traceback(fault, status, text, module):
     start = time.monotonic()
-    done = mpirun(3, str(HERE / "faults.py"), fault, module=module, seconds=30)
+    done = mpiexec(3, str(HERE / "faults.py"), fault, python=module, timeout=30)
     assert time.monotonic() - start < 20
     assert done.returncode == status, f"got {done.returncode}, expected {status}\n{done.stderr}"
     assert text in done.stderr, done.stderr
@@ -57,13 +48,13 @@ def test_a_fault_on_one_rank_ends_the_job_with_its_traceback(fault, status, text
 
 
 def test_a_longer_message_than_expected_ends_the_job_too():
-    done = mpirun(2, str(HERE / "faults.py"), "longer", seconds=30)
+    done = mpiexec(2, str(HERE / "faults.py"), "longer", timeout=30)
     assert done.returncode != 0
     assert "finished" not in done.stdout
 
 
 def test_a_server_that_waits_for_anyone_leaves_its_core_to_others():
-    done = mpirun(3, str(HERE / "patient_program.py"), seconds=30)
+    done = mpiexec(3, str(HERE / "patient_program.py"), timeout=30)
     assert done.returncode == 0, done.stderr
 
 
@@ -74,6 +65,7 @@ def test_a_launcher_of_another_mpi_is_noticed():
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=30,

@@ -1,0 +1,64 @@
+"""Which algorithm? The one that was fastest here, or the one whose formula is the least.
+
+No algorithm is best everywhere: recursive doubling has the fewest rounds, a ring the fewest bytes
+in the longest messages, halving and doubling is in between. So every MPI library decides by size
+and rank count, from tables measured on somebody's machine. Here the table is measured on yours:
+``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Without
+a table, and in the local world, the formulas are evaluated for the machine, and the least wins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+from minidist.array import Array
+from minidist.collectives import double_tree, halving_doubling, recursive_doubling, ring
+from minidist.collectives import segmented_ring as segmented
+from minidist.collectives.cost import Cost
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+
+# What the formulas choose among: algorithms for any ranks that send messages.
+CANDIDATES = {
+    "recursive_doubling": recursive_doubling.all_reduce_cost,
+    "halving_doubling": halving_doubling.all_reduce_cost,
+    "ring": ring.all_reduce_cost,
+    "segmented_ring": segmented.all_reduce_cost,
+    "double_tree": double_tree.all_reduce_cost,
+}
+
+
+def choose(comm: Comm, array: Array) -> str:
+    """The name of the algorithm to take for ``array``; the same on every rank."""
+    return comm.remember(
+        ("auto", array.size, array.itemsize),
+        lambda: (
+            by_table(array.nbytes, comm.size, comm.tuning)
+            or by_formula(array.size, array.itemsize, comm.size, comm.machine)
+        ),
+    )
+
+
+def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
+    """The candidate that takes the fewest seconds on ``machine``."""
+    return min(
+        CANDIDATES, key=lambda name: CANDIDATES[name](length, itemsize, 0, size, machine).seconds
+    )
+
+
+def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | None:
+    """The fastest measured at ``size`` ranks and the next size up; None if not measured."""
+    measured = (table or {}).get(str(size))
+    if not measured:
+        return None
+    sizes = [entry[0] for entry in measured]
+    return measured[min(bisect_left(sizes, nbytes), len(sizes) - 1)][1]
+
+
+def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
+    """What the algorithm that the formulas choose costs."""
+    return CANDIDATES[by_formula(length, itemsize, size, machine)](
+        length, itemsize, rank, size, machine
+    )

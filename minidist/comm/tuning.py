@@ -1,0 +1,35 @@
+"""The file in which measured choices of algorithms are kept, by MPI library and rank count."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def tuning_file() -> Path:
+    """Where the measured table is kept: ``MINIDIST_TUNING``, or in the user's cache."""
+    named = os.environ.get("MINIDIST_TUNING")
+    return Path(named) if named else Path.home() / ".cache" / "minidist" / "all_reduce.json"
+
+
+def load_table(library: str) -> dict[str, Any] | None:
+    """The table measured with this MPI library: {rank count: [[bytes, algorithm], ...]}."""
+    try:
+        return json.loads(tuning_file().read_text()).get(library)
+    except (OSError, ValueError):
+        return None  # not tuned, or not a table
+
+
+def save_table(library: str, size: int, entries: list[tuple[int, str]]) -> Path:
+    """Add what was measured at ``size`` ranks to the table; returns its path."""
+    path = tuning_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tables = json.loads(path.read_text())
+    except (OSError, ValueError):
+        tables = {}
+    tables.setdefault(library, {})[str(size)] = [list(entry) for entry in entries]
+    path.write_text(json.dumps(tables, indent=1) + "\n")
+    return path

@@ -1,0 +1,131 @@
+"""A recorded run: every message is an arrow, and the file is what Perfetto wants."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minidist.cli import main as cli
+from minidist.collectives import ALL_REDUCE, all_reduce
+from minidist.comm import LocalWorld, Machine, Timeline, launch
+from minidist.comm.timeline import step_of
+from minidist.comm.trace import Event
+
+
+def recorded(name, ranks=4, length=1000):
+    world = LocalWorld(record=True)
+    launch(lambda comm: all_reduce(comm, np.ones(length), algorithm=name), ranks=ranks, world=world)
+    return Timeline(world.traces), world
+
+
+@pytest.mark.parametrize("name", ALL_REDUCE)
+def test_every_message_is_an_arrow_forward_in_time(name):
+    timeline, world = recorded(name)
+    arrows = timeline.arrows()
+    assert len(arrows) == sum(trace.sent.messages for trace in world.traces)
+    assert sum(arrow.nbytes for arrow in arrows) == sum(t.sent.nbytes for t in world.traces)
+    assert all(arrow.end > arrow.start and arrow.sender != arrow.receiver for arrow in arrows)
+
+
+def test_arrows_of_a_group_join_ranks_of_the_world():
+    def main(comm):
+        part = comm.split(comm.rank % 2)  # 0 with 2, 1 with 3
+        part.sendrecv(np.ones(1), 1 - part.rank, np.zeros(1), 1 - part.rank)
+
+    world = LocalWorld(record=True)
+    launch(main, ranks=4, world=world)
+    pairs = sorted((arrow.sender, arrow.receiver) for arrow in Timeline(world.traces).arrows())
+    assert pairs == [(0, 2), (1, 3), (2, 0), (3, 1)]
+
+
+def test_steps_are_numbered_in_events_and_counted_by_name():
+    timeline, _ = recorded("ring", ranks=3)
+    names = [event.name for event in timeline.events[0] if event.kind == "sendrecv"]
+    assert names == ["reduce-scatter 1/2", "reduce-scatter 2/2", "all-gather 1/2", "all-gather 2/2"]
+    by_step = timeline.totals()[0]["by_step"]
+    assert {name: part["messages"] for name, part in by_step.items()} == {
+        "reduce-scatter": 2,
+        "all-gather": 2,
+    }
+    assert step_of(Event("compute", "forward 3", 0, 1)) == "forward"
+
+
+def test_events_of_a_rank_do_not_overlap_and_cover_its_busy_time():
+    timeline, world = recorded("segmented_ring", length=200_000)
+    for events, trace in zip(timeline.events, world.traces, strict=True):
+        ends = [0.0]
+        for event in events:
+            assert event.start >= ends[-1] - 1e-15
+            ends.append(event.end)
+        computing = sum(event.end - event.start for event in events if event.kind == "compute")
+        assert computing == pytest.approx(trace.busy, rel=1e-9)
+
+
+def test_clocks_are_aligned_by_their_offsets():
+    world = LocalWorld(Machine(latency=1.0), record=True)
+    launch(
+        lambda comm: comm.sendrecv(np.zeros(0), 1 - comm.rank, np.zeros(0), 1 - comm.rank),
+        ranks=2,
+        world=world,
+    )
+    world.traces[1].offset = 5.0
+    assert [events[0].start for events in Timeline(world.traces).events] == [0.0, 5.0]
+
+
+def test_the_file_is_chrome_trace_events_with_a_flow_for_each_message(tmp_path):
+    timeline, _ = recorded("ring", ranks=3)
+    events = json.loads(timeline.save(tmp_path / "new" / "ring.json").read_text())["traceEvents"]
+    kinds = [event["ph"] for event in events]
+    assert kinds.count("s") == kinds.count("f") == 12
+    assert kinds.count("M") == 3
+    spans = [event for event in events if event["ph"] == "X"]
+    assert all(event["dur"] >= 0 and event["pid"] in range(3) for event in spans)
+    last = max(event["ts"] + event["dur"] for event in spans) / 1e6
+    assert last == pytest.approx(max(e.end for events in timeline.events for e in events))
+
+
+def test_a_picture_is_written(tmp_path):
+    recorded("double_tree")[0].plot(tmp_path / "tree.png", "double tree")
+    assert (tmp_path / "tree.png").stat().st_size > 5000
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from minidist.collectives import ring
+from minidist.comm import launch, print_once
+
+print_once("argument", *sys.argv[1:])
+launch(lambda comm: ring.all_reduce(comm, np.ones(8)), ranks=3)
+launch(lambda comm: comm.barrier(), ranks=3)
+"""
+
+
+def test_minidist_trace_leaves_picture_and_json_of_every_launch(tmp_path, capfd):
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SCRIPT)
+    assert cli(["trace", "--ranks", "5", "--out", str(out), str(script), "hello"]) == 0
+    assert "argument hello" in capfd.readouterr().out
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["trace-1.json", "trace-1.png", "trace-2.json", "trace-2.png"]
+    events = json.loads((out / "trace-1.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == set(range(5))
+
+
+def test_minidist_trace_says_what_is_missing(tmp_path, capsys):
+    assert cli(["trace", str(tmp_path / "no.py")]) == 2
+    assert "there is no script" in capsys.readouterr().err
+    script = tmp_path / "idle.py"
+    script.write_text("pass")
+    assert cli(["trace", "--out", str(tmp_path), str(script)]) == 1
+    assert "never called launch()" in capsys.readouterr().err
+
+
+def test_tracing_alone_loads_no_plotting():
+    code = "import sys, minidist.comm, minidist.collectives; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
