@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,11 @@ from minidist import __version__
 from minidist.comm.launch import find_mpiexec, launched_size, mpi_environment
 from minidist.comm.local import LocalWorld
 from minidist.comm.mpi import MpiWorld
+
+# Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
+BENCHES = {
+    "engine": ("minidist.bench.engine", "a training step, beside PyTorch's and the matmuls alone"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_compare(commands)
     _add_trace(commands)
     _add_bench(commands)
+    if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
+        return _bench(arguments)
     options = parser.parse_args(arguments)
     try:
         return options.run(options, arguments)
@@ -198,6 +206,16 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     collectives.add_argument("--out", default="out/bench", help="folder to write to")
     collectives.set_defaults(run=_bench_collectives)
+    for name, (_, what) in BENCHES.items():
+        kinds.add_parser(name, help=what)
+
+
+def _bench(arguments: list[str]) -> int:
+    """A bench with arguments of its own, on one thread: libraries read how many at their start."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        command = [sys.executable, "-m", "minidist", *arguments]
+        return subprocess.run(command, env=mpi_environment(), check=False).returncode
+    return import_module(BENCHES[arguments[1]][0]).run(arguments[2:])
 
 
 def _bench_collectives(options: argparse.Namespace, arguments: list[str]) -> int:

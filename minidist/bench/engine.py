@@ -3,7 +3,7 @@
 Every case is one whole step, forward, backward and Adam, on one thread, the peers in one process
 and in turn (see ``timing``). ``matmul`` is the step's own matrix-product FLOPs at the speed of one
 large product measured here: what a step would take if all else were free. A peer that is not
-installed leaves its column empty. Set OMP_NUM_THREADS=1 before the start.
+installed leaves its column empty. Outside of the command, set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
