@@ -32,7 +32,7 @@ def test_peak_bytes_sees_arrays_that_come_and_go():
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engine, "peers", lambda device: {})
-    monkeypatch.setattr(engine, "microseconds", lambda step: 1.0)
+    monkeypatch.setattr(engine, "microseconds", lambda step, clock: 1.0)
     file = tmp_path / "engine.json"
     assert engine.run(["--seconds", "0", "--only", "MLP 32", "--json", str(file)]) == 0
     results = json.loads(file.read_text())

@@ -1,5 +1,6 @@
 """Every op's backward equals numeric gradients in float64, over drawn shapes with broadcasting."""
 
+import math
 import sys
 
 import numpy as np
@@ -323,3 +324,22 @@ def test_pooling(kernel, stride, padding):
     tied = ops.max_pool2d(t := Tensor(np.zeros((1, 1, 4, 4)), requires_grad=True), 2)
     tied.sum().backward()
     assert t.grad.sum() == 4 and t.grad[0, 0, 0, 0] == 1, "at a tie one place gets it all"
+
+
+def test_erf_is_accurate():
+    x = np.concatenate([np.linspace(-7, 7, 2001), 10.0 ** np.arange(-300, 0, 10.0), [0.0, np.inf]])
+    expected = np.array([math.erf(value) for value in x])
+    np.testing.assert_allclose(ops.erf(Tensor(x)).data, expected, rtol=2e-15)
+    small = x.astype(np.float32)[abs(x) < 7]
+    got = ops.gelu(Tensor(small), exact=True).data
+    exact = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in small.astype(np.float64)]
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_overflows():
+    x = Tensor(np.array([-1e30, -90.0, 0.0, 90.0, 1e30], np.float32), requires_grad=True)
+    for function in (ops.sigmoid, ops.tanh, ops.silu, ops.softmax, ops.log_softmax, ops.logsumexp):
+        with np.errstate(over="raise", invalid="raise"):
+            y = function(x)
+            y.sum().backward()
+        assert np.isfinite(y.data).all() and np.isfinite(x.grad).all(), function
