@@ -146,8 +146,8 @@ print_once(f"best bucket of those tried: {best} MB, {min(by_size) * 1e3:.2f} ms 
 # - **warm-up**: the first steps would be too long at that rate, so rise to it slowly;
 # - **LARS and LAMB**: give each layer a step in proportion to its own weights.
 #
-# Each line below sees the same six epochs of data. For batches of 64 the rate 0.02 is a careful one,
-# and 0.1 a bold one.
+# Each line below sees the same six epochs of data. For batches of 64 the rate 0.02 is a careful
+# one, and 0.1 a bold one.
 
 # %%
 EPOCHS, SMALL, LARGE = 6, 64, 1024
@@ -183,7 +183,7 @@ for name, (batch, optimizer) in recipes.items():
 # %%
 if first_process():
     figure = plt.figure(figsize=(12, 11))
-    rows = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1, 1.7], hspace=0.6)
+    rows = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1, 1.7], hspace=0.6, wspace=0.15)
     longest = max(event.end for rank in timelines["per parameter"] for event in rank)
     for row, (name, events) in enumerate(timelines.items()):
         axes = figure.add_subplot(rows[row, :])
@@ -194,7 +194,6 @@ if first_process():
     axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color="#2f6690")
     axes.set_title("overlapped: ms a step by bucket size", loc="left")
     axes.set_xlabel("MB a bucket")
-    axes.set_ylim(0, 1.15 * max(by_size) * 1e3)
     axes.grid(alpha=0.3)
     axes = figure.add_subplot(rows[3, 1])
     for name, losses in curves.items():
@@ -206,7 +205,7 @@ if first_process():
     axes.set_title("training loss: batch of 64 and of 1024", loc="left")
     axes.set_xlabel("epochs")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     print(f"picture: {save(figure, 'out/lessons/07_data_parallel.png')}")
 
 # %% [markdown]

@@ -178,7 +178,13 @@ if first_process():
             color=colour,
             label=group,
         )
-    crowded = {"bfloat16": (-46, -14), "8 bits": (4, -14), "gossip ring": (-24, -16)}
+    crowded = {
+        "8 bits": (-38, -3),
+        "bfloat16": (6, -13),
+        "gossip ring": (8, -2),
+        "gossip exp.": (-30, -15),
+        "top 1 %": (-30, -14),
+    }
     for name, (group, sent, reached) in points.items():
         main.annotate(
             name,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -149,6 +150,8 @@ def _results(done: Any, what: str) -> list[dict[str, Any]]:
 
 def _torch(models: list[str], ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """PyTorch's rows for the same jobs; none if that Python has no torch."""
+    if shutil.which(options.torch) is None:
+        raise ValueError(f"--torch {options.torch}: there is no such program")
     check = [options.torch, "-c", "import torch"]
     if subprocess.run(check, capture_output=True, check=False).returncode:
         return []
