@@ -1,0 +1,227 @@
+# %% [markdown]
+# # 7. Data parallel: from naive to overlapped
+#
+# Every rank holds the whole model. Every rank works on its own part of the batch. Then the ranks
+# add up their gradients, and all take the same step. That is data parallel training, and it is how
+# most models are trained.
+#
+# In this lesson we see why the sum is right and the average is not, send the gradients in three
+# ways, and find out how large a batch may grow.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, launch
+from minidist.collectives import ring
+from minidist.comm import first_process, print_once
+from minidist.comm.timeline import draw_timeline
+from minidist.data import Batches, fashion_mnist
+from minidist.metrics import accuracy
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import LAMB, LARS, SGD
+from minidist.optim.schedules import linear_scaling, warm_up
+from minidist.parallel import DataParallel, Overlapped, PerParameter, Serial
+from minidist.plots import save
+
+training, test = fashion_mnist()
+
+# %% [markdown]
+# ## Add, do not average
+#
+# The loss of a batch is a mean over its samples. Its gradient is a sum over samples, divided by
+# their number. So the gradient of the whole batch is the *sum* of what the ranks find, if each
+# divides by the number of samples in the *whole* batch.
+#
+# It is tempting to let each rank take the mean over its own samples, and then to average over the
+# ranks. Look what happens if the batch does not divide evenly:
+
+
+# %%
+def gradient_of(model, samples, count):
+    model.zero_grad()
+    CrossEntropy()(model(samples.inputs), samples.targets, count).backward()
+    return model.flat.grad.copy()
+
+
+def sum_or_average(comm, size):
+    model, batch = mlp().init(0), Batches(training, size)[0]
+    mine = batch.shard(comm.rank, comm.size)
+    right = gradient_of(model, mine, len(batch))
+    ring.all_reduce(comm, right)
+    wrong = gradient_of(model, mine, len(mine))
+    ring.all_reduce(comm, wrong)
+    wrong /= comm.size
+    serial = gradient_of(model, batch, len(batch))
+    norm = np.linalg.norm(serial)
+    return np.linalg.norm(right - serial) / norm, np.linalg.norm(wrong - serial) / norm
+
+
+for size in (8, 9):
+    summed, averaged = launch(lambda comm, n=size: sum_or_average(comm, n), 4, LocalWorld())[0]
+    print_once(f"batch of {size}: sum off by {summed:.0e}, average of averages by {averaged:.0e}")
+
+# %% [markdown]
+# With 8 samples on 4 ranks both are right up to rounding. With 9, one rank has three samples and
+# the others two: the average of averages gives the three too little weight. Nothing crashes, the
+# loss still goes down, and the result is not the one you would get from serial training. Such
+# bugs live for years.
+#
+# ## Three ways to send
+#
+# - `PerParameter` waits for the backward to end, and then all-reduces one parameter after another.
+#   Each message costs the latency α, however short it is.
+# - `DataParallel` sends all gradients as one array: the same bytes, in far fewer messages.
+# - `Overlapped` does not wait. The backward finds the last layer's gradient first. As soon as a
+#   *bucket* of gradients is complete, its all-reduce starts on a second stream, while the main
+#   stream goes on with the layers before.
+#
+# We give the local world a slow network, so that the difference is easy to see. Each time below is
+# measured on the virtual clock, and predicted by the method's own formula.
+
+# %%
+machine = Machine("slow", latency=300e-6, bandwidth=250e6, reduce_bandwidth=8e9, flops=1e10)
+WIDTHS = (784, 128, 256, 256, 256, 256, 256, 10)
+
+
+def one_step(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm)
+    batch = Batches(training, 512)[0]
+    comm.barrier()
+    comm.trace.events.clear()
+    start = comm.time()
+    method.step(batch)
+    seconds, sent = comm.time() - start, comm.trace.sent
+    return seconds, method.cost(batch, machine).seconds, sent.messages, comm.trace.events
+
+
+ways = {
+    "per parameter": PerParameter,
+    "flat": DataParallel,
+    "overlapped": lambda *args: Overlapped(*args, bucket_mb=0.25, last_mb=0.1),
+}
+timelines = {}
+for name, build in ways.items():
+    world = LocalWorld(machine, record=True)
+    results = launch(lambda comm, b=build: one_step(comm, b), 4, world)
+    timelines[name] = [events for *_, events in results]
+    seconds, predicted = max(result[0] for result in results), results[0][1]
+    print_once(
+        f"{name:14} {results[0][2]:3} messages a rank, {seconds * 1e3:6.2f} ms a step, "
+        f"formula {predicted * 1e3:6.2f} ms"
+    )
+
+# %% [markdown]
+# ## How large should a bucket be?
+#
+# Small buckets start early, but each pays 2(p − 1) times α. Large buckets pay less and start late;
+# one single bucket is nothing but the flat version. The formula knows the answer without a run.
+
+
+# %%
+def step_seconds(comm, bucket_mb):
+    method = Overlapped(
+        mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm, bucket_mb=bucket_mb, last_mb=0
+    )
+    return method.cost(Batches(training, 512)[0], machine).seconds
+
+
+sizes = [0.01, 0.03, 0.1, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 2.0, 4.0]
+by_size = [
+    launch(lambda comm, mb=mb: step_seconds(comm, mb), 4, LocalWorld(machine))[0] for mb in sizes
+]
+best = sizes[int(np.argmin(by_size))]
+print_once(f"best bucket of those tried: {best} MB, {min(by_size) * 1e3:.2f} ms a step")
+
+# %% [markdown]
+# PyTorch's default is 25 MB: its models are a hundred times larger than this one.
+#
+# ## Large batches
+#
+# More ranks want a larger batch, or each has too little to do. But 16 times the batch makes 1/16 of
+# the steps in an epoch. What saves us:
+#
+# - **linear scaling**: k times the batch, k times the learning rate;
+# - **warm-up**: the first steps would be too long at that rate, so rise to it slowly;
+# - **LARS and LAMB**: give each layer a step in proportion to its own weights.
+#
+# Each line below sees the same six epochs of data. For batches of 64 the rate 0.02 is a careful
+# one, and 0.1 a bold one.
+
+# %%
+EPOCHS, SMALL, LARGE = 6, 64, 1024
+
+
+def train(comm, batch, optimizer):
+    widths = (784, 64, 10)
+    method = Serial(mlp(widths), CrossEntropy(), optimizer, comm)
+    batches = Batches(training, batch, seed=0)
+    steps = EPOCHS * batches.steps_per_epoch
+    losses = [method.step(batches[step]) for step in range(steps)]
+    return losses, accuracy(mlp(widths).init().load(method.parameters()), test)
+
+
+careful, bold = (linear_scaling(rate, LARGE, SMALL) for rate in (0.02, 0.1))
+recipes = {
+    "batch 64, rate 0.02": (SMALL, lambda: SGD(0.02)),
+    "1024, rate 0.02": (LARGE, lambda: SGD(0.02)),
+    "1024, 0.02 × 16": (LARGE, lambda: SGD(careful)),
+    "1024, 0.1 × 16": (LARGE, lambda: SGD(bold)),
+    "1024, 0.1 × 16, warm-up": (LARGE, lambda: SGD(warm_up(20, bold))),
+    "1024, LARS, warm-up": (LARGE, lambda: LARS(warm_up(10, 10.0), trust=2e-3)),
+    "1024, LAMB, warm-up": (LARGE, lambda: LAMB(warm_up(10, 0.03))),
+}
+curves = {}
+for name, (batch, optimizer) in recipes.items():
+    losses, reached = launch(
+        lambda comm, b=batch, o=optimizer: train(comm, b, o()), 1, LocalWorld()
+    )[0]
+    curves[name] = losses
+    print_once(f"{name:26} {len(losses):4} steps, test accuracy {reached:.1%}")
+
+# %%
+if first_process():
+    figure = plt.figure(figsize=(12, 11))
+    rows = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1, 1.7], hspace=0.6, wspace=0.15)
+    longest = max(event.end for rank in timelines["per parameter"] for event in rank)
+    for row, (name, events) in enumerate(timelines.items()):
+        axes = figure.add_subplot(rows[row, :])
+        draw_timeline(axes, events, name)
+        axes.set_xlim(0, longest * 1e3)  # one scale for all three
+        axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.add_subplot(rows[3, 0])
+    axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color="#2f6690")
+    axes.set_title("overlapped: ms a step by bucket size", loc="left")
+    axes.set_xlabel("MB a bucket")
+    axes.grid(alpha=0.3)
+    axes = figure.add_subplot(rows[3, 1])
+    for name, losses in curves.items():
+        epochs = np.linspace(0, EPOCHS, len(losses))
+        width = max(1, len(losses) // 25)
+        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+        axes.plot(epochs[width - 1 :], smooth, label=name, linewidth=1.3)
+    axes.set_ylim(0.2, 2.6)
+    axes.set_title("training loss: batch of 64 and of 1024", loc="left")
+    axes.set_xlabel("epochs")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    print(f"picture: {save(figure, 'out/lessons/07_data_parallel.png')}")
+
+# %% [markdown]
+# In the timelines, wide green is forward, wide blue is backward, and thin orange is sending,
+# receiving and waiting. In the lowest one the orange begins *inside* the blue: that part of the
+# communication costs no time.
+#
+# ## What to take away
+#
+# 1. Divide by the *global* number of samples, then add. Never average averages.
+# 2. Bytes do not tell everything. All three ways send the same bytes; what differs is how many
+#    messages there are, and what happens meanwhile.
+# 3. Only the last bucket cannot be hidden, so it should be small.
+# 4. A larger batch needs a larger rate. Linear scaling finds it as long as the rate stays small
+#    enough for the model; past that a warm-up alone does not save it, and a rate for each layer
+#    (LARS, LAMB) does.
+#
+# **Try it:** Set the bandwidth to 10 GB/s. Which way wins, by how much, and what does the formula
+# say? Give one rank a `slowdown`: who waits for it now?

@@ -1,0 +1,200 @@
+# %% [markdown]
+# # 8. ZeRO: why should every rank hold everything?
+#
+# Data parallel training with Adam keeps, on each rank, four numbers for each parameter: the
+# parameter, its gradient, and Adam's two. On p ranks all of that exists p times. ZeRO asks of each
+# kind: *who needs it, and when?* The rest lives with one owner.
+#
+# | stage | each rank keeps only its 1/p of |
+# |---|---|
+# | 1 | the optimizer's state |
+# | 2 | and the gradients |
+# | 3 | and the parameters |
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, launch
+from minidist.collectives import ring, shards
+from minidist.comm import first_process, print_once
+from minidist.comm.timeline import draw_timeline
+from minidist.data import Batches, fashion_mnist
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import Adam
+from minidist.parallel import DataParallel, Serial, Zero1, Zero2, Zero3
+from minidist.plots import save
+
+training, test = fashion_mnist()
+WIDTHS = (784, *[256] * 12, 10)
+STAGES = {"data parallel": DataParallel, "stage 1": Zero1, "stage 2": Zero2, "stage 3": Zero3}
+
+# %% [markdown]
+# ## An all-reduce has two halves
+#
+# *Reduce-scatter* gives each rank the finished sum of one part. *All-gather* gives every part to
+# all. One after the other, they are the all-reduce that you know. ZeRO's idea fits between the two:
+# whoever owns the finished sum of a part can step the optimizer for that part, alone.
+
+
+# %%
+def two_halves(comm):
+    array = np.full(6, 10.0**comm.rank)
+    parts = ring.chunks(array.size, comm.size)
+    shards.reduce_scatter(comm, array, parts)
+    mine = array[parts[comm.rank]].copy()
+    shards.all_gather(comm, array, parts)
+    return mine, array
+
+
+for rank, (mine, whole) in enumerate(launch(two_halves, 3, LocalWorld())):
+    print_once(f"rank {rank}: after reduce-scatter it owns {mine}, after all-gather has {whole}")
+
+# %% [markdown]
+# ## The same training
+#
+# Each stage must give the parameters that serial training gives. We also count what is sent. Psi
+# (Ψ) is the number of parameters, p the number of ranks: the formulas are 2Ψ(p − 1)/p elements for
+# data parallel and the first two stages, and 3Ψ(p − 1)/p for stage 3, which gathers the parameters
+# twice.
+
+
+# %%
+def train(comm, build, steps=5):
+    method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+    batches = Batches(training, 128, seed=0)
+    losses = [method.step(batches[step]) for step in range(steps)]
+    return losses, comm.trace.sent.nbytes / steps, method.parameters()
+
+
+(expected, _, reference), *_ = launch(lambda comm: train(comm, Serial), 1, LocalWorld())
+psi = sum(parameter.size for parameter in mlp(WIDTHS).parameters())
+print_once(f"{psi:,} parameters; 4 ranks")
+for name, build in STAGES.items():
+    results = launch(lambda comm, b=build: train(comm, b), 4, LocalWorld())
+    losses, _, parameters = results[0]
+    gap = max(
+        np.abs(parameters[key] - values).max() / np.abs(values).max()
+        for key, values in reference.items()
+    )
+    sent = np.mean([result[1] for result in results])
+    print_once(
+        f"{name:14} parameter gap to serial {gap:.0e}, "
+        f"{sent / (4 * psi * 3 / 4):.3f} × Ψ(p − 1)/p elements sent a step"
+    )
+
+# %% [markdown]
+# ## What a rank holds
+#
+# `method.holds()` lists the arrays that a rank keeps, by kind: this is measured. `method.cost()`
+# says what the formula expects. Stages 2 and 3 work with two *slots*, each as large as the largest
+# block, which the blocks use in turn: memory that does not shrink with p.
+
+
+# %%
+def memory(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+    batch = Batches(training, 128)[0]
+    method.step(batch)
+    held = {kind: sum(a.nbytes for a in arrays) for kind, arrays in method.holds().items()}
+    predicted = method.cost(batch, Machine()).peak_bytes
+    return held, {kind: predicted[kind][comm.rank] for kind in held}
+
+
+RANKS = (1, 2, 4, 8)
+bars = {
+    name: [launch(lambda comm, b=build: memory(comm, b), p, LocalWorld())[0] for p in RANKS]
+    for name, build in STAGES.items()
+}
+for name, by_ranks in bars.items():
+    totals = "  ".join(f"{sum(held.values()) / 1e6:6.2f}" for held, _ in by_ranks)
+    equal = all(held == predicted for held, predicted in by_ranks)
+    print_once(f"{name:14} MB on 1, 2, 4, 8 ranks: {totals}   formula equal: {equal}")
+
+# %% [markdown]
+# ## Stage 3 on the clock
+#
+# A block's parameters must arrive before it can be computed. So while one block computes, the next
+# one is already on its way (*prefetch*), in the forward and again in the backward, and gradients
+# leave on the same stream. Data parallel and stage 3, on the same network:
+
+# %%
+machine = Machine("cluster", latency=10e-6, bandwidth=1e9, reduce_bandwidth=8e9, flops=2e10)
+
+
+def one_step(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+    batch = Batches(training, 512)[0]
+    comm.barrier()
+    comm.trace.events.clear()
+    start = comm.time()
+    method.step(batch)
+    return comm.time() - start, method.cost(batch, machine).seconds, comm.trace.events
+
+
+timelines = {}
+for name in ("data parallel", "stage 3"):
+    world = LocalWorld(machine, record=True)
+    results = launch(lambda comm, b=STAGES[name]: one_step(comm, b), 4, world)
+    timelines[name] = [events for *_, events in results]
+    seconds = max(result[0] for result in results)
+    print_once(f"{name:14} {seconds * 1e3:.2f} ms a step, formula {results[0][1] * 1e3:.2f} ms")
+
+# %% [markdown]
+# ## The same formula at another size
+#
+# The paper's example is a model of 7.5 billion parameters on 64 ranks, in mixed precision: 2 bytes
+# for a parameter, 2 for its gradient, and 12 for Adam's state with a float32 copy.
+
+# %%
+billion, p = 7.5, 64
+for name, per_parameter in {
+    "data parallel": 2 + 2 + 12,
+    "stage 1": 2 + 2 + 12 / p,
+    "stage 2": 2 + (2 + 12) / p,
+    "stage 3": (2 + 2 + 12) / p,
+}.items():
+    print_once(f"{name:14} {billion * per_parameter:6.1f} GB a rank")
+
+# %%
+if first_process():
+    figure = plt.figure(figsize=(12, 9))
+    rows = figure.add_gridspec(3, 1, height_ratios=[2.2, 1, 1], hspace=0.5)
+    axes = figure.add_subplot(rows[0])
+    colours = {"parameters": "#2f6690", "gradients": "#4c9f70", "optimizer": "#b5838d"}
+    for group, (name, by_ranks) in enumerate(bars.items()):
+        for index, (held, predicted) in enumerate(by_ranks):
+            place, bottom = group * 5 + index, 0.0
+            for kind, colour in colours.items():
+                label = kind if place == 0 else None
+                height = held[kind] / 1e6
+                axes.bar(place, height, 0.85, bottom=bottom, color=colour, label=label)
+                bottom += height
+            line = sum(predicted.values()) / 1e6
+            label = "formula" if place == 0 else None
+            axes.hlines(line, place - 0.45, place + 0.45, "black", linewidth=2, label=label)
+            axes.text(place, -0.3, str(RANKS[index]), ha="center", va="top", fontsize=8)
+        axes.text(group * 5 + 1.5, -1.3, name, ha="center", va="top", fontsize=11)
+    axes.set_xticks([])
+    axes.set_title("MB that a rank holds, on 1, 2, 4 and 8 ranks", loc="left")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    longest = max(e.end for events in timelines.values() for rank in events for e in rank)
+    for row, (name, events) in enumerate(timelines.items(), 1):
+        axes = figure.add_subplot(rows[row])
+        draw_timeline(axes, events, f"{name}: one step on 4 ranks")
+        axes.set_xlim(0, longest * 1e3)
+        axes.spines[["top", "right"]].set_visible(False)
+    print(f"picture: {save(figure, 'out/lessons/08_zero.png')}")
+
+# %% [markdown]
+# ## What to take away
+#
+# 1. Stages 1 and 2 send not a byte more than data parallel: there is hardly a reason not to use
+#    them.
+# 2. Stage 3 sends half as much again, and holds 1/p of everything, plus two slots.
+# 3. Time is memory's price, and prefetch pays part of it back.
+#
+# **Try it:** Make one layer of `WIDTHS` very wide. What happens to the slots, and why do large
+# models have many equal blocks? Then set the latency to 1 ms: which stage suffers most?

@@ -1,0 +1,234 @@
+# %% [markdown]
+# # 9. Talking less
+#
+# So far all ranks sent exact gradients in each step. On a slow network that is most of the time.
+# There are three ways to talk less:
+#
+# - **say it shorter**: compress the gradient;
+# - **say it less often**: train alone for a while, then average;
+# - **say it to fewer**: average with neighbours only.
+#
+# None of them gives serial training's numbers. So for each we ask two things: how many bytes, and
+# how good is the model?
+
+# %%
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+from minidist import LocalWorld, launch
+from minidist.comm import first_process, print_once
+from minidist.data import Batches, fashion_mnist
+from minidist.metrics import accuracy
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
+from minidist.parallel import Compressed, DataParallel, DiLoCo, Gossip, LocalSGD
+from minidist.parallel.compressors import (
+    BFloat16,
+    Float16,
+    PowerSGD,
+    Quantised,
+    RandomK,
+    Sign,
+    TopK,
+)
+from minidist.parallel.gossip import exponential_graph, ring_graph
+from minidist.plots import save
+
+training, test = fashion_mnist()
+WIDTHS, STEPS, BATCH = (784, 48, 10), 160, 64
+
+# %% [markdown]
+# ## Nothing is lost, it is only late
+#
+# *Top-k* sends the k largest elements of the gradient. If the rest were thrown away, small but
+# steady gradients would never be heard. *Error feedback* keeps the rest, and adds it to the next
+# gradient. Watch four elements, of which only the largest is sent in each step:
+
+
+# %%
+def watch(comm):
+    compressor = TopK(0.25)
+    compressor.start(np.zeros(4), {"w": (4,)}, seed=0)
+    lines = []
+    for step in range(5):
+        gradient = np.array([1.0, 0.6, 0.3, 0.1])
+        compressor.sum(comm, gradient, step)
+        lines.append((gradient.copy(), compressor.residual.copy()))
+    return lines
+
+
+for step, (sent, owed) in enumerate(launch(watch, 1, LocalWorld())[0]):
+    print_once(f"step {step}: sent {np.round(sent, 1)}, still owed {np.round(owed, 1)}")
+
+# %% [markdown]
+# The second element is sent every few steps, with all that has gathered. What was applied, plus
+# what is owed, is always what was computed: the tests hold every compressor with feedback to that.
+#
+# ## Ten ways, measured
+#
+# Each way trains the same network on the same batches on four ranks. We use plain SGD. With
+# momentum a late gradient is amplified before it is corrected, and some of these ways diverge.
+
+
+# %%
+def train(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm)
+    batches = Batches(training, BATCH, seed=0)
+    for step in range(STEPS):
+        method.step(batches[step])
+    sent = comm.trace.sent.nbytes / STEPS
+    parameters = method.parameters()
+    right = accuracy(mlp(WIDTHS).init().load(parameters), test) if comm.rank == 0 else 0.0
+    return sent, right
+
+
+def compressed(kind, *options):
+    return partial(Compressed, compressor=partial(kind, *options))
+
+
+ways = {
+    "exact": {"exact": DataParallel},
+    "shorter": {
+        "float16": compressed(Float16),
+        "bfloat16": compressed(BFloat16),
+        "8 bits": compressed(Quantised),
+        "sign": compressed(Sign),
+        "top 1 %": compressed(TopK, 0.01),
+        "top 0.1 %": compressed(TopK, 0.001),
+        "random 10 %": compressed(RandomK, 0.1),
+        "rank 2": compressed(PowerSGD, 2),
+    },
+    "less often": {
+        "H = 4": partial(LocalSGD, every=4),
+        "H = 16": partial(LocalSGD, every=16),
+        "H = 40": partial(LocalSGD, every=40),
+        "DiLoCo 16": partial(DiLoCo, every=16),
+    },
+    "to fewer": {
+        "gossip ring": Gossip,
+        "gossip exp.": partial(Gossip, graph="exponential"),
+    },
+}
+points = {}
+for group, members in ways.items():
+    for name, build in members.items():
+        results = launch(lambda comm, b=build: train(comm, b), 4, LocalWorld())
+        sent = max(result[0] for result in results)
+        points[name] = (group, sent, results[0][1])
+exact = points["exact"][1]
+for name, (_, sent, reached) in points.items():
+    print_once(f"{name:12} {sent / 1e3:8.2f} KB a step, 1/{exact / sent:5.1f}, {reached:.1%}")
+
+# %% [markdown]
+# ## Does it add up on the way?
+#
+# Two float16 arrays can be added, and so can the factors of PowerSGD. A ring all-reduce carries
+# them, and the bytes of a rank hardly grow with the number of ranks. The largest elements of two
+# ranks lie in different places, so everybody must hear everybody: the bytes grow with p.
+
+
+# %%
+def bytes_of(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm)
+    return method.cost(Batches(training, BATCH)[0], comm.machine).nbytes[0]
+
+
+RANKS = (2, 4, 8, 16, 32)
+growth = {}
+for name in ("exact", "float16", "8 bits", "sign", "top 1 %", "rank 2"):
+    build = next(members[name] for members in ways.values() if name in members)
+    growth[name] = [
+        launch(lambda comm, b=build: bytes_of(comm, b), p, LocalWorld())[0] for p in RANKS
+    ]
+    print_once(f"{name:12}" + "".join(f"{n / 1e3:10.1f}" for n in growth[name]) + "  KB")
+
+# %% [markdown]
+# ## How far does gossip travel?
+#
+# Give one rank a secret, the number 1, and let all the others hold 0. After each round of averaging
+# with neighbours: how far is the worst informed rank from the mean?
+
+# %%
+spread = {}
+for name, graph in {"ring": ring_graph, "exponential": exponential_graph}.items():
+    values = np.eye(16)[0]
+    spread[name] = []
+    for step in range(24):
+        heard = [np.roll(values, distance) for distance in graph(step, 16)]
+        values = (values + sum(heard)) / (1 + len(heard))
+        spread[name].append(max(1e-17, np.abs(values - 1 / 16).max()))
+    print_once(f"{name:12} after 4 rounds {spread[name][3]:.0e}, after 24 {spread[name][-1]:.0e}")
+
+# %%
+if first_process():
+    figure, (main, left, right) = plt.subplots(
+        1, 3, figsize=(15, 5), width_ratios=[1.8, 1, 1], layout="constrained"
+    )
+    colours = dict(zip(ways, ("black", "#2f6690", "#c8553d", "#4c9f70"), strict=True))
+    for group, colour in colours.items():
+        chosen = {name: point for name, point in points.items() if point[0] == group}
+        main.scatter(
+            [sent / 1e3 for _, sent, _ in chosen.values()],
+            [100 * reached for *_, reached in chosen.values()],
+            s=45,
+            color=colour,
+            label=group,
+        )
+    crowded = {
+        "8 bits": (-38, -3),
+        "bfloat16": (6, -13),
+        "gossip ring": (8, -2),
+        "gossip exp.": (-30, -15),
+        "top 1 %": (-30, -14),
+    }
+    for name, (group, sent, reached) in points.items():
+        main.annotate(
+            name,
+            (sent / 1e3, 100 * reached),
+            crowded.get(name, (4, 6)),
+            textcoords="offset points",
+            fontsize=8,
+            color=colours[group],
+        )
+    main.set_xscale("log")
+    main.set_xlim(0.6, 700)
+    main.set_xlabel("KB that a rank sends in a step, 4 ranks")
+    main.set_title(f"test accuracy (%) after {STEPS} steps of {BATCH}", loc="left")
+    main.legend(frameon=False, loc="lower right")
+    main.grid(alpha=0.3)
+    for name, sizes in growth.items():
+        left.loglog(RANKS, [n / 1e3 for n in sizes], "o-", label=name, markersize=4)
+    left.set_xticks(RANKS, [str(p) for p in RANKS])
+    left.xaxis.set_minor_locator(NullLocator())
+    left.set_xlabel("ranks")
+    left.set_title("KB a step of one rank", loc="left")
+    left.legend(frameon=False, fontsize=8)
+    left.grid(alpha=0.3)
+    for name, gaps in spread.items():
+        right.semilogy(range(1, 25), gaps, "o-", label=name, markersize=4)
+    right.set_ylim(1e-6, 1)
+    right.set_xlabel("rounds")
+    right.set_title("gossip: distance from the mean, 16 ranks", loc="left")
+    right.legend(frameon=False)
+    right.grid(alpha=0.3)
+    print(f"picture: {save(figure, 'out/lessons/09_talking_less.png')}")
+
+# %% [markdown]
+# In the exponential graph a rank talks to one other rank in each round, to 1, 2, 4, 8 further in
+# turn. After four rounds all sixteen have the exact mean; the ring, with two neighbours a round,
+# needs many more.
+#
+# ## What to take away
+#
+# 1. With error feedback, 1 % of the gradient is enough to learn, since nothing is thrown away.
+# 2. Training alone saves a factor of H, and the copies drift apart: H is a dial, not a gift.
+# 3. Ask whether the short form can be added. If not, the bytes grow with the number of ranks, and
+#    what is small on 4 ranks may be large on 400.
+# 4. Each of these ways has a setting in which it is exact. Test that first.
+#
+# **Try it:** Use `SGD(0.05, momentum=0.9)`. Who diverges? Then give DiLoCo `every=60`: how does it
+# compare with plain averaging at that H?
