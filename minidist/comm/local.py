@@ -228,8 +228,8 @@ class _Run:
         recv.sender = send.sender
         for side in (send, recv):
             side.end = end
-            if side.waited:
-                self.wake(side.owner, end)
+            if side.waited:  # its rank may have computed past the end before it waited
+                self.wake(side.owner, max(end, side.owner.clock))
 
 
 class _Transfer(Request):
