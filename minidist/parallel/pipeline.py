@@ -196,11 +196,6 @@ class Pipeline(Method):
         """Where this stage's shared parameters lie."""
         return [self.model.flat.slices[name] for name in self.shared]
 
-    def add_twins(self) -> None:
-        """Bring together the gradients of a parameter that several blocks of this stage use."""
-        for first, twin in self.twins:
-            first.accumulate(twin.grad)
-
     def holds(self) -> dict[str, list[Array]]:
         held = super().holds()
         held["gradients"] += [twin.grad for _, twin in self.twins]
@@ -354,6 +349,7 @@ class _Run:
         self.arriving: dict[tuple[str, int, int], tuple[Request, Array]] = {}
         self.leaving: dict[tuple[str, int, int], Request] = {}
         self.reducing: list[Future] = []
+        self.twins = list(method.twins)  # still to be added
         self.loss = np.zeros(1)
 
     def do(self, instruction: Any) -> None:
@@ -440,7 +436,7 @@ class _Run:
     def update(self) -> None:
         """The optimizer's step, when all gradients of this stage are complete."""
         self.wait_for_reductions()
-        self.method.add_twins()
+        self.add_twins(0, self.method.model.flat.size)
         self.method.update()
 
     # Messages
@@ -500,6 +496,7 @@ class _Run:
         if what == "replicas":
             assert method.copies is not None
             start, stop = chunk_range(method, method.stage, chunk)
+            self.add_twins(start, stop)
             self.reducing.append(method.copies.spawn(_all_reduce, flat.grad[start:stop]))
         elif what == "loss":
             assert method.copies is not None
@@ -507,9 +504,22 @@ class _Run:
         else:
             assert method.partners is not None
             self.wait_for_reductions()
+            self.add_twins(0, flat.size)
             with self.comm.step("sum tied gradients"):
                 for part in method.flat_tied():
                     ring.all_reduce(method.partners, flat.grad[part])
+
+    def add_twins(self, start: int, stop: int) -> None:
+        """Bring together what several blocks of this stage found for one parameter.
+
+        Only parameters in this part of the flat array, and each once.
+        """
+        slices = self.method.model.flat.slices
+        for pair in list(self.twins):
+            first, twin = pair
+            if start <= slices[first.name].start < stop:
+                first.accumulate(twin.grad)
+                self.twins.remove(pair)
 
     def wait_for_reductions(self) -> None:
         for future in self.reducing:

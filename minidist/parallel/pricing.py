@@ -353,6 +353,7 @@ class _Job:
     """A reduction on a rank's communication stream."""
 
     task: Task
+    spawned: float
     end: float = -1.0
     waiter: _Clock | None = None
 
@@ -451,7 +452,7 @@ class _Stopwatch:
 
     def spawn(self, rank: int, task: Task) -> _Job:
         """Run a reduction on the rank's stream, after those that it was given before."""
-        job = _Job(task)
+        job = _Job(task, self.current.time)
         self.streams[rank].append(job)
         if len(self.streams[rank]) == 1:
             self.start(rank, self._drain(rank), self.current.time)
@@ -460,6 +461,7 @@ class _Stopwatch:
     def _drain(self, rank: int) -> Task:
         while self.streams[rank]:
             job = self.streams[rank][0]
+            yield from self.advance(max(self.current.time, job.spawned))
             yield from job.task
             self.streams[rank].popleft()
             job.end = self.current.time

@@ -340,9 +340,12 @@ def _with_messages(
 
 
 def _completes(instruction: Compute | Step, rest: list[Compute | Step]) -> bool:
-    """Whether no gradient of this chunk is computed any more after this instruction."""
+    """Whether this chunk's gradients are complete after this instruction.
+
+    A later chunk may share a parameter with this one, so it has to be complete too.
+    """
     return isinstance(instruction, (Backward, WeightGradient)) and not any(
-        isinstance(later, (Backward, WeightGradient)) and later.chunk == instruction.chunk
+        isinstance(later, (Backward, WeightGradient)) and later.chunk >= instruction.chunk
         for later in rest
     )
 
