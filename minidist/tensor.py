@@ -150,7 +150,7 @@ class Tensor:
         if mode.recording and any(nodes):
             out.node = Node(nodes, backward, data.shape)
             if mode.meter is not None:
-                mode.meter.hold(out.node)
+                mode.meter.hold(out.node, backward)
         else:
             out.node = None
         return out
@@ -344,34 +344,62 @@ def _run_backward(root: Node, grad: Array) -> None:
         root.leaf.accumulate(_run_hooks(root, grads[root]))
         root.leaf.ready()
         return
-    while ready:
-        node = ready.pop()
-        node_grad = grads.pop(node, None)
-        backward, parents = node.backward, node.parents
-        assert backward is not None
-        if node_grad is None:
-            parts: Gradients = (None,) * len(parents)
-        else:
-            if node.hooks is not None:
-                node_grad = _run_hooks(node, node_grad)
-            parts = backward(node_grad)
-        if len(parts) != len(parents):
-            raise RuntimeError(
-                f"{backward.__qualname__} returned {len(parts)} gradients "
-                f"for {len(parents)} parents"
-            )
-        if mode.anomaly:
-            parts = _check_backward(node, parts)
-        node.parents, node.backward = (), _released
-        if mode.meter is not None:
-            mode.meter.release(node)
-        for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
-            if parent is None:
-                continue
-            if mode.deferred is not None and callable(part) and parent.leaf is not None:
-                mode.deferred.append(lambda p=parent, f=part: deliver(p, f))  # type: ignore[misc]
+
+    def walk() -> None:
+        """Run every node whose uses have all reported."""
+        while ready:
+            node = ready.pop()
+            node_grad = grads.pop(node, None)
+            backward, parents = node.backward, node.parents
+            assert backward is not None
+            if node_grad is None:
+                parts: Gradients = (None,) * len(parents)
             else:
-                deliver(parent, part)
+                if node.hooks is not None:
+                    node_grad = _run_hooks(node, node_grad)
+                parts = backward(node_grad)
+            if len(parts) != len(parents):
+                raise RuntimeError(
+                    f"{backward.__qualname__} returned {len(parts)} gradients "
+                    f"for {len(parents)} parents"
+                )
+            if mode.anomaly:
+                parts = _check_backward(node, parts)
+            node.parents, node.backward = (), _released
+            if mode.meter is not None:
+                mode.meter.release(node)
+            for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
+                if parent is None:
+                    continue
+                if mode.deferred is not None and callable(part) and _of_weights(parent):
+                    defer(parent, part)
+                else:
+                    deliver(parent, part)
+
+    def defer(parent: Node, part: Any) -> None:
+        """Leave the gradient of a weight for later; until then what it needs is kept."""
+
+        def later() -> None:
+            deliver(parent, part)
+            walk()
+            if mode.meter is not None:
+                mode.meter.release(later)
+
+        if mode.meter is not None:
+            mode.meter.hold(later, part)
+        assert mode.deferred is not None
+        mode.deferred.append(later)
+
+    walk()
+
+
+def _of_weights(node: Node) -> bool:
+    """Whether a node is a leaf, or a change of shape of one, such as a transposed table."""
+    while node.leaf is None:
+        if len(node.parents) != 1 or node.parents[0] is None:
+            return False
+        node = node.parents[0]
+    return True
 
 
 def _run_hooks(node: Node, grad: Array) -> Array:
@@ -500,21 +528,23 @@ class Meter:
         self.bytes = 0
         self.peak = 0
         self._exclude = {id(array) for array in exclude}
-        self._holds: dict[Node, list[tuple[int, Array]]] = {}
+        self._holds: dict[Any, list[tuple[int, Array]]] = {}
         self._users: dict[int, int] = {}
 
-    def hold(self, node: Node) -> None:
-        held = {id(owner): owner for owner in map(_owner, _arrays_in(node.backward))}
-        self._holds[node] = [pair for pair in held.items() if pair[0] not in self._exclude]
-        for key, owner in self._holds[node]:
+    def hold(self, holder: Any, holds: Any) -> None:
+        """Count what ``holds`` (a closure, a tensor, an array) keeps alive, until ``release``."""
+        held = {id(owner): owner for owner in map(_owner, _arrays_in(holds))}
+        self._holds[holder] = [pair for pair in held.items() if pair[0] not in self._exclude]
+        for key, owner in self._holds[holder]:
             users = self._users.get(key, 0)
             self._users[key] = users + 1
             if users == 0:
                 self.bytes += owner.nbytes
         self.peak = max(self.peak, self.bytes)
 
-    def release(self, node: Node) -> None:
-        for key, owner in self._holds.pop(node, ()):
+    def release(self, holder: Any) -> None:
+        """``holder`` keeps nothing alive any more."""
+        for key, owner in self._holds.pop(holder, ()):
             self._users[key] -= 1
             if self._users[key] == 0:
                 del self._users[key]
@@ -534,6 +564,8 @@ def _arrays_in(function: Any) -> Iterator[Array]:
         value = stack.pop()
         if isinstance(value, Tensor):
             yield value.data
+        elif isinstance(value, Into):
+            stack.append(value.write)
         elif isinstance(value, type):
             continue
         elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
@@ -542,6 +574,19 @@ def _arrays_in(function: Any) -> Iterator[Array]:
             stack.extend(value)
         elif getattr(value, "__closure__", None):
             stack.extend(cell.cell_contents for cell in value.__closure__)
+
+
+@contextmanager
+def saved_for_backward(array: Array) -> Iterator[None]:
+    """Let a ``Meter`` know that ``array`` is kept for a backward, though no op keeps it yet."""
+    meter, holder = _mode.get().meter, object()
+    if meter is not None:
+        meter.hold(holder, array)
+    try:
+        yield
+    finally:
+        if meter is not None:
+            meter.release(holder)
 
 
 @contextmanager

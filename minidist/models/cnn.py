@@ -51,4 +51,5 @@ def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128
         nn.Linear(2 * channels * places, hidden),
         nn.ReLU(),
         nn.Linear(hidden, classes),
+        input_shape=(size, size),
     )

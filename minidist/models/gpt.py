@@ -45,8 +45,12 @@ class Embed(Module):
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Keeps the tokens, as int64."""
-        width = self.weight.declared[1]
-        return LayerCost((*shape, width), saved_bytes=8 * int(np.prod(shape)))
+        width, tokens = self.weight.declared[1], int(np.prod(shape))
+        return LayerCost(
+            (*shape, width),
+            saved_bytes=8 * tokens,
+            deferred_bytes=tokens * (8 + width * itemsize),
+        )
 
     def __repr__(self) -> str:
         vocabulary, width = self.weight.declared
@@ -101,7 +105,15 @@ class Head(Module):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         vocabulary = self.weight.declared[0]
         flops = 2 * int(np.prod(shape)) * vocabulary
-        logits = LayerCost((*shape[:-1], vocabulary), flops, flops, flops, saves_input=True)
+        logits = LayerCost(
+            (*shape[:-1], vocabulary),
+            flops,
+            flops,
+            flops,
+            saves_input=True,
+            defers_input=True,
+            deferred_bytes=int(np.prod(shape[:-1])) * vocabulary * itemsize,
+        )
         return in_a_row((self.norm.cost(shape, itemsize), logits), shape, itemsize)
 
     def __repr__(self) -> str:
@@ -126,7 +138,7 @@ def gpt(
     """
     table = Parameter((vocabulary, width), normal(STD), name="embedding.weight")
     blocks = [Block(width, heads, layers, dropout) for _ in range(layers)]
-    return nn.Sequential(Embed(table, context), *blocks, Head(table))
+    return nn.Sequential(Embed(table, context), *blocks, Head(table), input_shape=(context,))
 
 
 def sample(

@@ -40,7 +40,15 @@ class Conv2d(Module):
         outputs, *inner = self.weight.declared  # (o, c/groups, k, k)
         out = (shape[0], outputs, *_windows(shape, inner[-1], self.stride, self.padding))
         flops = 2 * int(np.prod(out)) * int(np.prod(inner))
-        return LayerCost(out, flops, flops, flops, saves_input=True)
+        return LayerCost(
+            out,
+            flops,
+            flops,
+            flops,
+            saves_input=True,
+            defers_input=True,
+            deferred_bytes=int(np.prod(out)) * itemsize,  # the gradient of the output
+        )
 
     def __repr__(self) -> str:
         outputs, inputs, kernel, _ = self.weight.declared

@@ -38,8 +38,17 @@ class Linear(Module):
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         inputs, outputs = self.weight.declared
-        flops = 2 * int(np.prod(shape[:-1])) * inputs * outputs
-        return LayerCost((*shape[:-1], outputs), flops, flops, flops, saves_input=True)
+        rows = int(np.prod(shape[:-1]))
+        flops = 2 * rows * inputs * outputs
+        return LayerCost(
+            (*shape[:-1], outputs),
+            flops,
+            flops,
+            flops,
+            saves_input=True,
+            defers_input=True,
+            deferred_bytes=rows * outputs * itemsize,  # the gradient of the output
+        )
 
     def __repr__(self) -> str:
         return f"Linear{self.weight.declared}"
@@ -56,7 +65,12 @@ class Embedding(Module):
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Keeps the indices, as int64; looking up is no arithmetic."""
-        return LayerCost((*shape, self.weight.declared[1]), saved_bytes=8 * int(np.prod(shape)))
+        width, indices = self.weight.declared[1], int(np.prod(shape))
+        return LayerCost(
+            (*shape, width),
+            saved_bytes=8 * indices,
+            deferred_bytes=indices * (8 + width * itemsize),
+        )
 
     def __repr__(self) -> str:
         return f"Embedding{self.weight.declared}"

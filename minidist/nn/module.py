@@ -139,6 +139,8 @@ class LayerCost:
     again for the weights' gradient (``weight_flops``) and for the input's (``input_flops``).
     ``saves_input``, ``saves_output``: whether the backward needs them; ``saved_bytes``: of
     anything else it keeps. ``view``: the output is the input's memory in another shape.
+    ``defers_input``, ``deferred_bytes``: what a weight gradient that is computed later keeps until
+    then, beside the saved: its input, and anything else.
     """
 
     shape: Shape
@@ -149,6 +151,8 @@ class LayerCost:
     saves_output: bool = False
     saved_bytes: int = 0
     view: bool = False
+    defers_input: bool = False
+    deferred_bytes: int = 0
 
 
 def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
@@ -158,11 +162,16 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
     """
     saved = 0
     boundary, needed = shape, False
-    saves_input = False
+    saves_input = defers_input = False
+    deferred = 0
     first = True
     for cost in costs:
         needed = needed or cost.saves_input
         saved += cost.saved_bytes
+        deferred += cost.deferred_bytes
+        if cost.defers_input:
+            defers_input = defers_input or first
+            deferred += 0 if first else int(np.prod(boundary)) * itemsize
         if cost.view:
             continue  # the same memory: still the same boundary
         if first:
@@ -179,6 +188,8 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
         saves_output=needed and not first,
         saved_bytes=saved,
         view=first,
+        defers_input=defers_input,
+        deferred_bytes=deferred,
     )
 
 

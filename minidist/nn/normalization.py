@@ -22,7 +22,7 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, self.epsilon)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost(shape, saved_bytes=(int(np.prod(shape)) + rows(shape)) * itemsize)
+        return _row_cost(shape, itemsize)
 
     def __repr__(self) -> str:
         return f"LayerNorm({self.weight.declared[0]})"
@@ -39,7 +39,7 @@ class RMSNorm(Module):
         return ops.rms_norm(x, self.weight, self.epsilon)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost(shape, saved_bytes=(int(np.prod(shape)) + rows(shape)) * itemsize)
+        return _row_cost(shape, itemsize)
 
     def __repr__(self) -> str:
         return f"RMSNorm({self.weight.declared[0]})"
@@ -79,6 +79,19 @@ class BatchNorm(Module):
 
     def __repr__(self) -> str:
         return f"BatchNorm({self.weight.declared[0]})"
+
+
+def _row_cost(shape: Shape, itemsize: int) -> LayerCost:
+    """Keeps the normalized rows, and a factor for each.
+
+    A later weight gradient keeps the rows, the output's gradient, and ones to sum that with.
+    """
+    elements, count = int(np.prod(shape)), rows(shape)
+    return LayerCost(
+        shape,
+        saved_bytes=(elements + count) * itemsize,
+        deferred_bytes=(2 * elements + count) * itemsize,
+    )
 
 
 def rows(shape: Shape) -> int:

@@ -1,58 +1,112 @@
-"""Pipeline schedules as data: what each stage does, in order, as a list of instructions.
+"""Pipeline schedules as data: in which order each stage computes, as a list of instructions.
 
-A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing: the
-executor in ``pipeline.py`` runs the list, ``price`` predicts from it how long the step takes and
-how much memory it holds, and a plotter can draw it. All three read the same list, so what is
-drawn is what runs.
+A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing, and
+says only what a stage *computes*, and when. ``program`` adds the messages that follow from it.
+Four readers share the resulting list: ``validate`` proves that it can run, ``price`` predicts
+its time, memory and messages (both in ``pricing.py``), the executor in ``pipeline.py`` runs it,
+and ``minidist.pipeline_plot`` draws it. What is drawn is what runs.
 
-    naive, one microbatch           gpipe, four microbatches
-    stage 0  F . . . . B            stage 0  F0 F1 F2 F3  .  .  .  . B0 B1 B2 B3
-    stage 1  . F . . B .            stage 1   . F0 F1 F2 F3  .  . B0 B1 B2 B3  .
-    stage 2  . . F B . .            stage 2   .  . F0 F1 F2 F3 B0 B1 B2 B3  .  .
+F forward, B backward, and B's two halves: I, the gradient of the input, which the previous stage
+waits for, and W, the gradient of the weights, which nobody waits for. With p stages, m
+microbatches and v chunks a stage (all stages equal, messages free, idle as a share of the step):
 
-With p stages and m microbatches of equal cost and free messages the idle share is
+    schedule         idle                          activations kept by a stage, in microbatches
+    naive            (p - 1)/p                     1
+    gpipe            (p - 1)/(m + p - 1)           m                      arXiv 1811.06965, 2.3
+    one_f_one_b      (p - 1)/(m + p - 1)           min(p - stage, m)      arXiv 2104.04473, 2.2.1
+    interleaved      (p - 1)/(v·m + p - 1)         up to p + (p - 1)/v    arXiv 2104.04473, 2.2.2
+    zero_bubble_h1   (p - 1)(F + I - 2W) waiting   p                      arXiv 2401.10241, 2.1
+    zero_bubble_v    about 0 for m ≥ 2p            p                      arXiv 2401.10241, 6
+    pipedream        as 1F1B, updates at once      min(p - stage, m)      SOSP'19, section 3.3
 
-    naive  (p - 1)/p                gpipe  (p - 1)/(m + p - 1)
-
-GPipe keeps the activations of all m microbatches. Huang et al., arXiv 1811.06965, section 2.3.
+1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
+something else to do: another chunk of the model (interleaved), or weight gradients kept for
+later (zero bubble).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Run the stage's layers on a microbatch (and the loss, on the last stage)."""
+    """Run a chunk's layers on a microbatch (and the loss, in the model's last part)."""
 
     microbatch: int
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
 class Backward:
-    """Backward through the stage for a microbatch."""
+    """Both halves of the backward of a microbatch, mixed layer by layer."""
 
     microbatch: int
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
-class Send:
-    """Send ``what`` ("activation", "gradient" or "loss") of a microbatch to stage ``peer``."""
+class InputGradient:
+    """Backward of a microbatch, but for the weights: what the previous stage waits for."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """What ``InputGradient`` left: the gradients of the weights."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Make a buffer ready for a message, which may then come while the stage computes."""
 
     what: str
     microbatch: int
     peer: int
+    part: int
 
 
 @dataclass(frozen=True)
 class Recv:
-    """Receive ``what`` of a microbatch from stage ``peer``."""
+    """Wait for a message: ``what`` ("activation", "gradient" or "loss") from stage ``peer``.
+
+    ``part`` is the part of the model whose input, or whose input's gradient, it is.
+    """
 
     what: str
     microbatch: int
     peer: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """Start to send ``what`` of a microbatch to stage ``peer``, and go on at once."""
+
+    what: str
+    microbatch: int
+    peer: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Add up over ranks that hold the same parameters.
+
+    "replicas": a chunk's gradients, over the copies of this pipeline, while the stage goes on.
+    "tied": the gradients of parameters that several stages share. "loss": of all copies.
+    """
+
+    what: str
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,140 +114,265 @@ class Step:
     """The optimizer's step."""
 
 
-Instruction = Forward | Backward | Send | Recv | Step
-Schedule = Callable[[int, int, int], Iterator[Instruction]]
-
-
-def naive(stage: int, stages: int, microbatches: int) -> Iterator[Instruction]:
-    """One microbatch at a time, forward and back through all stages: one stage works at a time."""
-    for microbatch in range(microbatches):
-        yield from _forward(stage, stages, microbatch)
-        yield from _backward(stage, stages, microbatch)
-    yield from _finish(stage, stages)
-
-
-def gpipe(stage: int, stages: int, microbatches: int) -> Iterator[Instruction]:
-    """All microbatches forward, one behind the other; then all backward, in the same order."""
-    for microbatch in range(microbatches):
-        yield from _forward(stage, stages, microbatch)
-    for microbatch in range(microbatches):
-        yield from _backward(stage, stages, microbatch)
-    yield from _finish(stage, stages)
-
-
-SCHEDULES: dict[str, Schedule] = {"naive": naive, "gpipe": gpipe}
-
-
-def _forward(stage: int, stages: int, microbatch: int) -> Iterator[Instruction]:
-    if stage > 0:
-        yield Recv("activation", microbatch, stage - 1)
-    yield Forward(microbatch)
-    if stage < stages - 1:
-        yield Send("activation", microbatch, stage + 1)
-
-
-def _backward(stage: int, stages: int, microbatch: int) -> Iterator[Instruction]:
-    if stage < stages - 1:
-        yield Recv("gradient", microbatch, stage + 1)
-    yield Backward(microbatch)
-    if stage > 0:
-        yield Send("gradient", microbatch, stage - 1)
-
-
-def _finish(stage: int, stages: int) -> Iterator[Instruction]:
-    """Step, and pass the loss, which only the last stage knows, down to the first."""
-    yield Step()
-    if stage < stages - 1:
-        yield Recv("loss", -1, stage + 1)
-    if stage > 0:
-        yield Send("loss", -1, stage - 1)
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot run: the message names the stage and the instruction."""
+Compute = Forward | Backward | InputGradient | WeightGradient
+Instruction = Compute | Post | Recv | Send | Reduce | Step
+Order = Callable[[int, int, int], Iterator[Compute | Step]]
+COMPUTE = (Forward, Backward, InputGradient, WeightGradient)
 
 
 @dataclass(frozen=True)
-class Price:
-    """What a schedule should cost, by stage: messages, bytes, seconds busy, peak bytes saved."""
+class Schedule:
+    """An order, and where the parts of the model lie that it speaks of.
 
-    messages: list[int]
-    nbytes: list[int]
-    busy: list[float]
-    peak_saved: list[int]
-    seconds: float
-
-
-def price(
-    schedule: Schedule,
-    stages: int,
-    microbatches: int,
-    compute: Callable[[int, Instruction], float],
-    nbytes: Callable[[int, Send], int],
-    message: Callable[[int], float],
-    saved: Callable[[int, int], int],
-) -> Price:
-    """Walk through all stages' instructions with a stopwatch, and prove that they can be walked.
-
-    ``compute(stage, instruction)``: seconds of a Forward or Backward. ``nbytes(stage, send)``:
-    length of a message; ``message(nbytes)``: its seconds, α + nβ, from when both sides are there.
-    ``saved(stage, microbatch)``: bytes kept from Forward to Backward. Raises ScheduleError if the
-    schedule deadlocks, sends what is not received, goes backward before forward, or leaves a
-    microbatch out.
+    Each of p stages holds ``chunks`` parts of the model. Chunk c of stage s is part c·p + s: one
+    loop through all stages after the other. With ``vee`` every second loop runs backwards, so
+    that the last stage of one is the first of the next.
     """
-    lists = [list(schedule(stage, stages, microbatches)) for stage in range(stages)]
-    position, clock, busy = [0] * stages, [0.0] * stages, [0.0] * stages
-    sent, sent_bytes = [0] * stages, [0] * stages
-    held: list[dict[int, int]] = [{} for _ in range(stages)]
-    peak = [0] * stages
-    done: list[set[int]] = [set() for _ in range(stages)]
 
-    def step(stage: int) -> bool:
-        """Run the next instruction of ``stage``, if it can run now."""
-        instruction = lists[stage][position[stage]]
-        match instruction:
-            case Send(what, microbatch, peer):
-                other = lists[peer][position[peer]] if position[peer] < len(lists[peer]) else None
-                if other != Recv(what, microbatch, stage):
-                    return False
-                length = nbytes(stage, instruction)
-                clock[stage] = clock[peer] = max(clock[stage], clock[peer]) + message(length)
-                position[peer] += 1
-                sent[stage] += 1
-                sent_bytes[stage] += length
-            case Recv():
-                return False  # moves when its Send does
-            case Forward(microbatch):
-                held[stage][microbatch] = saved(stage, microbatch)
-                peak[stage] = max(peak[stage], sum(held[stage].values()))
-            case Backward(microbatch):
-                if microbatch not in held[stage]:
-                    raise ScheduleError(f"stage {stage}: {instruction} has no Forward before it")
-                del held[stage][microbatch]
-                done[stage].add(microbatch)
-            case Step():
-                missing = set(range(microbatches)) - done[stage]
-                if missing:
-                    raise ScheduleError(
-                        f"stage {stage}: Step() before Backward of microbatches {sorted(missing)}"
-                    )
-        if isinstance(instruction, (Forward, Backward)):
-            seconds = compute(stage, instruction)
-            clock[stage] += seconds
-            busy[stage] += seconds
-        position[stage] += 1
-        return True
+    order: Order
+    chunks: int = 1
+    vee: bool = False
 
-    moved = True
-    while moved:
-        moved = False
-        for stage in range(stages):
-            while position[stage] < len(lists[stage]) and step(stage):
-                moved = True
-    for stage in range(stages):
-        if position[stage] < len(lists[stage]):
-            raise ScheduleError(
-                f"stage {stage} can never run {lists[stage][position[stage]]}, its instruction "
-                f"{position[stage]}: no other stage comes to the other side of it"
-            )
-    return Price(sent, sent_bytes, busy, peak, max(clock))
+    def part(self, stage: int, chunk: int, stages: int) -> int:
+        """Which part of the model a stage's chunk is."""
+        within = stages - 1 - stage if self.vee and chunk % 2 else stage
+        return chunk * stages + within
+
+    def stage(self, part: int, stages: int) -> int:
+        """Which stage holds a part."""
+        chunk, within = divmod(part, stages)
+        return stages - 1 - within if self.vee and chunk % 2 else within
+
+
+# One after the other: from the simplest to the most even.
+
+
+def naive(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """One microbatch at a time, forward and back through all stages: one stage works at a time."""
+    for microbatch in range(microbatches):
+        yield Forward(microbatch)
+        yield Backward(microbatch)
+
+
+def gpipe(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """All microbatches forward, one behind the other; then all backward, in the same order."""
+    for microbatch in range(microbatches):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches):
+        yield Backward(microbatch)
+
+
+def one_f_one_b(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """Backward as soon as possible: then a stage keeps few microbatches, and forgets in turn."""
+    warm_up = min(stages - 1 - stage, microbatches)
+    for microbatch in range(warm_up):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches - warm_up):
+        yield Forward(warm_up + microbatch)
+        yield Backward(microbatch)
+    for microbatch in range(microbatches - warm_up, microbatches):
+        yield Backward(microbatch)
+
+
+def interleaved(stage: int, stages: int, microbatches: int, chunks: int = 2) -> Iterator[Compute]:
+    """1F1B over several small chunks a stage: the pipeline fills after a chunk, not a stage.
+
+    Microbatches go in groups of p: a group passes chunk 0 of all stages, then chunk 1, and so on.
+    Where the last group is not full, its places stay empty: the order of the rest is kept.
+    """
+    groups = [range(first, first + stages) for first in range(0, microbatches, stages)]
+    ahead = [(m, chunk) for group in groups for chunk in range(chunks) for m in group]
+    back = [(m, chunk) for group in groups for chunk in reversed(range(chunks)) for m in group]
+    warm_up = min(2 * (stages - 1 - stage) + (chunks - 1) * stages, len(ahead))
+    order: list[Compute] = [Forward(*place) for place in ahead[:warm_up]]
+    for place, returning in zip(ahead[warm_up:], back, strict=False):
+        order += [Forward(*place), Backward(*returning)]
+    order += [Backward(*returning) for returning in back[len(ahead) - warm_up :]]
+    yield from (work for work in order if work.microbatch < microbatches)
+
+
+def zero_bubble_h1(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """1F1B with weight gradients kept for the gaps: stage s computes them s microbatches later.
+
+    The later stages go backward first and would wait last, so they keep most for the end. No
+    stage keeps more than p microbatches, which is what 1F1B's first stage keeps anyway.
+    """
+    warm_up = min(stages - 1 - stage, microbatches)
+    kept = min(stage, microbatches)
+    for microbatch in range(warm_up):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches):
+        if warm_up + microbatch < microbatches:
+            yield Forward(warm_up + microbatch)
+        yield InputGradient(microbatch)
+        if microbatch >= kept:
+            yield WeightGradient(microbatch - kept)
+    for microbatch in range(microbatches - kept, microbatches):
+        yield WeightGradient(microbatch)
+
+
+def zero_bubble_v(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """Two chunks a stage, down and up again like a V: the loss comes out where the input went in.
+
+    The first stage then knows a microbatch's gradient right after its forward, and every stage
+    has F, I and W of two chunks to fill its gaps with. It is made for m ≥ 2p - 1: with fewer,
+    the same order is kept and what concerns missing microbatches is left out.
+    """
+    for instruction in _vee(stage, stages, max(microbatches, 2 * stages - 1)):
+        if instruction.microbatch < microbatches:
+            yield instruction
+
+
+def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    down, up = 0, 1  # the chunks
+    kinds = (Forward, InputGradient, WeightGradient)
+    done = {(kind, chunk): 0 for kind in kinds for chunk in (down, up)}
+
+    def run(kind: Any, chunk: int) -> Iterator[Compute]:
+        """The next microbatch of this kind."""
+        yield kind(done[kind, chunk], chunk)
+        done[kind, chunk] += 1
+
+    # Warm-up: the first microbatches go down the V, and come up again in the gaps.
+    for _ in range(2 * (stages - stage) - 1):
+        yield from run(Forward, down)
+    for _ in range(stage):
+        yield from run(Forward, up)
+        yield from run(Forward, down)
+    for _ in range(stages - stage):
+        yield from run(Forward, up)
+        yield from run(InputGradient, up)
+        yield from run(WeightGradient, up)
+    # Steady: all six kinds of work in turn.
+    while done[Forward, up] < microbatches:
+        if done[Forward, down] < microbatches:
+            yield from run(Forward, down)
+        yield from run(InputGradient, down)
+        yield from run(WeightGradient, down)
+        yield from run(Forward, up)
+        yield from run(InputGradient, up)
+        yield from run(WeightGradient, up)
+    # Cool-down: what others wait for first.
+    for _ in range(stage):
+        yield from run(InputGradient, down)
+        yield from run(InputGradient, up)
+    for _ in range(stages - stage):
+        yield from run(InputGradient, down)
+        yield from run(WeightGradient, down)
+    for chunk in (up, down):
+        while done[WeightGradient, chunk] < microbatches:
+            yield from run(WeightGradient, chunk)
+
+
+def pipedream(stage: int, stages: int, microbatches: int) -> Iterator[Compute | Step]:
+    """1F1B with a step of the optimizer after every backward: nobody waits for anybody's step.
+
+    A microbatch that is under way keeps the weights it went forward with: see ``pipedream.py``.
+    """
+    for instruction in one_f_one_b(stage, stages, microbatches):
+        yield instruction
+        if isinstance(instruction, Backward):
+            yield Step()
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "naive": Schedule(naive),
+    "gpipe": Schedule(gpipe),
+    "one_f_one_b": Schedule(one_f_one_b),
+    "interleaved": Schedule(partial(interleaved, chunks=2), chunks=2),
+    "zero_bubble_h1": Schedule(zero_bubble_h1),
+    "zero_bubble_v": Schedule(zero_bubble_v, chunks=2, vee=True),
+    "pipedream": Schedule(pipedream),
+}
+
+
+# From what a stage computes to all that it does.
+
+
+def program(
+    schedule: Schedule, stage: int, stages: int, microbatches: int, reduce: tuple[str, ...] = ()
+) -> list[Instruction]:
+    """A stage's whole list: its order, with messages, reductions, the step and the loss.
+
+    A message's ``Post`` comes one computation before its ``Recv``: it can arrive meanwhile, and
+    no more than one buffer waits. ``reduce`` names the reductions that the ranks need.
+    """
+    order = list(schedule.order(stage, stages, microbatches))
+    found: list[Instruction] = []
+    for index, instruction in enumerate(order):
+        if isinstance(instruction, Step):
+            found.append(instruction)
+            continue
+        found += _with_messages(schedule, instruction, stage, stages)
+        if "replicas" in reduce and _completes(instruction, order[index + 1 :]):
+            found.append(Reduce("replicas", instruction.chunk))
+    if "tied" in reduce:
+        found.append(Reduce("tied"))
+    if not any(isinstance(instruction, Step) for instruction in order):
+        found.append(Step())
+    return _posted_early([*found, *_pass_loss(schedule, stage, stages, reduce)])
+
+
+def _with_messages(
+    schedule: Schedule, instruction: Compute, stage: int, stages: int
+) -> Iterator[Instruction]:
+    """An instruction between the messages that it needs and makes; none within a stage."""
+    microbatch = instruction.microbatch
+    part = schedule.part(stage, instruction.chunk, stages)
+    last = stages * schedule.chunks - 1
+    before = schedule.stage(part - 1, stages) if part > 0 else stage
+    after = schedule.stage(part + 1, stages) if part < last else stage
+    match instruction:
+        case Forward():
+            if before != stage:
+                yield Recv("activation", microbatch, before, part)
+            yield instruction
+            if after != stage:
+                yield Send("activation", microbatch, after, part + 1)
+        case Backward() | InputGradient():
+            if after != stage:
+                yield Recv("gradient", microbatch, after, part + 1)
+            yield instruction
+            if before != stage:
+                yield Send("gradient", microbatch, before, part)
+        case WeightGradient():
+            yield instruction
+
+
+def _completes(instruction: Compute | Step, rest: list[Compute | Step]) -> bool:
+    """Whether this chunk's gradients are complete after this instruction.
+
+    A later chunk may share a parameter with this one, so it has to be complete too.
+    """
+    return isinstance(instruction, (Backward, WeightGradient)) and not any(
+        isinstance(later, (Backward, WeightGradient)) and later.chunk >= instruction.chunk
+        for later in rest
+    )
+
+
+def _pass_loss(
+    schedule: Schedule, stage: int, stages: int, reduce: tuple[str, ...]
+) -> Iterator[Instruction]:
+    """The loss, which one end of the pipeline knows, from stage to stage to the other end."""
+    source = schedule.stage(stages * schedule.chunks - 1, stages)
+    step = 1 if source == 0 else -1  # away from the source
+    if stage != source:
+        yield Recv("loss", -1, stage - step, -1)
+    elif "loss" in reduce:
+        yield Reduce("loss")
+    if 0 <= stage + step < stages:
+        yield Send("loss", -1, stage + step, -1)
+
+
+def _posted_early(instructions: list[Instruction]) -> list[Instruction]:
+    """Put a Post for every Recv before the computation that comes before it."""
+    posted: list[Instruction] = []
+    early = 0  # where the last computation stands
+    for instruction in instructions:
+        if isinstance(instruction, Recv):
+            posted.insert(early, Post(**vars(instruction)))
+            early += 1
+        elif isinstance(instruction, COMPUTE):
+            early = len(posted)
+        posted.append(instruction)
+    return posted

@@ -2,10 +2,13 @@
 
 ``microbatches`` cuts the batch into parts whose gradients add up one after the other, as they do
 in a pipeline: the order of the additions is then the same, and so is every bit of the result.
+For the same reason the uses of a parameter that several blocks share (GPT's embedding) are then
+summed apart, and brought together at the end: see ``stages.separate``.
 """
 
 from __future__ import annotations
 
+from minidist.array import Array
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -19,6 +22,7 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.parallel.stages import separate
 
 
 class Serial(Method):
@@ -43,14 +47,24 @@ class Serial(Method):
         self.clip = clip
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
+        self.twins = separate(self.model) if microbatches > 1 else []
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
+        for _, twin in self.twins:
+            twin.grad.fill(0)  # type: ignore[union-attr]
         loss = 0.0
         for microbatch in batch.microbatches(self.microbatches):
             loss += self.forward_backward(microbatch)
+        for first, twin in self.twins:
+            first.accumulate(twin.grad)
         self.update()
         return loss
+
+    def holds(self) -> dict[str, list[Array]]:
+        held = super().holds()
+        held["gradients"] += [twin.grad for _, twin in self.twins]
+        return held
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Nothing is sent: Ψ parameters, as many gradients, the optimizer's state, no idling."""
@@ -65,7 +79,7 @@ class Serial(Method):
             nbytes=[0],
             peak_bytes={
                 "parameters": [n],
-                "gradients": [n],
+                "gradients": [n + sum(twin.size for _, twin in self.twins) * self.itemsize],
                 "optimizer": [len(self.optimizer.slots) * n],
                 "activations": [
                     max(

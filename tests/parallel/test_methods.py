@@ -11,6 +11,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, DataParallel, ParameterServer, Pipeline, Serial
+from minidist.parallel.schedules import SCHEDULES
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -24,6 +25,7 @@ from tests.parallel.checks import (
 PARALLEL = [key for key in METHODS if key != "serial"]
 EXACT = [key for key in PARALLEL if is_exact(key)]
 RANKS = [1, 2, 3, 4]
+SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 
 
 @pytest.mark.parametrize("batch", [13, 3, 16], ids="batch{}".format)
@@ -53,11 +55,12 @@ def test_measured_equals_formula(key, ranks, batch):
 @pytest.mark.parametrize("key", EXACT)
 def test_one_rank_is_serial_bitwise(key):
     setting = Setting()
-    microbatches = 4 if key == "pipeline/gpipe" else 1
 
     def run(comm):
         with defaults(dtype="float32"):
-            return train(make(key, comm, setting), setting), serial(comm, setting, microbatches)
+            method = make(key, comm, setting)
+            parts = getattr(method, "microbatches", 1)
+            return train(method, setting), serial(comm, setting, parts)
 
     (got, expected), *_ = launch(run, 1, LocalWorld())
     assert got[0] == expected[0]
@@ -68,7 +71,7 @@ def test_one_rank_is_serial_bitwise(key):
 
 @pytest.mark.parametrize("microbatches", [1, 2, 4, 5, 9])
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("schedule", ["naive", "gpipe"])
+@pytest.mark.parametrize("schedule", SYNCHRONOUS)
 def test_pipeline_is_serial_with_the_same_microbatches_bitwise(schedule, ranks, microbatches):
     setting = Setting(steps=3)
 

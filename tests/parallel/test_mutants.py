@@ -6,6 +6,8 @@ is the checks that are wrong.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,10 @@ from minidist import LocalWorld, launch
 from minidist.collectives import central, ring
 from minidist.comm.local import Deadlock
 from minidist.data.batches import Batch
-from minidist.parallel import data_parallel, schedules
+from minidist.parallel import data_parallel, pipeline, schedules
 from minidist.parallel.data_parallel import DataParallel
 from minidist.parallel.pipeline import Pipeline
+from minidist.tensor import Deferred
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions
 
 
@@ -95,19 +98,60 @@ def last_microbatch_left_out(monkeypatch):
     def short(stage, stages, microbatches):
         yield from schedules.gpipe(stage, stages, microbatches - 1)
 
-    monkeypatch.setitem(schedules.SCHEDULES, "gpipe", short)
+    monkeypatch.setitem(schedules.SCHEDULES, "gpipe", schedules.Schedule(short))
 
 
 def receives_before_it_sends(monkeypatch):
     """Every stage waits for the gradient before it has sent the activation."""
+    connected = pipeline.program
 
-    def stuck(stage, stages, microbatches):
-        for instruction in schedules.gpipe(stage, stages, microbatches):
-            if isinstance(instruction, schedules.Send) and instruction.what == "activation":
-                yield schedules.Recv("gradient", instruction.microbatch, stage + 1)
-            yield instruction
+    def stuck(*arguments):
+        instructions = connected(*arguments)
+        sends = [item for item in instructions if isinstance(item, schedules.Send)]
+        for send in sends:
+            if send.what == "activation":
+                late = max(
+                    place
+                    for place, item in enumerate(instructions)
+                    if isinstance(item, schedules.Recv) and item.part == send.part
+                )
+                instructions.remove(send)
+                instructions.insert(late, send)
+        return instructions
 
-    monkeypatch.setitem(schedules.SCHEDULES, "gpipe", stuck)
+    monkeypatch.setattr(pipeline, "program", stuck)
+
+
+def both_halves_of_the_backward_at_once(monkeypatch):
+    """Nothing is deferred: the weights' gradients come with the inputs'."""
+    monkeypatch.setattr(pipeline, "defer_weight_gradients", lambda: nullcontext(Deferred()))
+
+
+def weight_gradients_never_run(monkeypatch):
+    monkeypatch.setattr(Deferred, "run", lambda self: self.clear())
+
+
+def sends_wait_at_once(monkeypatch):
+    """Right numbers, but a stage stands still until its message has been received."""
+    send = pipeline._Run.send
+
+    def waiting(self, what, microbatch, peer, part):
+        send(self, what, microbatch, peer, part)
+        self.leaving.pop((what, microbatch, part)).wait()
+
+    monkeypatch.setattr(pipeline._Run, "send", waiting)
+
+
+def buffers_freed_too_early(monkeypatch):
+    """An activation's memory is received into again while its backward still needs it."""
+    recv = pipeline._Run.recv
+
+    def eager(self, what, microbatch, part):
+        recv(self, what, microbatch, part)
+        if what == "activation":
+            self.free(microbatch, part)
+
+    monkeypatch.setattr(pipeline._Run, "recv", eager)
 
 
 def loss_counted_on_every_microbatch_alone(monkeypatch):
@@ -135,12 +179,19 @@ MUTANTS = [
     ("pipeline/gpipe", swapped_microbatches),
     ("pipeline/gpipe", last_microbatch_left_out),
     ("pipeline/gpipe", receives_before_it_sends),
+    ("pipeline/zero_bubble_h1", both_halves_of_the_backward_at_once),
+    ("pipeline/zero_bubble_v", weight_gradients_never_run),
+    ("pipeline/1f1b", sends_wait_at_once),
+    ("pipeline/gpipe", buffers_freed_too_early),
+    ("pipeline/interleaved", swapped_microbatches),
     ("pipeline/gpipe", loss_counted_on_every_microbatch_alone),
     ("pipeline/gpipe", stage_built_from_another_seed),
 ]
 
 
-@pytest.mark.parametrize(("key", "mutant"), MUTANTS, ids=[mutant.__name__ for _, mutant in MUTANTS])
+@pytest.mark.parametrize(
+    ("key", "mutant"), MUTANTS, ids=[f"{key}-{m.__name__}" for key, m in MUTANTS]
+)
 def test_mutant_is_rejected(key, mutant, monkeypatch):
     mutant(monkeypatch)
 
