@@ -19,7 +19,6 @@ KIND_COLOURS = {
     "optimizer": "#b5838d",
     "activations": "#f2a65a",
 }
-LINES = ("#d9d9d9", "#2f6690", "#c8553d", "#4c9f70", "#8d6a9f", "#b08900")
 
 
 def label(row: dict[str, Any]) -> str:
@@ -161,12 +160,11 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
             linewidth=1.5 if index else 8,
             label="serial" if not index else f"{len(exact) - 1} exact methods, on one another",
         )
-    for index, row in enumerate(lossy):
-        steps = range(1, len(row["loss"]) + 1)
-        axes.plot(steps, row["loss"], "--", color=LINES[index % len(LINES)], label=label(row))
+    for row in lossy:
+        axes.plot(range(1, len(row["loss"]) + 1), row["loss"], "--", linewidth=1, label=label(row))
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
+    axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=7, ncols=2)
     axes.set_title("loss", loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel("nats")
