@@ -51,7 +51,7 @@ def numbers(*shape):
 
 PEERS = {
     "mlp": (lambda: models.mlp((12, 8, 8, 5)), numbers(4, 12), (4,), "mlp", ((12, 8, 8, 5),)),
-    "cnn": (lambda: models.cnn(2, 5, 8), numbers(4, 8, 8), (4,), "cnn", (2, 5, 8)),
+    "cnn": (lambda: models.cnn(2, 5, 8), numbers(4, 8, 8), (4,), "cnn", (2, 5, 8, 128)),
     "gpt": (
         lambda: models.gpt(7, 6, 8, 2, 2), np.arange(12).reshape(2, 6) % 7, (2, 6), "GPT",
         (7, 6, 8, 2, 2),

@@ -8,6 +8,7 @@ from cases import CASES, run
 
 from minidist import array as arrays
 from minidist import ops
+from minidist.gradcheck import gradcheck
 from minidist.tensor import Tensor
 
 
@@ -21,6 +22,12 @@ def test_the_table_has_every_op():
     plain = {"argmax", "argmin", "equal", "not_equal", "less", "less_equal", "greater",
              "greater_equal", "ShapeError"}  # fmt: skip
     assert not set(ops.__all__) - set(CASES) - methods - plain
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_numeric_slopes(name):
+    function, *inputs = CASES[name]
+    gradcheck(function, *inputs, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -297,8 +297,9 @@ def test_rotary_depends_on_distance_alone():
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_conv2d(stride, padding, groups):
-    x, w = normal(0, 2, 4, 5, 4), normal(1, 6, 4 // groups, 3, 2)
+@pytest.mark.parametrize("kernel", [(3, 2), (3, 3), (1, 1)])  # square ones take another way back
+def test_conv2d(stride, padding, groups, kernel):
+    x, w = normal(0, 2, 4, 5, 4), normal(1, 6, 4 // groups, *kernel)
     gradcheck(lambda *a: ops.conv2d(*a, stride, padding, groups), x, w, normal(2, 6))
     got = ops.conv2d(Tensor(x), Tensor(w), None, stride, padding, groups).data
     np.testing.assert_allclose(got, convolve(x, w, stride, padding, groups), rtol=1e-12, atol=1e-13)

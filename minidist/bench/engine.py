@@ -84,7 +84,7 @@ def cases() -> list[Case]:
         )
     found.append(
         Case(
-            "CNN 64×28×28, 16-32-64 channels",
+            "CNN 64×28×28, 16-32 channels",
             models.cnn(16),
             *images(64, 28, 28),
             partial(_build, "cnn", 16),

@@ -47,12 +47,11 @@ def convolution(x: Any, weight: Any, bias: Any) -> Any:
 def cnn(parameters: Parameters, x: Any) -> Any:
     """The same as ``minidist.models.cnn``."""
     x = x[:, None]
-    for layer in range(3):
+    for layer in range(2):
         x = anp.maximum(convolution(x, *parameters[2 * layer : 2 * layer + 2]), 0)
-        if layer < 2:
-            n, c, h, w = x.shape
-            x = anp.max(anp.reshape(x, (n, c, h // 2, 2, w // 2, 2)), axis=(3, 5))
-    return anp.dot(anp.reshape(x, (len(x), -1)), parameters[6]) + parameters[7]
+        n, c, h, w = x.shape
+        x = anp.max(anp.reshape(x, (n, c, h // 2, 2, w // 2, 2)), axis=(3, 5))
+    return mlp(parameters[4:], anp.reshape(x, (len(x), -1)))
 
 
 def norm(x: Any, weight: Any, bias: Any) -> Any:

@@ -21,15 +21,15 @@ def mlp(widths: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def cnn(channels: int, classes: int = 10, size: int = 28) -> nn.Module:
+def cnn(channels: int, classes: int = 10, size: int = 28, hidden: int = 128) -> nn.Module:
     """The same as ``minidist.models.cnn``."""
     c = channels
     return nn.Sequential(
         nn.Unflatten(1, (1, size)),
         nn.Conv2d(1, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(c, 2 * c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(2 * c, 4 * c, 3, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(4 * c * (size // 4) ** 2, classes),
+        nn.Flatten(), nn.Linear(2 * c * (size // 4) ** 2, hidden), nn.ReLU(),
+        nn.Linear(hidden, classes),
     )  # fmt: skip
 
 
