@@ -156,12 +156,13 @@ def _torch(models: list[str], ranks: int, options: argparse.Namespace) -> list[d
     if subprocess.run(check, capture_output=True, check=False).returncode:
         return []
     jobs = {model: JOBS[model].batch for model in models}
-    script = Path(__file__).with_name("ddp_peer.py")
+    here = str(Path(__file__).parents[2])  # that Python need not have minidist installed
     processes = [
         subprocess.Popen(
-            [options.torch, "-P", str(script), json.dumps(jobs), str(options.steps)],
+            [options.torch, "-m", "minidist.bench.peer_ddp", json.dumps(jobs), str(options.steps)],
             env=mpi_environment()
             | {
+                "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(20000 + os.getpid() % 20000),
                 "RANK": str(rank),
