@@ -180,6 +180,7 @@ if first_process():
         )
     crowded = {
         "8 bits": (-38, -3),
+        "H = 4": (-8, -15),
         "bfloat16": (6, -13),
         "gossip ring": (8, -2),
         "gossip exp.": (-30, -15),

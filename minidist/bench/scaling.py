@@ -6,7 +6,7 @@ Three parts, in one run:
               strong scaling (the same global batch) and weak (the same batch a rank); beside
               PyTorch's DistributedDataParallel over gloo, if a Python with torch is at hand
     overlap   the step without communication, communication alone, and both overlapped:
-              hidden = (compute + communicate - together) / min(compute, communicate)
+              hidden = (compute + communicate - together) / communicate
     virtual   the same job on 2 to 256 ranks of several machines, in the local world, and the α-β
               formula through the points
 
@@ -116,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(report, indent=1))
     else:
-        _show(report, Console(), folder)
+        _show(report, Console(width=120), folder)
     return 0
 
 
@@ -156,12 +156,13 @@ def _torch(models: list[str], ranks: int, options: argparse.Namespace) -> list[d
     if subprocess.run(check, capture_output=True, check=False).returncode:
         return []
     jobs = {model: JOBS[model].batch for model in models}
-    script = Path(__file__).with_name("ddp_peer.py")
+    here = str(Path(__file__).parents[2])  # that Python need not have minidist installed
     processes = [
         subprocess.Popen(
-            [options.torch, "-P", str(script), json.dumps(jobs), str(options.steps)],
+            [options.torch, "-m", "minidist.bench.peer_ddp", json.dumps(jobs), str(options.steps)],
             env=mpi_environment()
             | {
+                "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(20000 + os.getpid() % 20000),
                 "RANK": str(rank),
@@ -204,43 +205,44 @@ def _time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
     def flat(comm: Comm) -> Method:
         return DataParallel(job.model(), CrossEntropy(), job.optimizer(), comm)
 
-    def row(what: str, samples: int, function: Callable[[Any], object], batch: int) -> dict:
-        batches = Batches(dataset, batch)
-        seconds = _seconds(comm, lambda step: function(batches[step]), steps)
-        return _row(name, "minidist", comm.size, what, samples, seconds)
-
-    rows = []
-    for kind, build in (("flat", flat), ("overlapped", overlapped)):
-        method = build(comm)
-        rows.append(row(f"strong, {kind}", job.batch, method.step, job.batch))
-        weak = job.batch * comm.size
-        rows.append(row(f"weak, {kind}", weak, method.step, weak))
+    parts: dict[str, tuple[Callable[[Any], object], int]] = {}
+    weak = job.batch * comm.size
+    for kind, method in (("flat", flat(comm)), ("overlapped", overlapped(comm))):
+        parts[f"strong, {kind}"] = method.step, job.batch
+        parts[f"weak, {kind}"] = method.step, weak
     if comm.size > 1:
         method = flat(alone)
-        rows.append(row("compute alone", job.batch, method.step, job.batch))
         gradient = method.model.flat.grad_and_loss
-        rows.append(
-            row(
-                "communicate alone",
-                job.batch,
-                lambda batch: ring.all_reduce(comm, gradient),
-                job.batch,
-            )
-        )
-    return rows
+        parts["compute alone"] = method.step, job.batch
+        parts["communicate alone"] = lambda batch: ring.all_reduce(comm, gradient), job.batch
+    seconds = _interleaved(comm, dataset, parts, steps)
+    return [
+        _row(name, "minidist", comm.size, what, batch, seconds[what])
+        for what, (_, batch) in parts.items()
+    ]
 
 
-def _seconds(comm: Comm, function: Callable[[int], object], steps: int) -> list[float]:
-    """The slowest rank's time of each step, after two to warm up."""
-    times = np.zeros(steps)
+def _interleaved(
+    comm: Comm,
+    dataset: Dataset,
+    parts: dict[str, tuple[Callable[[Any], object], int]],
+    steps: int,
+) -> dict[str, list[float]]:
+    """The slowest rank's time of each step of each part: one of each in turn, after two rounds.
+
+    In turn, so that whatever else the machine does meets all of them alike.
+    """
+    times = np.zeros((len(parts), steps))
     for step in range(-2, steps):
-        comm.barrier()
-        start = time.perf_counter()
-        function(step + 2)
-        if step >= 0:
-            times[step] = time.perf_counter() - start
+        for index, (function, size) in enumerate(parts.values()):
+            batch = Batches(dataset, size)[0]
+            comm.barrier()
+            start = time.perf_counter()
+            function(batch)
+            if step >= 0:
+                times[index, step] = time.perf_counter() - start
     ring.all_reduce(comm, times, "max")
-    return times.tolist()
+    return dict(zip(parts, times.tolist(), strict=True))
 
 
 def _row(
@@ -255,11 +257,17 @@ def _row(
         "best_seconds": min(seconds),
         "samples_per_second": samples / median(seconds),
         "best_samples_per_second": samples / min(seconds),
+        "times": seconds,
     }
 
 
 def summary(rows: list[dict[str, Any]], figure: str = "best_samples_per_second") -> list[dict]:
-    """For each model: speed-ups of 2 ranks over 1, the ratio to PyTorch, and what was hidden."""
+    """For each model: speed-ups of 2 ranks over 1, the ratio to PyTorch, and what was hidden.
+
+    ``efficiency``: both ranks computing alone, over both training together, each pair of steps
+    measured one after the other. Twice this is the speed-up of two ranks with a core each, also
+    where a busy machine spoils the comparison with the run on one rank.
+    """
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
         by = {
@@ -284,13 +292,13 @@ def summary(rows: list[dict[str, Any]], figure: str = "best_samples_per_second")
                     "over_torch_2": two / peer_2 if peer_2 and two else None,
                 }
             )
-        together = by.get(("minidist", 2, "weak, overlapped"))
-        if together:
-            compute, wire, both = (
-                by["minidist", 2, what]["best_seconds"]
-                for what in ("compute alone", "communicate alone", "weak, overlapped")
+        if ("minidist", 2, "compute alone") in by:
+            compute, wire, plain, both = (
+                np.array(by["minidist", 2, what]["times"])
+                for what in ("compute alone", "communicate alone", "weak, flat", "weak, overlapped")
             )
-            found[-1]["hidden"] = (compute + wire - both) / min(compute, wire)
+            found[-1]["efficiency"] = float(np.median(compute / np.minimum(plain, both)))
+            found[-1]["hidden"] = float(np.median((compute + wire - both) / wire))
     return found
 
 
@@ -356,6 +364,7 @@ def _show(report: dict[str, Any], console: Console, folder: Path) -> None:
             "2 ranks over 1": row["speedup"],
             "over PyTorch, 1 rank": row["over_torch_1"],
             "over PyTorch DDP, 2 ranks": row["over_torch_2"],
+            "efficiency at 2 ranks": row.get("efficiency"),
             "communication hidden": row.get("hidden"),
         }
         text = ", ".join(f"{name} {v:.2f}" for name, v in facts.items() if v is not None)

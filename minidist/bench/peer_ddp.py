@@ -1,7 +1,7 @@
-"""The same jobs in PyTorch: DistributedDataParallel over gloo. A program of its own.
+"""The same jobs in PyTorch: DistributedDataParallel over gloo.
 
-Started by ``minidist bench scaling`` with a Python that has torch, once a rank; imports nothing
-of minidist. Prints rank 0's rows as JSON.
+Started by ``minidist bench scaling`` with a Python that has torch, once a rank. Prints rank 0's
+rows as JSON.
 """
 
 from __future__ import annotations
@@ -19,46 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-
-def mlp() -> nn.Module:
-    """784, 1024, 1024, 1024, 10."""
-    return nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(),
-        nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10),
-    )  # fmt: skip
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, t, w = x.shape
-        qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, w // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(b, t, w))
-        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-
-class GPT(nn.Module):
-    """4 blocks, width 128, 4 heads, 65 characters, a context of 128, tied embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.position = nn.Embedding(65, 128), nn.Embedding(128, 128)
-        self.blocks = nn.Sequential(*[Block(128, 4) for _ in range(4)])
-        self.norm = nn.LayerNorm(128)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
-        return self.norm(self.blocks(x)) @ self.embedding.weight.T
+from minidist.bench.peer_torch import GPT, mlp
 
 
 def optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
@@ -81,7 +42,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    models: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "gpt": GPT}
+    models: dict[str, Callable[[], nn.Module]] = {
+        "mlp": lambda: mlp((784, 1024, 1024, 1024, 10)),
+        "gpt": lambda: GPT(65, context=128, width=128, layers=4, heads=4),
+    }
     rows = []
     for name, batch in jobs.items():
         model: Any = models[name]()
