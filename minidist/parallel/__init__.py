@@ -12,6 +12,7 @@ from minidist.parallel import compressors
 from minidist.parallel.backup_workers import BackupWorkers
 from minidist.parallel.compression import Compressed
 from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
+from minidist.parallel.easgd import ElasticAveraging
 from minidist.parallel.gossip import Gossip
 from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
@@ -30,6 +31,7 @@ __all__ = [
     "Compressed",
     "DataParallel",
     "DiLoCo",
+    "ElasticAveraging",
     "Gossip",
     "LocalSGD",
     "Method",
@@ -71,6 +73,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "local_sgd/diloco": DiLoCo,
     "gossip/ring": Gossip,
     "gossip/exponential": partial(Gossip, graph="exponential"),
+    "easgd/sync": ElasticAveraging,
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
     "pipeline/1f1b": partial(Pipeline, schedule="one_f_one_b", microbatches=4),

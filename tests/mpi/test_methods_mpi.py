@@ -15,3 +15,9 @@ def test_every_method_passes_every_check(ranks):
     assert done.returncode == 0, done.stderr
     passed = done.stdout.splitlines()
     assert passed == [f"passed {key} on {ranks} ranks" for key in METHODS if key != "serial"]
+
+
+@needs_mpi
+def test_stale_synchronous_training_keeps_its_bound_and_its_record_on_real_ranks():
+    done = mpiexec(4, "-m", "tests.mpi.stale_program", python=("-m", "mpi4py"))
+    assert done.returncode == 0, done.stderr
