@@ -14,7 +14,7 @@ import pytest
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
 SCRIPTS = sorted((ROOT / "lessons" / "scripts").glob("*.py"))
-DISTRIBUTED = ["00_one_model_five_ways"]
+DISTRIBUTED = ["00_one_model_five_ways", "05_messages", "06_all_reduce"]
 
 
 def run(path: Path, folder: Path) -> str:
