@@ -199,7 +199,9 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     collectives.add_argument("--largest", type=int, default=1 << 26, help="bytes")
     collectives.add_argument("--algorithms", default="all", help="comma-separated names")
     collectives.add_argument("--dtype", default="float32")
-    collectives.add_argument("--turns", type=int, default=7, help="measurements; the median counts")
+    collectives.add_argument(
+        "--turns", type=int, default=25, help="measurements; the least disturbed counts"
+    )
     collectives.add_argument("--json", metavar="PATH", help="also write the report there")
     collectives.add_argument(
         "--tune", action="store_true", help='keep what was fastest, for algorithm="auto"'

@@ -14,7 +14,12 @@ import pytest
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
 SCRIPTS = sorted((ROOT / "lessons" / "scripts").glob("*.py"))
-DISTRIBUTED = ["00_one_model_five_ways", "10_parameter_server"]
+DISTRIBUTED = [
+    "00_one_model_five_ways",
+    "05_messages",
+    "06_all_reduce",
+    "10_parameter_server",
+]
 
 
 def run(path: Path, folder: Path) -> str:

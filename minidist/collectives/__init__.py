@@ -51,6 +51,7 @@ __all__ = [
     "all_reduce",
     "all_reduce_cost",
     "all_to_all",
+    "auto",
     "barrier",
     "barrier_cost",
     "broadcast",

@@ -28,7 +28,8 @@ from minidist.comm.machine import Machine
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     if comm.rank != root:
-        comm.recv(array, root)
+        with comm.step("broadcast from", root):
+            comm.recv(array, root)
         return
     for peer in range(comm.size):
         if peer != root:
@@ -42,7 +43,7 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     The root adds in order of rank, so the result does not depend on who was fastest.
     """
     if comm.rank != root:
-        with comm.step("reduce"):
+        with comm.step("reduce to", root):
             comm.send(array, root)
         return
     incoming = comm.scratch(array.size, array).reshape(array.shape)
@@ -64,7 +65,8 @@ def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     flat = array.reshape(-1)
     parts = chunks(flat.size, comm.size)
     if comm.rank != root:
-        comm.recv(flat[parts[comm.rank]], root)
+        with comm.step("scatter from", root):
+            comm.recv(flat[parts[comm.rank]], root)
     else:
         for peer in range(comm.size):
             if peer != root:
@@ -78,7 +80,8 @@ def gather(comm: Comm, array: Array, root: int = 0) -> None:
     flat = array.reshape(-1)
     parts = chunks(flat.size, comm.size)
     if comm.rank != root:
-        comm.send(flat[parts[comm.rank]], root)
+        with comm.step("gather to", root):
+            comm.send(flat[parts[comm.rank]], root)
     else:
         for peer in range(comm.size):
             if peer != root:

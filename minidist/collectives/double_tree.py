@@ -38,7 +38,7 @@ from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 
-PIECE = 1 << 17  # bytes
+PIECE = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)

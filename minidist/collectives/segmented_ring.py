@@ -26,7 +26,7 @@ from minidist.array import Array
 from minidist.collectives.arrivals import arrivals
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
-from minidist.comm.comm import Comm, Request
+from minidist.comm.comm import Comm, Request, Step
 from minidist.comm.machine import Machine
 
 SEGMENT = 1 << 18  # bytes
@@ -70,11 +70,13 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         sends[number - rounds * k].wait()  # it lay where this one goes
         return comm.irecv(place, left)
 
-    for number in arrivals(2 * rounds * k, receive):
-        reducing = number < rounds * k
-        round = number // k % rounds + 1
-        with comm.step("reduce-scatter" if reducing else "all-gather", round, rounds):
-            if reducing:
+    def step(number: int) -> Step:
+        name = "reduce-scatter" if number < rounds * k else "all-gather"
+        return comm.step(name, number // k % rounds + 1, rounds)
+
+    for number in arrivals(2 * rounds * k, receive, step):
+        with step(number):
+            if number < rounds * k:
                 place = received(number)
                 comm.combine(op, place, buffers[number % 2][: place.size])
             if number + k < 2 * rounds * k:

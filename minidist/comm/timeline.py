@@ -132,8 +132,9 @@ def colour(event: Event) -> str:
 
 
 def step_of(event: Event) -> str:
-    """The step's name without its number: "reduce-scatter" for "reduce-scatter 2/3"."""
-    words = [word for word in event.name.split(" ") if not word[:1].isdigit()]
+    """The step's name without what is special: "reduce" for "reduce from 2" or "reduce, send"."""
+    words = event.name.partition(",")[0].split(" ")
+    words = [word for word in words if not word[:1].isdigit() and word not in ("to", "from")]
     return " ".join(words) or event.kind
 
 
@@ -143,12 +144,13 @@ def draw_timeline(
     title: str = "",
     arrows: Sequence[Arrow] = (),
     steps: bool = False,
+    legend: str = "below",
 ) -> None:
     """Draw each rank's events on matplotlib ``axes``, rank 0 on top.
 
     Broad bars compute; thin ones send, receive or wait for a message. ``arrows`` are messages,
     drawn if they are not too many. ``steps`` gives a colour to each step instead, and a legend:
-    then pale bars communicate and full ones compute.
+    "below" or "right" of the picture: then pale bars communicate and full ones compute.
     """
     from matplotlib.patches import Patch
 
@@ -157,7 +159,10 @@ def draw_timeline(
         ((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if (end - start) * s >= 1), ("µs", 1e6)
     )
     names = dict.fromkeys(
-        step_of(event) for events in timelines for event in events if event.kind != "compute"
+        step_of(event)
+        for events in timelines
+        for event in events
+        if event.kind != "compute" and event.end > event.start
     )
     palette = {name: STEP_COLOURS[index % len(STEP_COLOURS)] for index, name in enumerate(names)}
     for rank, events in enumerate(timelines):
@@ -182,15 +187,22 @@ def draw_timeline(
             "",
             xy=((arrow.end - start) * scale, arrow.receiver - down),
             xytext=((arrow.start - start) * scale, arrow.sender + down),
-            arrowprops={"arrowstyle": "-|>", "linewidth": 0.7, "color": "#333333", "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-|>",
+                "mutation_scale": 7,
+                "linewidth": 0.7,
+                "color": "#333333",
+                "alpha": 0.6,
+            },
         )
     if steps and palette:
+        below = {"loc": "upper center", "ncols": 6}
+        below["bbox_to_anchor"] = (0.5, -0.12 - 0.5 / max(1, len(timelines)))
+        right = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         axes.legend(
             handles=[Patch(color=face, label=name) for name, face in palette.items()],
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.12 - 0.5 / max(1, len(timelines))),
-            ncols=6,
             frameon=False,
+            **(right if legend == "right" else below),
         )
     axes.set_ylim(len(timelines) - 0.4, -0.6)
     axes.set_yticks(range(len(timelines)), [f"rank {rank}" for rank in range(len(timelines))])

@@ -79,8 +79,8 @@ MUTANTS = [
         Mutant(
             HOME + "central",
             "a wrong root",
-            "if comm.rank != root:\n        comm.recv(array, root)",
-            "root = 0\n    if comm.rank != root:\n        comm.recv(array, root)",
+            'if comm.rank != root:\n        with comm.step("broadcast from", root)',
+            'root = 0\n    if comm.rank != root:\n        with comm.step("broadcast from", root)',
         ),
         "broadcast",
         "broadcast/central from -1",

@@ -1,0 +1,244 @@
+# %% [markdown]
+# # 5. Messages
+#
+# Ranks share nothing. If rank 1 wants to know what rank 0 knows, rank 0 must *send* it and rank 1
+# must *receive* it. Everything in this course is made of these two calls.
+#
+# In this lesson we send, we get stuck, we learn why the order of calls matters, and we find out
+# what a message costs.
+#
+#     python lessons/05_messages.py                  4 ranks in one process
+#     mpirun -n 4 python lessons/05_messages.py      4 real processes
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, launch
+from minidist.comm import Deadlock, Timeline, first_process, print_once
+from minidist.comm.comm import ANY
+from minidist.comm.timeline import draw_timeline
+from minidist.plots import save
+
+# %% [markdown]
+# ## Send and receive
+#
+# A program for many ranks is *one* function. Every rank runs it, with its own `comm`, and looks at
+# `comm.rank` to know who it is. Messages are arrays, and the receiver brings the array to receive
+# into: so it must know the shape and the dtype beforehand.
+
+
+# %%
+def hello(comm):
+    if comm.rank == 0:
+        comm.send(np.array([3.0, 1.0, 4.0]), to=1)
+        return "sent"
+    if comm.rank == 1:
+        buffer = np.empty(3)
+        comm.recv(buffer, source=0)
+        return f"received {buffer}"
+    return "did nothing"
+
+
+for rank, result in enumerate(launch(hello, ranks=4)):
+    print_once(f"rank {rank} {result}")
+
+# %% [markdown]
+# `launch` ran the function on four ranks and gave us the list of their results. Under `python` the
+# ranks are paused functions in one process; under `mpirun` each is a process of its own. The
+# program does not know which.
+#
+# ## Everybody passes something on
+#
+# Each rank wants to give its number to the right and take one from the left: a ring. The obvious
+# program is: first send, then receive.
+
+
+# %%
+def send_first(comm):
+    mine, other = np.array([comm.rank]), np.empty(1, int)
+    comm.send(mine, to=(comm.rank + 1) % comm.size)
+    comm.recv(other, source=(comm.rank - 1) % comm.size)
+    return other[0]
+
+
+try:
+    launch(send_first, ranks=4, world=LocalWorld())
+except Deadlock as deadlock:
+    # Each line goes on with the file and the line of your program where the rank stands.
+    for line in str(deadlock).splitlines():
+        print_once(line.split(", at ")[0])
+
+# %% [markdown]
+# **Deadlock.** `send` returns when the message has been received. Rank 0 waits until rank 1
+# receives; rank 1 has not come to its `recv`, because it waits until rank 2 receives; and so on
+# around the ring. Everybody is polite, and nobody can move.
+#
+# An MPI library may let this program through: it copies *small* messages into a buffer, so that
+# `send` returns at once. Then one day the arrays grow past a few kilobytes, and the job that ran
+# for a year hangs without a word. That is why the local world never buffers: what is wrong is
+# wrong at any size.
+#
+# ### Cure 1: order
+#
+# Even ranks send first, odd ranks receive first. Every send meets a receive.
+
+
+# %%
+def by_turns(comm):
+    mine, other = np.array([comm.rank]), np.empty(1, int)
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    if comm.rank % 2 == 0:
+        with comm.step("even sends"):
+            comm.send(mine, right)
+        with comm.step("odd sends"):
+            comm.recv(other, left)
+    else:
+        with comm.step("even sends"):
+            comm.recv(other, left)
+        with comm.step("odd sends"):
+            comm.send(mine, right)
+    return int(other[0])
+
+
+print_once("by turns: ", launch(by_turns, ranks=4))
+
+# %% [markdown]
+# ### Cure 2: both at once
+#
+# `sendrecv` starts the receive and the send together and waits for both. A network cable carries
+# both directions at the same time, so this is not only safe but twice as fast. Almost every
+# algorithm in this course is made of `sendrecv`.
+
+
+# %%
+def at_once(comm):
+    mine, other = np.array([comm.rank]), np.empty(1, int)
+    with comm.step("sendrecv"):
+        comm.sendrecv(mine, (comm.rank + 1) % comm.size, other, (comm.rank - 1) % comm.size)
+    return int(other[0])
+
+
+print_once("at once:  ", launch(at_once, ranks=4))
+
+# %% [markdown]
+# ### Cure 3: start now, wait later
+#
+# `isend` and `irecv` (i for *immediate*) start a message and return at once, with a *request*.
+# Until `request.wait()` has returned, the array belongs to the message: do not write what is being
+# sent, and do not read what is being received. In between the rank is free to compute.
+
+
+# %%
+def start_and_wait(comm):
+    mine, other = np.array([comm.rank]), np.empty(1, int)
+    receiving = comm.irecv(other, (comm.rank - 1) % comm.size)
+    sending = comm.isend(mine, (comm.rank + 1) % comm.size)
+    # ... a good place to compute something ...
+    sending.wait()
+    receiving.wait()
+    return int(other[0])
+
+
+print_once("requests: ", launch(start_and_wait, ranks=4))
+
+# %% [markdown]
+# ## Which message is it?
+#
+# Between two ranks messages do not overtake each other: the first receive gets the first message.
+# A *tag* tells messages apart that have different purposes, and a receive takes the first message
+# with *its* tag. `ANY` as source takes whoever comes first, and `recv` returns who it was.
+
+
+# %%
+def whoever_comes(comm):
+    if comm.rank > 0:
+        comm.send(np.array([comm.rank**2]), to=0, tag=7)
+        return None
+    square, seen = np.empty(1, int), {}
+    for _ in range(comm.size - 1):
+        source = comm.recv(square, ANY, tag=7)
+        seen[source] = int(square[0])
+    return dict(sorted(seen.items()))  # the order in which they came may differ each time
+
+
+print_once("squares:", launch(whoever_comes, ranks=4)[0])
+
+# %% [markdown]
+# ## What a message costs
+#
+# A message of n bytes takes about **α + n·β** seconds: α is the *latency*, what an empty message
+# takes, and 1/β is the *bandwidth*. The local world runs a clock by this rule, for a machine that
+# you describe. Let us play a cluster with slow cables, and look at the cures.
+
+# %%
+cluster = Machine("cluster", latency=50e-6, bandwidth=117e6)
+n = 100 * 8
+times = {}
+for name, program in (("by turns", by_turns), ("at once", at_once)):
+    world = LocalWorld(cluster, record=True)
+    launch(program, ranks=4, world=world)
+    times[name] = world
+    print_once(
+        f"{name}: {world.seconds * 1e6:.1f} µs for 8 bytes, α is {cluster.latency * 1e6:.0f}"
+    )
+
+# %% [markdown]
+# By turns took two α: one for the even ranks' messages, and one for the odd ranks'. The picture
+# shows it. Each row is a rank, each arrow a message.
+
+# %%
+if first_process():
+    figure, axes = plt.subplots(3, 1, figsize=(11, 9), height_ratios=[2, 2, 3])
+    longest = max(world.seconds for world in times.values()) * 1e6
+    for panel, (name, world) in zip(axes, times.items(), strict=False):
+        timeline = Timeline(world.traces)
+        draw_timeline(panel, timeline.events, name, timeline.arrows(), steps=True, legend="right")
+        panel.set_xlim(0, longest)
+    sizes = 2.0 ** np.arange(0, 25)
+    for label, machine in (
+        ("slow cables: 50 µs, 117 MB/s", cluster),
+        ("one laptop: 2 µs, 4 GB/s", Machine()),
+    ):
+        line = axes[2].loglog(sizes, [machine.message(s) * 1e6 for s in sizes], label=label)
+        half = machine.latency * machine.bandwidth  # here latency and bytes cost the same
+        axes[2].plot([half], [2 * machine.latency * 1e6], "o", color=line[0].get_color())
+    axes[2].set_title("time of one message; dots: half of it is latency", loc="left")
+    axes[2].set_xlabel("bytes")
+    axes[2].set_ylabel("µs")
+    axes[2].legend(frameon=False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    print(f"picture: {save(figure, 'out/lessons/05_messages.png')}")
+
+# %% [markdown]
+# Left of the dot a message is *all latency*: sending 1 byte or 1,000 takes the same. So never send
+# a thousand small messages if one large one would do. Right of the dot it is *all bandwidth*: two
+# halves take as long as the whole.
+#
+# ## When a rank dies
+#
+# What if one rank fails while the others wait for its message? Under plain MPI they wait for ever.
+# `launch` ends all ranks, with the traceback of the one that failed.
+
+
+# %%
+def one_fails(comm):
+    if comm.rank == 2:
+        raise KeyError("the third rank lost something")
+    comm.barrier()
+
+
+try:
+    launch(one_fails, ranks=4, world=LocalWorld())
+except KeyError as error:
+    print_once(f"KeyError: {error}, {error.__notes__[0]}")
+
+# %% [markdown]
+# ## Try it
+#
+# 1. In `by_turns`, use 5 ranks. Ranks 4 and 0 are both even and neighbours. Does it deadlock? How
+#    long does it take now, and why? (`launch(by_turns, ranks=5, world=LocalWorld(cluster))`)
+# 2. Send an array of 4 elements to somebody who receives 3. What does the error say?
+# 3. Draw any program: `minidist trace lessons/05_messages.py --ranks 6`.

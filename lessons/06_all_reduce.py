@@ -1,0 +1,246 @@
+# %% [markdown]
+# # 6. All-reduce, seven ways
+#
+# Every rank has an array. Afterwards every rank has the *sum* of all of them. This is an
+# **all-reduce**, the operation on which data parallel training stands: the arrays are gradients.
+#
+# There are many ways to do it, and the difference is not small. In this lesson we build two by
+# hand, take five more from the package, predict what each costs, and find out who wins where.
+#
+#     python lessons/06_all_reduce.py                  ranks in one process
+#     mpirun -n 4 python lessons/06_all_reduce.py      4 real processes
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, launch
+from minidist.collectives import ALL_REDUCE_COST, all_reduce, auto
+from minidist.comm import Link, Timeline, first_process, print_once
+from minidist.comm.timeline import draw_timeline
+from minidist.plots import save
+
+# %% [markdown]
+# ## One: ask rank 0
+#
+# Everybody sends to rank 0, it adds, and sends the sum back.
+
+
+# %%
+def central(comm, array):
+    incoming = np.empty_like(array)
+    if comm.rank == 0:
+        for peer in range(1, comm.size):
+            comm.recv(incoming, peer)
+            array += incoming
+        for peer in range(1, comm.size):
+            comm.send(array, peer)
+    else:
+        comm.send(array, 0)
+        comm.recv(array, 0)
+
+
+def try_it(comm, algorithm):
+    array = np.arange(8.0) + 10 * comm.rank
+    algorithm(comm, array)
+    return array
+
+
+print_once("central:", launch(lambda comm: try_it(comm, central), ranks=4)[3])
+
+# %% [markdown]
+# It works. But all of the traffic goes through *one* rank's cable: with p ranks and n bytes,
+# 2(p − 1) messages of n bytes one after the other. Twice as many ranks take twice as long, while
+# all the other cables are idle.
+#
+# ## Two: a ring
+#
+# Cut the array into p chunks. Everybody sends one chunk to the right, at the same time, and adds
+# what comes from the left. After p − 1 rounds every rank has *one chunk* of the final sum. Then
+# p − 1 more rounds pass these around.
+
+
+# %%
+def ring(comm, array):
+    chunks = np.array_split(array, comm.size)  # views: writing a chunk writes the array
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    incoming = np.empty_like(chunks[0])
+    for round in range(comm.size - 1):  # reduce-scatter
+        outgoing = chunks[(comm.rank - round) % comm.size]
+        growing = chunks[(comm.rank - round - 1) % comm.size]
+        comm.sendrecv(outgoing, right, incoming[: growing.size], left)
+        growing += incoming[: growing.size]
+    for round in range(comm.size - 1):  # all-gather
+        outgoing = chunks[(comm.rank + 1 - round) % comm.size]
+        comm.sendrecv(outgoing, right, chunks[(comm.rank - round) % comm.size], left)
+
+
+print_once("ring:   ", launch(lambda comm: try_it(comm, ring), ranks=4)[3])
+
+# %% [markdown]
+# Each rank sends 2(p − 1) chunks of n/p bytes: **2n(p − 1)/p**, which is less than 2n *however many
+# ranks there are*, and nobody can do with less. That is why rings train large models.
+#
+# But it takes 2(p − 1) rounds, and each costs a latency α.
+#
+# ## Five more
+#
+# - **binomial**: a tree up, the same tree down: 2 lg p rounds, but n bytes in each.
+# - **recursive doubling**: exchange *everything* with a partner 1 away, then 2, then 4: lg p
+#   rounds, the fewest.
+# - **halving and doubling**: exchange *halves*, quarters, eighths, and back: 2 lg p rounds, and
+#   only the ring's bytes. (A power of two is best.)
+# - **segmented ring**: the ring in pieces, so that adding one hides behind moving the next.
+# - **double tree**: two trees, in which nobody is inside both, each for half of the array.
+#
+# Each stands in a file of its own in `minidist/collectives/`, with a drawing and its formula. First
+# the claim that matters: *they all give the same sum*.
+
+# %%
+SEVEN = [
+    "central",
+    "binomial",
+    "recursive_doubling",
+    "ring",
+    "segmented_ring",
+    "halving_doubling",
+    "double_tree",
+]
+
+
+def check(comm, name):
+    array = np.arange(1000.0) * (comm.rank + 1)
+    all_reduce(comm, array, algorithm=name)
+    expected = np.arange(1000.0) * sum(range(1, comm.size + 1))
+    return np.array_equal(array, expected), comm.trace.sent.messages, comm.trace.sent.nbytes
+
+
+print_once(f"{'':20} {'correct':>8} {'messages, by rank':>20} {'bytes, by rank':>28}")
+for name in SEVEN:
+    results = launch(lambda comm, name=name: check(comm, name), ranks=4)
+    correct = all(result[0] for result in results)
+    messages = " ".join(f"{result[1]:3}" for result in results)
+    nbytes = " ".join(f"{result[2]:6}" for result in results)
+    print_once(f"{name:20} {correct!s:>8} {messages:>20} {nbytes:>28}")
+
+# %% [markdown]
+# Look at the last two columns. In *central*, rank 0 sends three times as much as the others. In the
+# ring all ranks send the same. Recursive doubling sends the fewest messages, halving and doubling
+# the fewest bytes in few messages.
+#
+# ## See them
+#
+# The local world can draw what happened: a row for each rank, an arrow for each message, pale while
+# it communicates and full while it adds. The array has 2 MB; all pictures have the same scale.
+
+# %%
+machine = Machine("slow cables", latency=50e-6, bandwidth=117e6, reduce_bandwidth=1e9)
+
+
+def simulate(name, ranks, length, record=False):
+    world = LocalWorld(machine, record=record)
+
+    def run(comm):
+        all_reduce(comm, np.ones(length, np.float32), algorithm=name)
+
+    launch(run, ranks=ranks, world=world)
+    return world
+
+
+if first_process():
+    worlds = {name: simulate(name, 4, 500_000, record=True) for name in SEVEN}
+    longest = max(world.seconds for world in worlds.values()) * 1e3
+    figure, axes = plt.subplots(len(SEVEN), 1, figsize=(12, 14))
+    for panel, (name, world) in zip(axes, worlds.items(), strict=True):
+        timeline = Timeline(world.traces)
+        title = f"{name.replace('_', ' ')}: {world.seconds * 1e3:.1f} ms"
+        draw_timeline(panel, timeline.events, title, timeline.arrows(), steps=True, legend="right")
+        panel.set_xlim(0, longest)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    print(f"picture: {save(figure, 'out/lessons/06_all_reduce_timelines.png')}")
+
+# %% [markdown]
+# ## Predict them
+#
+# Every algorithm has a formula of α, β and γ (seconds to add a byte). It can be held against the
+# simulated clock: they agree to the last digit. So the formulas can tell us who wins, at sizes that
+# nobody wants to wait for.
+
+# %%
+print_once(f"{'16 ranks, 40 KB':20} {'clock':>12} {'formula':>12}")
+for name in SEVEN:
+    clock = simulate(name, 16, 10_000).seconds
+    costs = [ALL_REDUCE_COST[name](10_000, 4, rank, 16, machine) for rank in range(16)]
+    formula = max(cost.seconds for cost in costs)
+    print_once(f"{name:20} {clock * 1e3:9.4f} ms {formula * 1e3:9.4f} ms")
+
+# %%
+if first_process():
+    STYLE = {"segmented_ring": "--"}  # it often lies on the ring's line
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.2))
+    lengths = np.unique((2.0 ** np.arange(1, 25)).astype(int))
+    for name in SEVEN:
+        times = [ALL_REDUCE_COST[name](int(n), 4, 0, 16, machine).seconds * 1e3 for n in lengths]
+        axes[0].loglog(lengths * 4, times, STYLE.get(name, "-"), label=name.replace("_", " "))
+    axes[0].set_title("16 ranks: time by size", loc="left")
+    axes[0].set_xlabel("bytes")
+    counts = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    for name in SEVEN:
+        times = [ALL_REDUCE_COST[name](2**20, 4, 0, p, machine).seconds * 1e3 for p in counts]
+        axes[1].loglog(counts, times, STYLE.get(name, "-"), label=name.replace("_", " "))
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_title("4 MB: time by number of ranks", loc="left")
+    axes[1].set_xlabel("ranks")
+    for panel in axes:
+        panel.set_ylabel("ms")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False)
+    figure.tight_layout()
+    print(f"picture: {save(figure, 'out/lessons/06_all_reduce.png')}")
+
+# %% [markdown]
+# Left: **small arrays want few rounds** (recursive doubling), **large ones want few bytes** (a
+# ring, or halving and doubling). The lines cross where latency and bandwidth cost the same. Right:
+# with many ranks the ring's latency comes back, and the logarithmic ones stay flat. Central is the
+# straight line to the top.
+#
+# `algorithm="auto"` evaluates these formulas for your machine, and takes the least:
+
+# %%
+for length in (10, 10_000, 10_000_000):
+    name = auto.by_formula(length, 4, 16, machine)
+    print_once(f"{length * 4:>12,} bytes on 16 ranks: {name}")
+
+# %% [markdown]
+# ## Two levels
+#
+# Real machines have fast links inside a node and slow ones between nodes. *Hierarchical* sums
+# inside first, so that only a small part crosses the slow links.
+
+# %%
+two_levels = Machine(
+    "two levels",
+    latency=3e-6,
+    bandwidth=100e9,
+    reduce_bandwidth=500e9,
+    node=4,
+    network=Link(latency=30e-6, bandwidth=5e9),
+)
+for name in ("ring", "hierarchical"):
+    world = LocalWorld(two_levels)
+    launch(
+        lambda comm, name=name: all_reduce(comm, np.ones(250_000, np.float32), algorithm=name),
+        ranks=16,
+        world=world,
+    )
+    print_once(f"{name:13} {world.seconds * 1e6:8.1f} µs on 4 nodes of 4")
+
+# %% [markdown]
+# ## Try it
+#
+# 1. Change `right` to `left` everywhere in `ring`. Does it still work? Why?
+# 2. In `ring`, forget the last round (`range(comm.size - 2)`). Which chunks are wrong?
+# 3. Give `machine` one slow cable: `links={(2, 3): Link(50e-6, 10e6)}`. Who suffers most, and who
+#    hardly notices?
+# 4. Measure your own machine, beside the MPI library's own: `minidist bench collectives --ranks 2`.
