@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_compare(commands)
     _add_trace(commands)
     _add_bench(commands)
+    _add_plan(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments)
     options = parser.parse_args(arguments)
@@ -253,6 +254,52 @@ def _bench_collectives(options: argparse.Namespace, arguments: list[str]) -> int
         paths.append(collectives.tune(report))
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="predict idle time and memory without running a model",
+        description="Predict idle time and memory without running a model.",
+    )
+    what = plan.add_subparsers(dest="what", required=True, metavar="WHAT")
+    pipeline = what.add_parser(
+        "pipeline",
+        help="every pipeline schedule: bubble, memory, picture",
+        description="Price every pipeline schedule: time, idle share, memory and messages, and "
+        "draw them all on one time axis.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    pipeline.add_argument("--stages", type=int, default=4)
+    pipeline.add_argument("--microbatches", type=int, default=8)
+    pipeline.add_argument("--forward", type=float, default=1.0, help="time of a stage's forward")
+    pipeline.add_argument(
+        "--input-gradient", type=float, default=1.0, help="time of the backward for the input"
+    )
+    pipeline.add_argument(
+        "--weight-gradient", type=float, default=1.0, help="time of the backward for the weights"
+    )
+    pipeline.add_argument("--message", type=float, default=0.0, help="time of a message")
+    pipeline.add_argument("--out", default="out/plan", help="folder to write to")
+    pipeline.set_defaults(run=_plan_pipeline)
+
+
+def _plan_pipeline(options: argparse.Namespace, arguments: list[str]) -> int:
+    from minidist import plan
+
+    plans = plan.plan_pipeline(
+        options.stages,
+        options.microbatches,
+        options.forward,
+        options.input_gradient,
+        options.weight_gradient,
+        options.message,
+    )
+    console = _console(quiet=False)
+    console.print(plan.table(plans, options.stages, options.microbatches))
+    path = plan.draw(plans, options.stages, f"{options.out}/pipeline.png")
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -18,6 +18,7 @@ from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
+from minidist.parallel.pipedream import PipeDream
 from minidist.parallel.pipeline import Pipeline
 from minidist.parallel.serial import Serial
 from minidist.parallel.stale_parameter_server import StaleParameterServer
@@ -38,6 +39,7 @@ __all__ = [
     "Overlapped",
     "ParameterServer",
     "PerParameter",
+    "PipeDream",
     "Pipeline",
     "Serial",
     "ServerLost",
@@ -80,4 +82,5 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pipeline/interleaved": partial(Pipeline, schedule="interleaved", microbatches=4),
     "pipeline/zero_bubble_h1": partial(Pipeline, schedule="zero_bubble_h1", microbatches=4),
     "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),
+    "pipeline/pipedream": PipeDream,
 }

@@ -173,7 +173,7 @@ class Pipeline(Method):
     # One step
 
     def step(self, batch: Batch) -> float:
-        run = _Run(self, batch)
+        self.run = run = _Run(self, batch)
         for _, twin in self.twins:
             twin.grad.fill(0)  # type: ignore[union-attr]
         self.model.zero_grad()

@@ -1,0 +1,107 @@
+"""Plan a pipeline: idle time, memory and picture of every schedule, without running a model.
+
+All stages are taken as equal and messages as free: what is left is the schedule's own doing.
+Times are in units of a stage's forward; its two halves of the backward take as long each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from minidist.parallel.pricing import Price, price_units
+from minidist.parallel.schedules import SCHEDULES
+from minidist.pipeline_plot import draw_price, legend
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one schedule should cost."""
+
+    name: str
+    price: Price
+    chunks: int
+
+    @property
+    def label(self) -> str:
+        """The schedule's name for people: "zero bubble h1"."""
+        return "1F1B" if self.name == "one_f_one_b" else self.name.replace("_", " ")
+
+    @property
+    def kept(self) -> float:
+        """Activations that the fullest stage keeps, in microbatches of a whole stage."""
+        return max(self.price.peak_saved) / self.chunks
+
+
+def plan_pipeline(
+    stages: int,
+    microbatches: int,
+    forward: float = 1.0,
+    input_gradient: float = 1.0,
+    weight_gradient: float = 1.0,
+    message: float = 0.0,
+) -> list[Plan]:
+    """Price every schedule for a pipeline of this size."""
+    if stages < 1 or microbatches < 1:
+        raise ValueError(
+            f"a pipeline needs at least one stage and one microbatch, not {stages} and "
+            f"{microbatches}"
+        )
+    times = forward, input_gradient, weight_gradient, message
+    return [
+        Plan(name, price_units(schedule, stages, microbatches, *times), schedule.chunks)
+        for name, schedule in SCHEDULES.items()
+    ]
+
+
+def table(plans: list[Plan], stages: int, microbatches: int) -> Table:
+    """The plans as a table, a row a schedule."""
+    view = Table(
+        title=f"{stages} equal stages, {microbatches} microbatches",
+        caption="time in forwards of a stage; memory in microbatches of a stage's activations; "
+        "pipedream also steps after every microbatch, with stale weights",
+    )
+    view.add_column("schedule")
+    for heading in ("time of a step", "idle", "kept at most", "kept by stage", "messages"):
+        view.add_column(heading, justify="right")
+    for plan in plans:
+        by_stage = [f"{saved / plan.chunks:g}" for saved in plan.price.peak_saved]
+        view.add_row(
+            plan.label,
+            f"{plan.price.seconds:g}",
+            f"{plan.price.idle_fraction:.1%}",
+            f"{plan.kept:g}",
+            " ".join(by_stage),
+            f"{sum(plan.price.messages)}",
+        )
+    return view
+
+
+def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
+    """Every schedule's picture on one time axis, so that lengths can be compared."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [plan for plan in plans if plan.name != "naive"]  # one cell in p: it would dwarf all
+    height = max(0.9, 0.24 * stages) + 0.35
+    figure = Figure(figsize=(14, height * len(shown) + 0.6), dpi=110)
+    FigureCanvasAgg(figure)
+    rows: Any = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    foot = 0.5 / figure.get_size_inches()[1]
+    figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.6 * foot, bottom=foot, hspace=0.3)
+    longest = max(plan.price.seconds for plan in shown)
+    for axes, plan in zip(rows, shown, strict=True):
+        title = (
+            f"{plan.label}: {plan.price.idle_fraction:.1%} idle, keeps {plan.kept:g} microbatches"
+        )
+        axes.set_xlim(0, longest)
+        draw_price(axes, plan.price, title)
+        axes.set_xlim(0, longest)
+    legend(figure, chunks=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
