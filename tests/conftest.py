@@ -6,6 +6,5 @@ from pathlib import Path
 
 # Before NumPy is loaded: two cores shared by tests and their MPI ranks are soon crowded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "collectives")]
