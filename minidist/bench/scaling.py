@@ -264,9 +264,9 @@ def _row(
 def summary(rows: list[dict[str, Any]], figure: str = "best_samples_per_second") -> list[dict]:
     """For each model: speed-ups of 2 ranks over 1, the ratio to PyTorch, and what was hidden.
 
-    ``efficiency``: both ranks computing alone, over both training together, each pair of steps
-    measured one after the other. Twice this is the speed-up of two ranks with a core each, also
-    where a busy machine spoils the comparison with the run on one rank.
+    ``efficiency``: both ranks computing alone, over both training together (weak, flat), each pair
+    of steps measured one after the other. It is the share of time that is not spent on
+    communication, and holds where a busy machine spoils the comparison with one rank.
     """
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -297,7 +297,7 @@ def summary(rows: list[dict[str, Any]], figure: str = "best_samples_per_second")
                 np.array(by["minidist", 2, what]["times"])
                 for what in ("compute alone", "communicate alone", "weak, flat", "weak, overlapped")
             )
-            found[-1]["efficiency"] = float(np.median(compute / np.minimum(plain, both)))
+            found[-1]["efficiency"] = float(np.median(compute / plain))
             found[-1]["hidden"] = float(np.median((compute + wire - both) / wire))
     return found
 
