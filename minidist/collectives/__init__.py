@@ -145,8 +145,10 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring
     """
     if algorithm == "auto":
         algorithm = auto.choose(comm, array)
-    table = ALL_REDUCE | {"library": library.all_reduce}
-    _choose(table, algorithm)(comm, array, op)
+    if algorithm == "library":
+        library.all_reduce(comm, array, op)
+    else:
+        _choose(ALL_REDUCE, algorithm)(comm, array, op)
 
 
 def all_reduce_cost(
