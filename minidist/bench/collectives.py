@@ -36,8 +36,8 @@ LIMIT = 6.0  # seconds for all turns of one size, after the fifth
 
 
 def sizes(largest: int, factor: int = 4) -> list[int]:
-    """Bytes, from 8 up."""
-    found = [8]
+    """Bytes: 8, 16, and from there by ``factor``."""
+    found = [8, 16]
     while found[-1] * factor <= largest:
         found.append(found[-1] * factor)
     return found
@@ -227,7 +227,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         if name != LIBRARY:
             style |= {"color": f"C{index - 1}", "linewidth": 1.4}
         seconds = [row["seconds"][name] for row in rows]
-        left.loglog(nbytes, [value * 1e6 for value in seconds], base=2, **style)
+        left.loglog(nbytes, [value * 1e6 for value in seconds], **style)
         bus = [
             bus_bandwidth(n, value, size) / 1e9 for n, value in zip(nbytes, seconds, strict=True)
         ]
@@ -247,6 +247,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             transform=left.get_xaxis_transform(),
             color="dimgray",
         )
+    left.set_xscale("log", base=2)
     left.set_title("time of one all-reduce; lines: from here on another is the fastest", loc="left")
     left.set_ylabel("µs")
     right.set_title("bus bandwidth", loc="left")

@@ -144,7 +144,8 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring
     the MPI library's own, for comparison.
     """
     if algorithm == "auto":
-        algorithm = auto.choose(comm, array)
+        known = comm.chosen.get((array.size, array.itemsize))
+        algorithm = known or auto.choose(comm, array)
     if algorithm == "library":
         library.all_reduce(comm, array, op)
     else:
