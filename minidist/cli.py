@@ -201,7 +201,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     collectives.add_argument("--algorithms", default="all", help="comma-separated names")
     collectives.add_argument("--dtype", default="float32")
     collectives.add_argument(
-        "--turns", type=int, default=25, help="measurements; the least disturbed counts"
+        "--turns", type=int, default=100, help="measurements; the least disturbed counts"
     )
     collectives.add_argument("--json", metavar="PATH", help="also write the report there")
     collectives.add_argument(

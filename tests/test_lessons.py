@@ -69,7 +69,8 @@ def test_lesson_prints_the_same_under_mpirun(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)
-def test_lesson_runs_as_a_notebook(name, tmp_path):
+def test_lesson_runs_as_a_notebook(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = jupytext.read(ROOT / "lessons" / f"{name}.py")
     nbclient.NotebookClient(
         notebook, timeout=110, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

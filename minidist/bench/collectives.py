@@ -31,12 +31,13 @@ from minidist.comm.mpi import MpiWorld
 from minidist.comm.tuning import save_table
 
 LIBRARY = "library"
-SLICE = 0.002  # seconds that a turn should last, at least
+SLICE = 0.0005  # seconds that a turn should last, at least: short ones slip between disturbances
+LIMIT = 6.0  # seconds for all turns of one size, after the fifth
 
 
 def sizes(largest: int, factor: int = 4) -> list[int]:
-    """Bytes, from 8 up."""
-    found = [8]
+    """Bytes: 8, 16, and from there by ``factor``."""
+    found = [8, 16]
     while found[-1] * factor <= largest:
         found.append(found[-1] * factor)
     return found
@@ -56,7 +57,7 @@ def bench(
     names: Sequence[str],
     nbytes: Iterable[int],
     dtype: str = "float32",
-    turns: int = 25,
+    turns: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Run under ``mpirun``: the report (the content of collectives.json), on every rank."""
@@ -142,7 +143,12 @@ def _measure(comm: Comm, calls: dict[str, Callable[[], object]], turns: int) -> 
     found: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
     slowest = np.zeros(1)
+    begin, elapsed = time.perf_counter(), np.zeros(1)
     for turn in range(-2, turns):  # the first two warm up, and find how often to call
+        elapsed[0] = time.perf_counter() - begin
+        all_reduce(comm, elapsed, "max", algorithm="recursive_doubling")
+        if turn >= 5 and elapsed[0] > LIMIT:
+            break
         for name, call in calls.items():
             comm.barrier()
             start = time.perf_counter()
@@ -221,7 +227,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         if name != LIBRARY:
             style |= {"color": f"C{index - 1}", "linewidth": 1.4}
         seconds = [row["seconds"][name] for row in rows]
-        left.loglog(nbytes, [value * 1e6 for value in seconds], base=2, **style)
+        left.loglog(nbytes, [value * 1e6 for value in seconds], **style)
         bus = [
             bus_bandwidth(n, value, size) / 1e9 for n, value in zip(nbytes, seconds, strict=True)
         ]
@@ -241,6 +247,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             transform=left.get_xaxis_transform(),
             color="dimgray",
         )
+    left.set_xscale("log", base=2)
     left.set_title("time of one all-reduce; lines: from here on another is the fastest", loc="left")
     left.set_ylabel("µs")
     right.set_title("bus bandwidth", loc="left")

@@ -144,9 +144,12 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: str = "ring
     the MPI library's own, for comparison.
     """
     if algorithm == "auto":
-        algorithm = auto.choose(comm, array)
-    table = ALL_REDUCE | {"library": library.all_reduce}
-    _choose(table, algorithm)(comm, array, op)
+        known = comm.chosen.get((array.size, array.itemsize))
+        algorithm = known or auto.choose(comm, array)
+    if algorithm == "library":
+        library.all_reduce(comm, array, op)
+    else:
+        _choose(ALL_REDUCE, algorithm)(comm, array, op)
 
 
 def all_reduce_cost(

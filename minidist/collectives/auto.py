@@ -32,13 +32,11 @@ CANDIDATES = {
 
 def choose(comm: Comm, array: Array) -> str:
     """The name of the algorithm to take for ``array``; the same on every rank."""
-    return comm.remember(
-        ("auto", array.size, array.itemsize),
-        lambda: (
-            by_table(array.nbytes, comm.size, comm.tuning)
-            or by_formula(array.size, array.itemsize, comm.size, comm.machine)
-        ),
+    name = by_table(array.nbytes, comm.size, comm.tuning) or by_formula(
+        array.size, array.itemsize, comm.size, comm.machine
     )
+    comm.chosen[array.size, array.itemsize] = name
+    return name
 
 
 def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:

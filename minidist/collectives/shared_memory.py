@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.array import Array
+from minidist.array import Array, module_of, to_host
 from minidist.collectives.barrier import barrier, barrier_cost
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
@@ -44,7 +44,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     heads = [slot[:HEAD].view(np.int64) for slot in memory]
     heads[comm.rank][:] = flat.nbytes, flat.dtype.num
     slots = [slot[HEAD:].view(flat.dtype) for slot in memory]
-    slots[comm.rank][...] = flat
+    slots[comm.rank][...] = to_host(flat)
     barrier(comm)
     if any(head.tolist() != heads[comm.rank].tolist() for head in heads):
         raise CommError(
@@ -55,7 +55,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     for slot in slots[1:]:
         comm.combine(op, slots[0][part], slot[part])
     barrier(comm)
-    flat[...] = slots[0]
+    flat[...] = module_of(flat).asarray(slots[0])
     barrier(comm)
 
 

@@ -81,6 +81,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
         self._windows: dict[tuple[Any, ...], list[Array]] = {}

@@ -87,36 +87,39 @@ class LocalComm(Comm):
     def _charge_reduction(self, nbytes: int) -> None:
         self._simulator.current.clock += self._simulator.machine.reduce(nbytes)
 
-    # Transport. Nobody may act in another rank's past: first those who are further behind.
+    # Transport. Nobody may act in another rank's past: first those who are further behind. What
+    # the rank has computed was charged to its clock by ``_enter``.
 
-    def _post(self, sending: bool, sender: int, receiver: int, array: Array, tag: int) -> Transfer:
-        simulator = self._simulator
-        transfer = Transfer(simulator.current, self._group, sending, sender, receiver, array, tag)
-        simulator.post(transfer)
-        return transfer
+    def _transfer(
+        self, sending: bool, sender: int, receiver: int, array: Array, tag: int
+    ) -> Transfer:
+        self._simulator.catch_up()
+        task = self._simulator.current
+        return self._simulator.post(
+            Transfer(task, self._group, sending, sender, receiver, array, tag)
+        )
 
     def _isend(self, array: Array, to: int, tag: int) -> Request:
-        self._simulator.advance(self._simulator.clock())
-        return _LocalRequest(self, self._post(True, self.rank, to, array, tag))
+        return _LocalRequest(self, self._transfer(True, self.rank, to, array, tag))
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        self._simulator.advance(self._simulator.clock())
-        return _LocalRequest(self, self._post(False, source, self.rank, array, tag))
+        return _LocalRequest(self, self._transfer(False, source, self.rank, array, tag))
 
     def _send(self, array: Array, to: int, tag: int) -> None:
-        self._simulator.advance(self._simulator.clock())
-        self._simulator.complete(self._post(True, self.rank, to, array, tag))
+        self._simulator.complete(self._transfer(True, self.rank, to, array, tag))
 
     def _recv(self, array: Array, source: int, tag: int) -> int:
-        self._simulator.advance(self._simulator.clock())
-        receiving = self._post(False, source, self.rank, array, tag)
+        receiving = self._transfer(False, source, self.rank, array, tag)
         self._simulator.complete(receiving)
         return receiving.sender
 
     def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> int:
-        self._simulator.advance(self._simulator.clock())
-        receiving = self._post(False, source, self.rank, recv, tag)
-        self._simulator.complete(self._post(True, self.rank, to, send, tag), receiving)
+        simulator, group, rank = self._simulator, self._group, self.rank
+        simulator.catch_up()
+        task = simulator.current
+        receiving = simulator.post(Transfer(task, group, False, source, rank, recv, tag))
+        sending = simulator.post(Transfer(task, group, True, rank, to, send, tag))
+        simulator.complete(sending, receiving)
         return receiving.sender
 
     # Groups and streams

@@ -88,7 +88,7 @@ class Transfer:
         self.receiver = receiver
         self.array = array
         self.tag = tag
-        self.posted = 0.0
+        self.posted = task.clock
         self.end = -1.0  # not begun
         self.waited = False
 
@@ -186,6 +186,12 @@ class Simulator:
         self._leave()
         task.doing = None
 
+    def catch_up(self) -> None:
+        """Let all tasks that are further behind than the current one go first."""
+        if self.heap and self.heap[0][0] < self.current.clock:
+            self.wake(self.current, self.current.clock)
+            self._leave()
+
     def advance(self, clock: float) -> float:
         """The current task goes on at ``clock``, after all tasks that are further behind."""
         task = self.current
@@ -220,9 +226,8 @@ class Simulator:
 
     # Messages
 
-    def post(self, transfer: Transfer) -> None:
+    def post(self, transfer: Transfer) -> Transfer:
         """One side of a message is there: start it if the other side is, else leave it waiting."""
-        transfer.posted = self.current.clock
         mine, theirs = transfer.group.recvs, transfer.group.sends
         if transfer.sending:
             mine, theirs = theirs, mine
@@ -238,8 +243,9 @@ class Simulator:
                     self._begin(transfer, other)
                 else:
                     self._begin(other, transfer)
-                return
+                return transfer
         mine[transfer.receiver].append(transfer)
+        return transfer
 
     def _begin(self, send: Transfer, recv: Transfer) -> None:
         """Both sides of a message are there: move it as soon as both ports are free."""

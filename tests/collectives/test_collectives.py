@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from claims import MACHINE, all_collectives, broken_claims, lengths
+import strict
+from claims import MACHINE, all_collectives, broken_claims, data, lengths, measure
 
 from minidist import collectives
 from minidist.array import work
@@ -239,3 +240,23 @@ def test_a_repeated_collective_allocates_nothing():
     for name in collectives.ALL_REDUCE:
         for first, second in launch(run, ranks=4, world=LocalWorld()):
             assert first == second, name
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES, ids=str)
+def test_arrays_of_another_module_stay_there(collective):
+    """On a stand-in for a GPU, which refuses to be mixed with NumPy unasked."""
+
+    def run(comm):
+        host = data(comm.rank, 7, "float64", "sum")
+        array = strict.asarray(host)
+        collective.run(comm, array, "sum")
+        assert isinstance(array, strict.ndarray)
+        return strict.asnumpy(array)
+
+    on_host = launch(
+        lambda comm: measure(comm, collective, 7, "float64", "sum")["result"],
+        ranks=3,
+        world=LocalWorld(),
+    )
+    for got, expected in zip(launch(run, ranks=3, world=LocalWorld()), on_host, strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -30,7 +30,7 @@ def test_bench_collectives_measures_checks_draws_and_tunes(tmp_path, monkeypatch
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "collectives.json").read_text())
     assert json.loads((tmp_path / "copy.json").read_text()) == report
-    assert [row["bytes"] for row in report["rows"]] == [8, 32, 128]
+    assert [row["bytes"] for row in report["rows"]] == [8, 16, 64]
     for row in report["rows"]:
         assert set(row["seconds"]) == set(bench.algorithms("all"))
         assert all(seconds > 0 for seconds in row["seconds"].values())
@@ -38,7 +38,7 @@ def test_bench_collectives_measures_checks_draws_and_tunes(tmp_path, monkeypatch
         assert row["messages"]["ring"] == 2
     assert (tmp_path / "collectives.png").exists()
     tuned = json.loads((tmp_path / "tuned.json").read_text())[report["library"]]["2"]
-    assert [nbytes for nbytes, _ in tuned] == [8, 32, 128]
+    assert [nbytes for nbytes, _ in tuned] == [8, 16, 64]
 
 
 @needs_mpi
@@ -63,7 +63,7 @@ def test_trace_aligns_the_clocks_of_mpi_ranks(tmp_path, monkeypatch):
 def test_bandwidths_are_those_of_nccl_tests():
     assert bench.bus_bandwidth(100, 2.0, 4) == pytest.approx(100 / 2 * 2 * 3 / 4)
     assert bench.limit(REPORT["rows"][0], 2) == pytest.approx(8 / 2.0)
-    assert bench.sizes(1000) == [8, 32, 128, 512]
+    assert bench.sizes(1000) == [8, 16, 64, 256]
 
 
 def test_crossover_is_between_the_sizes():
