@@ -19,6 +19,7 @@ DISTRIBUTED = [
     "05_messages",
     "06_all_reduce",
     "10_parameter_server",
+    "11_pipelines",
 ]
 
 

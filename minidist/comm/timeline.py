@@ -128,7 +128,10 @@ def colour(event: Event) -> str:
     """An event's colour, as ``COLOURS`` says."""
     if event.kind not in ("compute", "reduce"):
         return COLOURS["sending, receiving, waiting"]
-    return COLOURS.get(event.name.split(" ")[0], COLOURS["other computing"])
+    word = event.name.split(" ")[0]
+    if word in ("input-gradient", "weight-gradient"):  # the two halves of a backward
+        word = "backward"
+    return COLOURS.get(word, COLOURS["other computing"])
 
 
 def step_of(event: Event) -> str:

@@ -15,9 +15,12 @@ microbatches and v chunks a stage (all stages equal, messages free, idle as a sh
     gpipe            (p - 1)/(m + p - 1)           m                      arXiv 1811.06965, 2.3
     one_f_one_b      (p - 1)/(m + p - 1)           min(p - stage, m)      arXiv 2104.04473, 2.2.1
     interleaved      (p - 1)/(v·m + p - 1)         up to p + (p - 1)/v    arXiv 2104.04473, 2.2.2
-    zero_bubble_h1   (p - 1)(F + I - 2W) waiting   p                      arXiv 2401.10241, 2.1
-    zero_bubble_v    about 0 for m ≥ 2p            p                      arXiv 2401.10241, 6
-    pipedream        as 1F1B, updates at once      min(p - stage, m)      SOSP'19, section 3.3
+    zero_bubble_h1   (p - 1)/(3m + p - 1)          p                      arXiv 2401.10241, 2.1
+    zero_bubble_v    (p - 1)/(6m + p - 1), m ≥ 2p  p                      arXiv 2401.10241, 6
+    pipedream        as 1F1B until it drains       min(p - stage, m)      SOSP'19, section 3.3
+
+The zero-bubble shares are for F = I = W. In general ZB-H1 waits (p - 1)(F + I - W), 1F1B
+(p - 1)(F + I + W), and ZB-V only for its first microbatch to arrive, half a forward a stage.
 
 1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
 something else to do: another chunk of the model (interleaved), or weight gradients kept for

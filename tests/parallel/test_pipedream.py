@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.data import Batches
+from minidist.data import Batches, fashion_mnist
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
-from minidist.parallel import PipeDream
+from minidist.parallel import PipeDream, Serial
 from minidist.parallel.pipeline import _Run
 from tests.parallel.checks import Setting, check_predictions, images, serial, train
 
@@ -86,6 +86,25 @@ def test_without_staleness_it_is_serial_training():
         assert losses == expected_losses
         for state, expected in zip(states, expected_states, strict=True):
             assert all(np.array_equal(state[name], expected[name]) for name in expected)
+
+
+def test_staleness_costs_little_on_real_images():
+    """The gap stated in pipedream.py: 0.06 in the mean loss of the last 40 of 240 steps."""
+    training, _ = fashion_mnist()
+
+    def run(comm):
+        batches = Batches(training, 128, 0)
+        alone = comm.split(comm.rank)
+        stale = PipeDream(mlp(), CrossEntropy(), SGD(0.05, momentum=0.9), comm)
+        losses = [stale.step(batches[step]) for step in range(240)]
+        if comm.rank > 0:
+            return 0.0
+        method = Serial(mlp(), CrossEntropy(), SGD(0.05, momentum=0.9), alone)
+        expected = [method.step(batches[step]) for step in range(240)]
+        return float(np.mean(losses[-40:]) - np.mean(expected[-40:]))
+
+    gap = launch(run, 4, LocalWorld())[0]
+    assert 0.02 < gap < 0.1, gap
 
 
 def test_stashed_weights_are_counted():

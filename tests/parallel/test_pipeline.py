@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
 from minidist.parallel import Pipeline, Serial
+from minidist.parallel.pipeline import _Run
 from minidist.parallel.pricing import price_units
 from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.parallel.stages import block_seconds
@@ -29,6 +31,7 @@ MODELS = {
     "cnn": (partial(cnn, channels=2, classes=5, size=8), IMAGES),
     "gpt": (partial(gpt, 9, context=5, width=8, layers=4, heads=2, dropout=0.2), TOKENS),
 }
+BOTH_ENDS_ON_STAGE_0 = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 5), (5, 5), (5, 6)]
 SLOW_NET = Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8)
 
 
@@ -106,6 +109,17 @@ def test_uneven_stages_cut_by_hand(schedule):
         assert_equal(train(method, dataset), serial(comm, model, dataset, 4))
 
     launch(run, 3, LocalWorld())
+
+
+def test_both_ends_of_a_tied_model_on_one_stage():
+    model, dataset = MODELS["gpt"]
+
+    def run(comm):
+        method = pipeline(comm, model, schedule="zero_bubble_v", bounds=BOTH_ENDS_ON_STAGE_0)
+        assert bool(method.twins) == (comm.rank == 0) and not method.shared
+        assert_equal(train(method, dataset), serial(comm, model, dataset, 4))
+
+    launch(run, 4, LocalWorld())
 
 
 def test_stages_cut_by_measured_cost():
@@ -313,3 +327,65 @@ def test_buffers_are_reused():
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         launch(lambda comm: pipeline(comm, MODELS["mlp"][0], **options), 3, LocalWorld())
+
+
+def skip_reduction(monkeypatch, what, last_stage_only=False):
+    """Some ranks do not add up what they must."""
+    reduce = _Run.reduce
+
+    def forgetful(self, which, chunk):
+        last = self.method.stage == self.method.size - 1
+        if which != what or (last_stage_only and not last):
+            reduce(self, which, chunk)
+
+    monkeypatch.setattr(_Run, "reduce", forgetful)
+
+
+def missing_last_stage_reduction(monkeypatch):
+    skip_reduction(monkeypatch, "replicas", last_stage_only=True)
+
+
+def tied_gradients_not_summed(monkeypatch):
+    skip_reduction(monkeypatch, "tied")
+
+
+def twins_forgotten(monkeypatch):
+    monkeypatch.setattr(_Run, "add_twins", lambda self, start, stop: None)
+
+
+def dropout_drawn_anew_in_the_recomputation(monkeypatch):
+    """The second forward draws other masks than the first."""
+    compute = _Run.compute
+
+    def other(self, microbatch, part):
+        batch = self.batches[microbatch]
+        self.batches[microbatch] = replace(batch, seed=batch.seed + 1)
+        return compute(self, microbatch, part)
+
+    monkeypatch.setattr(_Run, "compute", other)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "options"),
+    [
+        (missing_last_stage_reduction, {"replicas": 2}),
+        (tied_gradients_not_summed, {}),
+        (tied_gradients_not_summed, {"replicas": 2}),
+        (twins_forgotten, {"schedule": "zero_bubble_v", "bounds": BOTH_ENDS_ON_STAGE_0}),
+        (dropout_drawn_anew_in_the_recomputation, {"recompute": True}),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_mutant_is_rejected(mutant, options, monkeypatch):
+    mutant(monkeypatch)
+    model, dataset = MODELS["gpt"]
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            method = pipeline(comm, model, **options)
+            got = train(method, dataset)
+            assert_equal(got, serial(comm, model, dataset, 1), bound=1e-12)
+
+    with pytest.raises(AssertionError) as rejection:
+        launch(run, 4, LocalWorld())
+    print(f"{mutant.__name__}: {rejection.value}")

@@ -1,0 +1,36 @@
+"""Train by PipeDream: a pipeline whose stages step after every microbatch.
+
+    mpirun -n 4 python lessons/scripts/pipedream.py
+
+Without mpirun the four ranks run in this one process.
+"""
+
+from minidist import launch
+from minidist.data import Batches, fashion_mnist
+from minidist.metrics import accuracy
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
+from minidist.parallel import PipeDream
+
+STEPS = 240  # three times through the 10,000 images
+
+
+def main(comm):
+    training, test = fashion_mnist()
+    batches = Batches(training, size=128, seed=0)
+    optimizer = SGD(0.2)
+    method = PipeDream(mlp(), CrossEntropy(), optimizer, comm, microbatches=4)
+    for step in range(STEPS):
+        loss = method.step(batches[step])  # the global batch: the method takes its own part
+        if comm.rank == 0 and step % 40 == 0:
+            print(f"step {step:4}  loss {loss:.4f}")
+    sent = comm.trace.sent.nbytes
+    parameters = method.parameters()  # every rank must ask; rank 0 uses them
+    if comm.rank == 0:
+        reached = accuracy(mlp().init().load(parameters), test)
+        print(f"test accuracy {reached:.1%}; rank 0 sent {sent / 1e6:,.1f} MB in {STEPS} steps")
+
+
+if __name__ == "__main__":
+    launch(main, ranks=4)
