@@ -25,6 +25,7 @@ from minidist.comm.mpi import MpiWorld
 # Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
 BENCHES = {
     "engine": ("minidist.bench.engine", "a training step, beside PyTorch's and the matmuls alone"),
+    "scaling": ("minidist.bench.scaling", "samples a second as ranks are added, beside DDP's"),
 }
 
 
