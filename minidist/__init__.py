@@ -25,6 +25,7 @@ if "numpy" not in sys.modules and any(name in os.environ for name in LAUNCHER_SI
 _HOME = {
     "Tensor": "ops",  # where its operators are attached
     "no_grad": "tensor",
+    "detect_anomaly": "anomaly",
     "launch": "comm.launch",
     "LocalWorld": "comm.local",
     "Machine": "comm.machine",

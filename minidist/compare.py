@@ -33,6 +33,7 @@ from minidist.comm.machine import Machine
 from minidist.comm.mpi import MpiWorld
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset, fashion_mnist
+from minidist.meter import measure_saved
 from minidist.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
@@ -40,7 +41,6 @@ from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, Method
 from minidist.parallel.method import training_flops
-from minidist.tensor import measure_saved
 
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss

@@ -43,8 +43,8 @@ class Mode:
         self,
         recording: bool = True,
         deferred: list[Callable[[], None]] | None = None,
-        meter: Meter | None = None,
-        anomaly: bool = False,
+        meter: Any = None,  # see meter.py
+        anomaly: Any = None,  # see anomaly.py
     ) -> None:
         self.recording = recording
         self.deferred = deferred
@@ -145,8 +145,8 @@ class Tensor:
         out.grad = None
         nodes = tuple([parent.node for parent in parents])
         mode = _mode.get()
-        if mode.anomaly:
-            _check_forward(data, parents, backward)
+        if mode.anomaly is not None:
+            mode.anomaly.check_forward(data, parents, backward)
         if mode.recording and any(nodes):
             out.node = Node(nodes, backward, data.shape)
             if mode.meter is not None:
@@ -364,8 +364,8 @@ def _run_backward(root: Node, grad: Array) -> None:
                     f"{backward.__qualname__} returned {len(parts)} gradients "
                     f"for {len(parents)} parents"
                 )
-            if mode.anomaly:
-                parts = _check_backward(node, parts)
+            if mode.anomaly is not None:
+                parts = mode.anomaly.check_backward(node, parts)
             node.parents, node.backward = (), _released
             if mode.meter is not None:
                 mode.meter.release(node)
@@ -417,8 +417,14 @@ def _released(grad: Array) -> Gradients:
     )
 
 
+def current_mode() -> Mode:
+    """How this rank, or thread, records now."""
+    return _mode.get()
+
+
 @contextmanager
-def _set_mode(**changes: Any) -> Iterator[None]:
+def set_mode(**changes: Any) -> Iterator[None]:
+    """Change some of the current ``Mode`` inside."""
     old = _mode.get()
     new = Mode(old.recording, old.deferred, old.meter, old.anomaly)
     for name, value in changes.items():
@@ -433,67 +439,14 @@ def _set_mode(**changes: Any) -> Iterator[None]:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Compute without recording: for evaluation, and for updates of parameters."""
-    with _set_mode(recording=False):
+    with set_mode(recording=False):
         yield
-
-
-class AnomalyError(FloatingPointError):
-    """An op produced NaN or infinity from finite inputs, or a wrong shape of gradient."""
-
-
-@contextmanager
-def detect_anomaly() -> Iterator[None]:
-    """Stop at the first op whose result, or whose gradient, is NaN or infinite, and name it.
-
-    Checks every array, so a step takes about twice as long: for finding a fault, not for training.
-    """
-    with _set_mode(anomaly=True):
-        yield
-
-
-def _describe(array: Array) -> str | None:
-    """What is wrong with the values of ``array``, or None."""
-    if array.dtype.kind != "f":
-        return None
-    xp = module_of(array)
-    if bool(xp.isfinite(array).all()):
-        return None
-    nan, infinite = int(xp.isnan(array).sum()), int(xp.isinf(array).sum())
-    return f"{nan} NaN and {infinite} infinite of {array.size} values"
-
-
-def _check_forward(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
-    if wrong := _describe(data):
-        name = backward.__qualname__.partition(".")[0]
-        inputs = ", ".join(
-            f"{parent.data.shape} {parent.data.dtype}"
-            + (f" with {already}" if (already := _describe(parent.data)) else "")
-            for parent in parents
-        )
-        raise AnomalyError(
-            f"forward of {name}: its result, of shape {data.shape}, has {wrong}. Inputs: {inputs}"
-        )
-
-
-def _check_backward(node: Node, parts: Gradients) -> list[Any]:
-    parts = [part() if callable(part) else part for part in parts]
-    for position, (parent, part) in enumerate(zip(node.parents, parts, strict=True)):
-        if parent is None or part is None:
-            continue
-        where = f"backward of {node.name}, whose result has shape {node.shape}: its gradient "
-        if part.shape != parent.shape:
-            raise AnomalyError(
-                f"{where}for input {position} has shape {part.shape}, the input {parent.shape}"
-            )
-        if wrong := _describe(part):
-            raise AnomalyError(f"{where}for input {position} of {parent.shape} has {wrong}")
-    return parts
 
 
 @contextmanager
 def enable_grad() -> Iterator[None]:
     """Record inside, also within ``no_grad``: for computing again during a backward."""
-    with _set_mode(recording=True):
+    with set_mode(recording=True):
         yield
 
 
@@ -513,89 +466,8 @@ def defer_weight_gradients() -> Iterator[Deferred]:
     to the previous stage first and ``run()`` the queue when they would otherwise be idle.
     """
     queue = Deferred()
-    with _set_mode(deferred=queue):
+    with set_mode(deferred=queue):
         yield queue
-
-
-class Meter:
-    """Bytes of the arrays that the tape saves for backward: now, and at the highest.
-
-    Measured, not estimated: it looks into the closures on the tape and counts every distinct
-    array that they keep alive (a view counts as the array it views), except the arrays in
-    ``exclude``, which are the parameters.
-    """
-
-    def __init__(self, exclude: Sequence[Array] = ()) -> None:
-        self.bytes = 0
-        self.peak = 0
-        self._exclude = {id(array) for array in exclude}
-        self._holds: dict[Any, list[tuple[int, Array]]] = {}
-        self._users: dict[int, int] = {}
-
-    def hold(self, holder: Any, holds: Any) -> None:
-        """Count what ``holds`` (a closure, a tensor, an array) keeps alive, until ``release``."""
-        held = {id(owner): owner for owner in map(_owner, _arrays_in(holds))}
-        self._holds[holder] = [pair for pair in held.items() if pair[0] not in self._exclude]
-        for key, owner in self._holds[holder]:
-            users = self._users.get(key, 0)
-            self._users[key] = users + 1
-            if users == 0:
-                self.bytes += owner.nbytes
-        self.peak = max(self.peak, self.bytes)
-
-    def release(self, holder: Any) -> None:
-        """``holder`` keeps nothing alive any more."""
-        for key, owner in self._holds.pop(holder, ()):
-            self._users[key] -= 1
-            if self._users[key] == 0:
-                del self._users[key]
-                self.bytes -= owner.nbytes
-
-
-def _owner(array: Array) -> Array:
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
-        array = array.base
-    return array
-
-
-def _arrays_in(function: Any) -> Iterator[Array]:
-    """Every array that a closure keeps alive, also through tensors, tuples and inner functions."""
-    stack = [function]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Tensor):
-            yield value.data
-        elif isinstance(value, Into):
-            stack.append(value.write)
-        elif isinstance(value, type):
-            continue
-        elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            stack.extend(value)
-        elif getattr(value, "__closure__", None):
-            stack.extend(cell.cell_contents for cell in value.__closure__)
-
-
-@contextmanager
-def saved_for_backward(array: Array) -> Iterator[None]:
-    """Let a ``Meter`` know that ``array`` is kept for a backward, though no op keeps it yet."""
-    meter, holder = _mode.get().meter, object()
-    if meter is not None:
-        meter.hold(holder, array)
-    try:
-        yield
-    finally:
-        if meter is not None:
-            meter.release(holder)
-
-
-@contextmanager
-def measure_saved(exclude: Sequence[Array] = ()) -> Iterator[Meter]:
-    """Measure the bytes that ops inside save for their backward: yields a ``Meter``."""
-    meter = Meter(exclude)
-    with _set_mode(meter=meter):
-        yield meter
 
 
 # Last, so that it finds everything above: gives Tensor its operators and methods.

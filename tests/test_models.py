@@ -5,11 +5,12 @@ import pytest
 
 from minidist import array, nn
 from minidist.array import work
+from minidist.meter import measure_saved
 from minidist.models import cnn, gpt, mlp, sample
 from minidist.models.gpt import pick
 from minidist.seeds import draws
 from minidist.summary import blocks, mfu, readable, summary, training_flops
-from minidist.tensor import Tensor, measure_saved, no_grad
+from minidist.tensor import Tensor, no_grad
 
 
 def tiny_gpt(**more):

@@ -5,9 +5,10 @@ import pytest
 
 from minidist import nn
 from minidist.array import work
+from minidist.meter import measure_saved
 from minidist.models import mlp
 from minidist.seeds import draws
-from minidist.tensor import Tensor, measure_saved
+from minidist.tensor import Tensor
 
 IMAGE, ROWS, TOKENS = (2, 4, 6, 6), (3, 8), (2, 70, 8)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from minidist import nn
+from minidist.meter import measure_saved
 from minidist.recompute import checkpoint
 from minidist.seeds import draws
-from minidist.tensor import Tensor, measure_saved
+from minidist.tensor import Tensor
 
 
 def block():

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from minidist import nn, ops
+from minidist.anomaly import AnomalyError, detect_anomaly
 from minidist.graph import to_dot
+from minidist.meter import measure_saved
 from minidist.tensor import (
-    AnomalyError,
     Tensor,
     defer_weight_gradients,
-    detect_anomaly,
-    measure_saved,
     no_grad,
 )
 

@@ -37,7 +37,7 @@ from minidist.collectives import ring
 from minidist.comm.comm import Comm
 from minidist.comm.launch import find_mpiexec, launch, mpi_environment
 from minidist.comm.local import LocalWorld
-from minidist.comm.machine import Machine
+from minidist.comm.machine import Machine, profile
 from minidist.data import Batches, Dataset
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
@@ -84,11 +84,7 @@ JOBS = {
 # Small enough for 256 replicas in one process. Sources of the speeds: TCP over 1 Gbit/s Ethernet;
 # InfiniBand HDR, 200 Gbit/s, beside a node of 100 GFLOP/s; the default is one shared-memory laptop.
 SMALL = (784, 64, 10)
-MACHINES = [
-    Machine(),
-    Machine("gigabit", latency=50e-6, bandwidth=117e6, reduce_bandwidth=8e9, flops=3e10),
-    Machine("infiniband", latency=1.5e-6, bandwidth=23e9, reduce_bandwidth=2e10, flops=1e11),
-]
+MACHINES = [profile("laptop"), profile("gigabit"), profile("hgx").network_level()]
 
 
 def run(arguments: Sequence[str]) -> int:

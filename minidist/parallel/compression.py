@@ -44,7 +44,6 @@ import numpy as np
 from minidist.array import Array, module_of, to_host
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
-from minidist.collectives.shards import all_gather
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -140,7 +139,7 @@ def gather(comm: Comm, row: Array) -> Any:
     rows = module_of(row).empty((comm.size, row.size), row.dtype)
     rows[comm.rank] = row
     starts = range(0, comm.size * row.size, row.size)
-    all_gather(comm, rows.reshape(-1), [slice(start, start + row.size) for start in starts])
+    ring.all_gather(comm, rows.reshape(-1), [slice(start, start + row.size) for start in starts])
     return to_host(rows) if row.size < 64 else rows
 
 

@@ -36,6 +36,7 @@ from minidist.collectives import central, ring
 from minidist.comm.comm import Comm, Future, Request
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.meter import saved_for_backward
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer
@@ -67,7 +68,7 @@ from minidist.parallel.stages import (
     tied,
 )
 from minidist.seeds import draws
-from minidist.tensor import Deferred, Tensor, defer_weight_gradients, no_grad, saved_for_backward
+from minidist.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 
 
 class Pipeline(Method):

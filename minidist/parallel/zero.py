@@ -48,7 +48,6 @@ import numpy as np
 from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
-from minidist.collectives.shards import all_gather, reduce_scatter
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -92,12 +91,12 @@ class Zero1(Method):
         flat = self.model.flat
         self.model.zero_grad()
         loss = self.forward_backward(batch.shard(self.comm.rank, self.comm.size))
-        reduce_scatter(self.comm, flat.grad, self.shards)
+        ring.reduce_scatter(self.comm, flat.grad, parts=self.shards)
         loss = self.sum(np.array([loss]))
         self.clip_shards([flat.grad[self.own]])
         with self.comm.step("optimizer"):
             self.optimizer.step(flat.data[self.own], flat.grad[self.own])
-        all_gather(self.comm, flat.data, self.shards)
+        ring.all_gather(self.comm, flat.data, self.shards)
         return loss
 
     def sum(self, numbers: np.ndarray) -> float:

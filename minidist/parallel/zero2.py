@@ -23,7 +23,6 @@ from minidist import array as arrays
 from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
-from minidist.collectives.shards import all_gather, reduce_scatter
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -138,7 +137,7 @@ class Zero2(Zero1):
     def spread(self) -> None:
         """After the update: every owner sends its part of the parameters to all."""
         for unit in self.all_units:
-            all_gather(self.comm, unit.data, unit.shards)
+            ring.all_gather(self.comm, unit.data, unit.shards)
 
     def forward(self, x: Any) -> Tensor:
         """The model's output; on the way, a hook before each block's backward."""
@@ -184,7 +183,7 @@ class Zero2(Zero1):
         """Start to sum the unit's gradients at their owners."""
 
         def run(stream: Comm) -> None:
-            reduce_scatter(stream, unit.buffer, unit.shards)
+            ring.reduce_scatter(stream, unit.buffer, parts=unit.shards)
             unit.grad[...] = unit.buffer[unit.own]
 
         unit.growing = False

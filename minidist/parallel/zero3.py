@@ -16,8 +16,8 @@ import numpy as np
 
 from minidist import array as arrays
 from minidist.array import Array
+from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
-from minidist.collectives.shards import all_gather
 from minidist.comm.comm import Comm
 from minidist.parallel.zero2 import Unit, Zero2
 from minidist.tensor import Tensor
@@ -52,7 +52,7 @@ class Zero3(Zero2):
 
         def run(stream: Comm) -> None:
             unit.gathered[unit.own] = unit.data
-            all_gather(stream, unit.gathered, unit.shards)
+            ring.all_gather(stream, unit.gathered, unit.shards)
 
         if unit.gathering is None:
             unit.gathering = self.comm.spawn(run)

@@ -18,11 +18,11 @@ from minidist.comm.comm import Comm
 from minidist.comm.local import LocalComm
 from minidist.comm.machine import Machine
 from minidist.data import Batches, Dataset
+from minidist.meter import measure_saved
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, Method, Serial
-from minidist.tensor import measure_saved
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 

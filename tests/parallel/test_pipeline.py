@@ -12,6 +12,7 @@ from minidist import LocalWorld, Machine, launch
 from minidist.array import defaults
 from minidist.collectives import all_reduce
 from minidist.data import Batches, Dataset
+from minidist.meter import measure_saved
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
@@ -20,7 +21,6 @@ from minidist.parallel.pipeline import _Run
 from minidist.parallel.pricing import price_units
 from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.parallel.stages import block_seconds
-from minidist.tensor import measure_saved
 
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 RANDOM = np.random.default_rng(5)

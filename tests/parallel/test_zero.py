@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
 from minidist.array import defaults
+from minidist.collectives import ring
 from minidist.data import Batches, Dataset
 from minidist.models import gpt
 from minidist.nn import CrossEntropy, Linear, Sequential
@@ -185,15 +187,20 @@ def test_blocks_that_do_not_come_one_after_the_other_are_refused():
         launch(run, 1)
 
 
+def instead_of_ring(monkeypatch, module, **functions):
+    """Let this module alone see a ring with other functions."""
+    monkeypatch.setattr(module, "ring", SimpleNamespace(**(vars(ring) | functions)))
+
+
 def forgets_to_gather_after_the_update(monkeypatch):
     monkeypatch.setattr(Zero2, "spread", lambda self: None)
 
 
 def shards_off_by_one_rank(monkeypatch):
-    def wrong(comm, array, parts, op="sum", right=zero.reduce_scatter):
-        right(comm, array, parts[1:] + parts[:1], op)
+    def wrong(comm, array, parts):
+        ring.reduce_scatter(comm, array, parts=parts[1:] + parts[:1])
 
-    monkeypatch.setattr(zero, "reduce_scatter", wrong)
+    instead_of_ring(monkeypatch, zero, reduce_scatter=wrong)
 
 
 def does_not_gather_again_for_the_backward(monkeypatch):
@@ -229,9 +236,9 @@ def gathers_whole_units_from_everybody(monkeypatch):
         own = array[parts[comm.rank]].copy()
         array.fill(0)
         array[parts[comm.rank]] = own
-        zero.ring.all_reduce(comm, array)
+        ring.all_reduce(comm, array)
 
-    monkeypatch.setattr(zero3, "all_gather", wasteful)
+    instead_of_ring(monkeypatch, zero3, all_gather=wasteful)
 
 
 def no_prefetch(monkeypatch):
