@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 
 def chunks(length: int, size: int) -> list[slice]:
     """``length`` elements in ``size`` contiguous parts; the first ones are one longer if uneven."""
+    return list(_chunks(length, size))
+
+
+@lru_cache(maxsize=256)
+def _chunks(length: int, size: int) -> tuple[slice, ...]:
+    """Made once, and not p times for p ranks of the local world."""
     base, longer = divmod(length, size)
     starts = [part * base + min(part, longer) for part in range(size + 1)]
-    return [slice(*pair) for pair in pairwise(starts)]
+    return tuple(slice(*pair) for pair in pairwise(starts))
 
 
 def chunk_lengths(length: int, size: int) -> list[int]:
