@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.collectives import ring, shards
+from minidist.collectives import ring
 from minidist.comm import first_process, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
@@ -42,9 +42,9 @@ STAGES = {"data parallel": DataParallel, "stage 1": Zero1, "stage 2": Zero2, "st
 def two_halves(comm):
     array = np.full(6, 10.0**comm.rank)
     parts = ring.chunks(array.size, comm.size)
-    shards.reduce_scatter(comm, array, parts)
+    ring.reduce_scatter(comm, array, parts=parts)
     mine = array[parts[comm.rank]].copy()
-    shards.all_gather(comm, array, parts)
+    ring.all_gather(comm, array, parts)
     return mine, array
 
 

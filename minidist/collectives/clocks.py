@@ -71,13 +71,13 @@ class Clocks:
             self.shift([parts[(rank + 1 - round) % p] for rank in range(p)])
 
     def reduce_scatter(self, parts: Sequence[slice], itemsize: int) -> None:
-        """``shards.reduce_scatter`` of these parts."""
+        """``ring.reduce_scatter`` of these parts."""
         lengths, p = _bytes(parts, itemsize), self.size
         for round in range(1, p):
             self.shift([lengths[(rank - round) % p] for rank in range(p)], reduce=True)
 
     def all_gather(self, parts: Sequence[slice], itemsize: int) -> None:
-        """``shards.all_gather`` of these parts."""
+        """``ring.all_gather`` of these parts."""
         lengths, p = _bytes(parts, itemsize), self.size
         for round in range(p - 1):
             self.shift([lengths[(rank - round) % p] for rank in range(p)])
