@@ -21,3 +21,12 @@ def test_every_method_passes_every_check(ranks):
 def test_stale_synchronous_training_keeps_its_bound_and_its_record_on_real_ranks():
     done = mpiexec(4, "-m", "tests.mpi.stale_program", python=("-m", "mpi4py"))
     assert done.returncode == 0, done.stderr
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_pipelines_of_every_model_and_schedule_equal_serial_bitwise(ranks):
+    done = mpiexec(ranks, "-m", "tests.mpi.pipelines_program")
+    assert done.returncode == 0, done.stderr
+    names = ["mlp", "cnn", "gpt", "pipedream"]
+    assert done.stdout.splitlines() == [f"passed {name} on {ranks} ranks" for name in names]

@@ -70,8 +70,8 @@ def assert_equal(got, expected, bound=0.0):
             assert gap <= bound, f"{name} differs by {gap}"
 
 
-@pytest.mark.parametrize("microbatches", [1, 3, 9])
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("microbatches", [1, 3, 6, 9])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("schedule", SYNCHRONOUS)
 @pytest.mark.parametrize("name", ["cnn", "gpt"])
 def test_bitwise_equal_to_serial_with_the_same_microbatches(name, schedule, ranks, microbatches):
