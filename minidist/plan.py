@@ -85,19 +85,20 @@ def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [plan for plan in plans if plan.name != "naive"]  # one cell in p: it would dwarf all
     height = max(0.9, 0.24 * stages) + 0.35
-    figure = Figure(figsize=(14, height * len(shown) + 0.6), dpi=110)
+    figure = Figure(figsize=(14, height * len(plans) + 0.6), dpi=110)
     FigureCanvasAgg(figure)
-    rows: Any = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    rows: Any = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
     foot = 0.5 / figure.get_size_inches()[1]
     figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.6 * foot, bottom=foot, hspace=0.3)
-    longest = max(plan.price.seconds for plan in shown)
-    for axes, plan in zip(rows, shown, strict=True):
+    # Naive takes p times as long as it works: drawn whole, it would dwarf all others.
+    longest = max((p.price.seconds for p in plans if p.name != "naive"), default=1.0)
+    for axes, plan in zip(rows, plans, strict=True):
         title = (
             f"{plan.label}: {plan.price.idle_fraction:.1%} idle, keeps {plan.kept:g} microbatches"
         )
-        axes.set_xlim(0, longest)
+        if plan.price.seconds > longest:
+            title += f"; goes on to {plan.price.seconds / longest:.1f} times this width"
         draw_price(axes, plan.price, title)
         axes.set_xlim(0, longest)
     legend(figure, chunks=True)
