@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_plan(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments)
-    options = parser.parse_args(arguments)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    options = parser.parse_args(own)
+    options.arguments = arguments[len(own) + 1 :]  # of a script, after --
     try:
         return options.run(options, arguments)
     except ValueError as error:
@@ -142,11 +144,10 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
         help="run a script, and draw what its ranks did",
         description="Run a lesson or script, and leave a picture of what every rank did, with all "
         "messages (trace-N.png), and the same for https://ui.perfetto.dev (trace-N.json), for "
-        "each launch() in it.",
+        "each launch() in it. The script's own arguments follow after --.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trace.add_argument("script", help="a Python file that calls minidist.launch")
-    trace.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     trace.add_argument("--ranks", type=int, help="how many ranks, instead of the script's own")
     trace.add_argument(
         "--world",

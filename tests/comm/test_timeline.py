@@ -108,7 +108,7 @@ launch(lambda comm: comm.barrier(), ranks=3)
 def test_minidist_trace_leaves_picture_and_json_of_every_launch(tmp_path, capfd):
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(SCRIPT)
-    assert cli(["trace", "--ranks", "5", "--out", str(out), str(script), "hello"]) == 0
+    assert cli(["trace", str(script), "--ranks", "5", "--out", str(out), "--", "hello"]) == 0
     assert "argument hello" in capfd.readouterr().out
     names = sorted(path.name for path in out.iterdir())
     assert names == ["trace-1.json", "trace-1.png", "trace-2.json", "trace-2.png"]
