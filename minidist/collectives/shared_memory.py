@@ -1,16 +1,26 @@
 """Shared memory: ranks of one machine need no messages to see each other's data.
 
-    1  every rank copies its array into its slot        slot 0   slot 1   slot 2
-       barrier                                          ┌──────┐ ┌──────┐ ┌──────┐
-    2  rank r adds chunk r of all slots                 │ 0 1 2│ │ 0 1 2│ │ 0 1 2│
-       barrier                                          └──────┘ └──────┘ └──────┘
-    3  every rank copies the result out of slot 0         ↑ rank r adds column r into slot 0
-       barrier: before anyone writes its slot again
+The array goes in k segments, each cut into p parts, of which rank r adds part r. Each rank has an
+inbox and an outbox that all others can read. Three ranks, one segment; rank 1 does
 
-A rank reads n(p - 1)/p and copies 2n; nothing waits but the three barriers, of empty messages:
+    1  copy in    parts 0 and 2 of its own array into its inbox           barrier
+    2  add        part 1 of the inboxes of ranks 0 and 2 to its own part,
+                  and copy the sum into its outbox                        barrier
+    3  copy out   parts 0 and 2 from the outboxes of ranks 0 and 2
 
-    messages a rank   3⌈lg p⌉, no bytes
-    time              3⌈lg p⌉α + n(p - 1)/p·γ, and the copies, for which the model has no price
+While one segment is copied out the next is added and the one after that copied in, with a single
+barrier for all three. Boxes are double, so what is read is never what is being written:
+
+    turn       0        1        2        3        4
+    copy in    seg 0    seg 1    seg 2                     barrier after each turn but the last
+    add                 seg 0    seg 1    seg 2
+    copy out                     seg 0    seg 1    seg 2
+
+A segment is short enough to stay in the cache for its three turns, so main memory gives and takes
+each array once, whatever p is. Nothing waits but the barriers, of empty messages:
+
+    messages a rank   (k + 1)⌈lg p⌉, no bytes
+    time              (k + 1)⌈lg p⌉α + n(p - 1)/p·γ; for the copies the model has no price
 
 Graham, Shipman, "MPI support for multi-core architectures: optimized shared memory collectives",
 EuroPVM/MPI 2008. MPI-3 calls such memory a window (Win_allocate_shared).
@@ -27,43 +37,83 @@ from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 
-HEAD = 16  # bytes: length and dtype of what a slot holds
+SEGMENT = 1 << 20  # bytes: about what a core's own cache holds
+HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank reduces
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
-    """Reduce ``array`` over all ranks, in place, in order of rank.
+    """Reduce ``array`` over all ranks, in place; each part is added by one rank, for all.
 
     Raises CommError where not all ranks are on one machine.
     """
     if comm.size == 1:
         return
     flat = array.reshape(-1)
-    # One window for all dtypes. Its head says what is in it, because messages that would notice
-    # two ranks that disagree are not sent.
-    memory = comm.shared(HEAD + flat.nbytes, np.empty(0, np.uint8))
+    memory = comm.shared(HEAD + 4 * SEGMENT, np.empty(0, np.uint8))
     heads = [slot[:HEAD].view(np.int64) for slot in memory]
-    heads[comm.rank][:] = flat.nbytes, flat.dtype.num
-    slots = [slot[HEAD:].view(flat.dtype) for slot in memory]
-    slots[comm.rank][...] = to_host(flat)
-    barrier(comm)
-    if any(head.tolist() != heads[comm.rank].tolist() for head in heads):
+    heads[comm.rank][:2] = flat.nbytes, flat.dtype.num
+    segments = segment_slices(flat.size, flat.itemsize)
+    # By rank: two inboxes, then two outboxes, each as long as a segment.
+    boxes = [slot[HEAD:].view(flat.dtype).reshape(4, -1) for slot in memory]
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    xp = module_of(flat)
+
+    def copy_in(number: int) -> None:
+        segment, inbox = flat[segments[number]], boxes[comm.rank][number % 2]
+        own = chunks(segment.size, comm.size)[comm.rank]
+        inbox[: own.start] = to_host(segment[: own.start])
+        inbox[own.stop : segment.size] = to_host(segment[own.stop :])
+
+    def add(number: int) -> None:
+        segment, outbox = flat[segments[number]], boxes[comm.rank][2 + number % 2]
+        part = chunks(segment.size, comm.size)[comm.rank]
+        own = segment[part]
+        for rank in others:
+            comm.combine(op, own, xp.asarray(boxes[rank][number % 2][part]))
+        outbox[: own.size] = to_host(own)
+
+    def copy_out(number: int) -> None:
+        segment = flat[segments[number]]
+        parts = chunks(segment.size, comm.size)
+        for rank in others:
+            part = segment[parts[rank]]
+            part[...] = xp.asarray(boxes[rank][2 + number % 2][: part.size])
+
+    for turn in range(len(segments) + 2):
+        if turn == 1:
+            check_agreement(comm, [head[:2].tolist() for head in heads], flat)
+        if turn < len(segments):
+            copy_in(turn)
+        if 1 <= turn <= len(segments):
+            add(turn - 1)
+        if turn >= 2:
+            copy_out(turn - 2)
+        if turn <= len(segments):  # a later call's first barrier stands for the last turn's
+            barrier(comm)
+
+
+def check_agreement(comm: Comm, heads: list[list[int]], flat: Array) -> None:
+    """Messages that would notice ranks that disagree are not sent: so compare what they wrote."""
+    if any(head != heads[comm.rank] for head in heads):
         raise CommError(
             f"rank {comm.rank} reduces {flat.dtype}[{flat.size}], and another rank something "
             "else: all must agree on dtype and length"
         )
-    part = chunks(flat.size, comm.size)[comm.rank]
-    for slot in slots[1:]:
-        comm.combine(op, slots[0][part], slot[part])
-    barrier(comm)
-    flat[...] = module_of(flat).asarray(slots[0])
-    barrier(comm)
+
+
+def segment_slices(length: int, itemsize: int) -> list[slice]:
+    """Where each segment lies; one, empty, of an empty array."""
+    step = SEGMENT // itemsize
+    return [slice(start, min(start + step, length)) for start in range(0, max(1, length), step)]
 
 
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     if size == 1:
         return Cost(0, 0, 0.0)
-    lengths = [n * itemsize for n in chunk_lengths(length, size)]
-    adding = Cost(0, 0, (size - 1) * machine.reduce(lengths[0]), (size - 1) * lengths[rank])
-    waiting = barrier_cost(size, machine)
-    return waiting + adding + waiting + waiting
+    cost = barrier_cost(size, machine)
+    for segment in segment_slices(length, itemsize):
+        parts = [n * itemsize for n in chunk_lengths(segment.stop - segment.start, size)]
+        seconds = (size - 1) * machine.reduce(parts[0])
+        cost += Cost(0, 0, seconds, (size - 1) * parts[rank]) + barrier_cost(size, machine)
+    return cost

@@ -8,6 +8,7 @@ import pytest
 from claims import all_collectives, broken_claims, lengths
 from mutants import Mutant
 
+from minidist.collectives import shared_memory
 from minidist.comm import CommError, Deadlock
 
 TRUE = {collective.name: collective for collective in all_collectives()}
@@ -159,8 +160,8 @@ MUTANTS = [
         Mutant(
             HOME + "shared_memory",
             "copies out before all have added",
-            "    barrier(comm)\n    flat[...]",
-            "    flat[...]",
+            "if turn <= len(segments):",
+            "if turn < len(segments):",
         ),
         "all_reduce",
         "all_reduce/shared_memory",
@@ -224,6 +225,26 @@ def test_mutants_are_rejected(mutant, function, name):
 
     assert not rejected(true)
     assert rejected(replace(true, run=run)), f"nothing noticed {mutant}"
+
+
+@pytest.mark.parametrize(
+    ("what", "old", "new"),
+    [
+        ("one inbox for all segments", "boxes[comm.rank][number % 2]", "boxes[comm.rank][0]"),
+        ("one outbox for all segments", "[2 + number % 2]", "[2]"),
+        ("the next segment is added", "add(turn - 1)", "add(turn)"),
+        ("the last segment is not copied out", "len(segments) + 2", "len(segments) + 1"),
+    ],
+)
+def test_mutants_of_many_segments_are_rejected(monkeypatch, what, old, new):
+    """Where an array is one segment long, nobody sees how segments follow one another."""
+    monkeypatch.setattr(shared_memory, "SEGMENT", 64)
+    mutant = Mutant(HOME + "shared_memory", what, old, new)
+    wrong = mutant.load()
+    wrong.SEGMENT = 64
+    true = TRUE["all_reduce/shared_memory"]
+    assert not rejected(true)
+    assert rejected(replace(true, run=wrong.all_reduce)), f"nothing noticed {mutant}"
 
 
 def test_a_ring_that_sends_whole_arrays_is_rejected_by_its_counts():

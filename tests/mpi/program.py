@@ -19,7 +19,7 @@ def collectives_hold(comm):
     """What all ranks measured, for every collective, length and dtype."""
     found = []
     for collective in all_collectives():
-        for length in (0, comm.size - 1, comm.size + 1, 10_007):
+        for length in (0, comm.size - 1, comm.size + 1, 10_007, 300_007):
             for dtype, op in (("float64", "sum"), ("int32", "product")):
                 comm.barrier()
                 found.append(
