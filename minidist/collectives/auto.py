@@ -3,8 +3,9 @@
 No algorithm is best everywhere: recursive doubling has the fewest rounds, a ring the fewest bytes
 in the longest messages, halving and doubling is in between. So every MPI library decides by size
 and rank count, from tables measured on somebody's machine. Here the table is measured on yours:
-``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Without
-a table, and in the local world, the formulas are evaluated for the machine, and the least wins.
+``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Until
+then ranks of one machine follow a short table that was measured on two cores. Elsewhere, and in
+the local world, the formulas are evaluated for the machine, and the least wins.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
 
 def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | None:
     """The fastest measured at ``size`` ranks and the next size up; None if not measured."""
-    measured = (table or {}).get(str(size))
+    table = table or {}
+    measured = table.get(str(size)) or table.get("any")
     if not measured:
         return None
     sizes = [entry[0] for entry in measured]

@@ -22,7 +22,7 @@ from minidist.comm.comm import ANY, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
-from minidist.comm.tuning import load_table
+from minidist.comm.tuning import ONE_MACHINE, load_table
 
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 
@@ -75,8 +75,11 @@ class MpiWorld:
         with abort_on_error(self.rank, self.size, world.Abort):
             node = world.Split_type(self.mpi.COMM_TYPE_SHARED)
             crowded = node.Get_size() > len(os.sched_getaffinity(0))
+            tuning = None
+            if self.tuning and self.rank == 0:
+                default = ONE_MACHINE if node.Get_size() == self.size else {}
+                tuning = default | (self.tuning(self.library) or {})
             node.Free()
-            tuning = self.tuning(self.library) if self.tuning and self.rank == 0 else None
             trace = Trace(time.perf_counter(), self.record)
             # Objects are pickled here alone: before a run, one table; after it, the results.
             comm = MpiComm(self.mpi, world.Dup(), trace, crowded, world.bcast(tuning))

@@ -1,4 +1,8 @@
-"""The file in which measured choices of algorithms are kept, by MPI library and rank count."""
+"""Measured choices of algorithms: the file they are kept in, by MPI library and rank count.
+
+A table is {rank count: [[bytes, algorithm], ...]}: the algorithm is the choice up to that many
+bytes, the last one beyond. The rank count "any" stands for those that nobody measured.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+# What ranks of one machine use until somebody measures: they need not send what they can see. On
+# two cores the first is the faster up to 16 KB, and the second from 64 KB on.
+ONE_MACHINE = {"any": [[1 << 15, "recursive_doubling"], [1 << 16, "shared_memory"]]}
 
 
 def tuning_file() -> Path:
@@ -15,7 +23,7 @@ def tuning_file() -> Path:
 
 
 def load_table(library: str) -> dict[str, Any] | None:
-    """The table measured with this MPI library: {rank count: [[bytes, algorithm], ...]}."""
+    """The table measured with this MPI library, if there is one."""
     try:
         return json.loads(tuning_file().read_text()).get(library)
     except (OSError, ValueError):

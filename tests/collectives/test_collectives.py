@@ -224,6 +224,8 @@ def test_auto_follows_a_measured_table():
     got = [auto.by_table(nbytes, 4, table) for nbytes in (1, 100, 101, 10**9)]
     assert got == ["central", "central", "binomial", "binomial"]
     assert auto.by_table(1, 5, table) is None
+    assert auto.by_table(1, 5, table | {"any": [[8, "ring"]]}) == "ring"
+    assert auto.by_table(1, 4, table | {"any": [[8, "ring"]]}) == "central"
     assert auto.by_table(1, 5, None) is None
 
 

@@ -24,6 +24,7 @@ def mpiexec(
     assert launcher is not None
     environment = mpi_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment.setdefault("MINIDIST_TUNING", os.devnull)  # whatever was measured here before
     return subprocess.run(
         [launcher, "-n", str(ranks), sys.executable, *python, *command],
         cwd=ROOT,
