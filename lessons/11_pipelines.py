@@ -20,7 +20,8 @@ from minidist.data import Batches, Dataset
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD
 from minidist.parallel import Pipeline, Serial
-from minidist.parallel.pricing import ScheduleError, price_units
+from minidist.parallel.pricing import price_units
+from minidist.parallel.prover import ScheduleError
 from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.pipeline_plot import draw_price, draw_run, legend
 from minidist.plots import save

@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
-from minidist.parallel.pricing import Price, price_units
+from minidist.parallel.pricing import price_units
 from minidist.parallel.schedules import SCHEDULES
+from minidist.parallel.stopwatch import Price
 from minidist.pipeline_plot import draw_price, legend
 
 

@@ -5,14 +5,14 @@
 
 A stage receives its input, computes, and sends its output on; backward the same in reverse, since
 the backward of a send is a receive. To keep all stages at work the batch is cut into
-microbatches; in which order a stage works on them is its schedule (``schedules.py``), and this
-file runs any schedule. It waits for nothing too early: a receive's buffer is ready one computation
-before the message is needed, and a send is forgotten until its memory is.
+microbatches; in which order a stage works on them is its schedule (``schedules.py``). Any schedule
+will do: here it becomes a program for each stage, is proved to be one that can run (``prover.py``),
+priced (``pipeline_cost.py``) and run (``executor.py``).
 
 A rank sends activations and their gradients only, never parameters: for each microbatch of b rows
 and a boundary of h values, b·h elements to the right and as many to the left, and one element,
 the loss, at the end. Memory: a stage's own parameters, gradients and optimizer state, and what the
-schedule keeps of activations. Time: see ``pricing.price``, which reads the same list.
+schedule keeps of activations. Time: see ``pricing.price``, which reads the same program.
 
 Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
 and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
@@ -25,50 +25,37 @@ Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from minidist import array as arrays
 from minidist.array import Array
-from minidist.collectives import central, ring
-from minidist.comm.comm import Comm, Future, Request
+from minidist.collectives import central
+from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.meter import saved_for_backward
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.executor import Run
 from minidist.parallel.method import Method, StepCost, parameter_count
-from minidist.parallel.pricing import Memory, Price, Ring, price, validate
+from minidist.parallel.pipeline_cost import price_step
+from minidist.parallel.programs import program
+from minidist.parallel.prover import validate
 from minidist.parallel.schedules import (
     SCHEDULES,
-    Backward,
-    Compute,
-    Forward,
-    InputGradient,
-    Post,
-    Recv,
-    Reduce,
     Schedule,
-    Send,
-    Step,
-    WeightGradient,
-    program,
 )
 from minidist.parallel.stages import (
     Bounds,
-    PartCost,
     block_flops,
     cut,
     join,
-    part_cost,
     separate,
     tied,
 )
-from minidist.seeds import draws
-from minidist.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
+from minidist.parallel.stopwatch import Price
 
 
 class Pipeline(Method):
@@ -174,7 +161,7 @@ class Pipeline(Method):
     # One step
 
     def step(self, batch: Batch) -> float:
-        self.run = run = _Run(self, batch)
+        self.run = run = Run(self, batch)
         for _, twin in self.twins:
             twin.grad.fill(0)  # type: ignore[union-attr]
         self.model.zero_grad()
@@ -196,6 +183,16 @@ class Pipeline(Method):
     def flat_tied(self) -> list[slice]:
         """Where this stage's shared parameters lie."""
         return [self.model.flat.slices[name] for name in self.shared]
+
+    def chunk_range(self, stage: int, chunk: int) -> tuple[int, int]:
+        """Where a chunk's parameters lie in its stage's flat array.
+
+        A parameter that two chunks of a stage share belongs to the chunk that is finished last.
+        """
+        schedule = self.schedule
+        parts = [self.parts[schedule.part(stage, c, self.size)] for c in range(schedule.chunks)]
+        ends = [parameter_count(join(parts[: c + 1])) for c in range(schedule.chunks)]
+        return ([0, *ends])[chunk], ends[chunk]
 
     def holds(self) -> dict[str, list[Array]]:
         held = super().holds()
@@ -247,303 +244,11 @@ class Pipeline(Method):
         parts = [self.microbatches_of(batch, replica) for replica in range(self.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine)
         if key not in self._prices:
-            self._prices[key] = self._price(parts, machine)
+            self._prices[key] = price_step(self, parts, machine)
         return self._prices[key]
-
-    def _price(self, batches: list[list[Batch]], machine: Machine) -> Price:
-        last = len(self.parts) - 1
-        known: dict[tuple[int, int], list[PartCost]] = {}
-        inputs: dict[int, list[Shape]] = {}
-        for batch in (batch for copy in batches for batch in copy):
-            if len(batch) not in inputs:
-                inputs[len(batch)] = self.shapes_of(batch)
-                for part, shape in enumerate(inputs[len(batch)]):
-                    loss = self.loss if part == last else None
-                    cost = part_cost(
-                        self.parts[part], shape, self.itemsize, loss, part == 0, self.recompute
-                    )
-                    known[len(batch), part] = cost  # type: ignore[assignment]
-
-        def length(rank: int, microbatch: int) -> int:
-            return len(batches[rank // self.size][microbatch])
-
-        def cost_of(rank: int, instruction: Compute) -> PartCost:
-            part = self.schedule.part(rank % self.size, instruction.chunk, self.size)
-            return known[length(rank, instruction.microbatch), part]  # type: ignore[return-value]
-
-        def seconds(rank: int, instruction: Compute) -> float:
-            cost = cost_of(rank, instruction)
-            flops = {
-                Forward: cost.forward,
-                Backward: cost.input_gradient + cost.weight_gradient,
-                InputGradient: cost.input_gradient,
-                WeightGradient: cost.weight_gradient,
-            }
-            return machine.compute(flops[type(instruction)], rank)
-
-        def nbytes(rank: int, send: Send) -> int:
-            if send.what == "loss":
-                return 8
-            shape = inputs[length(rank, send.microbatch)][send.part]
-            return int(np.prod(shape)) * self.itemsize
-
-        def memory(rank: int, instruction: Compute) -> Memory:
-            cost = cost_of(rank, instruction)
-            mixed = isinstance(instruction, (Forward, Backward))
-            return cost.memory if mixed else cost.split
-
-        def reduction(rank: int, instruction: Reduce) -> Ring:
-            stage, copy = rank % self.size, rank // self.size
-            if instruction.what == "tied":
-                group = [copy * self.size + other for other in self.tied_stages]
-                named = self.whole.named_parameters()
-                return Ring(group, sum(named[name].size for name in self.shared), self.itemsize)
-            group = [other * self.size + stage for other in range(self.replicas)]
-            if instruction.what == "loss":
-                return Ring(group, 1, 8)
-            start, stop = chunk_range(self, stage, instruction.chunk)
-            return Ring(group, stop - start, self.itemsize)
-
-        return price(
-            self.programs,
-            machine,
-            seconds=seconds,
-            nbytes=nbytes,
-            memory=memory,
-            ring=reduction,
-            replicas=self.replicas,
-        )
-
-
-def chunk_range(method: Pipeline, stage: int, chunk: int) -> tuple[int, int]:
-    """Where a chunk's parameters lie in its stage's flat array.
-
-    A parameter that two chunks of a stage share belongs to the chunk that is finished last.
-    """
-    schedule = method.schedule
-    parts = [method.parts[schedule.part(stage, c, method.size)] for c in range(schedule.chunks)]
-    ends = [parameter_count(join(parts[: c + 1])) for c in range(schedule.chunks)]
-    return ([0, *ends])[chunk], ends[chunk]
 
 
 def _twin_count(stage: Sequential) -> int:
     """Elements of the extra gradients that ``separate`` makes."""
     apart = sum(parameter_count(block) for block in stage.blocks.values())
     return apart - parameter_count(stage)
-
-
-class _Run:
-    """One step of one rank: what is under way, and how each instruction is done."""
-
-    def __init__(self, method: Pipeline, batch: Batch) -> None:
-        self.method = method
-        self.comm = method.pipe
-        self.last = len(method.parts) - 1
-        self.batches = method.microbatches_of(batch, method.replica)
-        self.shapes = [method.shapes_of(part) for part in self.batches]
-        self.inputs: dict[tuple[int, int], Tensor] = {}  # by microbatch and part
-        self.outputs: dict[tuple[int, int], Tensor] = {}  # the loss in the last part
-        self.gradients: dict[tuple[int, int], Array] = {}  # of a part's input
-        self.deferred: dict[tuple[int, int], Deferred] = {}
-        self.kept: dict[tuple[int, int], ExitStack] = {}  # inputs held for recomputation
-        self.buffers: dict[tuple[int, int], list[Array]] = {}  # free after the backward
-        self.arriving: dict[tuple[str, int, int], tuple[Request, Array]] = {}
-        self.leaving: dict[tuple[str, int, int], Request] = {}
-        self.reducing: list[Future] = []
-        self.twins = list(method.twins)  # still to be added
-        self.loss = np.zeros(1)
-
-    def do(self, instruction: Any) -> None:
-        match instruction:
-            case Post(what, microbatch, peer, part):
-                self.post(what, microbatch, peer, part)
-            case Recv(what, microbatch, _, part):
-                self.recv(what, microbatch, part)
-            case Send(what, microbatch, peer, part):
-                self.send(what, microbatch, peer, part)
-            case Forward(microbatch, chunk):
-                with self.named("forward", microbatch, chunk):
-                    self.forward(microbatch, self.part(chunk))
-            case Backward(microbatch, chunk):
-                with self.named("backward", microbatch, chunk):
-                    self.backward(microbatch, self.part(chunk))
-                    self.free(microbatch, self.part(chunk))
-            case InputGradient(microbatch, chunk):
-                with self.named("input-gradient", microbatch, chunk):
-                    with defer_weight_gradients() as queue:
-                        self.backward(microbatch, self.part(chunk))
-                    self.deferred[microbatch, self.part(chunk)] = queue
-            case WeightGradient(microbatch, chunk):
-                with self.named("weight-gradient", microbatch, chunk):
-                    self.deferred.pop((microbatch, self.part(chunk))).run()
-                    self.free(microbatch, self.part(chunk))
-            case Reduce(what, chunk):
-                self.reduce(what, chunk)
-            case Step():
-                self.update()
-
-    # Computing
-
-    def part(self, chunk: int) -> int:
-        return self.method.schedule.part(self.method.stage, chunk, self.method.size)
-
-    def named(self, what: str, microbatch: int, chunk: int) -> Any:
-        """The step's name in the trace, from which a timeline is drawn."""
-        of_chunk = f" chunk {chunk}" if self.method.schedule.chunks > 1 else ""
-        return self.comm.step(f"{what} {microbatch}{of_chunk}")
-
-    def compute(self, microbatch: int, part: int) -> Tensor:
-        """A part's layers on a microbatch, and the loss in the last one."""
-        batch = self.batches[microbatch]
-        x = self.inputs[microbatch, part] if part > 0 else batch.inputs
-        with draws(batch.seed, batch.step, batch.positions):
-            y = self.method.parts[part](x)
-        return self.method.loss(y, batch.targets, batch.count) if part == self.last else y
-
-    def forward(self, microbatch: int, part: int) -> None:
-        place = microbatch, part
-        if self.method.recompute:
-            self.kept[place] = ExitStack()
-            if part > 0:
-                held = saved_for_backward(self.inputs[place].data)
-                self.kept[place].enter_context(held)
-            with no_grad():
-                y = self.compute(*place)
-        else:
-            y = self.compute(*place)
-        if part == self.last:
-            self.loss += y.item()
-        elif self.stage_of(part + 1) == self.method.stage:
-            # The next part is here too. It begins a tape of its own, with memory of its own, as if
-            # it had received: then the two parts can free what they keep at different times.
-            self.inputs[microbatch, part + 1] = Tensor(y.data.copy(), requires_grad=True)
-        self.outputs[place] = y
-
-    def backward(self, microbatch: int, part: int) -> None:
-        place = microbatch, part
-        if ("activation", microbatch, part + 1) in self.leaving:
-            self.leaving.pop(("activation", microbatch, part + 1)).wait()
-        y = self.outputs.pop(place)
-        if self.method.recompute:
-            y = self.compute(*place)
-        gradient = self.gradients.pop((microbatch, part + 1), None)
-        if y.requires_grad:  # no: a first part with nothing to train
-            y.backward(gradient)
-        if self.method.recompute:
-            self.kept.pop(place).close()
-        if part > 0:
-            self.gradients[place] = self.inputs.pop(place).grad
-
-    def update(self) -> None:
-        """The optimizer's step, when all gradients of this stage are complete."""
-        self.wait_for_reductions()
-        self.add_twins(0, self.method.model.flat.size)
-        self.method.update()
-
-    # Messages
-
-    def stage_of(self, part: int) -> int:
-        return self.method.schedule.stage(part, self.method.size)
-
-    def post(self, what: str, microbatch: int, peer: int, part: int) -> None:
-        buffer = self.loss if what == "loss" else self.buffer(self.shapes[microbatch][part])
-        request = self.comm.irecv(buffer, peer, tag(what, microbatch, part))
-        self.arriving[what, microbatch, part] = request, buffer
-
-    def recv(self, what: str, microbatch: int, part: int) -> None:
-        request, buffer = self.arriving.pop((what, microbatch, part))
-        with self.comm.step(f"receive {what} {microbatch}"):
-            request.wait()
-        if what == "activation":
-            self.inputs[microbatch, part] = Tensor(buffer, requires_grad=True)
-            self.buffers.setdefault((microbatch, part), []).append(buffer)
-        elif what == "gradient":
-            self.gradients[microbatch, part] = buffer
-            self.buffers.setdefault((microbatch, part - 1), []).append(buffer)
-
-    def send(self, what: str, microbatch: int, peer: int, part: int) -> None:
-        if what == "loss":
-            array = self.loss
-        elif what == "activation":
-            array = as_array(self.outputs[microbatch, part - 1])
-        else:
-            array = contiguous(self.gradients.pop((microbatch, part)))
-        for key in [key for key, request in self.leaving.items() if request.test()]:
-            self.leaving.pop(key)  # it has left: its memory may go
-        with self.comm.step(f"send {what} {microbatch}"):
-            request = self.comm.isend(array, peer, tag(what, microbatch, part))
-        self.leaving[what, microbatch, part] = request
-
-    def finish(self) -> None:
-        """Wait for what has not left yet."""
-        for request in self.leaving.values():
-            request.wait()
-
-    def buffer(self, shape: Shape) -> Array:
-        """Memory to receive into: that of a microbatch which is done with, if there is one."""
-        free = self.method._free.setdefault(shape, [])
-        flat = self.method.model.flat.data
-        return free.pop() if free else arrays.module_of(flat).empty(shape, flat.dtype)
-
-    def free(self, microbatch: int, part: int) -> None:
-        """The microbatch is done with in this part: its buffers may be received into again."""
-        for buffer in self.buffers.pop((microbatch, part), ()):
-            self.method._free[buffer.shape].append(buffer)
-
-    # Sums over ranks
-
-    def reduce(self, what: str, chunk: int) -> None:
-        method, flat = self.method, self.method.model.flat
-        if what == "replicas":
-            assert method.copies is not None
-            start, stop = chunk_range(method, method.stage, chunk)
-            self.add_twins(start, stop)
-            self.reducing.append(method.copies.spawn(_all_reduce, flat.grad[start:stop]))
-        elif what == "loss":
-            assert method.copies is not None
-            ring.all_reduce(method.copies, self.loss)
-        else:
-            assert method.partners is not None
-            self.wait_for_reductions()
-            self.add_twins(0, flat.size)
-            with self.comm.step("sum tied gradients"):
-                for part in method.flat_tied():
-                    ring.all_reduce(method.partners, flat.grad[part])
-
-    def add_twins(self, start: int, stop: int) -> None:
-        """Bring together what several blocks of this stage found for one parameter.
-
-        Only parameters in this part of the flat array, and each once.
-        """
-        slices = self.method.model.flat.slices
-        for pair in list(self.twins):
-            first, twin = pair
-            if start <= slices[first.name].start < stop:
-                first.accumulate(twin.grad)
-                self.twins.remove(pair)
-
-    def wait_for_reductions(self) -> None:
-        for future in self.reducing:
-            future.wait()
-        self.reducing.clear()
-
-
-def _all_reduce(stream: Comm, gradients: Array) -> None:
-    with stream.step("sum over replicas"):
-        ring.all_reduce(stream, gradients)
-
-
-def tag(what: str, microbatch: int, part: int) -> int:
-    """A number for a message that no other between the same two ranks has in a step."""
-    if what == "loss":
-        return 0
-    return 1 + 2 * (microbatch * 256 + part) + (what == "gradient")
-
-
-def as_array(y: Tensor) -> Array:
-    return contiguous(y.data)
-
-
-def contiguous(array: Array) -> Array:
-    """``array`` itself, or a copy if its elements do not lie in a row."""
-    return arrays.module_of(array).ascontiguousarray(array)

@@ -1,10 +1,10 @@
 """Pipeline schedules as data: in which order each stage computes, as a list of instructions.
 
 A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing, and
-says only what a stage *computes*, and when. ``program`` adds the messages that follow from it.
-Four readers share the resulting list: ``validate`` proves that it can run, ``price`` predicts
-its time, memory and messages (both in ``pricing.py``), the executor in ``pipeline.py`` runs it,
-and ``minidist.pipeline_plot`` draws it. What is drawn is what runs.
+says only what a stage *computes*, and when. ``programs.py`` adds the messages that follow from it.
+Four readers share the resulting list: ``prover.py`` proves that it can run, ``pricing.py``
+predicts its time, memory and messages, ``executor.py`` runs it, and ``minidist.pipeline_plot``
+draws it. What is drawn is what runs.
 
 F forward, B backward, and B's two halves: I, the gradient of the input, which the previous stage
 waits for, and W, the gradient of the weights, which nobody waits for. With p stages, m
@@ -287,95 +287,3 @@ SCHEDULES: dict[str, Schedule] = {
     "zero_bubble_v": Schedule(zero_bubble_v, chunks=2, vee=True),
     "pipedream": Schedule(pipedream),
 }
-
-
-# From what a stage computes to all that it does.
-
-
-def program(
-    schedule: Schedule, stage: int, stages: int, microbatches: int, reduce: tuple[str, ...] = ()
-) -> list[Instruction]:
-    """A stage's whole list: its order, with messages, reductions, the step and the loss.
-
-    A message's ``Post`` comes one computation before its ``Recv``: it can arrive meanwhile, and
-    no more than one buffer waits. ``reduce`` names the reductions that the ranks need.
-    """
-    order = list(schedule.order(stage, stages, microbatches))
-    found: list[Instruction] = []
-    for index, instruction in enumerate(order):
-        if isinstance(instruction, Step):
-            found.append(instruction)
-            continue
-        found += _with_messages(schedule, instruction, stage, stages)
-        if "replicas" in reduce and _completes(instruction, order[index + 1 :]):
-            found.append(Reduce("replicas", instruction.chunk))
-    if "tied" in reduce:
-        found.append(Reduce("tied"))
-    if not any(isinstance(instruction, Step) for instruction in order):
-        found.append(Step())
-    return _posted_early([*found, *_pass_loss(schedule, stage, stages, reduce)])
-
-
-def _with_messages(
-    schedule: Schedule, instruction: Compute, stage: int, stages: int
-) -> Iterator[Instruction]:
-    """An instruction between the messages that it needs and makes; none within a stage."""
-    microbatch = instruction.microbatch
-    part = schedule.part(stage, instruction.chunk, stages)
-    last = stages * schedule.chunks - 1
-    before = schedule.stage(part - 1, stages) if part > 0 else stage
-    after = schedule.stage(part + 1, stages) if part < last else stage
-    match instruction:
-        case Forward():
-            if before != stage:
-                yield Recv("activation", microbatch, before, part)
-            yield instruction
-            if after != stage:
-                yield Send("activation", microbatch, after, part + 1)
-        case Backward() | InputGradient():
-            if after != stage:
-                yield Recv("gradient", microbatch, after, part + 1)
-            yield instruction
-            if before != stage:
-                yield Send("gradient", microbatch, before, part)
-        case WeightGradient():
-            yield instruction
-
-
-def _completes(instruction: Compute | Step, rest: list[Compute | Step]) -> bool:
-    """Whether this chunk's gradients are complete after this instruction.
-
-    A later chunk may share a parameter with this one, so it has to be complete too.
-    """
-    return isinstance(instruction, (Backward, WeightGradient)) and not any(
-        isinstance(later, (Backward, WeightGradient)) and later.chunk >= instruction.chunk
-        for later in rest
-    )
-
-
-def _pass_loss(
-    schedule: Schedule, stage: int, stages: int, reduce: tuple[str, ...]
-) -> Iterator[Instruction]:
-    """The loss, which one end of the pipeline knows, from stage to stage to the other end."""
-    source = schedule.stage(stages * schedule.chunks - 1, stages)
-    step = 1 if source == 0 else -1  # away from the source
-    if stage != source:
-        yield Recv("loss", -1, stage - step, -1)
-    elif "loss" in reduce:
-        yield Reduce("loss")
-    if 0 <= stage + step < stages:
-        yield Send("loss", -1, stage + step, -1)
-
-
-def _posted_early(instructions: list[Instruction]) -> list[Instruction]:
-    """Put a Post for every Recv before the computation that comes before it."""
-    posted: list[Instruction] = []
-    early = 0  # where the last computation stands
-    for instruction in instructions:
-        if isinstance(instruction, Recv):
-            posted.insert(early, Post(**vars(instruction)))
-            early += 1
-        elif isinstance(instruction, COMPUTE):
-            early = len(posted)
-        posted.append(instruction)
-    return posted

@@ -15,7 +15,7 @@ from minidist import LocalWorld, launch
 from minidist.collectives import central, ring
 from minidist.comm.local import Deadlock
 from minidist.data.batches import Batch
-from minidist.parallel import data_parallel, pipeline, schedules
+from minidist.parallel import data_parallel, executor, pipeline, schedules
 from minidist.parallel.data_parallel import DataParallel
 from minidist.parallel.pipeline import Pipeline
 from minidist.tensor import Deferred
@@ -124,7 +124,7 @@ def receives_before_it_sends(monkeypatch):
 
 def both_halves_of_the_backward_at_once(monkeypatch):
     """Nothing is deferred: the weights' gradients come with the inputs'."""
-    monkeypatch.setattr(pipeline, "defer_weight_gradients", lambda: nullcontext(Deferred()))
+    monkeypatch.setattr(executor, "defer_weight_gradients", lambda: nullcontext(Deferred()))
 
 
 def weight_gradients_never_run(monkeypatch):
@@ -133,25 +133,25 @@ def weight_gradients_never_run(monkeypatch):
 
 def sends_wait_at_once(monkeypatch):
     """Right numbers, but a stage stands still until its message has been received."""
-    send = pipeline._Run.send
+    send = executor.Run.send
 
     def waiting(self, what, microbatch, peer, part):
         send(self, what, microbatch, peer, part)
         self.leaving.pop((what, microbatch, part)).wait()
 
-    monkeypatch.setattr(pipeline._Run, "send", waiting)
+    monkeypatch.setattr(executor.Run, "send", waiting)
 
 
 def buffers_freed_too_early(monkeypatch):
     """An activation's memory is received into again while its backward still needs it."""
-    recv = pipeline._Run.recv
+    recv = executor.Run.recv
 
     def eager(self, what, microbatch, part):
         recv(self, what, microbatch, part)
         if what == "activation":
             self.free(microbatch, part)
 
-    monkeypatch.setattr(pipeline._Run, "recv", eager)
+    monkeypatch.setattr(executor.Run, "recv", eager)
 
 
 def loss_counted_on_every_microbatch_alone(monkeypatch):

@@ -11,7 +11,7 @@ from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import PipeDream, Serial
-from minidist.parallel.pipeline import _Run
+from minidist.parallel.executor import Run
 from tests.parallel.checks import Setting, check_predictions, images, serial, train
 
 WIDTHS = (12, 9, 7, 6, 5)
@@ -145,15 +145,15 @@ def gradients_kept(monkeypatch):
 
 def one_microbatch_too_late(monkeypatch):
     """The step comes before the backward that it belongs to."""
-    do = _Run.do
-    monkeypatch.setattr(_Run, "update", lambda self: None)
+    do = Run.do
+    monkeypatch.setattr(Run, "update", lambda self: None)
 
     def late(self, instruction):
         if type(instruction).__name__ == "Backward":
             self.method.update()
         do(self, instruction)
 
-    monkeypatch.setattr(_Run, "do", late)
+    monkeypatch.setattr(Run, "do", late)
 
 
 @pytest.mark.parametrize("mutant", [no_stashing, gradients_kept, one_microbatch_too_late])

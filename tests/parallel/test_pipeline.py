@@ -17,7 +17,7 @@ from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
 from minidist.parallel import Pipeline, Serial
-from minidist.parallel.pipeline import _Run
+from minidist.parallel.executor import Run
 from minidist.parallel.pricing import price_units
 from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.parallel.stages import block_seconds
@@ -331,14 +331,14 @@ def test_bad_input_is_refused(options, message):
 
 def skip_reduction(monkeypatch, what, last_stage_only=False):
     """Some ranks do not add up what they must."""
-    reduce = _Run.reduce
+    reduce = Run.reduce
 
     def forgetful(self, which, chunk):
         last = self.method.stage == self.method.size - 1
         if which != what or (last_stage_only and not last):
             reduce(self, which, chunk)
 
-    monkeypatch.setattr(_Run, "reduce", forgetful)
+    monkeypatch.setattr(Run, "reduce", forgetful)
 
 
 def missing_last_stage_reduction(monkeypatch):
@@ -350,19 +350,19 @@ def tied_gradients_not_summed(monkeypatch):
 
 
 def twins_forgotten(monkeypatch):
-    monkeypatch.setattr(_Run, "add_twins", lambda self, start, stop: None)
+    monkeypatch.setattr(Run, "add_twins", lambda self, start, stop: None)
 
 
 def dropout_drawn_anew_in_the_recomputation(monkeypatch):
     """The second forward draws other masks than the first."""
-    compute = _Run.compute
+    compute = Run.compute
 
     def other(self, microbatch, part):
         batch = self.batches[microbatch]
         self.batches[microbatch] = replace(batch, seed=batch.seed + 1)
         return compute(self, microbatch, part)
 
-    monkeypatch.setattr(_Run, "compute", other)
+    monkeypatch.setattr(Run, "compute", other)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from itertools import pairwise
 import pytest
 
 from minidist.comm.machine import Machine
-from minidist.parallel.pricing import Memory, ScheduleError, price, price_units, validate
+from minidist.parallel.pricing import Memory, price, price_units
+from minidist.parallel.programs import program
+from minidist.parallel.prover import ScheduleError, validate
 from minidist.parallel.schedules import (
     SCHEDULES,
     Backward,
@@ -21,7 +23,6 @@ from minidist.parallel.schedules import (
     Step,
     WeightGradient,
     interleaved,
-    program,
 )
 from minidist.parallel.stages import cut
 
