@@ -22,8 +22,10 @@ each array once, whatever p is. Nothing waits but the barriers, of empty message
     messages a rank   (k + 1)⌈lg p⌉, no bytes
     time              (k + 1)⌈lg p⌉α + n(p - 1)/p·γ; for the copies the model has no price
 
-Graham, Shipman, "MPI support for multi-core architectures: optimized shared memory collectives",
-EuroPVM/MPI 2008. MPI-3 calls such memory a window (Win_allocate_shared).
+Where ranks allocate their arrays in memory that all see, even the copies can go: see
+``symmetric_memory.py``. Graham, Shipman, "MPI support for multi-core architectures: optimized
+shared memory collectives", EuroPVM/MPI 2008. MPI-3 calls such memory a window
+(Win_allocate_shared).
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     if comm.size == 1:
         return
     flat = array.reshape(-1)
-    memory = comm.shared(HEAD + 4 * SEGMENT, np.empty(0, np.uint8))
+    length = HEAD + 4 * SEGMENT
+    memory = comm.remember(
+        ("shared memory", length), lambda: comm.shared(length, np.empty(0, np.uint8))
+    )
     heads = [slot[:HEAD].view(np.int64) for slot in memory]
     heads[comm.rank][:2] = flat.nbytes, flat.dtype.num
     segments = segment_slices(flat.size, flat.itemsize)

@@ -84,7 +84,6 @@ class Comm(ABC):
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
-        self._windows: dict[tuple[Any, ...], list[Array]] = {}
 
     # Messages
 
@@ -166,17 +165,13 @@ class Comm(ABC):
         """
 
     def shared(self, length: int, like: Array) -> list[Array]:
-        """A 1-D work array of each rank, by rank, in memory that all of them see.
+        """A 1-D array of each rank, by rank, in memory that all of them see.
 
         Every rank must call it, and may read and write any of them: only messages order what they
-        do. Kept for the next call, like ``scratch``. Raises CommError where ranks do not share
-        memory: ``split`` by node first.
+        do. Kept as long as the communicator. Raises CommError where ranks do not share memory:
+        ``split`` by node first.
         """
-        key = (module_of(like), like.dtype)
-        arrays = self._windows.get(key)
-        if arrays is None or arrays[0].size < length:
-            arrays = self._windows[key] = self._shared(length, like)
-        return [array[:length] for array in arrays]
+        return self._shared(length, like)
 
     def library_all_reduce(self, array: Array, op: str = "sum") -> None:
         """The MPI library's own all-reduce, in place, for comparison; its messages are unseen."""

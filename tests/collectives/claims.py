@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
-from minidist.collectives import central, segmented_ring
+from minidist.collectives import central, segmented_ring, symmetric_memory
 from minidist.comm import Comm, LocalWorld, Machine, launch
 
 MACHINE = Machine("test", latency=3e-6, bandwidth=2e9, reduce_bandwidth=5e9)
@@ -136,9 +136,30 @@ def rooted(kind, name, run, cost, expected, root) -> Collective:
     return Collective(what, run_it, expected(root), cost_of, same_everywhere=kind == "broadcast")
 
 
+def in_symmetric_memory(
+    comm: Comm, array: np.ndarray, op: str, all_reduce=symmetric_memory.all_reduce
+) -> None:
+    """All-reduce of a slice of an array that all ranks see."""
+    wide = symmetric_memory.allocate(comm, array.size + 3, array.dtype)
+    inner = wide[2 : 2 + array.size]
+    inner[...] = array
+    all_reduce(comm, inner, op)
+    array[...] = inner
+    assert not wide[:2].any(), "it wrote outside of the slice"
+    assert not wide[2 + array.size :].any(), "it wrote outside of the slice"
+
+
 def all_collectives() -> list[Collective]:
     """Every algorithm in the package's dictionaries, so that a new one is tested by being there."""
     found = [
+        Collective(
+            "all_reduce/symmetric_memory",
+            in_symmetric_memory,
+            expect_reduced,
+            symmetric_memory.all_reduce_cost,
+        )
+    ]
+    found += [
         Collective(
             f"all_reduce/{name}",
             lambda comm, array, op, run=run: run(comm, array, op),

@@ -11,7 +11,14 @@ from claims import MACHINE, all_collectives, broken_claims, data, lengths, measu
 
 from minidist import collectives
 from minidist.array import work
-from minidist.collectives import auto, barrier, barrier_cost, hierarchical, ring
+from minidist.collectives import (
+    auto,
+    barrier,
+    barrier_cost,
+    hierarchical,
+    ring,
+    symmetric_memory,
+)
 from minidist.comm import CommError, LocalWorld, launch
 from minidist.comm.machine import Link
 
@@ -244,7 +251,24 @@ def test_a_repeated_collective_allocates_nothing():
             assert first == second, name
 
 
-@pytest.mark.parametrize("collective", COLLECTIVES, ids=str)
+def test_symmetric_memory_wants_the_same_place_on_all_ranks():
+    def run(comm, place):
+        array = symmetric_memory.allocate(comm, 10)
+        symmetric_memory.all_reduce(comm, place(comm, array))
+
+    for place, error in [
+        (lambda comm, array: array[comm.rank : comm.rank + 5], "dtype, length and place"),
+        (lambda comm, array: array[: 5 + comm.rank], "dtype, length and place"),
+        (lambda comm, array: array.view("i4" if comm.rank else "f4"), "dtype, length and place"),
+        (lambda comm, array: array[::2], "not in symmetric memory: make it by"),
+        (lambda comm, array: array.copy(), "not in symmetric memory: make it by"),
+        (lambda comm, array: strict.asarray(array), "not in symmetric memory: make it by"),
+    ]:
+        with pytest.raises(CommError, match=error):
+            launch(lambda comm, place=place: run(comm, place), ranks=3, world=LocalWorld())
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES[1:], ids=str)  # symmetric: on the host alone
 def test_arrays_of_another_module_stay_there(collective):
     """On a stand-in for a GPU, which refuses to be mixed with NumPy unasked."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from claims import all_collectives, broken_claims, lengths
+from claims import all_collectives, broken_claims, in_symmetric_memory, lengths
 from mutants import Mutant
 
 from minidist.collectives import shared_memory
@@ -245,6 +245,28 @@ def test_mutants_of_many_segments_are_rejected(monkeypatch, what, old, new):
     true = TRUE["all_reduce/shared_memory"]
     assert not rejected(true)
     assert rejected(replace(true, run=wrong.all_reduce)), f"nothing noticed {mutant}"
+
+
+@pytest.mark.parametrize(
+    ("what", "old", "new"),
+    [
+        ("adds before all have come", "    barrier(comm)\n    if any(", "    if any("),
+        ("leaves before all have added", "] = mine[piece]\n    barrier(comm)", "] = mine[piece]"),
+        (
+            "hands out too little",
+            "other[piece] = mine[piece]",
+            "other[piece][1:] = mine[piece][1:]",
+        ),
+        ("adds its own array too", "arrays.pop(comm.rank)", "arrays[comm.rank]"),
+    ],
+)
+def test_mutants_of_symmetric_memory_are_rejected(what, old, new):
+    mutant = Mutant(HOME + "symmetric_memory", what, old, new)
+    wrong = mutant.load().all_reduce
+    true = TRUE["all_reduce/symmetric_memory"]
+    run = lambda comm, array, op: in_symmetric_memory(comm, array, op, wrong)
+    assert not rejected(true)
+    assert rejected(replace(true, run=run)), f"nothing noticed {mutant}"
 
 
 def test_a_ring_that_sends_whole_arrays_is_rejected_by_its_counts():
