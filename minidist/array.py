@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -80,6 +81,27 @@ def synchronize(device: str | None = None) -> None:
     cuda = getattr(module(device), "cuda", None)
     if cuda is not None:
         cuda.Device().synchronize()
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``function(xp, *arrays and numbers)``, a chain of element-wise steps, one GPU kernel.
+
+    Step by step, every line would be a launch of its own and a way to the GPU's memory and back.
+    ``cupy.fuse`` runs the function once on stand-ins, notes its steps, and compiles them into one
+    kernel. So inside are only arithmetic, in place or not, and ``xp``'s element-wise functions; a
+    number that changes from call to call must be an argument, or the first one stays for good. On
+    the host the function runs as it is written.
+    """
+
+    @cache
+    def kernel(xp: Any) -> Callable[..., Any]:
+        return xp.fuse(kernel_name=function.__name__)(lambda *given: function(xp, *given))
+
+    @wraps(function)
+    def run(xp: Any, *given: Any) -> Any:
+        return function(xp, *given) if xp is np else kernel(xp)(*given)
+
+    return run
 
 
 def default_dtype() -> np.dtype:

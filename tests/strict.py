@@ -1,14 +1,18 @@
 """A stand-in for a GPU's arrays, for machines without one: NumPy inside, CuPy's manners outside.
 
-What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, and
-silent conversion to NumPy. Code that passes here with ``device="strict"`` keeps its arrays where
+What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, silent
+conversion to NumPy, arguments that CuPy's functions do not have (``where=``, ``initial=``, einsum's
+``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its arrays where
 they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
 """
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fusion import Symbol
+from fusion import fuse as note_and_replay
 
 _SCALARS = (int, float, bool, complex, np.generic, type(None))
 
@@ -31,7 +35,7 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
         if name.startswith("__"):
             raise AttributeError(name)  # NumPy's ways of looking inside an array, among others
         value = getattr(self._host, name)
-        return _wrapped(value, name) if callable(value) else _wrap(value)
+        return _wrapped(value, name, (self,)) if callable(value) else _wrap(value)
 
     def __getitem__(self, index: Any) -> Any:
         return _wrap(self._host[_unwrap(index, "indexing")])
@@ -94,8 +98,18 @@ def _unwrap(value: Any, where: str) -> Any:
     return value
 
 
-def _wrapped(function: Any, name: str) -> Any:
+def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what CuPy's function of this name does not take, by its 14.2's signatures."""
+    unknown = {"where", "initial"} | ({"out", "order", "casting"} if name == "einsum" else set())
+    if wrong := unknown & kwargs.keys():
+        raise TypeError(f"{name}: CuPy's has no {', '.join(sorted(wrong))}")
+    if name in ("max", "min", "amax", "amin", "argmax", "argmin") and args[0].size == 0:
+        raise ValueError(f"{name}: CuPy refuses an array without elements, whatever the axis")
+
+
+def _wrapped(function: Any, name: str, owner: tuple[Any, ...] = ()) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
+        _check(name, (*owner, *args), kwargs)
         values = [_unwrap(arg, name) for arg in args]
         named = {key: _unwrap(value, name) for key, value in kwargs.items()}
         return _wrap(function(*values, **named))
@@ -110,6 +124,10 @@ class _Function:
         self._function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for first in args:
+            if isinstance(first, Symbol):
+                assert isinstance(self._function, np.ufunc), f"fuse: no {self._function.__name__}"
+                return first._program.note(self._function, args, **kwargs)
         return _wrapped(self._function, self._function.__name__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +150,12 @@ def array(value: Any, dtype: Any = None, copy: bool = True) -> ndarray:
 def asnumpy(value: ndarray) -> np.ndarray:
     """A copy on the host."""
     return value._host.copy()
+
+
+def fuse(kernel_name: str) -> Callable[[Any], Any]:
+    """``cupy.fuse``: see fusion.py."""
+    assert kernel_name.isidentifier()
+    return lambda function: note_and_replay(function, lambda x: _unwrap(x, kernel_name), _wrap)
 
 
 lib = types.SimpleNamespace(

@@ -21,7 +21,7 @@ CHUNK = 128 * 1024  # bytes of a piece: with its scratch it fits a second-level 
 def chunks(array: Array, width: int = 1, chunk: int = CHUNK) -> Iterator[slice]:
     """Slices of the first axis of ``array``, whose rows hold ``width`` elements each."""
     if not isinstance(array, np.ndarray):
-        return iter((slice(0, len(array)),))
+        return iter((slice(0, len(array)),) if len(array) else ())
     return iter(_slices(len(array), max(1, chunk // (array.itemsize * max(1, width)))))
 
 

@@ -75,7 +75,11 @@ def _last_axis(
         grad_x = xp.empty(shape, grad.dtype) if wants_input_grad else None
 
         def weight_grad(out: Array | None) -> Array:
-            return xp.einsum("nw,nw->w", grad, normed, out=out)  # Σ over rows of grad · x̂
+            total = xp.einsum("nw,nw->w", grad, normed)  # Σ over rows of grad · x̂
+            if out is None:
+                return total
+            out[...] = total  # a copy of one row: CuPy's einsum has no ``out``
+            return out
 
         if grad_x is not None:
             filled = grad_x.reshape(-1, width)  # (n, w), the same memory

@@ -24,7 +24,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 def softmax_array(xp: Any, x: Array, axis: int = -1) -> Array:
     """The softmax of an array, in one new array."""
-    y = x - x.max(axis=axis, keepdims=True, initial=_lowest(x))
+    y = _less_maximum(x, axis)
     xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y
@@ -34,7 +34,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - log Σ exp x along ``axis``: the logarithm of softmax without its underflow."""
     keep_axes("log_softmax", x.shape, axis)
     xp = x.xp
-    y = x.data - x.data.max(axis=axis, keepdims=True, initial=_lowest(x.data))
+    y = _less_maximum(x.data, axis)
     y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
 
     def backward(grad: Array) -> Any:
@@ -43,5 +43,6 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     return Tensor.of(y, (x,), backward)
 
 
-def _lowest(x: Array) -> Any:
-    return -float("inf") if x.size == 0 else None
+def _less_maximum(x: Array, axis: int) -> Array:
+    """A new array, x less the largest along ``axis``: the largest exponential is then 1."""
+    return x - x.max(axis=axis, keepdims=True) if x.size else x.copy()  # nothing has no largest

@@ -12,8 +12,9 @@ undo most of it. Kingma, Ba, "Adam", arXiv 1412.6980, algorithm 1; Loshchilov, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from minidist.array import Array, module_of
+from minidist.array import Array, fused, module_of
 from minidist.optim.optimizer import LearningRate, Optimizer
 
 
@@ -40,27 +41,11 @@ class Adam(Optimizer):
 
     def moments(self, grad: Array, mean: Array, square: Array, scratch: Array) -> None:
         """Take one gradient into the running means m and v."""
-        xp = module_of(grad)
-        beta1, beta2 = self.betas
-        mean *= beta1
-        mean += xp.multiply(grad, 1 - beta1, out=scratch)
-        square *= beta2
-        xp.multiply(grad, grad, out=scratch)
-        scratch *= 1 - beta2
-        square += scratch
+        _moments(module_of(grad), grad, mean, square, scratch, *self.weights())
 
     def direction(self, mean: Array, square: Array, scratch: Array, scale: float = 1.0) -> Array:
-        """scale · m̂ / (√v̂ + ε), in ``scratch``.
-
-        Both divisions by 1-βᵗ are moved into the two scalars, as the paper's section 2 advises:
-        m̂ / (√v̂ + ε) = m / (√v + ε·√c₂) · √c₂ / c₁ with c = 1-βᵗ.
-        """
-        xp = module_of(mean)
-        c1, c2 = (1 - beta**self.steps for beta in self.betas)
-        xp.sqrt(square, out=scratch)
-        scratch += self.epsilon * c2**0.5
-        xp.divide(mean, scratch, out=scratch)
-        scratch *= scale * c2**0.5 / c1
+        """scale · m̂ / (√v̂ + ε), in ``scratch``."""
+        _direction(module_of(mean), mean, square, scratch, *self.corrected(scale))
         return scratch
 
     def update(
@@ -73,8 +58,53 @@ class Adam(Optimizer):
         square: Array,
         scratch: Array,
     ) -> None:
-        self.moments(grad, mean, square, scratch)
-        data -= self.direction(mean, square, scratch, scale=lr)
+        numbers = *self.weights(), *self.corrected(lr)
+        _update(module_of(data), data, grad, mean, square, scratch, *numbers)
+
+    def weights(self) -> tuple[float, float, float, float]:
+        """β₁, 1-β₁, β₂, 1-β₂."""
+        beta1, beta2 = self.betas
+        return beta1, 1 - beta1, beta2, 1 - beta2
+
+    def corrected(self, scale: float) -> tuple[float, float]:
+        """ε and the scale with both divisions by 1-βᵗ moved into them, as the paper's section 2
+        advises: m̂ / (√v̂ + ε) = m / (√v + ε·√c₂) · √c₂ / c₁ with c = 1-βᵗ.
+        """
+        c1, c2 = (1 - beta**self.steps for beta in self.betas)
+        return self.epsilon * c2**0.5, scale * c2**0.5 / c1
+
+
+@fused
+def _moments(
+    xp: Any, grad: Array, mean: Array, square: Array, scratch: Array, *weights: float
+) -> None:
+    beta1, rest1, beta2, rest2 = weights
+    mean *= beta1
+    mean += xp.multiply(grad, rest1, out=scratch)
+    square *= beta2
+    xp.multiply(grad, grad, out=scratch)
+    scratch *= rest2
+    square += scratch
+
+
+@fused
+def _direction(
+    xp: Any, mean: Array, square: Array, scratch: Array, epsilon: float, scale: float
+) -> None:
+    xp.sqrt(square, out=scratch)
+    scratch += epsilon
+    xp.divide(mean, scratch, out=scratch)
+    scratch *= scale
+
+
+@fused
+def _update(
+    xp: Any, data: Array, grad: Array, mean: Array, square: Array, scratch: Array, *numbers: float
+) -> None:
+    """The whole rule, so that a GPU runs it as one kernel."""
+    _moments(xp, grad, mean, square, scratch, *numbers[:4])
+    _direction(xp, mean, square, scratch, *numbers[4:])
+    data -= scratch
 
 
 class AdamW(Adam):
