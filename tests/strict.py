@@ -2,8 +2,8 @@
 
 What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, silent
 conversion to NumPy, arguments that CuPy's functions do not have (``where=``, ``initial=``, einsum's
-``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its arrays where
-they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
+``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its
+arrays where they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
 """
 
 import types
@@ -71,9 +71,10 @@ def _operator(name: str) -> Any:
     return method
 
 
-for _name in (  # noqa: SIM905 (a list of 34 strings is no clearer)
+for _name in (  # noqa: SIM905 (a list of 36 strings is no clearer)
     "add sub mul truediv floordiv mod pow matmul radd rsub rmul rtruediv rpow rmatmul "
-    "iadd isub imul itruediv ipow eq ne lt le gt ge neg pos abs invert and or xor rand ror"
+    "iadd isub imul itruediv ipow eq ne lt le gt ge neg pos abs invert and or xor rand ror "
+    "lshift rshift"
 ).split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 
@@ -158,6 +159,7 @@ def fuse(kernel_name: str) -> Callable[[Any], Any]:
     return lambda function: note_and_replay(function, lambda x: _unwrap(x, kernel_name), _wrap)
 
 
+linalg = types.SimpleNamespace(qr=_Function(lambda a: tuple(np.linalg.qr(a))))
 lib = types.SimpleNamespace(
     stride_tricks=types.SimpleNamespace(as_strided=_Function(np.lib.stride_tricks.as_strided))
 )

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from minidist.array import defaults
+from minidist import LocalWorld, launch
+from minidist.array import defaults, module, module_of
 from minidist.comm.comm import Comm
 from minidist.comm.local import LocalComm
 from minidist.comm.machine import Machine
@@ -143,3 +145,27 @@ def check_predictions(comm: Comm, key: str, setting: Setting) -> None:
                 assert abs(slowest[0] - cost.seconds) <= 1e-9 * cost.seconds, (
                     f"{key}: the step took {slowest[0]} s, formula {cost.seconds}"
                 )
+
+
+def check_device(key: str, device: str, ranks: int, dtype: str = "float64") -> None:
+    """The method's arrays live on ``device``, and losses and parameters equal the host's."""
+
+    def run(comm: Comm, device: str) -> tuple[list[float], list[dict[str, np.ndarray]]]:
+        with defaults(dtype=dtype, device=device):
+            setting = Setting(steps=3)
+            method = make(key, comm, setting)
+            result = train(method, setting)
+            for kind, held in method.holds().items():
+                for array in held:
+                    assert module_of(array) is module(device), f"{key}: {kind} are {type(array)}"
+            return result
+
+    size = 1 if key == "serial" else ranks
+    there, here = (
+        launch(partial(run, device=name), size, LocalWorld()) for name in (device, "cpu")
+    )
+    for (got_losses, got_states), (losses, states) in zip(there, here, strict=True):
+        np.testing.assert_allclose(got_losses, losses, rtol=1e-9, err_msg=key)
+        for got, expected in zip(got_states, states, strict=True):
+            for name in expected:
+                np.testing.assert_allclose(got[name], expected[name], rtol=1e-9, atol=1e-12)
