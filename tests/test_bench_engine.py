@@ -2,10 +2,12 @@
 
 import json
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
+from minidist import array as arrays
 from minidist import models
 from minidist.bench import engine, timing
 from minidist.nn import CrossEntropy
@@ -28,6 +30,26 @@ def test_peak_bytes_sees_arrays_that_come_and_go():
     peak = timing.peak_bytes(lambda: np.ones(1 << 20, np.uint8).sum())
     assert 1 << 20 <= peak < 1.2 * (1 << 20)
     assert not tracemalloc.is_tracing()
+
+
+def test_peak_bytes_on_a_gpu_is_what_the_pool_had_to_add(monkeypatch):
+    class Pool:
+        held, spare = 100, 50
+
+        def free_all_blocks(self):
+            self.spare = 0
+
+        def total_bytes(self):
+            return self.held + self.spare
+
+    pool = Pool()
+    module = types.SimpleNamespace(get_default_memory_pool=lambda: pool)
+    monkeypatch.setitem(arrays.DEVICES, "fake", lambda: module)
+
+    def step():
+        pool.spare = 30  # taken and given back: the pool keeps it
+
+    assert timing.peak_bytes(step, "fake") == 30
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):

@@ -27,6 +27,16 @@ def test_an_uninitialised_layer_says_so():
         nn.Linear(3, 4)(np.ones((1, 3), np.float32))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LayerNorm(4), nn.RMSNorm(4), nn.GELU(), nn.ReLU(), nn.Residual(nn.Tanh())],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_any_layer_may_come_first_and_be_given_an_array(layer):
+    x = values(2, 4).astype(np.float32)
+    np.testing.assert_array_equal(layer.init(0)(x).data, layer(Tensor(x)).data)
+
+
 def test_train_and_eval_reach_every_layer():
     model = nn.Sequential(nn.Residual(nn.Dropout(0.5)), nn.BatchNorm(3)).init(0)
     model.eval()

@@ -1,18 +1,11 @@
-"""Optimizers, models and data on a stand-in device that refuses to mix with NumPy."""
+"""Optimizers, models, metrics and training aids on a stand-in that refuses to mix with NumPy."""
 
 import numpy as np
+import on_device
 import pytest
+import strict
 
-from minidist import array, metrics, models, nn, optim
-from minidist.data import Augment, Batches, fashion_mnist, shakespeare
-from tests.test_optim import SLICES, start_and_grads
-
-strict = pytest.importorskip("strict")
-
-OPTIMIZERS = (
-    *("GradientDescent", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop"),
-    *("Adam", "AdamW", "LARS", "LAMB"),
-)
+from minidist import array
 
 
 @pytest.fixture(autouse=True)
@@ -21,46 +14,54 @@ def strict_device(monkeypatch):
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", on_device.OPTIMIZERS)
 def test_optimizer_equals_the_host(name, mixed):
-    start, grads = start_and_grads()
-    ends = []
-    for device in ("cpu", "strict"):
-        optimizer = getattr(optim, name)(0.1)
-        if mixed:
-            optimizer = optim.MixedPrecision(optimizer, dtype="float64")
-        optimizer.bind(SLICES)
-        data = array.to_device(start.copy(), device)
-        for host_grad in grads:
-            grad = array.to_device(host_grad.copy(), device)
-            optim.clip_by_global_norm(grad, 1.0)
-            optimizer.step(data, grad)
-        ends.append(array.to_host(data))
-    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-12)
+    on_device.check_optimizer("strict", name, mixed)
 
 
-def test_models_train_and_are_measured_there():
-    cases = {
-        "mlp": (models.mlp((784, 8, 10)), fashion_mnist()[0], None),
-        "cnn": (models.cnn(2), fashion_mnist()[0], Augment()),
-        "gpt": (models.gpt(63, 16, 16, 1, 2), shakespeare(16)[0], None),
-    }
-    for name, (model, data, augment) in cases.items():
-        losses = []
-        for device in ("cpu", "strict"):
-            with array.defaults(device=device):
-                model.init(0, device=device)
-                optimizer = optim.AdamW(1e-2)
-                for step in range(3):
-                    batch = Batches(data, 8, augment=augment)[step]
-                    model.zero_grad()
-                    loss = nn.CrossEntropy()(model(batch.inputs), batch.targets, batch.count)
-                    loss.backward()
-                    optimizer.step(model.flat.data, model.flat.grad)
-                losses.append(loss.item())
-        print(f"{name}: {losses}")
-        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    with array.defaults(device="strict"):
-        assert models.sample(model, [1, 2], 5).shape == (5,)
-        mlp, test = models.mlp((784, 10)).init(0), fashion_mnist()[1]
-        assert metrics.accuracy(mlp, test) == np.trace(metrics.confusion(mlp, test)) / 2000
+@pytest.mark.parametrize("name", on_device.MODELS)
+def test_training_gives_what_the_host_gives(name):
+    on_device.check_training("strict", name)
+
+
+def test_sampling_and_metrics():
+    on_device.check_evaluation("strict")
+
+
+def test_mixed_precision():
+    on_device.check_mixed_precision("strict")
+
+
+def test_training_aids():
+    on_device.check_training_aids("strict")
+
+
+def test_a_fused_function_is_noted_once_and_takes_its_numbers_each_time():
+    calls = []
+
+    @array.fused
+    def scaled(xp, x, number, out):
+        calls.append(number)
+        out[...] = xp.tanh(x) * number
+        out -= x
+
+    x, out = strict.asarray([1.0, 2.0]), strict.asarray([0.0, 0.0])
+    for number in (2.0, 3.0):
+        scaled(strict, x, number, out)
+        expected = np.tanh([1.0, 2.0]) * number - [1.0, 2.0]
+        on_device.assert_near(strict.asnumpy(out), expected, 1e-15)
+    assert len(calls) == 1
+
+
+def test_what_a_fused_function_may_not_do():
+    x = strict.asarray([1.0, 2.0])
+    for wrong in (
+        lambda xp, x: x.sum(),
+        lambda xp, x: x[:1],
+        lambda xp, x: xp.where(x > 0, x, 0.0),
+        lambda xp, x: x if x > 0 else -x,
+        lambda xp, x: x + strict.asarray([1.0, 2.0]),
+    ):
+        wrong.__name__ = "wrong"
+        with pytest.raises((TypeError, AttributeError, AssertionError)):
+            array.fused(wrong)(strict, x)

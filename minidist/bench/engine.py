@@ -168,7 +168,7 @@ def measure(case: Case, device: str, seconds: float, clock: Clock = WALL) -> dic
         row[f"{name}_ms"] = None if middle is None else 1e3 * middle
         if name != "minidist":
             row[f"ratio_to_{name}"] = ratio(times, "minidist", name)
-    row["peak_bytes"] = peak_bytes(steps["minidist"]) if device == "cpu" else None
+    row["peak_bytes"] = peak_bytes(steps["minidist"], device)
     return row
 
 
@@ -209,7 +209,7 @@ def measure_all(
 
 def report(results: dict[str, Any], console: Console) -> None:
     """Print the results as a table."""
-    table = Table(title=f"one training step on {results['device']}, one thread")
+    table = Table(title=f"one training step on {results['device']}, threads: {results['threads']}")
     for heading in ("case", "ms", "PyTorch", "autograd", "matmul alone", "peak MB"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
 
@@ -217,12 +217,11 @@ def report(results: dict[str, Any], console: Console) -> None:
         return "-" if value is None else f"{value:.2f}×"
 
     for row in results["cases"]:
-        peak = row["peak_bytes"]
         table.add_row(
             row["case"],
             f"{row['minidist_ms']:.2f}",
             *(times(row[f"ratio_to_{name}"]) for name in ("torch", "autograd", "matmul")),
-            "-" if peak is None else f"{peak / 1e6:.1f}",
+            f"{row['peak_bytes'] / 1e6:.1f}",
         )
     console.print(table)
     console.print(

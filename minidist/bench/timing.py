@@ -15,6 +15,8 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+from minidist import array as arrays
+
 Step = Callable[[], object]
 Clock = Callable[[], float]
 WALL: Clock = time.perf_counter
@@ -50,8 +52,17 @@ def median(times: list[float] | None) -> float | None:
     return statistics.median(times) if times else None
 
 
-def peak_bytes(step: Step) -> int:
-    """The most memory that one run of ``step`` holds at once, beyond what was there before."""
+def peak_bytes(step: Step, device: str = "cpu") -> int:
+    """The most memory that one run of ``step`` holds at once, beyond what was there before.
+
+    On a GPU: by how much CuPy's memory pool had to grow, from a pool with nothing to spare.
+    """
+    if device != "cpu":
+        pool = arrays.module(device).get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        step()
+        return pool.total_bytes() - before
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

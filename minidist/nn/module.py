@@ -193,6 +193,11 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
     )
 
 
+def is_floating_array(x: Any) -> bool:
+    """Whether ``x`` is an array, of any library, of floating numbers, and no tensor yet."""
+    return not isinstance(x, Tensor) and getattr(getattr(x, "dtype", None), "kind", "") == "f"
+
+
 class Module:
     """A layer or a model: parameters, and modules inside it, found among its attributes.
 
@@ -209,7 +214,8 @@ class Module:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
 
     def __call__(self, *inputs: Any) -> Tensor:
-        return self.forward(*inputs)
+        """``forward`` of tensors: a floating array becomes one; integers, such as tokens, stay."""
+        return self.forward(*[Tensor(x) if is_floating_array(x) else x for x in inputs])
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """Named parameters and modules directly inside this one, in order of declaration."""

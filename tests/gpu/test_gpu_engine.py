@@ -1,12 +1,21 @@
-"""Ops, layers and a training run on a real GPU equal those on the host."""
+"""On a real GPU: ops, models, optimizers, training aids and every method give what the host gives.
+
+The checks are those that the strict stand-in passes on every machine (tests/cases.py,
+tests/on_device.py, tests/parallel/checks.py). Skipped without a GPU.
+"""
 
 import numpy as np
+import on_device
 import pytest
 from cases import CASES, assert_same_on, run
+from claims import all_collectives, data
 
+from minidist import LocalWorld, launch, ops
 from minidist import array as arrays
-from minidist import models, nn, optim
-from minidist.seeds import draws
+from minidist.bench import engine
+from minidist.parallel import METHODS
+from minidist.tensor import Tensor
+from tests.parallel.checks import check_device
 
 pytestmark = pytest.mark.gpu
 
@@ -24,53 +33,64 @@ def test_every_op_gives_what_the_host_gives(name):
     assert_same_on("cuda", name, tolerance=1e-10)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_is_promoted(name):
-    for array in run(name, "cuda", "float32"):
-        assert array.dtype == np.float32
+def test_nothing_is_promoted(name, dtype):
+    for array in run(name, "cuda", dtype):
+        assert array.dtype == dtype, f"{name}: {array.dtype} from {dtype}"
 
 
-def train(model, shape, device, steps=5):
-    """The parameters after some steps of training, on the host."""
-    model = model.init(0, dtype="float64", device=device)
-    generator = np.random.default_rng(0)
-    inputs = arrays.to_device(generator.standard_normal(shape), device)
-    targets = arrays.to_device(generator.integers(0, 5, shape[0]), device)
-    loss, optimizer = nn.CrossEntropy(), optim.Adam(1e-2)
-    for step in range(steps):
-        model.zero_grad()
-        with draws(0, step):
-            loss(model(inputs), targets).backward()
-        optimizer.step(model.flat.data, model.flat.grad)
-    return model.state()
+@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
+@pytest.mark.parametrize("name", on_device.OPTIMIZERS)
+def test_optimizers(name, mixed):
+    on_device.check_optimizer("cuda", name, mixed)
 
 
-MODELS = {
-    "mlp": (lambda: models.mlp((12, 8, 5)), (6, 3, 4)),
-    "cnn": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm(4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Dropout(0.2), nn.Flatten(), nn.Linear(16, 5),
-        ),
-        (6, 2, 4, 4),
-    ),
-    "transformer": (
-        lambda: nn.Sequential(
-            nn.Residual(nn.LayerNorm(8), nn.CausalSelfAttention(8, 4, 2, rotary=True)),
-            nn.Residual(nn.RMSNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
-            nn.Flatten(),
-            nn.Linear(24, 5),
-        ),
-        (6, 3, 8),
-    ),
-}  # fmt: skip
+@pytest.mark.parametrize("name", on_device.MODELS)
+def test_training(name):
+    on_device.check_training("cuda", name)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_training_gives_what_the_host_gives(name):
-    make, shape = MODELS[name]
-    there, here = train(make(), shape, "cuda"), train(make(), shape, "cpu")
-    for parameter, expected in here.items():
-        np.testing.assert_allclose(
-            there[parameter], expected, rtol=1e-8, atol=1e-10, err_msg=parameter
-        )
+def test_sampling_and_metrics():
+    on_device.check_evaluation("cuda")
+
+
+def test_mixed_precision():
+    on_device.check_mixed_precision("cuda")
+
+
+def test_training_aids():
+    on_device.check_training_aids("cuda")
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_methods(key):
+    check_device(key, "cuda", ranks=3)
+
+
+@pytest.mark.parametrize("collective", all_collectives(), ids=str)
+def test_collectives(collective):
+    def on(device):
+        def rank(comm):
+            array = arrays.to_device(data(comm.rank, 7, "float64", "sum"), device)
+            collective.run(comm, array, "sum")
+            assert arrays.module_of(array) is arrays.module(device)
+            return arrays.to_host(array)
+
+        return launch(rank, 3, LocalWorld())
+
+    for got, expected in zip(on("cuda"), on("cpu"), strict=True):
+        on_device.assert_near(got, expected, 1e-14)
+
+
+def test_host_and_gpu_arrays_do_not_mix():
+    there = Tensor(arrays.to_device(np.ones((2, 2)), "cuda"))
+    for op in (ops.add, ops.matmul, ops.linear):
+        with pytest.raises(arrays.DeviceError, match="numpy"):
+            op(Tensor(np.ones((2, 2))), there)
+
+
+def test_the_bench_measures_steps_and_memory(monkeypatch):
+    monkeypatch.setattr(engine, "peers", lambda device: {})
+    (row,) = engine.measure_all("cuda", 0.0, "MLP 32")["cases"]
+    assert row["minidist_ms"] > 0 and row["peak_bytes"] > 0
