@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from minidist.array import Array, module_of
-from minidist.tensor import Backward, Gradients, Node, Tensor, set_mode
+from minidist.mode import set_mode
+from minidist.tape import Backward, Gradients, Node
+from minidist.tensor import Tensor
 
 
 class AnomalyError(FloatingPointError):

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from minidist.array import Array
-from minidist.tensor import Into, Tensor, current_mode, set_mode
+from minidist.mode import current_mode, set_mode
+from minidist.tape import Into
+from minidist.tensor import Tensor
 
 
 class Meter:
