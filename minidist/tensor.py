@@ -157,6 +157,25 @@ class Tensor:
         """The value of a tensor of one element, as a Python number."""
         return self.data.item()
 
+    def tolist(self) -> Any:
+        """The data as nested lists of Python numbers."""
+        return self.data.tolist()
+
+    def __array__(self, dtype: DType | None = None, copy: bool | None = None) -> np.ndarray:
+        """What NumPy's functions and matplotlib take, if no gradient gets lost by it."""
+        if self.node is not None:
+            raise TypeError(
+                f"NumPy was given a tensor {self.shape} whose gradient it would lose: use "
+                "minidist.ops, or tensor.numpy() to leave the tape"
+            )
+        return np.array(self.numpy(), dtype, copy=copy)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "a tensor is not written into, since an op may need what is there: use ops.where, or "
+            "tensor.data[index] = value where no tape depends on it"
+        )
+
     def __len__(self) -> int:
         return len(self.data)
 

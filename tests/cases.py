@@ -42,6 +42,8 @@ CASES = {
     "divide": (ops.divide, X, positive(2, 1, 4)),
     "numbers": (lambda x: 1.0 - (2 * x + 1) / 3.0 + 2.0 / x - np.float64(3.0) * x, positive(3, 4)),
     "power": (lambda x: x**3 + x**2 + x**0.5, positive(3, 4)),
+    "exponential": (lambda x: 2.0**x, X),
+    "astype": (lambda x: x.astype("float64").astype(x.dtype), X),
     "negative": (lambda x: -x, X),
     "exp": (ops.exp, X),
     "log": (ops.log, positive(3, 4)),

@@ -11,7 +11,7 @@ from minidist import array as arrays
 from minidist import metrics, models, nn, ops, optim
 from minidist.anomaly import AnomalyError, detect_anomaly
 from minidist.data import Augment, Batches, Dataset, characters, fashion_mnist
-from minidist.optim import MixedPrecision, cast
+from minidist.optim import MixedPrecision
 from minidist.recompute import checkpoint
 from minidist.seeds import draws
 from minidist.tensor import Tensor, defer_weight_gradients, no_grad
@@ -144,7 +144,7 @@ def check_mixed_precision(device):
             model.zero_grad()
             logits = model(batch.inputs.astype("float16"))
             assert logits.dtype == np.float16
-            value = loss(cast(logits, "float32"), batch.targets)
+            value = loss(logits.astype("float32"), batch.targets)
             optimizer.backward(value)
             optimizer.step(model.flat.data, model.flat.grad)
             losses.append(value.item())

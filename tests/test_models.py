@@ -58,10 +58,10 @@ def test_gradients_equal_numeric_slopes(name):
 def test_every_cut_into_stages_is_the_whole(name):
     """A stage built alone has serial's parameters, and stages in a row compute the model."""
     make, x, _ = MODELS[name]
-    model = make().init(3)
+    model = make().init(3, dtype="float64")
     expected = model(x).data
     for cut in range(1, len(model)):
-        stages = [make()[:cut].init(3), make()[cut:].init(3)]
+        stages = [part.init(3, dtype="float64") for part in (make()[:cut], make()[cut:])]
         for stage in stages:
             for key, values in stage.state().items():
                 np.testing.assert_array_equal(values, model.state()[key], err_msg=key)

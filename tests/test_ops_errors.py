@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from minidist import nn, ops
+from minidist import models, nn, ops, optim
 from minidist.array import DeviceError, module
+from minidist.data import Dataset
 from minidist.ops import ShapeError
 from minidist.tensor import Tensor
 
@@ -47,6 +48,12 @@ SHAPES = {
     "self_attention: qkv (1, 2, 7)": lambda: ops.self_attention(t(1, 2, 7), 2),
     "rotary: features are turned in pairs, and d = 3": lambda: ops.rotary(t(2, 3)),
     "conv2d: input (1, 3, 5, 5)": lambda: ops.conv2d(t(1, 3, 5, 5), t(4, 2, 3, 3)),
+    "cnn: images must be (n, height, width), not (2, 1, 28, 28)": lambda: models.cnn(2).init(0)(
+        t(2, 1, 28, 28)
+    ),
+    "gpt: tokens must be (batch, length), not (2,)": lambda: models.gpt(5, 4, 4, 1, 1).init(0)(
+        LABELS
+    ),
     "max_pool2d: input (1, 1, 1, 1)": lambda: ops.max_pool2d(t(1, 1, 1, 1), 2),
     "mean_squared_error: (2, 3) against targets (3,)": lambda: ops.mean_squared_error(
         t(2, 3), t(3)
@@ -74,6 +81,87 @@ def test_targets_out_of_range():
         ops.embedding(np.array([0, 3]), t(3, 2))
     with pytest.raises(IndexError, match=r"shape \(2, 3\)"):
         t(2, 3)[5]
+
+
+def test_targets_that_overflowed_when_they_were_made():
+    for dtype, most in ((np.int8, 127), (np.uint8, 255)):
+        overflowed = np.array([300, 1]).astype(dtype)
+        with pytest.raises(
+            ops.DTypeError, match=rf"cross_entropy: {dtype.__name__}.*at most {most}"
+        ):
+            ops.cross_entropy(t(2, 301), overflowed)
+        with pytest.raises(ops.DTypeError, match=rf"dataset x: {dtype.__name__}.*301 classes"):
+            Dataset("x", np.zeros((2, 3)), overflowed, 301)
+    ops.cross_entropy(t(2, 256), np.array([255, 1], np.uint8))  # fits
+    with pytest.raises(ValueError, match="found 0 to 18446744073709551615"):
+        ops.cross_entropy(t(2, 4), np.array([2**64 - 1, 0], np.uint64))
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(4, 2), (3, 4)),
+    "conv2d": (lambda: nn.Conv2d(1, 2, 3), (1, 1, 4, 4)),
+    "layer_norm": (lambda: nn.LayerNorm(4), (3, 4)),
+    "rms_norm": (lambda: nn.RMSNorm(4), (3, 4)),
+    "batch_norm": (lambda: nn.BatchNorm(4), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_takes_inputs_of_its_own_dtype_alone(name):
+    make, shape = LAYERS[name]
+    layer = make().init(0)
+    for dtype in ("float64", "int64", "uint8", "float16"):
+        with pytest.raises(ops.DTypeError) as caught:
+            layer(np.ones(shape, dtype))
+        message = str(caught.value)
+        assert f"{name}: the input {shape} is {dtype}, the weight" in message
+        assert '.astype("float32")' in message
+        assert (f'init(dtype="{dtype}")' in message) == dtype.startswith("float")
+    assert layer(np.ones(shape, np.float32)).dtype == np.float32
+
+
+def test_uninitialised_modules():
+    for use in (
+        lambda model: model(t(1, 4)),
+        lambda model: model.flat,
+        lambda model: model.zero_grad(),
+        lambda model: model.state(),
+        lambda model: model.blocks["0"].weight * 2,
+    ):
+        with pytest.raises(nn.UninitialisedError, match=r"call model.init\(seed\) first"):
+            use(nn.Sequential(nn.Linear(4, 3)))
+    with pytest.raises(TypeError, match="int32"):
+        nn.Linear(4, 3).init(0, dtype="int32")
+
+
+def test_habits_from_elsewhere():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(
+        TypeError, match=r"SGD: the first argument is the learning rate.*not a list"
+    ):
+        optim.SGD(nn.Linear(2, 2).init(0).parameters())
+    with pytest.raises(TypeError, match=r"block 0 is a list.*Sequential\(\*blocks\)"):
+        nn.Sequential([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="as model.flat.data and model.flat.grad are"):
+        optim.SGD(0.1).step(np.ones((2, 2)), np.ones((2, 2)))
+    with pytest.raises(TypeError, match="tensor.data"):
+        x[0] = 1
+    for lose in (np.asarray, np.array, lambda x: np.concatenate([x, x])):
+        with pytest.raises(TypeError, match=r"\(2,\) whose gradient it would lose"):
+            lose(x)
+    assert np.asarray(x.detach()).tolist() == x.tolist() == [1.0, 2.0]
+    with pytest.raises(TypeError, match="astype: int64 has no slope"):
+        x.astype("int64")
+    with pytest.raises(TypeError, match="the base must be a positive number, not -2"):
+        (-2) ** x
+
+
+def test_ops_take_arrays_and_lists_too():
+    z = np.array([[1.0, 2.0], [3.0, 0.0]], np.float32)
+    assert ops.softmax(z).shape == ops.relu(z).shape == (2, 2)
+    assert ops.cross_entropy(z, [1, 0]).item() == ops.cross_entropy(z, np.array([1, 0])).item()
+    assert ops.embedding([1, 1], Tensor(z)).tolist() == [[3.0, 0.0]] * 2
+    assert ops.stack([z, z]).shape == (2, 2, 2)
 
 
 def test_types():

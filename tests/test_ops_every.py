@@ -20,7 +20,7 @@ def strict_device(monkeypatch):
 def test_the_table_has_every_op():
     methods = {"getitem", "expand_dims"}  # appear in the table as operators and methods
     plain = {"argmax", "argmin", "equal", "not_equal", "less", "less_equal", "greater",
-             "greater_equal", "ShapeError"}  # fmt: skip
+             "greater_equal", "ShapeError", "DTypeError"}  # fmt: skip
     assert not set(ops.__all__) - set(CASES) - methods - plain
 
 

@@ -6,7 +6,7 @@ import pytest
 from minidist import nn, optim
 from minidist.data import Batches, fashion_mnist, shakespeare
 from minidist.models import cnn, gpt, mlp
-from minidist.optim import MixedPrecision, cast
+from minidist.optim import MixedPrecision
 from minidist.tensor import Tensor
 
 
@@ -24,7 +24,7 @@ def test_updates_too_small_for_float16_add_up_in_the_master_copy():
 def test_the_scale_saves_gradients_too_small_for_float16():
     x = Tensor(np.full(4, 1e-3, np.float16), requires_grad=True)
     mixed = MixedPrecision(optim.SGD(1.0), scale=2.0**16)
-    loss = cast((x * Tensor(np.full(4, 1e-8, np.float32))).sum(), "float32")
+    loss = (x * Tensor(np.full(4, 1e-8, np.float32))).sum().astype("float32")
     mixed.backward(loss)
     data = np.zeros(4, np.float16)
     mixed.step(data, x.grad)
@@ -84,7 +84,7 @@ def test_a_model_in_float16_follows_float32(name):
         floating = batch.inputs.dtype.kind == "f"
         logits = model16(batch.inputs.astype(np.float16) if floating else batch.inputs)
         assert logits.dtype == np.float16  # nothing on the way was silently promoted
-        loss16 = loss(cast(logits, "float32"), batch.targets)
+        loss16 = loss(logits.astype("float32"), batch.targets)
         mixed.backward(loss16)
         mixed.step(model16.flat.data, model16.flat.grad)
     print(f"float32 {loss32.item():.4f}, mixed {loss16.item():.4f}")

@@ -18,6 +18,7 @@ import numpy as np
 from minidist import array as arrays
 from minidist.array import Array
 from minidist.data.augment import Augment
+from minidist.ops.losses import holds_classes
 from minidist.seeds import draws, generator, uniform_rows
 
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
@@ -47,6 +48,9 @@ class Dataset:
             raise ValueError(
                 f"dataset {self.name}: {len(self.inputs)} inputs but {len(self.targets)} targets"
             )
+        dtype = getattr(self.targets, "dtype", None)
+        if dtype is not None:
+            holds_classes(f"dataset {self.name}", dtype, self.classes)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from minidist import nn
 from minidist.array import Array
 from minidist.nn.module import LayerCost, Module, Shape
+from minidist.ops import ShapeError
 from minidist.tensor import Tensor, as_tensor
 
 
@@ -24,6 +25,8 @@ class AddChannel(Module):
 
     def forward(self, x: Tensor | Array) -> Tensor:
         x = as_tensor(x)
+        if x.ndim != 3:
+            raise ShapeError(f"cnn: images must be (n, height, width), not {x.shape}")
         return x.reshape(x.shape[0], 1, *x.shape[1:])
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:

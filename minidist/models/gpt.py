@@ -38,6 +38,9 @@ class Embed(Module):
 
     def forward(self, tokens: Any, start: int = 0) -> Tensor:
         """``start``: the place of the first token, when earlier ones are in a cache."""
+        tokens = self.weight.xp.asarray(tokens) if isinstance(tokens, list) else tokens
+        if len(tokens.shape) != 2:
+            raise ops.ShapeError(f"gpt: tokens must be (batch, length), not {tokens.shape}")
         context, last = self.position.declared[0], start + tokens.shape[1]
         if last > context:
             raise ValueError(f"gpt: {last} tokens do not fit into a context of {context}")

@@ -104,6 +104,12 @@ class Sequential(Module):
     """
 
     def __init__(self, *blocks: Module, input_shape: Shape | None = None) -> None:
+        for index, block in enumerate(blocks):
+            if not isinstance(block, Module):
+                raise TypeError(
+                    f"Sequential: block {index} is a {type(block).__name__}, not a Module: write "
+                    "Sequential(Linear(3, 4), ReLU()), or Sequential(*blocks) for a list"
+                )
         self.blocks: dict[str, Module] = {str(index): block for index, block in enumerate(blocks)}
         self.input_shape = input_shape
 

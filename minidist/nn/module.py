@@ -193,11 +193,6 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
     )
 
 
-def is_floating_array(x: Any) -> bool:
-    """Whether ``x`` is an array, of any library, of floating numbers, and no tensor yet."""
-    return not isinstance(x, Tensor) and getattr(getattr(x, "dtype", None), "kind", "") == "f"
-
-
 class Module:
     """A layer or a model: parameters, and modules inside it, found among its attributes.
 
@@ -214,8 +209,7 @@ class Module:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """``forward`` of tensors: a floating array becomes one; integers, such as tokens, stay."""
-        return self.forward(*[Tensor(x) if is_floating_array(x) else x for x in inputs])
+        return self.forward(*inputs)
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """Named parameters and modules directly inside this one, in order of declaration."""
@@ -276,7 +270,16 @@ class Module:
 
     @property
     def initialised(self) -> bool:
-        return hasattr(self, "flat")
+        return "flat" in vars(self)
+
+    def __getattr__(self, attribute: str) -> Any:
+        # Python comes here only when the attribute is missing: no cost once initialised.
+        if attribute == "flat":
+            raise UninitialisedError(
+                f"this {type(self).__name__} has no flat arrays yet: call model.init(seed) first, "
+                "on the model as a whole"
+            )
+        raise AttributeError(f"{type(self).__name__} has no attribute {attribute!r}")
 
     def init(self, seed: int = 0, dtype: DType | None = None, device: str | None = None) -> Self:
         """Allocate the flat arrays and fill every parameter by (seed, full name).
@@ -285,7 +288,10 @@ class Module:
         float64 on the host and then cast: float32 starts at float64's numbers, rounded.
         """
         named = self.named_parameters()
-        self.flat = Flat(named, np.dtype(dtype or arrays.default_dtype()), device)
+        kind = np.dtype(dtype or arrays.default_dtype())
+        if kind.kind != "f":
+            raise TypeError(f"init: parameters are floating numbers, and {kind} is not")
+        self.flat = Flat(named, kind, device)
         for name, parameter in named.items():
             parameter.name = name
             values = parameter.initialiser(generator(seed, "init", name), parameter.declared)

@@ -26,12 +26,15 @@ from minidist.ops.compare import (
 from minidist.ops.convolution import conv2d
 from minidist.ops.dropout import dropout
 from minidist.ops.elementwise import (
+    DTypeError,
     ShapeError,
     absolute,
     add,
+    astype,
     clip,
     divide,
     exp,
+    exponential,
     log,
     maximum,
     minimum,
@@ -75,6 +78,7 @@ METHODS = {
     "__truediv__": divide,
     "__rtruediv__": lambda x, y: divide(y, x),
     "__pow__": power,
+    "__rpow__": lambda x, base: exponential(base, x),
     "__neg__": negative,
     "__pos__": lambda x: x,
     "__abs__": absolute,
@@ -88,12 +92,15 @@ METHODS = {
     "__gt__": greater,
     "__ge__": greater_equal,
     "T": property(transpose),
+    "abs": absolute,
+    "ravel": flatten,
 }
 METHODS |= {
     function.__name__: function
     for function in (
-        argmax, argmin, clip, exp, expand_dims, flatten, log, logsumexp, max, mean, min, relu,
-        reshape, sigmoid, softmax, split, sqrt, squeeze, sum, swapaxes, tanh, transpose, var,
+        argmax, argmin, astype, clip, copy, exp, expand_dims, flatten, gelu, log, log_softmax,
+        logsumexp, max, mean, min, relu, reshape, sigmoid, silu, softmax, split, sqrt, squeeze, sum,
+        swapaxes, tanh, transpose, var,
     )
 }  # fmt: skip
 
@@ -101,11 +108,13 @@ for _name, _function in METHODS.items():
     setattr(Tensor, _name, _function)
 
 __all__ = [
+    "DTypeError",
     "ShapeError",
     "absolute",
     "add",
     "argmax",
     "argmin",
+    "astype",
     "attention",
     "avg_pool2d",
     "batch_norm",
@@ -123,6 +132,7 @@ __all__ = [
     "erf",
     "exp",
     "expand_dims",
+    "exponential",
     "flatten",
     "gelu",
     "getitem",

@@ -13,23 +13,26 @@ from typing import Any
 
 from minidist.array import Array, fused
 from minidist.ops.chunks import chunks
-from minidist.tensor import Tensor, recording
+from minidist.tensor import Tensor, as_tensor, recording
 
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
+    x = as_tensor(x)
     y = x.xp.maximum(x.data, 0)
     return Tensor.of(y, (x,), lambda grad: (grad * (y > 0),))
 
 
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, (eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
+    x = as_tensor(x)
     y = x.xp.tanh(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * (1 - y * y),))
 
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e⁻ˣ), written with tanh, which cannot overflow."""
+    x = as_tensor(x)
     y = sigmoid_array(x.xp, x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * (y * (1 - y)),))
 
@@ -100,6 +103,7 @@ def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 
 def erf(x: Tensor) -> Tensor:
     """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
+    x = as_tensor(x)
     data, xp = x.data, x.xp
     y = erf_array(xp, data)
 
@@ -111,6 +115,7 @@ def erf(x: Tensor) -> Tensor:
 
 def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
     """An op from ``formula(xp, x, y, slope)``, which fills y = f(x) and slope = f'(x) in place."""
+    x = as_tensor(x)
     xp, shape = x.xp, x.data.shape
     data = xp.ascontiguousarray(x.data).reshape(-1)
     y = xp.empty_like(data)

@@ -27,7 +27,7 @@ import numpy as np
 from minidist.array import Array, module_of, work
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import ShapeError, same_device
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache
@@ -41,6 +41,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     length, d). If there are more keys than queries, the queries are the *last* positions, as when
     sampling with a cache. ``causal=False`` lets every query read every key.
     """
+    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     _check(q, k, v)
     same_device("attention", q, k, v)
     xp = q.xp
@@ -69,6 +70,7 @@ def self_attention(
     calling ``attention``, without the copies: the backward writes the three gradients into one
     array, which the layer before takes as it is.
     """
+    qkv = as_tensor(qkv)
     groups = groups or heads
     if qkv.ndim != 3 or heads % groups or qkv.shape[2] % (heads + 2 * groups):
         raise ShapeError(
@@ -235,6 +237,7 @@ def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
     the second are turned by position · base^(-2i/d), so that q·k depends on the *distance* of
     their positions. ``start`` is the position of the first row. The backward turns back.
     """
+    x = as_tensor(x)
     if x.ndim < 2:
         raise ShapeError(f"rotary: needs (..., length, d), not {x.shape}")
     xp, (length, d), dtype = x.xp, x.shape[-2:], x.dtype

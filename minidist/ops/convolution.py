@@ -22,7 +22,7 @@ from typing import Any
 
 from minidist.array import Array, module_of, work
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, same_device
+from minidist.ops.elementwise import ShapeError, same_device, same_dtype
 from minidist.ops.matmul import column_sums
 from minidist.tensor import Into, Tensor, as_tensor
 
@@ -51,6 +51,7 @@ def conv2d(
     x = as_tensor(x)
     _check(x, weight, bias, stride, padding, groups)
     same_device("conv2d", x, weight)
+    same_dtype("conv2d", x, weight)
     xp, data, shape = x.xp, x.data, x.shape
     n, _, h, w = shape
     o, cg, kh, kw = kernel_shape = weight.shape

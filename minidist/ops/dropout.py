@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from minidist.array import Array
 from minidist.seeds import uniform_rows
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 
 def dropout(
@@ -22,6 +22,7 @@ def dropout(
     rank that holds only part of each sample, as in tensor parallelism, says which: ``part`` are
     slices of the axes after the first, ``whole`` the full lengths of those axes.
     """
+    x = as_tensor(x)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate {rate} is not in [0, 1)")
     if rate == 0:

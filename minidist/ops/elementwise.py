@@ -9,11 +9,12 @@ formula needs: addition keeps two *shapes*, multiplication the *other* side's va
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, DeviceError, module_of
+from minidist.array import Array, DeviceError, DType, module_of
 from minidist.tensor import Tensor, as_tensor
 
 Shape = tuple[int, ...]
@@ -21,6 +22,10 @@ Shape = tuple[int, ...]
 
 class ShapeError(ValueError):
     """Shapes that do not fit an op: says which op, and the shapes."""
+
+
+class DTypeError(TypeError):
+    """Numbers of a kind that an op does not take: says which op, the dtypes, and the way out."""
 
 
 def constant(value: Any, like: Tensor) -> Tensor:
@@ -63,6 +68,21 @@ def same_device(name: str, first: Tensor, *others: Tensor) -> None:
                 f"{name}: one input {first.shape} is an array of {one}, another {other.shape} of "
                 f"{two}: move them to one device with minidist.array.to_device"
             )
+
+
+def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise DTypeError unless a layer's input has the dtype of its weights.
+
+    NumPy would compute in the wider of the two: float64 data, or integers, would make a float32
+    model slow, and nobody would know.
+    """
+    if x.data.dtype != weight.data.dtype:
+        instead = f', or make the model with init(dtype="{x.dtype}")'
+        raise DTypeError(
+            f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
+            f'convert the input with .astype("{weight.dtype}")'
+            + (instead if x.dtype.kind == "f" else "")
+        )
 
 
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -165,6 +185,7 @@ def divide(x: Any, y: Any) -> Tensor:
 
 def power(x: Tensor, exponent: float) -> Tensor:
     """x to a constant power, element by element."""
+    x = as_tensor(x)
     if not isinstance(exponent, (int, float, np.number)):
         raise TypeError("power: the exponent is a number: write exp(y * log(x)) for a tensor y")
     data, exponent = x.data, float(exponent)
@@ -177,40 +198,63 @@ def power(x: Tensor, exponent: float) -> Tensor:
     return Tensor.of(data**exponent, (x,), backward)
 
 
+def exponential(base: float, x: Tensor) -> Tensor:
+    """A constant base to the power of x: ``2**x``."""
+    if not isinstance(base, (int, float, np.number)) or not base > 0:
+        raise TypeError(f"power: the base must be a positive number, not {base!r}")
+    y = float(base) ** x.data
+    return Tensor.of(y, (x,), lambda grad: (grad * (y * math.log(base)),))
+
+
 def negative(x: Tensor) -> Tensor:
     """-x."""
+    x = as_tensor(x)
     return Tensor.of(-x.data, (x,), lambda grad: (-grad,))
 
 
 def exp(x: Tensor) -> Tensor:
     """e to the x."""
+    x = as_tensor(x)
     y = x.xp.exp(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * y,))
 
 
 def log(x: Tensor) -> Tensor:
     """The natural logarithm."""
+    x = as_tensor(x)
     data = x.data
     return Tensor.of(x.xp.log(data), (x,), lambda grad: (grad / data,))
 
 
 def sqrt(x: Tensor) -> Tensor:
     """The square root; its slope at 0 is infinite, as in NumPy's arithmetic."""
+    x = as_tensor(x)
     y = x.xp.sqrt(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad / (2 * y),))
 
 
 def absolute(x: Tensor) -> Tensor:
     """|x|, whose slope at 0 is taken as 0."""
+    x = as_tensor(x)
     data, xp = x.data, x.xp
     return Tensor.of(xp.abs(data), (x,), lambda grad: (grad * xp.sign(data),))
 
 
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """x, kept within [low, high]: where it was outside, the slope is 0."""
+    x = as_tensor(x)
     data = x.data
     y = x.xp.clip(data, low, high)
     return Tensor.of(y, (x,), lambda grad: (grad * (data == y),))
+
+
+def astype(x: Tensor, dtype: DType) -> Tensor:
+    """x in another floating dtype; the gradient goes back in the old one."""
+    x = as_tensor(x)
+    old, new = x.dtype, np.dtype(dtype)
+    if new.kind != "f" and x.node is not None:
+        raise DTypeError(f"astype: {new} has no slope: take .data.astype({str(new)!r}) instead")
+    return Tensor.of(x.data.astype(new), (x,), lambda grad: (grad.astype(old),))
 
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:

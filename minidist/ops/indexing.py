@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of
-from minidist.ops.elementwise import ShapeError
-from minidist.tensor import Into, Tensor
+from minidist.ops.elementwise import DTypeError, ShapeError, same_device
+from minidist.tensor import Into, Tensor, as_tensor
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index], for everything that NumPy's indexing takes."""
+    x = as_tensor(x)
     if isinstance(index, Tensor):
         index = index.data
     if isinstance(index, tuple):
@@ -49,11 +50,14 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     if isinstance(indices, Tensor):
         indices = indices.data
     xp = weight.xp
-    if getattr(indices, "dtype", None) is None or indices.dtype.kind not in "iu":
-        raise TypeError(
-            f"embedding: indices must be an array of integers, not "
-            f"{getattr(indices, 'dtype', type(indices).__name__)}"
+    if not hasattr(indices, "dtype"):
+        indices = xp.asarray(indices)  # a list of numbers
+    if indices.dtype.kind not in "iu":
+        raise DTypeError(
+            f"embedding: indices must be an array of integers, not {indices.dtype} of "
+            f"{indices.shape}: convert them with .astype(int)"
         )
+    same_device("embedding", weight, Tensor(indices))
     if weight.ndim != 2:
         raise ShapeError(f"embedding: the table must be (rows, width), not {weight.shape}")
     rows, width = weight.shape
@@ -61,7 +65,7 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
         raise IndexError(
             f"embedding: indices must lie in [0, {rows}), found {int(flat.min())} to "
-            f"{int(flat.max())}"
+            f"{int(flat.max())}: the table is {weight.shape}"
         )
     out = xp.take(weight.data, flat, axis=0)  # (n, width)
     shape = indices.shape

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array
+from minidist.array import Array, DType
 from minidist.ops.activation import sigmoid_array
-from minidist.ops.elementwise import ShapeError, pair, same_device
-from minidist.tensor import Tensor
+from minidist.ops.elementwise import DTypeError, ShapeError, pair, same_device
+from minidist.tensor import Tensor, as_tensor
 
 
 def cross_entropy(
@@ -33,21 +33,29 @@ def cross_entropy(
     Softmax and logarithm are one op: log p = z - log Σ exp z with the maximum taken out first,
     which cannot overflow, and its gradient is simply p - (smoothed) onehot(target).
     """
+    logits = as_tensor(logits)
     xp = logits.xp
     targets = targets.data if isinstance(targets, Tensor) else targets
-    kind = getattr(targets, "dtype", np.dtype(object))
-    if logits.ndim == 0 or targets.shape != logits.shape[:-1] or kind.kind not in "iu":
+    if not hasattr(targets, "dtype"):
+        targets = xp.asarray(targets)  # a list of numbers
+    if (
+        logits.ndim == 0
+        or targets.shape != logits.shape[:-1]
+        or (targets.dtype.kind not in "iu" and targets.size)
+    ):
         raise ShapeError(
             f"cross_entropy: logits {logits.shape} need integer targets of shape "
-            f"{logits.shape[:-1]}, not {kind} of {getattr(targets, 'shape', ())}"
+            f"{logits.shape[:-1]}, not {targets.dtype} of {targets.shape}"
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"cross_entropy: label_smoothing {label_smoothing} is not in [0, 1)")
     classes = logits.shape[-1]
-    flat = targets.reshape(-1).astype(np.int64, copy=False)  # (n,)
-    same_device("cross_entropy", logits, Tensor(flat))
+    holds_classes("cross_entropy", targets.dtype, classes)
+    same_device("cross_entropy", logits, Tensor(targets))
+    given = targets.reshape(-1)
+    flat = given.astype(np.int64, copy=False)  # (n,)
     kept = None if ignore_index is None else flat != ignore_index  # (n,)
-    _check_targets(flat if kept is None else flat[kept], classes)
+    _check_targets(given if kept is None else given[kept], classes)  # uint64 may not fit int64
     if kept is not None:
         flat = xp.where(kept, flat, -1)
     if count is None:
@@ -82,11 +90,24 @@ def cross_entropy(
     return Tensor.of(losses.sum() * scale, (logits,), backward)
 
 
+def holds_classes(name: str, dtype: DType, classes: int) -> None:
+    """Raise DTypeError if class numbers up to ``classes`` - 1 overflow an integer ``dtype``.
+
+    Larger ones were wrapped around when such an array was made, to other classes' numbers.
+    """
+    if dtype.kind in "iu" and np.iinfo(dtype).max < classes - 1:
+        raise DTypeError(
+            f"{name}: {dtype} targets hold at most {np.iinfo(dtype).max}, and there are {classes} "
+            "classes: larger targets have overflowed. Make them int64 from the start"
+        )
+
+
 def _check_targets(flat: Array, classes: int) -> None:
     if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < classes:
         raise ValueError(
-            f"cross_entropy: targets must lie in [0, {classes}), "
-            f"found {int(flat.min())} to {int(flat.max())}"
+            f"cross_entropy: targets must lie in [0, {classes}), found {int(flat.min())} to "
+            f"{int(flat.max())} among {flat.size}: the model makes {classes} logits for each, and "
+            "ignore_index names a target that is padding"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array, module_of, work
-from minidist.ops.elementwise import ShapeError, same_device, unbroadcast
+from minidist.ops.elementwise import ShapeError, same_device, same_dtype, unbroadcast
 from minidist.tensor import Into, Tensor, as_tensor
 
 
@@ -62,6 +62,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"linear: bias {bias.shape} does not fit weight {weight.shape} = (in, out)"
         )
     same_device("linear", x, weight)
+    same_dtype("linear", x, weight)
     xp = x.xp
     inputs, outputs = weight.shape
     rows = x.data.reshape(-1, inputs)  # (n, i)

@@ -13,9 +13,9 @@ from typing import Any
 
 from minidist.array import Array
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, same_device
+from minidist.ops.elementwise import ShapeError, same_device, same_dtype
 from minidist.ops.matmul import column_sums
-from minidist.tensor import Into, Tensor, recording
+from minidist.tensor import Into, Tensor, as_tensor, recording
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float = 1e-5) -> Tensor:
@@ -34,6 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
 def _last_axis(
     name: str, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, centred: bool
 ) -> Tensor:
+    x = as_tensor(x)
     if (
         x.ndim == 0
         or weight.shape != x.shape[-1:]
@@ -44,6 +45,7 @@ def _last_axis(
             + (f" and a bias of the same, not {bias.shape}" if bias is not None else "")
         )
     same_device(name, x, weight)
+    same_dtype(name, x, weight)
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
     rows = x.data.reshape(-1, width)  # (n, w)
     scale = weight.data
@@ -121,6 +123,7 @@ def batch_norm(
     the mean and the variance. The statistics couple the samples: parts of a batch, each with its
     own, do *not* add up to the whole.
     """
+    x = as_tensor(x)
     if x.ndim < 2 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
         raise ShapeError(
             f"batch_norm: input {x.shape} = (batch, channels, ...) needs weight and bias of shape "
@@ -132,6 +135,7 @@ def batch_norm(
             "Use a larger batch, or eval()"
         )
     same_device("batch_norm", x, weight)
+    same_dtype("batch_norm", x, weight)
     xp, data = x.xp, x.data
     axes = (0, *range(2, x.ndim))
     channel = (1, -1) + (1,) * (x.ndim - 2)  # (1, c, 1, ...)

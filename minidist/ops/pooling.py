@@ -12,7 +12,7 @@ from typing import Any
 from minidist.array import Array
 from minidist.ops.convolution import convolved_length, pad_images, window
 from minidist.ops.elementwise import ShapeError
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -20,6 +20,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
     Keeps one byte an output: which place won.
     """
+    x = as_tensor(x)
     stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
     if kernel > 16:
         raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
@@ -49,6 +50,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
 def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The average of each window, padding counted as zeros. (n, c, h, w) → (n, c, oh, ow)."""
+    x = as_tensor(x)
     stride, oh, ow = _check("avg_pool2d", x, kernel, stride, padding)
     xp, (n, c, h, w) = x.xp, x.shape
     images = pad_images(x.data, padding)

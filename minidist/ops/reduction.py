@@ -6,7 +6,7 @@ from typing import Any
 
 from minidist.array import Array
 from minidist.ops.elementwise import Shape, ShapeError
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 Axis = int | tuple[int, ...] | None
 
@@ -25,6 +25,7 @@ def keep_axes(name: str, shape: Shape, axis: Axis) -> Shape:
 
 def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (all axes if None)."""
+    x = as_tensor(x)
     shape, kept, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
 
     def backward(grad: Array) -> Any:
@@ -35,6 +36,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over ``axis`` (all axes if None)."""
+    x = as_tensor(x)
     shape, kept, xp = x.shape, keep_axes("mean", x.shape, axis), x.xp
     y = x.data.mean(axis=axis, keepdims=keepdims)
     scale = y.size / (x.data.size or 1)
@@ -47,6 +49,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """The variance over ``axis``: mean of (x - mean)², or divided by n - ddof as in NumPy."""
+    x = as_tensor(x)
     kept = keep_axes("var", x.shape, axis)
     centred = x.data - x.data.mean(axis=axis, keepdims=True)
     y = (centred * centred).sum(axis=axis, keepdims=keepdims)
@@ -71,6 +74,7 @@ def min(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
+    x = as_tensor(x)
     kept = keep_axes(name, x.shape, axis)
     if x.data.size == 0:
         raise ShapeError(f"{name}: no largest or smallest of nothing: the input is {x.shape}")
@@ -88,6 +92,7 @@ def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
 
 def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log Σ exp x over ``axis``, with the maximum taken out first so that nothing overflows."""
+    x = as_tensor(x)
     kept = keep_axes("logsumexp", x.shape, axis)
     xp, data = x.xp, x.data
     top = data.max(axis=axis, keepdims=True)

@@ -11,11 +11,12 @@ from typing import Any
 
 from minidist.array import Array
 from minidist.ops.elementwise import Shape, ShapeError, same_device, unbroadcast
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape; one length may be -1."""
+    x = as_tensor(x)
     old = x.data.shape
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
@@ -30,11 +31,13 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 def copy(x: Tensor) -> Tensor:
     """The same elements in memory of their own, in row-major order."""
+    x = as_tensor(x)
     return Tensor.of(x.data.copy(), (x,), lambda grad: (grad,))
 
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """All axes from ``start`` on as one."""
+    x = as_tensor(x)
     length = 1
     for one in x.shape[start:]:
         length *= one
@@ -58,6 +61,7 @@ def expand_dims(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
 
 def transpose(x: Tensor, *axes: Any) -> Tensor:
     """Permute the axes: reversed if none are given, as in NumPy."""
+    x = as_tensor(x)
     if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
         axes = tuple(axes[0])
     order = axes or tuple(reversed(range(x.ndim)))
@@ -69,6 +73,7 @@ def transpose(x: Tensor, *axes: Any) -> Tensor:
 
 def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
     """Exchange two axes."""
+    x = as_tensor(x)
     return Tensor.of(
         x.data.swapaxes(first, second), (x,), lambda grad: (grad.swapaxes(first, second),)
     )
@@ -76,6 +81,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 
 def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
     """Repeat axes of length 1, and new axes in front, up to ``shape``: a view."""
+    x = as_tensor(x)
     old, shape = x.data.shape, tuple(shape)
     try:
         y = x.xp.broadcast_to(x.data, shape)
@@ -122,6 +128,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def split(x: Tensor, parts: int | Sequence[int], axis: int = -1) -> list[Tensor]:
     """Cut into ``parts`` equal pieces, or into pieces of the given lengths: views."""
+    x = as_tensor(x)
     if not -x.ndim <= axis < x.ndim:
         raise ShapeError(f"split: axis {axis} does not exist in shape {x.shape}")
     axis %= x.ndim
@@ -149,6 +156,7 @@ def split(x: Tensor, parts: int | Sequence[int], axis: int = -1) -> list[Tensor]
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """``value`` around: ``widths`` holds (before, after) for each axis."""
+    x = as_tensor(x)
     widths = [tuple(width) for width in widths]  # type: ignore[misc]
     if len(widths) != x.ndim or any(min(width) < 0 for width in widths):
         raise ShapeError(f"pad: {widths} must be {x.ndim} pairs (before, after), none negative")
@@ -160,8 +168,8 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Ten
 
 
 def _sequence(name: str, tensors: Sequence[Any]) -> list[Tensor]:
-    tensors = list(tensors)
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+    tensors = [as_tensor(tensor) for tensor in tensors]
+    if not tensors:
         raise TypeError(f"{name}: needs a sequence of at least one tensor")
     same_device(name, *tensors)
     return tensors

@@ -6,11 +6,12 @@ from typing import Any
 
 from minidist.array import Array
 from minidist.ops.reduction import keep_axes
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp x / Σ exp x along ``axis``."""
+    x = as_tensor(x)
     keep_axes("softmax", x.shape, axis)
     y = softmax_array(x.xp, x.data, axis)
 
@@ -32,6 +33,7 @@ def softmax_array(xp: Any, x: Array, axis: int = -1) -> Array:
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - log Σ exp x along ``axis``: the logarithm of softmax without its underflow."""
+    x = as_tensor(x)
     keep_axes("log_softmax", x.shape, axis)
     xp = x.xp
     y = _less_maximum(x.data, axis)

@@ -8,7 +8,7 @@ from minidist.optim.adam import Adam, AdamW
 from minidist.optim.adaptive import AdaGrad, RMSprop
 from minidist.optim.clip import clip_by_global_norm, global_norm
 from minidist.optim.layerwise import LAMB, LARS
-from minidist.optim.mixed import MixedPrecision, cast
+from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
 from minidist.optim.schedules import linear_scaling
 from minidist.optim.sgd import SGD, GradientDescent, Momentum, Nesterov
@@ -26,7 +26,6 @@ __all__ = [
     "Nesterov",
     "Optimizer",
     "RMSprop",
-    "cast",
     "clip_by_global_norm",
     "global_norm",
     "linear_scaling",

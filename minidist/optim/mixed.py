@@ -26,21 +26,15 @@ from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.tensor import Tensor
 
 
-def cast(x: Tensor, dtype: DType) -> Tensor:
-    """``x`` in another floating dtype; the gradient goes back in the old one.
-
-    Logits are cast to float32 before the loss: a sum of exponentials needs the range.
-    """
-    old = x.dtype
-    return Tensor.of(x.data.astype(dtype), (x,), lambda grad: (grad.astype(old),))
-
-
 class MixedPrecision(Optimizer):
     """Any optimizer, stepping a float32 master copy of float16 parameters.
 
+    Inputs are float16, as the model is. Logits go to float32 before the loss: a sum of
+    exponentials needs the range.
+
     >>> from minidist.optim import Adam
     >>> optimizer = MixedPrecision(Adam(1e-3))
-    >>> # loss = cross_entropy(cast(model(x), "float32"), targets)
+    >>> # loss = cross_entropy(model(x.astype("float16")).astype("float32"), targets)
     >>> # optimizer.backward(loss); optimizer.step(model.flat.data, model.flat.grad)
     """
 

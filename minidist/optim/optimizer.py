@@ -68,6 +68,12 @@ class Optimizer:
     def __init__(
         self, lr: LearningRate, weight_decay: float = 0.0, exclude: Sequence[str] = ()
     ) -> None:
+        if not callable(lr) and not isinstance(lr, (int, float, np.number)):
+            raise TypeError(
+                f"{type(self).__name__}: the first argument is the learning rate, a number or a "
+                f"schedule, not a {type(lr).__name__}: what is trained is given to "
+                "step(model.flat.data, model.flat.grad)"
+            )
         if not callable(lr) and not lr >= 0:
             raise ValueError(f"the learning rate must be at least 0, not {lr}")
         if not weight_decay >= 0:
@@ -96,7 +102,10 @@ class Optimizer:
     def step(self, data: Array, grad: Array) -> None:
         """Move ``data`` one step against ``grad``, both 1-D and of one shape, in place."""
         if data.shape != grad.shape or data.ndim != 1:
-            raise ValueError(f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal")
+            raise ValueError(
+                f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal, as "
+                "model.flat.data and model.flat.grad are"
+            )
         self.prepare(data)
         lr = self.lr(self.steps) if callable(self.lr) else self.lr
         self.steps += 1
