@@ -86,9 +86,7 @@ def test_targets_out_of_range():
 def test_targets_that_overflowed_when_they_were_made():
     for dtype, most in ((np.int8, 127), (np.uint8, 255)):
         overflowed = np.array([300, 1]).astype(dtype)
-        with pytest.raises(
-            ops.DTypeError, match=rf"entropy: {dtype.__name__}.*most {most}"
-        ):
+        with pytest.raises(ops.DTypeError, match=rf"entropy: {dtype.__name__}.*most {most}"):
             ops.cross_entropy(t(2, 301), overflowed)
         with pytest.raises(ops.DTypeError, match=rf"dataset x: {dtype.__name__}.*301 classes"):
             Dataset("x", np.zeros((2, 3)), overflowed, 301)
@@ -136,9 +134,7 @@ def test_uninitialised_modules():
 
 def test_habits_from_elsewhere():
     x = Tensor([1.0, 2.0], requires_grad=True)
-    with pytest.raises(
-        TypeError, match=r"SGD: the first argument is the learning rate.*list"
-    ):
+    with pytest.raises(TypeError, match=r"SGD: the first argument is the learning rate.*list"):
         optim.SGD(nn.Linear(2, 2).init(0).parameters())
     with pytest.raises(TypeError, match=r"block 0 is a list.*Sequential\(\*blocks\)"):
         nn.Sequential([nn.Linear(2, 2)])
