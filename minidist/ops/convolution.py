@@ -156,7 +156,11 @@ def patch_matrix(images: Array, kh: int, kw: int, oh: int, ow: int, stride: int)
         return columns.reshape(kh * kw * c, m * oh * ow).T
     images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
     out = xp.empty((m, oh, ow, kh, kw * c), images.dtype)
-    sample, row, pixel, one = images.strides
+    # Not images.strides: NumPy leaves those of an axis of length 1 at anything.
+    one = images.itemsize
+    pixel = c * one
+    row = images.shape[2] * pixel
+    sample = images.shape[1] * row
     # Patches that overlap in memory, seen as if each had its own: (m, oh, ow, kh, kw·c).
     strides = (sample, stride * row, stride * pixel, row, one)
     out[...] = xp.lib.stride_tricks.as_strided(images, out.shape, strides)
