@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from minidist.array import Array, module_of
-from minidist.mode import set_mode
+from minidist.mode import watch
 from minidist.tape import Backward, Gradients, Node
 from minidist.tensor import Tensor
 
@@ -26,14 +26,14 @@ def detect_anomaly() -> Iterator[None]:
 
     Checks every array, so a step takes about twice as long: for finding a fault, not for training.
     """
-    with set_mode(anomaly=Checker()):
+    with watch(Checker()):
         yield
 
 
 class Checker:
     """What the tape calls after every op, and after every backward of one."""
 
-    def check_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
+    def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
         if wrong := _describe(data):
             name = backward.__qualname__.partition(".")[0]
             inputs = ", ".join(
@@ -46,7 +46,7 @@ class Checker:
                 f"Inputs: {inputs}"
             )
 
-    def check_backward(self, node: Node, parts: Gradients) -> list[Any]:
+    def after_backward(self, node: Node, grad: Array, parts: Gradients) -> list[Any]:
         parts = [part() if callable(part) else part for part in parts]
         for position, (parent, part) in enumerate(zip(node.parents, parts, strict=True)):
             if parent is None or part is None:

@@ -37,7 +37,7 @@ class Meter:
 
     def hold(self, holder: Any, holds: Any) -> None:
         """Count what ``holds`` (a closure, a tensor, an array) keeps alive, until ``release``."""
-        held = {id(owner): owner for owner in map(_owner, _arrays_in(holds))}
+        held = {id(owner): owner for owner in map(owner_of, arrays_in(holds))}
         self._holds[holder] = [pair for pair in held.items() if pair[0] not in self._exclude]
         for key, owner in self._holds[holder]:
             users = self._users.get(key, 0)
@@ -55,13 +55,14 @@ class Meter:
                 self.bytes -= owner.nbytes
 
 
-def _owner(array: Array) -> Array:
+def owner_of(array: Array) -> Array:
+    """The array whose memory ``array`` is a view of: itself if it is of none."""
     while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
         array = array.base
     return array
 
 
-def _arrays_in(function: Any) -> Iterator[Array]:
+def arrays_in(function: Any) -> Iterator[Array]:
     """Every array that a closure keeps alive, also through tensors, tuples and inner functions."""
     stack = [function]
     while stack:

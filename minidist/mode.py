@@ -18,19 +18,19 @@ from typing import Any
 class Mode:
     """How the current rank, or thread, records."""
 
-    __slots__ = ("anomaly", "deferred", "meter", "recording")
+    __slots__ = ("deferred", "meter", "recording", "watchers")
 
     def __init__(
         self,
         recording: bool = True,
         deferred: list[Callable[[], None]] | None = None,
         meter: Any = None,  # see meter.py
-        anomaly: Any = None,  # see anomaly.py
+        watchers: tuple[Any, ...] = (),  # see watch()
     ) -> None:
         self.recording = recording
         self.deferred = deferred
         self.meter = meter
-        self.anomaly = anomaly
+        self.watchers = watchers
 
 
 MODE: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 (never mutated)
@@ -45,7 +45,7 @@ def current_mode() -> Mode:
 def set_mode(**changes: Any) -> Iterator[None]:
     """Change some of the current ``Mode`` inside."""
     old = MODE.get()
-    new = Mode(old.recording, old.deferred, old.meter, old.anomaly)
+    new = Mode(old.recording, old.deferred, old.meter, old.watchers)
     for name, value in changes.items():
         setattr(new, name, value)
     token = MODE.set(new)
@@ -53,6 +53,17 @@ def set_mode(**changes: Any) -> Iterator[None]:
         yield
     finally:
         MODE.reset(token)
+
+
+@contextmanager
+def watch(watcher: Any) -> Iterator[None]:
+    """Show ``watcher`` every op inside: anomaly.py and counters.py look on this way.
+
+    It is called after the forward of an op, ``after_forward(data, parents, backward)``, and after
+    its backward: ``after_backward(node, grad, parts)`` returns the parts, as they are or computed.
+    """
+    with set_mode(watchers=(*MODE.get().watchers, watcher)):
+        yield
 
 
 @contextmanager

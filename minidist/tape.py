@@ -144,8 +144,9 @@ def run_backward(root: Node, grad: Array) -> None:
                     f"{backward.__qualname__} returned {len(parts)} gradients "
                     f"for {len(parents)} parents"
                 )
-            if mode.anomaly is not None:
-                parts = mode.anomaly.check_backward(node, parts)
+            if mode.watchers and node_grad is not None:
+                for watcher in mode.watchers:
+                    parts = watcher.after_backward(node, node_grad, parts)
             node.parents, node.backward = (), _released
             if mode.meter is not None:
                 mode.meter.release(node)

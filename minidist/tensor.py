@@ -92,8 +92,9 @@ class Tensor:
         out.grad = None
         nodes = tuple([parent.node for parent in parents])
         mode = MODE.get()
-        if mode.anomaly is not None:
-            mode.anomaly.check_forward(data, parents, backward)
+        if mode.watchers:
+            for watcher in mode.watchers:
+                watcher.after_forward(data, parents, backward)
         if mode.recording and any(nodes):
             out.node = Node(nodes, backward, data.shape)
             if mode.meter is not None:
