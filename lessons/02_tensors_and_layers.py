@@ -15,6 +15,7 @@ from rich import print as show
 
 import minidist as md
 from minidist import nn, ops
+from minidist.counters import count_operations
 from minidist.gradcheck import gradcheck
 from minidist.plots import save
 from minidist.summary import summary
@@ -214,6 +215,18 @@ print("picture:", save(figure, "out/lessons/02_tensors_and_layers.png"))
 # %%
 ready = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
 show(summary(ready, points.shape))
+
+# %% [markdown]
+# What it does when it runs can be counted too, op by op: multiplications and additions (FLOPs), and
+# the bytes that pass between memory and processor. The forward FLOPs are those of the table above.
+# The last column matters for speed: a processor can do tens of operations in the time in which it
+# moves one byte, so an op with few FLOPs a byte, such as `tanh`, waits for memory.
+
+# %%
+ready.init(seed=0)
+with count_operations() as counted:
+    cross_entropy(ready(points), label).backward()
+show(counted.table())
 
 # %% [markdown]
 # ## What to take away

@@ -100,9 +100,9 @@ class Counter:
         """A row an op, those that move most first."""
         table = Table(title="what the ops did", title_justify="left")
         table.add_column("op")
-        for way in ("forward", "backward"):
+        for way in ("", " back"):
             for heading in ("calls", "FLOPs", "bytes"):
-                table.add_column(f"{way} {heading}", justify="right")
+                table.add_column(heading + way, justify="right")
         table.add_column("FLOPs a byte", justify="right")
         pairs = {
             name: (self.forward.get(name, Count()), self.backward.get(name, Count()))

@@ -76,8 +76,9 @@ def uniform_rows(name: str, rows: int, width: int) -> np.ndarray:
     now = _draws.get()
     if now is None:
         raise RuntimeError(
-            f"{name}: random draws in training are keyed by seed and step, which are not known "
-            "here: write `with draws(seed, step):` around the forward, or call model.eval()"
+            f"{name}: random draws in training, such as dropout's, are keyed by seed and step, "
+            "which are not known here: write `with draws(seed, step):` around the forward (it is "
+            "in minidist.seeds), or call model.eval()"
         )
     positions = np.arange(rows) if now.positions is None else np.asarray(now.positions)
     if len(positions) != rows:

@@ -195,6 +195,8 @@ def test_models_refuse_what_they_cannot_do():
         cnn(size=30)
     with pytest.raises(ValueError, match="13 tokens do not fit into a context of 12"):
         tiny_gpt().init(0)(tokens(1, 13))
+    with pytest.raises(TypeError, match=r"dataset\.encode"):
+        sample(tiny_gpt().init(0), "to be", 3)
     with pytest.raises(ValueError, match="at least one token"):
         sample(tiny_gpt().init(0), [], 3)
     with pytest.raises(ValueError, match="temperature -1"):

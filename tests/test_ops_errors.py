@@ -48,9 +48,9 @@ SHAPES = {
     "self_attention: qkv (1, 2, 7)": lambda: ops.self_attention(t(1, 2, 7), 2),
     "rotary: features are turned in pairs, and d = 3": lambda: ops.rotary(t(2, 3)),
     "conv2d: input (1, 3, 5, 5)": lambda: ops.conv2d(t(1, 3, 5, 5), t(4, 2, 3, 3)),
-    "cnn: images must be (n, height, width), not (2, 1, 28, 28)": lambda: models.cnn(2).init(0)(
-        t(2, 1, 28, 28)
-    ),
+    "AddChannel: images must be (n, height, width), not (2, 1, 28, 28)": lambda: models.cnn(2).init(
+        0
+    )(t(2, 1, 28, 28)),
     "gpt: tokens must be (batch, length), not (2,)": lambda: models.gpt(5, 4, 4, 1, 1).init(0)(
         LABELS
     ),

@@ -341,3 +341,9 @@ def test_an_mlp_learns_with_every_optimizer():
             losses.append(value.item())
         print(f"{name}: {losses[0]:.3f} -> {losses[-1]:.3f}")
         assert losses[-1] < 0.5 * losses[0], name
+
+
+def test_an_optimizer_says_what_it_is():
+    assert repr(optim.SGD(0.1, momentum=0.9)) == (
+        "SGD(lr=0.1, weight_decay=0.0, exclude=(), momentum=0.9)"
+    )

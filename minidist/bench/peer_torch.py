@@ -93,4 +93,10 @@ def one_element(device: str = "cpu") -> Step:
     """Forward and backward of one product of two numbers."""
     torch.set_num_threads(1)
     x, y = (torch.ones(1, requires_grad=True, device=device) for _ in range(2))
-    return lambda: (x * y).backward()
+
+    def run() -> None:
+        (x * y).backward()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return run

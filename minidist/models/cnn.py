@@ -14,23 +14,6 @@ between a batch and the parts of it that a parallel method computes, and so woul
 from __future__ import annotations
 
 from minidist import nn
-from minidist.array import Array
-from minidist.nn.module import LayerCost, Module, Shape
-from minidist.ops import ShapeError
-from minidist.tensor import Tensor, as_tensor
-
-
-class AddChannel(Module):
-    """(n, height, width) → (n, 1, height, width): grey images have one channel."""
-
-    def forward(self, x: Tensor | Array) -> Tensor:
-        x = as_tensor(x)
-        if x.ndim != 3:
-            raise ShapeError(f"cnn: images must be (n, height, width), not {x.shape}")
-        return x.reshape(x.shape[0], 1, *x.shape[1:])
-
-    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return LayerCost((shape[0], 1, *shape[1:]), view=True)
 
 
 def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128) -> nn.Sequential:
@@ -43,7 +26,7 @@ def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128
         raise ValueError(f"cnn: the size must be a multiple of 4, for two poolings, not {size}")
     places = (size // 4) ** 2
     return nn.Sequential(
-        AddChannel(),
+        nn.AddChannel(),
         nn.Conv2d(1, channels, kernel=3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from minidist import nn, ops
-from minidist.array import Array, module, to_host
+from minidist.array import Array, to_host
 from minidist.nn.init import normal
 from minidist.nn.module import LayerCost, Module, Parameter, Shape, in_a_row
 from minidist.seeds import generator
@@ -164,11 +164,13 @@ def sample(
     embed, *blocks, head = model.blocks.values()
     assert isinstance(embed, Embed)
     context = embed.position.declared[0]
+    if isinstance(tokens, str):
+        raise TypeError("sample: tokens are integers: pass dataset.encode(text), and decode after")
     text = [int(token) for token in tokens]
     if not text:
         raise ValueError("sample: give at least one token to begin with")
     draw = generator(seed, "sample")
-    xp, caches = module(), [nn.KeyValueCache() for _ in blocks]
+    xp, caches = embed.weight.xp, [nn.KeyValueCache() for _ in blocks]
     unread = text[-context:]
     training, _ = model.training, model.eval()
     with no_grad():

@@ -10,7 +10,20 @@ from minidist import ops
 from minidist.nn.init import uniform_fan_in
 from minidist.nn.module import LayerCost, Module, Parameter, Shape
 from minidist.ops.convolution import convolved_length
-from minidist.tensor import Tensor
+from minidist.tensor import Tensor, as_tensor
+
+
+class AddChannel(Module):
+    """(n, height, width) → (n, 1, height, width): grey images have one channel."""
+
+    def forward(self, x: Any) -> Tensor:
+        x = as_tensor(x)
+        if x.ndim != 3:
+            raise ops.ShapeError(f"AddChannel: images must be (n, height, width), not {x.shape}")
+        return x.reshape(x.shape[0], 1, *x.shape[1:])
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        return LayerCost((shape[0], 1, *shape[1:]), view=True)
 
 
 class Conv2d(Module):

@@ -339,7 +339,10 @@ class Module:
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """What this layer costs on an input of ``shape``, batch first."""
-        raise TypeError(f"{type(self).__name__} does not say what it costs: define cost()")
+        raise TypeError(
+            f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
+            "and return a LayerCost, for layers in a row in_a_row(...): see nn/layers.py"
+        )
 
     def __repr__(self) -> str:
         inner = "".join(

@@ -232,4 +232,5 @@ def _check(
             f"conv2d: input {x.shape} = (n, c, h, w) and weight {weight.shape} = (o, c/groups, kh, "
             f"kw) do not fit with groups {groups} and padding {padding}"
             + (f", or bias {bias.shape} is not (o,)" if bias is not None else "")
+            + (": grey images get their one channel from x[:, None]" if x.ndim == 3 else "")
         )

@@ -89,6 +89,15 @@ class Optimizer:
         self._pieces: list[Piece] = []
         self._scratch: Array | None = None
 
+    def __repr__(self) -> str:
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("layout", "slots", "state", "steps") and not name.startswith("_")
+        }
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"{type(self).__name__}({settings})"
+
     def bind(self, slices: dict[str, slice], start: int = 0, reduce: Reduce | None = None) -> None:
         """Say what will be stepped: the elements of the flat array from ``start`` on.
 
