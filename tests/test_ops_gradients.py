@@ -344,3 +344,19 @@ def test_nothing_overflows():
             y = function(x)
             y.sum().backward()
         assert np.isfinite(y.data).all() and np.isfinite(x.grad).all(), function
+
+
+@pytest.mark.parametrize(
+    "function",
+    [ops.gelu, lambda x: ops.gelu(x, exact=True), ops.silu, ops.erf, ops.tanh, ops.sigmoid],
+)
+def test_float16_is_as_good_as_its_digits_allow(function):
+    x = np.array([-400, -30, -6, -3, -1, -0.1, 0, 0.3, 2, 4, 7, 300], np.float16)
+    half, full = (Tensor(x.astype(dtype), requires_grad=True) for dtype in ("float16", "float64"))
+    with np.errstate(over="ignore", invalid="raise"):
+        for tensor in (half, full):
+            y = function(tensor)
+            y.backward(np.ones_like(tensor.data))
+            assert y.dtype == tensor.dtype
+    np.testing.assert_allclose(function(half).data, function(full).data, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(half.grad, full.grad, rtol=4e-3, atol=4e-3)

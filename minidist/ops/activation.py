@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from minidist.array import Array, fused
 from minidist.ops.chunks import chunks
 from minidist.tensor import Tensor, as_tensor, recording
@@ -66,6 +68,7 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 
 @fused
 def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+    x = _wide(x)
     scale = math.sqrt(2 / math.pi)
     inner = xp.multiply(x, x)
     inner *= scale * 0.044715
@@ -86,6 +89,7 @@ def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 
 @fused
 def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+    x = _wide(x)
     # Added to 1, the error function need be exact near 0 in float64 alone.
     error_function = erf_array if x.dtype.itemsize > 4 else _erf_far
     cdf = error_function(xp, x * math.sqrt(0.5))
@@ -105,12 +109,17 @@ def erf(x: Tensor) -> Tensor:
     """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
     x = as_tensor(x)
     data, xp = x.data, x.xp
-    y = erf_array(xp, data)
+    y = erf_array(xp, _wide(data)).astype(data.dtype, copy=False)
 
     def backward(grad: Array) -> Any:
         return (grad * (2 / math.sqrt(math.pi)) * xp.exp(-data * data),)
 
     return Tensor.of(y, (x,), backward)
+
+
+def _wide(x: Array) -> Array:
+    """float16 as float32: the formulas' squares and sums pass 65504 where their results do not."""
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
 
 
 def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
