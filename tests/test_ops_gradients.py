@@ -360,3 +360,22 @@ def test_float16_is_as_good_as_its_digits_allow(function):
             assert y.dtype == tensor.dtype
     np.testing.assert_allclose(function(half).data, function(full).data, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(half.grad, full.grad, rtol=4e-3, atol=4e-3)
+
+
+def test_norms_of_float16_do_not_overflow():
+    x = (normal(0, 8, 64) * 400).astype(np.float16)
+    w, b = np.ones(64, np.float16), np.zeros(64, np.float16)
+    for norm in (
+        ops.layer_norm,
+        lambda x, w, b: ops.rms_norm(x, w),
+        lambda x, w, b: ops.batch_norm(x, w, b)[0],
+    ):
+        results = []
+        for dtype in ("float16", "float64"):
+            tensors = [Tensor(value.astype(dtype), requires_grad=True) for value in (x, w, b)]
+            y = norm(*tensors)
+            y.backward(y.data)
+            assert y.dtype == tensors[1].grad.dtype == dtype
+            results.append((y.data, tensors[1].grad))
+        for got, expected in zip(*results, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=4e-3, atol=4e-3)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minidist.array import Array
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, same_device, same_dtype
+from minidist.ops.elementwise import ShapeError, astype, same_device, same_dtype
 from minidist.ops.matmul import column_sums
 from minidist.tensor import Into, Tensor, as_tensor, recording
 
@@ -46,6 +48,10 @@ def _last_axis(
         )
     same_device(name, x, weight)
     same_dtype(name, x, weight)
+    if x.dtype.itemsize < 4:  # float16: the sums of squares pass 65504
+        more = None if bias is None else astype(bias, np.float32)
+        wide_x, wide_weight = astype(x, np.float32), astype(weight, np.float32)
+        return astype(_last_axis(name, wide_x, wide_weight, more, epsilon, centred), x.dtype)
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
     rows = x.data.reshape(-1, width)  # (n, w)
     scale = weight.data
@@ -136,6 +142,11 @@ def batch_norm(
         )
     same_device("batch_norm", x, weight)
     same_dtype("batch_norm", x, weight)
+    if x.dtype.itemsize < 4:
+        wide_x, wide_weight = astype(x, np.float32), astype(weight, np.float32)
+        wide_bias = astype(bias, np.float32)
+        y, mean, variance = batch_norm(wide_x, wide_weight, wide_bias, statistics, epsilon)
+        return astype(y, x.dtype), mean, variance
     xp, data = x.xp, x.data
     axes = (0, *range(2, x.ndim))
     channel = (1, -1) + (1,) * (x.ndim - 2)  # (1, c, 1, ...)
