@@ -17,7 +17,7 @@ Patterson, "Roofline", CACM 52(4), 2009).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,15 +52,12 @@ class Counter:
     @property
     def flops(self) -> int:
         """Of all ops, forward and backward."""
-        return sum(count.flops for count in self._all())
+        return _sum([*self.forward.values(), *self.backward.values()]).flops
 
     @property
     def nbytes(self) -> int:
         """Of all ops, forward and backward."""
-        return sum(count.nbytes for count in self._all())
-
-    def _all(self) -> list[Count]:
-        return [*self.forward.values(), *self.backward.values()]
+        return _sum([*self.forward.values(), *self.backward.values()]).nbytes
 
     def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
         count = self.forward.setdefault(backward.__qualname__.partition(".")[0], Count())
@@ -100,35 +97,35 @@ class Counter:
         """A row an op, those that move most first."""
         table = Table(title="what the ops did", title_justify="left")
         table.add_column("op")
-        for way in ("", " back"):
-            for heading in ("calls", "FLOPs", "bytes"):
-                table.add_column(heading + way, justify="right")
-        table.add_column("FLOPs a byte", justify="right")
+        for heading in ("calls", "FLOPs", "bytes", "FLOPs back", "bytes back", "FLOPs a byte"):
+            table.add_column(heading, justify="right")
+        none = Count()
         pairs = {
-            name: (self.forward.get(name, Count()), self.backward.get(name, Count()))
+            name: (self.forward.get(name, none), self.backward.get(name, none))
             for name in self.forward | self.backward
         }
-        total = [
-            Count(*(sum(getattr(pair[way], what) for pair in pairs.values()) for what in FIELDS))
-            for way in (0, 1)
-        ]
-        by_bytes = sorted(pairs.items(), key=lambda item: -sum(c.nbytes for c in item[1]))
-        for name, counts in [*by_bytes, ("all", total)]:
-            table.add_section() if name == "all" else None
-            flops, nbytes = sum(c.flops for c in counts), sum(c.nbytes for c in counts)
-            table.add_row(
-                name,
-                *[cell for c in counts for cell in _cells(c)],
-                f"{flops / nbytes:.2g}" if nbytes else "-",
-            )
+        for name, pair in sorted(pairs.items(), key=lambda item: -_sum(item[1]).nbytes):
+            table.add_row(name, *_cells(*pair))
+        table.add_section()
+        table.add_row("all", *_cells(_sum(self.forward.values()), _sum(self.backward.values())))
         return table
 
 
-FIELDS = ("calls", "flops", "nbytes")
+def _sum(counts: Iterable[Count]) -> Count:
+    counts = list(counts)
+    return Count(
+        sum(count.calls for count in counts),
+        sum(count.flops for count in counts),
+        sum(count.nbytes for count in counts),
+    )
 
 
-def _cells(count: Count) -> tuple[str, str, str]:
-    return str(count.calls), readable(count.flops), readable(count.nbytes, "B")
+def _cells(forward: Count, backward: Count) -> list[str]:
+    cells = [str(forward.calls)]
+    for count in (forward, backward):
+        cells += [readable(count.flops), readable(count.nbytes, "B")]
+    both = _sum((forward, backward))
+    return [*cells, f"{both.flops / both.nbytes:.2g}" if both.nbytes else "-"]
 
 
 @contextmanager
