@@ -7,8 +7,8 @@
 #
 # You need: lessons 1 to 3. `python lessons/04_training_for_real.py` takes a minute or two and shows
 # what a little training does. `LESSON=long python lessons/04_training_for_real.py` takes four
-# minutes on two cores of a new server, perhaps ten on an old laptop, and reaches 90 % on the images
-# and less than 1.8 nats a character on the text.
+# minutes on two cores of a new server, and reaches 90 % on the images and less than 1.8 nats a
+# character on the text.
 
 # %%
 import os

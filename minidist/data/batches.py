@@ -18,9 +18,11 @@ import numpy as np
 from minidist import array as arrays
 from minidist.array import Array
 from minidist.data.augment import Augment
+from minidist.data.shuffle import Permutation
 from minidist.ops.losses import holds_classes
 from minidist.seeds import draws, generator, uniform_rows
 
+LISTED = 1 << 24  # samples whose order is kept as a list: of 128 MB
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 
 
@@ -162,7 +164,8 @@ class Batches:
 
     Each epoch is a new permutation, keyed by (seed, epoch); its last batch is shorter if ``size``
     does not divide the dataset. ``augment`` changes the inputs at random, keyed by (seed, step,
-    position in the global batch).
+    position in the global batch). The order of more than ``LISTED`` samples is computed, not
+    listed, so that a dataset larger than memory is no trouble.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Batches:
         self.augment = augment
         self.steps_per_epoch = -(-len(dataset) // size)
         self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self._order: np.ndarray | Permutation = np.empty(0, np.int64)
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
@@ -184,7 +187,11 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             shuffle = generator(self.seed, "shuffle", epoch)
-            self._order, self._epoch = shuffle.permutation(len(self.dataset)), epoch
+            count = len(self.dataset)
+            self._order = (
+                Permutation(count, shuffle) if count > LISTED else shuffle.permutation(count)
+            )
+            self._epoch = epoch
         start = position * self.size
         indices = self._order[start : start + self.size]
         return Batch(self.dataset, indices, step, seed=self.seed, augment=self.augment)
