@@ -65,6 +65,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     assert row["flops"] == 2 * 32 * (3 * products - 784 * 128), "no gradient of the data"
     parameters_and_gradients = 0  # held before the step
     assert row["peak_bytes"] > parameters_and_gradients
+    assert row["mfu"] == pytest.approx(row["matmul_ms"] / row["minidist_ms"])
 
 
 def numbers(*shape):

@@ -39,6 +39,7 @@ from minidist.bench.timing import (
     peak_bytes,
     ratio,
 )
+from minidist.summary import mfu
 from minidist.tensor import Tensor
 
 CLOCKS: dict[str, Clock] = {"wall": WALL, "cpu": CPU}
@@ -168,6 +169,8 @@ def measure(case: Case, device: str, seconds: float, clock: Clock = WALL) -> dic
         row[f"{name}_ms"] = None if middle is None else 1e3 * middle
         if name != "minidist":
             row[f"ratio_to_{name}"] = ratio(times, "minidist", name)
+    product_seconds = median(times["product"]) or 0.0
+    row["mfu"] = mfu(flops, row["minidist_ms"] / 1e3, product_flops / product_seconds)
     row["peak_bytes"] = peak_bytes(steps["minidist"], device)
     return row
 
@@ -214,8 +217,8 @@ def measure_all(
 def report(results: dict[str, Any], console: Console) -> None:
     """Print the results as a table."""
     table = Table(title=f"one training step on {results['device']}, threads: {results['threads']}")
-    for heading in ("case", "ms", "PyTorch", "autograd", "matmul alone", "peak MB"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+    for heading in ("case", "ms", "PyTorch", "autograd", "products", "MFU", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}×"
@@ -225,11 +228,14 @@ def report(results: dict[str, Any], console: Console) -> None:
             row["case"],
             f"{row['minidist_ms']:.2f}",
             *(times(row[f"ratio_to_{name}"]) for name in ("torch", "autograd", "matmul")),
+            f"{row['mfu']:.0%}",
             f"{row['peak_bytes'] / 1e6:.1f}",
         )
     console.print(table)
     console.print(
-        "ms: minidist's median; the ratios are minidist's time over the other's, below 1 faster"
+        "ms: minidist's median; the ratios are minidist's time over the other's, below 1 faster; "
+        "products: the step's matrix products alone; MFU: FLOPs a second over those of one large "
+        "product"
     )
     each = ", ".join(
         f"{name} {'-' if value is None else f'{value:.1f}'}"
