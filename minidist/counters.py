@@ -81,7 +81,6 @@ class Counter:
         """A gradient that is computed later, counted when it is."""
 
         def compute(*out: Array | None) -> Array:
-            self._mark = work.flops
             result = part.write(*out) if type(part) is Into else part()
             count.nbytes += result.nbytes
             self._take_flops(count)

@@ -91,6 +91,8 @@ def test_targets_that_overflowed_when_they_were_made():
         with pytest.raises(ops.DTypeError, match=rf"dataset x: {dtype.__name__}.*301 classes"):
             Dataset("x", np.zeros((2, 3)), overflowed, 301)
     ops.cross_entropy(t(2, 256), np.array([255, 1], np.uint8))  # fits
+    with pytest.raises(ops.DTypeError):
+        ops.cross_entropy(t(2, 257), np.array([255, 1], np.uint8))
     with pytest.raises(ValueError, match="found 0 to 18446744073709551615"):
         ops.cross_entropy(t(2, 4), np.array([2**64 - 1, 0], np.uint64))
 

@@ -68,6 +68,35 @@ def test_arrays_stay_on_a_strict_device(name):
     cases.assert_same_on("strict", name)
 
 
+@pytest.mark.parametrize("device", ["cpu", "strict"])
+def test_an_empty_batch_is_no_trouble(device):
+    def empty(*shape):
+        return Tensor(arrays.to_device(np.ones(shape), device), requires_grad=True)
+
+    for y, inputs in (
+        (ops.softmax(x := empty(0, 3)), [x]),
+        (ops.log_softmax(x := empty(0, 3)), [x]),
+        (ops.softmax(x := empty(2, 0)), [x]),
+        (ops.self_attention(x := empty(0, 4, 12), 2), [x]),
+        (ops.layer_norm(x := empty(0, 3), w := empty(3), None), [x, w]),
+        (ops.conv2d(x := empty(0, 1, 4, 4), w := empty(2, 1, 3, 3)), [x, w]),
+        (ops.max_pool2d(x := empty(0, 1, 4, 4), 2), [x]),
+        (ops.embedding(arrays.to_device(np.zeros((0, 2), int), device), w := empty(3, 2)), [w]),
+        (ops.cross_entropy(x := empty(0, 3), arrays.to_device(np.zeros(0, int), device), 5), [x]),
+    ):
+        y.backward(arrays.to_device(np.ones(y.shape), device))
+        for given in inputs:
+            assert given.grad.shape == given.shape and not bool((given.grad != 0).any())
+
+
+def test_astype_sends_the_gradient_back_as_it_came():
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    y, seen = x * 1.0, []
+    y.register_hook(lambda grad: seen.append(grad.dtype))
+    y.astype("float64").sum().backward()
+    assert seen == [np.float32]
+
+
 def test_the_strict_device_is_strict():
     here, there = np.ones(3), strict.asarray(np.ones(3))
     for mixed in (

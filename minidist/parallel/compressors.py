@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from minidist import array as arrays
-from minidist.array import Array, module_of, to_host, work
+from minidist.array import Array, module_of, work
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
@@ -151,7 +151,7 @@ class Quantised(Compressor):
             scales[index] = xp.abs(grad[part]).max()
             codes[part] += xp.abs(grad[part]) * (self.levels / (scales[index] or 1))
         codes = (xp.floor(codes) * xp.sign(grad)).astype(np.int8)
-        all_scales, all_codes = to_host(gather(comm, scales)), gather(comm, codes)
+        all_scales, all_codes = gather(comm, scales), gather(comm, codes)
         grad.fill(0)
         for row_scales, row in zip(all_scales, all_codes, strict=True):
             for part, scale in zip(self.parts, row_scales, strict=True):
