@@ -8,17 +8,24 @@ All three come from ``Module.cost``, which the tests hold equal to what a real s
 training step costs the forward, as much again for the gradients of the weights, and as much again
 for those of the inputs (which the first layer does not need). How much of the machine's peak that
 uses is the model FLOPs utilization, MFU (PaLM, arXiv 2204.02311, appendix B).
+
+``layer_summary`` measures the same on one real forward, for every module down to the innermost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
 from minidist import nn
+from minidist.array import work
+from minidist.meter import measure_saved
 from minidist.nn.module import LayerCost, Module, Shape, in_a_row
+from minidist.seeds import draws
+from minidist.tensor import Tensor
 
 
 @dataclass
@@ -88,7 +95,62 @@ def summary(model: Module, shape: Shape, itemsize: int = 4) -> Table:
     >>> print(summary(nn.Sequential(nn.Linear(4, 3)), (1, 4)))  # doctest: +SKIP
     """
     rows = blocks(model, shape, itemsize)
-    table = Table(title=f"on an input of {shape}", title_justify="left")
+    table = _table(f"on an input of {shape}", rows)
+    table.add_section()
+    table.add_row(
+        "",
+        "all",
+        "",
+        f"{sum(row.parameters for row in rows):,}",
+        readable(sum(row.cost.flops for row in rows)),
+        readable(sum(row.saved_bytes for row in rows), "B"),
+    )
+    return table
+
+
+def layers(model: Module, x: Any) -> list[Row]:
+    """A row for every module inside an initialised model, as one forward of ``x`` finds it.
+
+    It needs no ``cost()``, so it works for modules of your own. A module's row is the sum of those
+    inside it, which follow, further in, in the order of their calls. Saved bytes count where they
+    are first kept.
+    """
+    rows, around = list[Row](), list[Row]()
+
+    def watched(name: str, module: Module) -> Callable[..., Tensor]:
+        def forward(*inputs: Any) -> Tensor:
+            size = sum(p.size for p in module.parameters())
+            row = Row("  " * len(around) + name, type(module).__name__, size, LayerCost(()), 0)
+            rows.append(row)
+            around.append(row)
+            flops, saved = work.flops, meter.bytes
+            y = type(module).forward(module, *inputs)
+            row.cost = LayerCost(y.shape, work.flops - flops)
+            row.saved_bytes = meter.bytes - saved
+            around.pop()
+            return y
+
+        return forward
+
+    modules = model.named_modules()
+    for path, module in modules.items():
+        vars(module)["forward"] = watched(path.rpartition(".")[2], module)
+    try:
+        with draws(0, 0), measure_saved([model.flat.data_and_loss]) as meter:
+            model(x)
+    finally:
+        for module in modules.values():
+            del vars(module)["forward"]
+    return rows
+
+
+def layer_summary(model: Module, x: Any) -> Table:
+    """What ``layers`` finds, as a table to print with rich."""
+    return _table(f"every module, on an input of {x.shape}", layers(model, x))
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
     for heading in ("", "block", "output", "parameters", "forward FLOPs", "saved bytes"):
         table.add_column(heading, justify="left" if heading in ("", "block") else "right")
     for row in rows:
@@ -100,15 +162,6 @@ def summary(model: Module, shape: Shape, itemsize: int = 4) -> Table:
             readable(row.cost.flops),
             readable(row.saved_bytes, "B"),
         )
-    table.add_section()
-    table.add_row(
-        "",
-        "all",
-        "",
-        f"{sum(row.parameters for row in rows):,}",
-        readable(sum(row.cost.flops for row in rows)),
-        readable(sum(row.saved_bytes for row in rows), "B"),
-    )
     return table
 
 

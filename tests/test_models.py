@@ -9,7 +9,15 @@ from minidist.meter import measure_saved
 from minidist.models import cnn, gpt, mlp, sample
 from minidist.models.gpt import pick
 from minidist.seeds import draws
-from minidist.summary import blocks, mfu, readable, summary, training_flops
+from minidist.summary import (
+    blocks,
+    layer_summary,
+    layers,
+    mfu,
+    readable,
+    summary,
+    training_flops,
+)
 from minidist.tensor import Tensor, no_grad
 
 
@@ -170,6 +178,49 @@ def test_summary_predicts_what_a_step_counts(name):
     assert sum(row.saved_bytes for row in rows) == model.cost(x.shape).saved_bytes
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_as_a_forward_finds_them(name):
+    make, x, _ = MODELS[name]
+    model = make().init(0, dtype="float64")
+    whole, *inside = layers(model, x)
+    predicted = blocks(model, x.shape, 8)
+    assert whole.parameters == model.flat.size
+    assert whole.cost.flops == sum(row.cost.flops for row in predicted)
+    read = x.nbytes if x.dtype.kind == "f" else 0  # the first layer's input, which is the data's
+    last = whole.cost.shape if predicted[-1].cost.saves_output else (0,)
+    expected = sum(row.saved_bytes for row in predicted) + read + 8 * int(np.prod(last))
+    assert whole.saved_bytes == expected
+    outer = [row for row in inside if row.name.startswith("  ") and row.name[2] != " "]
+    assert [row.name.strip() for row in outer] == list(model.blocks)
+    assert [row.cost.shape for row in outer] == [row.cost.shape for row in predicted]
+    assert [row.cost.flops for row in outer] == [row.cost.flops for row in predicted]
+    np.testing.assert_array_equal(model(x).data, make().init(0, dtype="float64")(x).data)
+
+
+def test_layers_of_a_module_that_does_not_say_what_it_costs():
+    class Own(nn.Module):
+        def __init__(self):
+            self.parts = [nn.Linear(4, 3), nn.Linear(3, 2)]
+
+        def forward(self, x):
+            for part in self.parts:
+                x = part(x).relu()
+            return x
+
+    rows = layers(Own().init(0), np.ones((5, 4), np.float32))
+    assert [row.name for row in rows] == ["", "  0", "  1"]
+    assert [row.cost.flops for row in rows] == [180, 120, 60]
+    assert [row.parameters for row in rows] == [23, 15, 8]
+
+
+def test_a_layer_that_fails_leaves_the_model_as_it_was():
+    model = mlp((4, 2)).init(0)
+    with pytest.raises(ValueError, match="linear: input"):
+        layers(model, np.ones((1, 5), np.float32))
+    assert model(np.ones((1, 4), np.float32)).shape == (1, 2)
+    assert "forward" not in vars(model)
+
+
 def test_summary_table_prints():
     from rich.console import Console
 
@@ -179,6 +230,8 @@ def test_summary_table_prints():
     assert "817,792" in text
     assert "Head(width=128, vocabulary=63, tied)" in text
     assert "8×128×63" in text
+    console.print(layer_summary(tiny_gpt().init(0), tokens(2, 7)))
+    assert "attention" in console.export_text()
 
 
 def test_mfu_and_readable():
