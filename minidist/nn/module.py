@@ -341,8 +341,8 @@ class Module:
         """What this layer costs on an input of ``shape``, batch first."""
         raise TypeError(
             f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
-            "and return a LayerCost, for layers in a row in_a_row(...): see nn/layers.py. Or measure "
-            "it: minidist.summary.layer_summary(model, x)"
+            "and return a LayerCost, for layers in a row in_a_row(...): see nn/layers.py; or measure "
+            "with minidist.summary.layer_summary(model, x)"
         )
 
     def __repr__(self) -> str:
