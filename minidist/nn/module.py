@@ -1,196 +1,35 @@
-"""Module, Parameter and the flat array they live in.
+"""Module: a layer or a model, made of parameters and other modules.
 
-A layer *declares* its parameters and allocates nothing: ``Linear(784, 128)`` costs no memory.
-``model.init(seed)`` then allocates one flat array for all parameters and one for all gradients:
-
-    flat.data   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
-    flat.grad   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
-
-and each Parameter becomes a view into them. An optimizer then steps one 1-D array, an all-reduce
-sends one, and a shard is a slice. Each parameter is filled from a generator keyed by (seed, its
-full name), so a pipeline stage that is built alone has exactly the numbers of the whole model.
+Each parameter is filled from a generator keyed by (seed, its full name), so a pipeline stage that
+is built alone has exactly the numbers of the whole model. Where parameters live is in parameter.py,
+what a layer costs in cost.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 
 from minidist import array as arrays
-from minidist.array import Array, DType
+from minidist.array import DType
+from minidist.nn.cost import LayerCost, in_a_row
+from minidist.nn.parameter import Buffer, Flat, Initialiser, Parameter, Shape, UninitialisedError
 from minidist.seeds import generator
-from minidist.tensor import Into, Node, Tensor
+from minidist.tensor import Tensor
 
-Shape = tuple[int, ...]
-Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
-
-
-class UninitialisedError(RuntimeError):
-    """A layer was used before ``init(seed)`` gave its parameters memory and values."""
-
-
-class Parameter(Tensor):
-    """A tensor that is trained: declared with a shape, given memory by ``Module.init``.
-
-    ``on_ready`` holds functions called with the parameter each time a backward has accumulated
-    the last use of it; communication overlaps computation by starting there.
-
-    A parameter's name is where it lies in the model, such as ``"2.weight"``. One that several
-    blocks share is given a ``name`` instead, so that it is the same parameter, with the same
-    initial values, in every part of the model that holds it.
-    """
-
-    __slots__ = ("declared", "fresh", "given", "initialiser", "name", "on_ready")
-
-    def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
-        # ``data`` stays unset until init: see __getattr__.
-        self.declared = shape
-        self.initialiser = initialiser
-        self.given = name
-        self.name = name
-        self.grad = None
-        self.fresh = False  # nothing added to the gradient since zero_grad
-        self.node = Node((), None, shape, self)
-        self.on_ready: list[Callable[[Parameter], None]] = []
-
-    def __getattr__(self, attribute: str) -> Any:
-        # Python comes here only when the attribute is missing: no cost once initialised.
-        if attribute == "data":
-            raise UninitialisedError(
-                f"a parameter {self.name or 'of shape ' + str(self.declared)} was used before it "
-                "was initialised: call model.init(seed) first"
-            )
-        raise AttributeError(attribute)
-
-    @property
-    def shape(self) -> Shape:
-        return self.declared
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.declared))
-
-    def accumulate(self, grad: Any) -> None:
-        """Add one use's gradient; the first after ``zero_grad`` is written, not added."""
-        if self.fresh:
-            self.fresh = False
-            if type(grad) is Into:
-                grad.write(self.grad)
-            else:
-                self.grad[...] = grad() if callable(grad) else grad  # type: ignore[index]
-        else:
-            self.grad += grad() if callable(grad) else grad
-
-    def ready(self) -> None:
-        for hook in self.on_ready:
-            hook(self)
-
-    def __repr__(self) -> str:
-        return f"Parameter({self.name!r}, shape={self.declared})"
-
-
-class Buffer:
-    """An array that belongs to a layer but is not trained, such as batch norm's running mean.
-
-    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. It travels with
-    ``state`` and ``load``.
-    """
-
-    def __init__(self, shape: Shape, value: float) -> None:
-        self.declared = shape
-        self.value = value
-        self.data: Array = None
-
-
-class Flat:
-    """All parameters of a model in one array, and all gradients in another.
-
-    ``data`` and ``grad`` are 1-D, of ``size`` elements; ``slices[name]`` is where a parameter
-    lies. Each array has one more slot at its end, ``data_and_loss`` and ``grad_and_loss``, in
-    which a method may send the loss along: then a step needs no second message for one number.
-    """
-
-    def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: str | None) -> None:
-        xp = arrays.module(device)
-        self.parameters = list(parameters.values())
-        self.slices: dict[str, slice] = {}
-        start = 0
-        for name, parameter in parameters.items():
-            self.slices[name] = slice(start, start + parameter.size)
-            start += parameter.size
-        self.size = start
-        self.data_and_loss: Array = xp.zeros(start + 1, dtype)
-        self.grad_and_loss: Array = xp.zeros(start + 1, dtype)
-        self.data: Array = self.data_and_loss[:-1]
-        self.grad: Array = self.grad_and_loss[:-1]
-        for name, parameter in parameters.items():
-            parameter.data = self.data[self.slices[name]].reshape(parameter.declared)
-            parameter.grad = self.grad[self.slices[name]].reshape(parameter.declared)
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """What one layer costs on an input of a given shape: the basis of every prediction.
-
-    ``shape``: of the output. ``flops``: of the forward, matrix products alone; each needs as many
-    again for the weights' gradient (``weight_flops``) and for the input's (``input_flops``).
-    ``saves_input``, ``saves_output``: whether the backward needs them; ``saved_bytes``: of
-    anything else it keeps. ``view``: the output is the input's memory in another shape.
-    ``defers_input``, ``deferred_bytes``: what a weight gradient that is computed later keeps until
-    then, beside the saved: its input, and anything else.
-    """
-
-    shape: Shape
-    flops: int = 0
-    input_flops: int = 0
-    weight_flops: int = 0
-    saves_input: bool = False
-    saves_output: bool = False
-    saved_bytes: int = 0
-    view: bool = False
-    defers_input: bool = False
-    deferred_bytes: int = 0
-
-
-def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
-    """Layers one after the other, on an input of ``shape``, as one.
-
-    What lies between two layers is one array, saved once if either of the two needs it.
-    """
-    saved = 0
-    boundary, needed = shape, False
-    saves_input = defers_input = False
-    deferred = 0
-    first = True
-    for cost in costs:
-        needed = needed or cost.saves_input
-        saved += cost.saved_bytes
-        deferred += cost.deferred_bytes
-        if cost.defers_input:
-            defers_input = defers_input or first
-            deferred += 0 if first else int(np.prod(boundary)) * itemsize
-        if cost.view:
-            continue  # the same memory: still the same boundary
-        if first:
-            saves_input = needed
-        elif needed:
-            saved += int(np.prod(boundary)) * itemsize
-        boundary, needed, first = cost.shape, cost.saves_output, False
-    return LayerCost(
-        shape=costs[-1].shape if costs else shape,
-        flops=sum(cost.flops for cost in costs),
-        input_flops=sum(cost.input_flops for cost in costs),
-        weight_flops=sum(cost.weight_flops for cost in costs),
-        saves_input=saves_input or (first and needed),
-        saves_output=needed and not first,
-        saved_bytes=saved,
-        view=first,
-        defers_input=defers_input,
-        deferred_bytes=deferred,
-    )
+__all__ = [
+    "Buffer",
+    "Flat",
+    "Initialiser",
+    "LayerCost",
+    "Module",
+    "Parameter",
+    "Shape",
+    "UninitialisedError",
+    "in_a_row",
+]
 
 
 class Module:
@@ -341,7 +180,7 @@ class Module:
         """What this layer costs on an input of ``shape``, batch first."""
         raise TypeError(
             f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
-            "and return a LayerCost, for layers in a row in_a_row(...): see nn/layers.py; or measure "
+            "and return a LayerCost (in_a_row adds up layers in a row: see nn/cost.py), or measure "
             "with minidist.summary.layer_summary(model, x)"
         )
 

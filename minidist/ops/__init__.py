@@ -26,8 +26,6 @@ from minidist.ops.compare import (
 from minidist.ops.convolution import conv2d
 from minidist.ops.dropout import dropout
 from minidist.ops.elementwise import (
-    DTypeError,
-    ShapeError,
     absolute,
     add,
     astype,
@@ -49,6 +47,7 @@ from minidist.ops.indexing import embedding, getitem
 from minidist.ops.losses import binary_cross_entropy, cross_entropy, mean_squared_error
 from minidist.ops.matmul import linear, matmul
 from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
+from minidist.ops.operands import DTypeError, ShapeError
 from minidist.ops.pooling import avg_pool2d, max_pool2d
 from minidist.ops.reduction import logsumexp, max, mean, min, sum, var
 from minidist.ops.shape import (

@@ -26,7 +26,7 @@ import numpy as np
 
 from minidist.array import Array, module_of, work
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, same_device
+from minidist.ops.operands import ShapeError, same_device
 from minidist.tensor import Tensor, as_tensor
 
 BLOCK = 64  # query rows at a time

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minidist.array import Array
-from minidist.ops.elementwise import pair
+from minidist.ops.operands import pair
 from minidist.tensor import Tensor
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from minidist.array import Array, module_of, work
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, same_device, same_dtype
 from minidist.ops.matmul import column_sums
+from minidist.ops.operands import ShapeError, same_device, same_dtype
 from minidist.tensor import Into, Tensor, as_tensor
 
 PATCHES = 1 << 20  # bytes of patches at a time

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of
-from minidist.ops.elementwise import DTypeError, ShapeError, same_device
+from minidist.ops.operands import DTypeError, ShapeError, same_device
 from minidist.tensor import Into, Tensor, as_tensor
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from minidist.array import Array, DType
 from minidist.ops.activation import sigmoid_array
-from minidist.ops.elementwise import DTypeError, ShapeError, pair, same_device
+from minidist.ops.operands import DTypeError, ShapeError, pair, same_device
 from minidist.tensor import Tensor, as_tensor
 
 

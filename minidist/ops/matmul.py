@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array, module_of, work
-from minidist.ops.elementwise import ShapeError, same_device, same_dtype, unbroadcast
+from minidist.ops.operands import ShapeError, same_device, same_dtype, unbroadcast
 from minidist.tensor import Into, Tensor, as_tensor
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from minidist.array import Array
 from minidist.ops.chunks import chunks
-from minidist.ops.elementwise import ShapeError, astype, same_device, same_dtype
+from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_sums
+from minidist.ops.operands import ShapeError, same_device, same_dtype
 from minidist.tensor import Into, Tensor, as_tensor, recording
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from minidist.array import Array
 from minidist.ops.convolution import convolved_length, pad_images, window
-from minidist.ops.elementwise import ShapeError
+from minidist.ops.operands import ShapeError
 from minidist.tensor import Tensor, as_tensor
 
 

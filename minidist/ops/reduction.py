@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array
-from minidist.ops.elementwise import Shape, ShapeError
+from minidist.ops.operands import Shape, ShapeError
 from minidist.tensor import Tensor, as_tensor
 
 Axis = int | tuple[int, ...] | None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidist.array import Array
-from minidist.ops.elementwise import Shape, ShapeError, same_device, unbroadcast
+from minidist.ops.operands import Shape, ShapeError, same_device, unbroadcast
 from minidist.tensor import Tensor, as_tensor
 
 

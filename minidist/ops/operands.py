@@ -1,0 +1,120 @@
+"""What an op is given: turned into tensors that fit together, or refused with the reason.
+
+Where NumPy broadcasts an input up to the result's shape, that input is used several times, so its
+gradient is the sum over those uses: ``unbroadcast``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array, DeviceError, module_of
+from minidist.tensor import Tensor, as_tensor
+
+Shape = tuple[int, ...]
+
+
+class ShapeError(ValueError):
+    """Shapes that do not fit an op: says which op, and the shapes."""
+
+
+class DTypeError(TypeError):
+    """Numbers of a kind that an op does not take: says which op, the dtypes, and the way out."""
+
+
+def constant(value: Any, like: Tensor) -> Tensor:
+    """``value`` as a tensor that may meet ``like`` in an op.
+
+    Numbers, integer arrays and NumPy's float64 scalars take the dtype of ``like``, so that
+    nothing silently becomes float64.
+    """
+    floating = like.data.dtype.kind == "f"
+    if isinstance(value, Tensor):
+        if value.dtype.kind in "iub" and floating:
+            return Tensor(value.data.astype(like.dtype))
+        return value
+    out = Tensor.__new__(Tensor)
+    out.grad = out.node = None
+    if isinstance(value, (bool, int, float, np.generic)):
+        # A NumPy scalar meets an array on any device without being copied there.
+        out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]
+        return out
+    if not hasattr(value, "dtype"):
+        data = np.asarray(value)
+        out.data = like.xp.asarray(data.astype(like.dtype) if floating else data)
+    elif floating and value.dtype.kind in "iub":
+        out.data = value.astype(like.dtype)
+    else:
+        out.data = value
+    return out
+
+
+def same_device(name: str, first: Tensor, *others: Tensor) -> None:
+    """Raise DeviceError unless all arrays are of one library. NumPy scalars go anywhere."""
+    for other in others:
+        if type(other.data) is type(first.data):
+            continue
+        if isinstance(first.data, np.generic) or isinstance(other.data, np.generic):
+            continue
+        one, two = module_of(first.data).__name__, module_of(other.data).__name__
+        if one != two:
+            raise DeviceError(
+                f"{name}: one input {first.shape} is an array of {one}, another {other.shape} of "
+                f"{two}: move them to one device with minidist.array.to_device"
+            )
+
+
+def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise DTypeError unless a layer's input has the dtype of its weights.
+
+    NumPy would compute in the wider of the two: float64 data, or integers, would make a float32
+    model slow, and nobody would know.
+    """
+    if x.data.dtype != weight.data.dtype:
+        instead = f', or make the model with init(dtype="{x.dtype}")'
+        raise DTypeError(
+            f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
+            f'convert the input with .astype("{weight.dtype}")'
+            + (instead if x.dtype.kind == "f" else "")
+        )
+
+
+def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Both operands of a binary op as tensors of one device, whose shapes broadcast."""
+    if not isinstance(x, Tensor):
+        x = constant(x, as_tensor(y))
+    if not isinstance(y, Tensor):
+        y = constant(y, x)
+    elif y.data.dtype != x.data.dtype:
+        x, y = constant(x, y), constant(y, x)
+    if type(x.data) is not type(y.data):
+        same_device(name, x, y)
+    if x.data.shape != y.data.shape:
+        try:
+            np.broadcast_shapes(x.data.shape, y.data.shape)
+        except ValueError:
+            raise ShapeError(
+                f"{name}: shapes {x.shape} and {y.shape} do not broadcast: from the last axis "
+                "back, lengths must be equal or 1"
+            ) from None
+    return x, y
+
+
+def wanted(x: Tensor) -> Shape | None:
+    """The shape of the gradient that ``x`` wants, or None if it wants none."""
+    return x.data.shape if x.node is not None else None
+
+
+def unbroadcast(grad: Array, shape: Shape | None) -> Any:
+    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if nobody asks."""
+    if shape is None or grad.shape == shape:
+        return grad if shape is not None else None
+    extra = grad.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        extra + axis
+        for axis, length in enumerate(shape)
+        if length == 1 and grad.shape[extra + axis] != 1
+    )
+    return grad.sum(axis=axes, keepdims=True).reshape(shape)
