@@ -68,6 +68,13 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     assert row["mfu"] == pytest.approx(row["matmul_ms"] / row["minidist_ms"])
 
 
+def test_a_device_that_is_not_there_is_an_error_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        engine.run(["--device", "tpu"])
+    assert stopped.value.code == 2
+    assert "unknown device 'tpu': choose one of cpu, cuda" in capsys.readouterr().err
+
+
 def numbers(*shape):
     return np.random.default_rng(0).standard_normal(shape)
 

@@ -347,3 +347,17 @@ def test_an_optimizer_says_what_it_is():
     assert repr(optim.SGD(0.1, momentum=0.9)) == (
         "SGD(lr=0.1, weight_decay=0.0, exclude=(), momentum=0.9)"
     )
+
+
+def test_a_learning_rate_may_be_a_numpy_number():
+    data, grad = np.ones(3, np.float32), np.full(3, 0.1, np.float32)
+    seen = []
+
+    class Watched(optim.GradientDescent):
+        def update(self, data, grad, lr, *rest):
+            seen.append(type(lr))
+            super().update(data, grad, lr, *rest)
+
+    for lr in (np.float64(0.5), lambda step: np.float64(0.5)):
+        Watched(lr).step(data, grad)
+    assert seen == [float, float]

@@ -253,6 +253,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a shared machine")
     options = parser.parse_args(argv)
+    try:
+        arrays.module(options.device)
+    except arrays.DeviceError as error:
+        parser.error(str(error))
     results = measure_all(options.device, options.seconds, options.only, options.clock)
     report(results, Console())
     if options.json:

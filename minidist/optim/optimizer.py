@@ -116,7 +116,8 @@ class Optimizer:
                 "model.flat.data and model.flat.grad are"
             )
         self.prepare(data)
-        lr = self.lr(self.steps) if callable(self.lr) else self.lr
+        # A NumPy number would have float32 arrays computed with in float64.
+        lr = float(self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
         rates = self.local_rates(data, grad, lr)
         for piece, scratch in self.pieces():
