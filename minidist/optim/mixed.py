@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, DType, module_of
+from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.tensor import Tensor
 
@@ -29,8 +30,9 @@ from minidist.tensor import Tensor
 class MixedPrecision(Optimizer):
     """Any optimizer, stepping a float32 master copy of float16 parameters.
 
-    Inputs are float16, as the model is. Logits go to float32 before the loss: a sum of
-    exponentials needs the range.
+    ``clip`` is the largest norm of the whole gradient. It is applied here, because the model's own
+    gradient is still multiplied by the scale. Inputs are float16, as the model is. Logits go to
+    float32 before the loss: a sum of exponentials needs the range.
 
     >>> from minidist.optim import Adam
     >>> optimizer = MixedPrecision(Adam(1e-3))
@@ -44,6 +46,7 @@ class MixedPrecision(Optimizer):
         scale: float = 2.0**16,
         patience: int = 2000,
         dtype: DType = np.float32,
+        clip: float | None = None,
     ) -> None:
         super().__init__(optimizer.lr)
         self.inner = optimizer
@@ -51,6 +54,7 @@ class MixedPrecision(Optimizer):
         self.scale = scale
         self.patience = patience
         self.dtype = np.dtype(dtype)
+        self.clip = clip
         self.skipped = 0
         self._good = 0
         self._grad: Array | None = None
@@ -84,6 +88,9 @@ class MixedPrecision(Optimizer):
             self.skipped += 1
             self._good = 0
             return
+        if self.clip is not None:
+            reduce = self.layout.reduce if self.layout is not None else None
+            clip_by_global_norm(self._grad, self.clip, reduce)
         self.inner.step(self.state["master"], self._grad)
         self.state |= self.inner.state
         self.steps = self.inner.steps
