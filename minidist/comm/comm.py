@@ -81,6 +81,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self.main: Comm = self  # of a stream: the communicator that it was spawned from
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
@@ -162,6 +163,8 @@ class Comm(ABC):
         ``stream`` is a Comm of the same ranks, apart from this one: messages of the two never
         meet. Functions spawned on one rank run one after the other, in order, so every rank must
         spawn the same ones in the same order. This is how communication overlaps computation.
+        ``stream.main`` is this communicator, for use on the stream: through it a server beside a
+        worker hears the others' workers.
         """
 
     def shared(self, length: int, like: Array) -> list[Array]:

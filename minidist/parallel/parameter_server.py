@@ -31,19 +31,27 @@ parameter server", OSDI'14, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from minidist.array import Array, module_of
+from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.key_ranges import KeyRanges
+from minidist.parallel.compression import Compressor
+from minidist.parallel.key_ranges import KeyRanges, Servers
 from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.pushes import PUSH
 
-PUSH, PULL, LOSS = 1, 2, 3  # tags: two colocated ranks push and pull in both directions
+PULL, LOSS = 2, 3  # tags: two colocated ranks push and pull in both directions
+
+
+def push_tag(step: int) -> int:
+    """So a push that comes again, or late, is not taken for one of another step."""
+    return PUSH + 3 * (step % 1000)
 
 
 class ParameterServer(KeyRanges):
@@ -56,12 +64,26 @@ class ParameterServer(KeyRanges):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
-        servers: int = 1,
+        servers: Servers = 1,
         colocated: bool = False,
+        compressor: Callable[[], Compressor] | None = None,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, servers, colocated, extra=1)
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            servers,
+            colocated,
+            extra=1,
+            compressor=compressor,
+            clip=clip,
+        )
+        self.exact = not self.pushes.compressed
         self.incoming: Array | None = None
-        if self.serves and len(self.workers) > 1:
+        if self.serves and len(self.workers) > 1 and not self.pushes.compressed:
             self.incoming = module_of(self.data).empty_like(self.data)
 
     def step(self, batch: Batch) -> float:
@@ -69,7 +91,7 @@ class ParameterServer(KeyRanges):
         if self.works:
             requests = self.work(batch)
         if self.serves:
-            self.serve()
+            self.serve(batch.step)
         with self.comm.step("pull"), self.servers_must_live():
             for request in requests:
                 request.wait()
@@ -83,16 +105,24 @@ class ParameterServer(KeyRanges):
         loss = self.forward_backward(batch.shard(index, len(self.workers)))
         flat.grad_and_loss[-1] = loss
         others = [
-            (self.servers[server], self.ranges[server])
+            (server, self.servers[server])
             for worker, server in self.meetings()
             if worker == index and self.servers[server] != self.comm.rank
         ]
+        messages = [
+            (array, to)
+            for server, to in others
+            for array in self.pushes.pack(server, flat.grad_and_loss, batch.step)
+        ]
         with self.comm.step("push"):
-            pulls = [self.comm.irecv(flat.data_and_loss[part], to, PULL) for to, part in others]
-            pushes = [self.comm.isend(flat.grad_and_loss[part], to, PUSH) for to, part in others]
+            pulls = [
+                self.comm.irecv(flat.data_and_loss[self.ranges[server]], to, PULL)
+                for server, to in others
+            ]
+            pushes = [self.comm.isend(array, to, push_tag(batch.step)) for array, to in messages]
         return pushes + pulls
 
-    def serve(self) -> None:
+    def serve(self, step: int) -> None:
         """The server: collect a gradient from every worker, update, answer every worker."""
         index = self.servers.index(self.comm.rank)
         clients = [self.workers[worker] for worker, server in self.meetings() if server == index]
@@ -101,13 +131,12 @@ class ParameterServer(KeyRanges):
         arrived = int(self.works)
         for worker in self.alive(clients):
             with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
-                if arrived == 0:
-                    self.comm.recv(self.total, worker, PUSH)
-                else:
-                    self.comm.recv(self.incoming, worker, PUSH)
-                    self.comm.combine("sum", self.total, self.incoming)
+                into = self.incoming if arrived else self.total
+                self.pushes.receive(self.comm, worker, into, push_tag(step))
+                self.pushes.add(self.comm, self.total, into, arrived == 0, step)
                 arrived += 1
         self.make_up_for(arrived)
+        self.clip_total()
         self.update_keys()
         if self.owns_loss:
             self.data[-1] = self.total[-1]
@@ -157,7 +186,7 @@ class ParameterServer(KeyRanges):
 
         A message begins when its server, its worker and both their ports are free.
         """
-        ranks, e = range(self.comm.size), self.itemsize
+        ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
         wire = [(part.stop - part.start) * e for part in self.ranges]
         own = [(keys.stop - keys.start) * e for keys in self.keys]
         shapes = {
@@ -166,7 +195,8 @@ class ParameterServer(KeyRanges):
         }
         busy = [0.0 for _ in ranks]
         for rank, shape in shapes.items():
-            busy[rank] = machine.compute(sum(training_flops(self.whole, shape)), rank)
+            flops = sum(training_flops(self.whole, shape))
+            busy[rank] = machine.compute(flops + pushes.encode_flops(self.clients_of(rank)), rank)
         messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
         clock, out_free, in_free = list(busy), list(busy), [0.0 for _ in ranks]
 
@@ -177,20 +207,34 @@ class ParameterServer(KeyRanges):
             nbytes[sender] += size
             return out_free[sender]
 
+        def work(rank: int, seconds: float) -> None:
+            clock[rank] += seconds
+            busy[rank] += seconds
+
         meetings = [
-            (self.workers[worker], self.servers[server], wire[server])
+            (self.workers[worker], server, self.servers[server])
             for worker, server in self.meetings()
             if self.workers[worker] != self.servers[server]
         ]
         summing = set(self.workers)  # servers whose sum has something in it
-        for worker, server, size in meetings:
-            clock[server] = move(worker, server, clock[server], size)
-            if server in summing:
-                clock[server] += machine.reduce(size)
-                busy[server] += machine.reduce(size)
+        for worker, index, server in meetings:
+            for size in pushes.sizes(index):
+                clock[server] = move(worker, server, clock[server], size)
+            work(server, machine.compute(pushes.decode_flops(index), server))
+            if server in summing and not pushes.compressed:
+                work(server, machine.reduce(wire[index]))
             summing.add(server)
-        for worker, server, size in meetings:
-            clock[server] = move(server, worker, clock[server], size)
+        ring = Clocks(machine, len(self.servers))  # servers agree on norms
+        ring.wait_for([clock[server] for server in self.servers])
+        for numbers in self.norms():
+            ring.all_reduce(numbers, 8)
+        for index, server in enumerate(self.servers):
+            clock[server] = ring.now[index]
+            busy[server] += ring.busy[index]
+            messages[server] += ring.messages[index]
+            nbytes[server] += ring.nbytes[index]
+        for worker, index, server in meetings:
+            clock[server] = move(server, worker, clock[server], wire[index])
         if len(self.servers) < self.comm.size:
             for server in self.servers[:-1]:
                 last = self.servers[-1]
@@ -201,13 +245,20 @@ class ParameterServer(KeyRanges):
         for server, size in zip(self.servers, own, strict=True):
             owned[server] = size
         whole = [self.psi * e if rank in shapes else owned[rank] for rank in ranks]
-        arriving = len(self.workers) > 1
+        arriving = len(self.workers) > 1 and not pushes.compressed
+        pushed = [
+            pushes.kept_bytes(self.clients_of(rank)) if rank in shapes else 0 for rank in ranks
+        ]
+        for index, server in enumerate(self.servers):
+            pushed[server] += pushes.arriving_bytes(index)
         return StepCost(
             messages=messages,
             nbytes=nbytes,
             peak_bytes={
                 "parameters": whole,
-                "gradients": [whole[rank] + owned[rank] * arriving for rank in ranks],
+                "gradients": [
+                    whole[rank] + owned[rank] * arriving + pushed[rank] for rank in ranks
+                ],
                 "optimizer": [len(self.optimizer.slots) * size for size in owned],
                 "activations": [
                     saved_bytes(self.whole, shapes[rank], e, self.loss) if rank in shapes else 0
@@ -215,5 +266,8 @@ class ParameterServer(KeyRanges):
                 ],
             },
             busy=busy,
-            seconds=max(*clock, *out_free, *in_free),
+            # More servers than workers: idle ones overtake, and the rounds are no longer in order.
+            seconds=(
+                max(*clock, *out_free, *in_free) if len(self.servers) <= len(self.workers) else None
+            ),
         )

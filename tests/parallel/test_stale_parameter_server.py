@@ -44,6 +44,22 @@ class Logged(StaleParameterServer):
         return super().forward_backward(batch)
 
 
+def where(servers):
+    """Options for so many servers; "all" means colocated."""
+    return {"colocated": True} if servers == "all" else {"servers": servers}
+
+
+LAYOUTS = [
+    *(
+        (servers, ranks)
+        for servers in (1, 2, 3)
+        for ranks in (1, 2, 3, 4, 5, 7)
+        if servers < max(ranks, 2)
+    ),
+    *(("all", ranks) for ranks in (1, 2, 3, 4, 5, 7)),
+]
+
+
 def free_run(comm, kind=StaleParameterServer, setting=None, **options):
     """A method that has run freely over the setting's batches, and its losses."""
     setting = setting or Setting()
@@ -59,11 +75,10 @@ def free_run(comm, kind=StaleParameterServer, setting=None, **options):
 # Exact limits
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("servers", "ranks"), LAYOUTS)
 def test_no_staleness_equals_serial(ranks, servers, monkeypatch):
     """An update for each push, all of the same parameters: with plain SGD, the same sum."""
-    kind = partial(StaleParameterServer, staleness=0, servers=servers)
+    kind = partial(StaleParameterServer, staleness=0, **where(servers))
     monkeypatch.setitem(METHODS, "s=0", kind)
     setting = Setting(optimizer=lambda: SGD(0.1))
     launch(lambda comm: check_equals_serial(comm, "s=0", setting), ranks, LocalWorld())
@@ -98,17 +113,18 @@ def check_bound(begun, updates, bound, workers):
     seed=st.integers(0, 2**32 - 1),
     bound=st.integers(0, 3),
     workers=st.integers(2, 5),
-    servers=st.integers(1, 2),
+    servers=st.sampled_from([1, 2, 3, "all"]),
 )
 def test_bound_holds_in_random_schedules(seed, bound, workers, servers):
     setting = Setting(widths=(12, 5), batch=10, steps=8)
     machine = Pauses(**SLOW_NET, random=np.random.default_rng(seed))
 
     def run(comm):
-        method, _ = free_run(comm, Logged, setting, servers=servers, staleness=bound)
+        method, _ = free_run(comm, Logged, setting, staleness=bound, **where(servers))
         return method.begun, method.updates, method.servers, method.workers
 
-    results = launch(run, servers + workers, LocalWorld(machine))
+    ranks = workers if servers == "all" else servers + workers
+    results = launch(run, ranks, LocalWorld(machine))
     begun = [entry for entries, *_ in results for entry in entries]
     assert len(begun) == workers * setting.steps
     for server in results[0][2]:
@@ -207,19 +223,20 @@ def test_staleness_among_equals_is_one_less_than_the_workers(workers):
 class Stutter(StaleParameterServer):
     """Every third push is sent again, as after a lost acknowledgement."""
 
-    def push(self, server, part, clock, loss):
-        super().push(server, part, clock, loss)
-        if clock % 3 == 1:
-            super().push(server, part, clock, loss)
+    def push(self, server, message):
+        super().push(server, message)
+        if message[0][0] % 3 == 1:
+            super().push(server, message)
 
 
 class Late(StaleParameterServer):
     """Before a push, the one before it comes once more."""
 
-    def push(self, server, part, clock, loss):
-        if clock:
-            super().push(server, part, clock - 1, loss)
-        super().push(server, part, clock, loss)
+    def push(self, server, message):
+        header, *gradient = message
+        if header[0]:
+            super().push(server, [header - [1, 0], *gradient])
+        super().push(server, message)
 
 
 @pytest.mark.parametrize(("kind", "times"), [(Stutter, 2), (Late, 5)])
@@ -242,11 +259,10 @@ def test_a_push_that_comes_twice_is_applied_once(kind, times):
 # Costs
 
 
-@pytest.mark.parametrize("servers", [1, 2, 3])
-@pytest.mark.parametrize("ranks", [1, 2, 5, 7])
+@pytest.mark.parametrize(("servers", "ranks"), LAYOUTS)
 @pytest.mark.parametrize("bound", [1, None])
 def test_bytes_and_memory_equal_the_formula(ranks, servers, bound, monkeypatch):
-    kind = partial(StaleParameterServer, servers=servers, staleness=bound)
+    kind = partial(StaleParameterServer, staleness=bound, **where(servers))
     monkeypatch.setitem(METHODS, "stale", kind)
     launch(lambda comm: check_predictions(comm, "stale", Setting(steps=2)), ranks, LocalWorld())
 
