@@ -71,12 +71,16 @@ class BackupWorkers(StaleParameterServer):
             self.model.zero_grad()
             shard = batches[clock - self.clock].shard(index, len(self.workers))
             loss = self.forward_backward(shard)
-            message = [np.array([clock, loss]), *self.pushes.pack(0, self.model.flat.grad, clock)]
+            message = [np.array([clock, loss]), self.pushes.pack(0, self.model.flat.grad, clock)]
             with self.servers_must_live(), self.comm.step("push"):
+                pulls = [
+                    self.comm.irecv(answer, server, PULL)
+                    for answer in (header, self.model.flat.data)
+                ]
                 self.push(server, message)
             with self.servers_must_live(), self.comm.step("pull"):
-                self.comm.recv(header, server, PULL)
-                self.comm.recv(self.model.flat.data, server, PULL)
+                for pull in pulls:
+                    pull.wait()
             clock = int(header[0])
 
     def serve(self, clock: int) -> None:

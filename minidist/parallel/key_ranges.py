@@ -142,7 +142,8 @@ class KeyRanges(Method):
                 self.data[: values.size] = values
                 self.total = xp.zeros_like(self.data)
             self.owned = slice(0, keys.stop - keys.start)  # the keys in ``data`` and ``total``
-            self.pushes.start_receiving(index, self.data)
+            if comm.size > 1:
+                self.pushes.start_receiving(index, self.data)
             # A rule that needs norms of whole parameters gets them from all servers together.
             optimizer.bind(flat_slices(model), keys.start, self.sum_over_servers)
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from minidist.array import Array, module_of
-from minidist.collectives.clocks import Clocks
+from minidist.collectives import chunks
 from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -110,16 +110,17 @@ class ParameterServer(KeyRanges):
             if worker == index and self.servers[server] != self.comm.rank
         ]
         messages = [
-            (array, to)
-            for server, to in others
-            for array in self.pushes.pack(server, flat.grad_and_loss, batch.step)
+            self.pushes.pack(server, flat.grad_and_loss, batch.step) for server, _ in others
         ]
         with self.comm.step("push"):
             pulls = [
                 self.comm.irecv(flat.data_and_loss[self.ranges[server]], to, PULL)
                 for server, to in others
             ]
-            pushes = [self.comm.isend(array, to, push_tag(batch.step)) for array, to in messages]
+            pushes = [
+                self.comm.isend(message, to, push_tag(batch.step))
+                for message, (_, to) in zip(messages, others, strict=True)
+            ]
         return pushes + pulls
 
     def serve(self, step: int) -> None:
@@ -218,21 +219,25 @@ class ParameterServer(KeyRanges):
         ]
         summing = set(self.workers)  # servers whose sum has something in it
         for worker, index, server in meetings:
-            for size in pushes.sizes(index):
-                clock[server] = move(worker, server, clock[server], size)
+            clock[server] = move(worker, server, clock[server], pushes.nbytes(index))
             work(server, machine.compute(pushes.decode_flops(index), server))
             if server in summing and not pushes.compressed:
                 work(server, machine.reduce(wire[index]))
             summing.add(server)
-        ring = Clocks(machine, len(self.servers))  # servers agree on norms
-        ring.wait_for([clock[server] for server in self.servers])
-        for numbers in self.norms():
-            ring.all_reduce(numbers, 8)
-        for index, server in enumerate(self.servers):
-            clock[server] = ring.now[index]
-            busy[server] += ring.busy[index]
-            messages[server] += ring.messages[index]
-            nbytes[server] += ring.nbytes[index]
+        for numbers in self.norms():  # a ring of the servers
+            count = len(self.servers)
+            parts = [8 * (part.stop - part.start) for part in chunks(numbers, count)]
+            for turn in range(2 * (count - 1)):
+                adding = turn < count - 1
+                sizes = [parts[(index - turn) % count] for index in range(count)]
+                ends = []
+                for index, server in enumerate(self.servers):
+                    right = self.servers[(index + 1) % count]
+                    ready = max(clock[server], clock[right])
+                    ends.append(move(server, right, ready, sizes[index]))
+                for index, server in enumerate(self.servers):
+                    clock[server] = max(ends[index], ends[index - 1])
+                    work(server, adding * machine.reduce(sizes[index - 1]))
         for worker, index, server in meetings:
             clock[server] = move(server, worker, clock[server], wire[index])
         if len(self.servers) < self.comm.size:
@@ -250,7 +255,7 @@ class ParameterServer(KeyRanges):
             pushes.kept_bytes(self.clients_of(rank)) if rank in shapes else 0 for rank in ranks
         ]
         for index, server in enumerate(self.servers):
-            pushed[server] += pushes.arriving_bytes(index)
+            pushed[server] += pushes.arriving_bytes(index) if self.comm.size > 1 else 0
         return StepCost(
             messages=messages,
             nbytes=nbytes,

@@ -9,9 +9,10 @@ lost, it is only late (compression.py). Where a range begins or ends inside a ma
 rows stay a matrix, for PowerSGD; the torn rows travel as they are. Nobody votes on the way, so
 ``Sign`` means EF-signSGD here. Pulls are parameters, and not compressed.
 
-Bytes of a push to a server that owns k keys: ke as it is, else what the compressor's ``wire``
-says. What is no key (the loss, where it rides behind them) is one message more, and never
-compressed. Decoding is not charged to the virtual clock, but for its matrix products.
+A push to a server is one message: ke bytes for its k keys as they are, else what the compressor's
+``wire`` says, its arrays one behind the other. What is no key (the loss, where it rides behind
+them) is never compressed: 8 bytes in front. Decoding is not charged to the virtual clock, but for
+its matrix products.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from minidist.array import Array, module_of
 from minidist.comm.comm import Comm
@@ -48,7 +50,7 @@ class Pushes:
         self.ranges, self.keys, self.dtype = ranges, keys, dtype
         self.codecs: list[Compressor] = []  # by server; enough to decode, and for the formulas
         self.senders: dict[int, Compressor] = {}  # by server, on a worker; they remember errors
-        self.arriving: list[Array] = []  # on a server: a push, as it came
+        self.arriving: Array | None = None  # on a server: a compressed push, as it came; bytes
         if compressor is not None:
             for part in keys:
                 codec = make_compressor(compressor)
@@ -68,13 +70,13 @@ class Pushes:
                 sender = self.senders[server] = self.codecs[server]
                 sender.start(grad[self.keys[server]], sender.shapes, sender.seed, sender.rank)
 
-    def pack(self, server: int, grad: Array, step: int) -> list[Array]:
-        """The messages of a push to ``server``: its part of ``grad``, and what rides behind."""
+    def pack(self, server: int, grad: Array, step: int) -> Array:
+        """The push to ``server``: its part of ``grad``, and what rides behind the keys."""
         if not self.compressed:
-            return [grad[self.ranges[server]]]
+            return grad[self.ranges[server]]
         keys, behind = self.keys[server], slice(self.keys[server].stop, self.ranges[server].stop)
-        packed = self.senders[server].encode(grad[keys], step)
-        return packed + ([grad[behind]] if behind.stop > behind.start else [])
+        arrays = [grad[behind].astype(np.float64), *self.senders[server].encode(grad[keys], step)]
+        return module_of(grad).concatenate([array.view(np.uint8) for array in arrays])
 
     # The server
 
@@ -83,47 +85,48 @@ class Pushes:
         self.server = server
         self.owned = slice(0, self.keys[server].stop - self.keys[server].start)
         if self.compressed:
-            xp = module_of(like)
-            self.arriving = [xp.empty(n, dtype) for n, dtype in self.codecs[server].wire()]
-            behind = like.size - self.owned.stop
-            self.arriving += [xp.empty(behind, self.dtype)] if behind else []
+            self.arriving = module_of(like).empty(self.nbytes(server), np.uint8)
 
     def receive(self, comm: Comm, worker: int, into: Array, tag: int = PUSH) -> None:
         """A push of ``worker``: into ``into`` as it is, or packed, to be unpacked by ``add``."""
-        for buffer in self.arriving or [into]:
-            comm.recv(buffer, worker, tag)
+        comm.recv(into if self.arriving is None else self.arriving, worker, tag)
 
     def add(self, comm: Comm, total: Array, arrived: Array, first: bool, step: int) -> None:
         """Add to ``total``, or if ``first`` begin it with, what was received last.
 
         If that came as it is, it lies in ``arrived``; the first may have come into ``total``.
         """
-        if self.compressed:
+        if self.arriving is not None:
             if first:
                 total.fill(0)
-            wire = len(self.codecs[self.server].wire())
-            self.codecs[self.server].decode(self.arriving[:wire], total[self.owned], step)
-            for behind in self.arriving[wire:]:
-                total[self.owned.stop :] += behind
+            start, arrays = 0, list[Array]()
+            for length, dtype in self.layout(self.server):
+                stop = start + length * np.dtype(dtype).itemsize
+                arrays.append(self.arriving[start:stop].view(dtype))
+                start = stop
+            behind, *message = arrays
+            self.codecs[self.server].decode(message, total[self.owned], step)
+            total[self.owned.stop :] += behind
         elif not first:
             comm.combine("sum", total, arrived)
 
     # The formula
 
-    def sizes(self, server: int) -> list[int]:
-        """Bytes of each message of a push to ``server``."""
+    def layout(self, server: int) -> list[tuple[int, DTypeLike]]:
+        """Lengths and dtypes of what a compressed push consists of: longest elements first."""
         behind = self.ranges[server].stop - self.keys[server].stop
-        own = self.keys[server].stop - self.keys[server].start
+        return [(behind, np.float64), *self.codecs[server].wire()]
+
+    def nbytes(self, server: int) -> int:
+        """Bytes of a push to ``server``."""
         if not self.compressed:
-            return [(own + behind) * self.dtype.itemsize]
-        wire = [n * np.dtype(dtype).itemsize for n, dtype in self.codecs[server].wire()]
-        return wire + ([behind * self.dtype.itemsize] if behind else [])
+            part = self.ranges[server]
+            return (part.stop - part.start) * self.dtype.itemsize
+        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.layout(server))
 
     def arriving_bytes(self, server: int) -> int:
-        """What a server holds of a compressed push, without what rides behind."""
-        if not self.compressed:
-            return 0
-        return sum(n * np.dtype(dtype).itemsize for n, dtype in self.codecs[server].wire())
+        """What a server holds of a compressed push."""
+        return self.nbytes(server) if self.compressed else 0
 
     def kept_bytes(self, servers: Iterable[int]) -> int:
         """What a worker remembers that pushes to these servers."""
@@ -142,8 +145,7 @@ class Pushes:
     def holds(self) -> list[Array]:
         """Errors kept for the next push, and the push that arrives."""
         kept = [array for sender in self.senders.values() for array in sender.holds()]
-        wire = len(self.codecs[self.server].wire()) if self.arriving else 0
-        return kept + self.arriving[:wire]
+        return kept + ([] if self.arriving is None else [self.arriving])
 
     def remembered(self) -> dict[str, Array]:
         """What a worker must keep to go on later, by name."""

@@ -192,7 +192,7 @@ class StaleParameterServer(KeyRanges):
         order = [(first + turn) % count for turn in range(count)]
         header = np.array([clock, loss])
         messages = {
-            index: [header, *self.pushes.pack(index, flat.grad, clock)]
+            index: [header, self.pushes.pack(index, flat.grad, clock)]
             for index in self.clients_of(self.comm.rank)
         }
         with self.comm.step("push"), self.servers_must_live():
@@ -309,9 +309,9 @@ class StaleParameterServer(KeyRanges):
         for index, rank in enumerate(self.workers):
             clients = self.clients_of(rank)
             if p > 1:
-                sizes = [size for server in clients for size in self.pushes.sizes(server)]
-                messages[rank] += len(self.servers) + len(sizes)
-                nbytes[rank] += 16 * len(self.servers) + sum(sizes)
+                messages[rank] += len(self.servers) + len(clients)
+                nbytes[rank] += 16 * len(self.servers)
+                nbytes[rank] += sum(self.pushes.nbytes(server) for server in clients)
             shape = (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
             flops = sum(training_flops(self.whole, shape)) + self.pushes.encode_flops(clients)
             held[rank] += self.psi * e
