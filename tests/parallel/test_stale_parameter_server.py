@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from minidist import LocalWorld, Machine, launch
 from minidist.array import defaults
+from minidist.collectives import ring
 from minidist.comm.local import Deadlock
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
@@ -131,16 +132,19 @@ def test_bound_holds_in_random_schedules(seed, bound, workers, servers):
         check_bound(begun, results[server][1], bound, results[0][3])
 
 
+@pytest.mark.parametrize("servers", [1, 2, "all"])
 @pytest.mark.parametrize(("bound", "furthest"), [(0, 0), (1, 1), (2, 2), (3, 3), (None, 6)])
-def test_the_fast_go_as_far_ahead_as_the_bound_allows(bound, furthest):
+def test_the_fast_go_as_far_ahead_as_the_bound_allows(bound, furthest, servers):
     """One of three workers takes 50 times as long: the bound is reached, not only kept."""
-    machine = Machine(flops=1e8, slowdown={3: 50.0})
+    ranks = 3 if servers == "all" else 3 + servers
+    machine = Machine(flops=1e8, slowdown={ranks - 1: 50.0})
 
     def run(comm):
-        method, _ = free_run(comm, setting=Setting(steps=7), staleness=bound)
+        method, _ = free_run(comm, setting=Setting(steps=7), staleness=bound, **where(servers))
         return [update.lead for update in method.updates]
 
-    assert max(launch(run, 4, LocalWorld(machine))[0]) == furthest
+    leads = [max(found) for found in launch(run, ranks, LocalWorld(machine)) if found]
+    assert leads == [furthest] * len(leads) and leads
 
 
 def test_asynchronous_workers_never_wait_for_a_straggler():
@@ -166,44 +170,82 @@ def test_asynchronous_workers_never_wait_for_a_straggler():
 # What was applied
 
 
-def replay(updates, setting, workers, staleness_aware=False):
-    """The oracle of stale training: every update's gradient, at the version it was computed on."""
-    model = mlp(setting.widths).init(setting.seed)
-    optimizer, loss = setting.optimizer(), CrossEntropy()
+def replay(records, keys, workers, setting, staleness_aware=False):
+    """The oracle of stale training: every update's gradient, at the versions it was computed on.
+
+    ``records``: each server's updates; ``keys``: its range. A worker had, of each server's range,
+    the version that lay as many updates before that server applied its push as the record says.
+    """
+    model, loss = mlp(setting.widths).init(setting.seed), CrossEntropy()
     batches = Batches(setting.dataset, setting.batch, setting.seed)
-    versions = [model.flat.data.copy()]
-    for index, update in enumerate(updates):
-        model.flat.data[...] = versions[index - update.staleness]
-        model.zero_grad()
-        shard = batches[update.clock].shard(workers.index(update.worker), len(workers))
-        loss(model(shard.inputs), shard.targets, shard.count).backward()
-        if staleness_aware and update.staleness > 1:
-            model.flat.grad /= update.staleness
-        data = versions[-1].copy()
-        optimizer.step(data, model.flat.grad)
-        versions.append(data)
-    model.flat.data[...] = versions[-1]
+    optimizers = [setting.optimizer() for _ in records]
+    versions = [[model.flat.data[part].copy()] for part in keys]
+    based_on = [  # by server: (worker, clock) → version
+        {(u.worker, u.clock): index - u.staleness for index, u in enumerate(updates)}
+        for updates in records
+    ]
+    gradients = {}
+
+    def gradient(push):
+        if push not in gradients:
+            worker, clock = push
+            for part, mine, known in zip(keys, based_on, versions, strict=True):
+                model.flat.data[part] = known[mine[push]]  # IndexError: not there yet
+            model.zero_grad()
+            shard = batches[clock].shard(workers.index(worker), len(workers))
+            loss(model(shard.inputs), shard.targets, shard.count).backward()
+            gradients[push] = model.flat.grad.copy()
+        return gradients[push]
+
+    while any(len(known) <= len(updates) for known, updates in zip(versions, records, strict=True)):
+        moved = False
+        for part, known, updates, optimizer in zip(
+            keys, versions, records, optimizers, strict=True
+        ):
+            while len(known) <= len(updates):
+                update = updates[len(known) - 1]
+                try:
+                    grad = gradient((update.worker, update.clock))[part].copy()
+                except IndexError:  # it was computed on what another server has yet to do
+                    break
+                if staleness_aware and update.staleness > 1:
+                    grad /= update.staleness
+                known.append(known[-1].copy())
+                optimizer.step(known[-1], grad)
+                moved = True
+        assert moved, "the record says that a gradient was computed on parameters of the future"
+    for part, known in zip(keys, versions, strict=True):
+        model.flat.data[part] = known[-1]
     return model.state()
 
 
 @pytest.mark.parametrize("aware", [False, True])
 @pytest.mark.parametrize("bound", [1, None])
-def test_parameters_are_those_of_the_recorded_updates(bound, aware):
-    """Replayed from the record alone: so the recorded staleness is the true one."""
+@pytest.mark.parametrize("servers", [1, 2, 3, "all"])
+def test_parameters_are_those_of_the_recorded_updates(servers, bound, aware):
+    """Replayed from the records alone: so the recorded staleness is the true one."""
     setting = Setting(dtype="float64")
     machine = Pauses(**SLOW_NET)
 
     def run(comm):
         with defaults(dtype="float64"):
-            method, _ = free_run(comm, setting=setting, staleness=bound, staleness_aware=aware)
-            return method.updates, method.parameters(), method.workers
+            method, _ = free_run(
+                comm, setting=setting, staleness=bound, staleness_aware=aware, **where(servers)
+            )
+            return method.updates, method.parameters(), method
 
-    results = launch(run, 4, LocalWorld(machine))
-    updates, got, workers = results[0]
-    assert len(updates) == 3 * setting.steps
-    assert len({update.staleness for update in updates}) > 1, "a schedule without staleness"
+    ranks = 3 if servers == "all" else servers + 3
+    results = launch(run, ranks, LocalWorld(machine))
+    method, got = results[0][2], results[0][1]
+    records = [results[server][0] for server in method.servers]
+    for updates in records:
+        assert len(updates) == 3 * setting.steps
+        assert len({update.staleness for update in updates}) > 1, "a schedule without staleness"
+    if servers in (2, 3):
+        orders = {tuple((u.worker, u.clock) for u in updates) for updates in records}
+        assert len(orders) > 1, "a schedule that all servers see in one order"
     with defaults(dtype="float64"):
-        expected = replay(updates, setting, workers, aware)
+        expected = replay(records, method.keys, method.workers, setting, aware)
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-12, atol=1e-14)
     for _, others, _ in results:
@@ -284,14 +326,42 @@ def test_bytes_of_a_free_run_are_those_of_the_closed_form():
     ]
 
 
-@pytest.mark.parametrize("key", ["parameter_server/ssp", "parameter_server/async"])
-def test_optimizer_state_lives_on_the_server_alone(key):
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_colocated_servers_send_what_a_ring_sends_and_headers(ranks):
+    """16 bytes of header for each push; to the server beside it a worker sends nothing else."""
+    setting = Setting(widths=(12, 9, 5), steps=6)  # of 167 keys, so one short of even ranges
+
     def run(comm):
-        method = make(key, comm, Setting(steps=2))
+        with defaults(dtype="float32"):
+            free_run(comm, setting=setting, colocated=True)
+        return comm.trace.sent.messages, comm.trace.sent.nbytes
+
+    tell = (ranks - 1, (ranks - 1) * 8 * setting.steps)  # rank 0 tells the losses
+    for rank, (messages, nbytes) in enumerate(launch(run, ranks, LocalWorld())):
+        own = ring.chunks(167, ranks)[rank]
+        keys = own.stop - own.start
+        push, pull = (167 - keys) * 4, (ranks - 1) * keys * 4
+        assert messages - tell[0] * (rank == 0) == setting.steps * (2 * (ranks - 1) + 1 + ranks)
+        sent = nbytes - tell[1] * (rank == 0)
+        assert sent == setting.steps * (push + pull + 16 * ranks)
+        even = 2 * 168 * 4 * (ranks - 1) / ranks
+        assert abs(push + pull - even) <= 4 * ranks, "a ring of the same size"
+
+
+@pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
+@pytest.mark.parametrize(
+    ("variant", "keys"),
+    [("", [270, 0, 0, 0]), ("_sharded", [135, 135, 0, 0]), ("_colocated", [68, 68, 67, 67])],
+)
+@pytest.mark.parametrize("rule", ["ssp", "async"])
+def test_optimizer_state_lives_on_servers_alone(rule, variant, keys, optimizer):
+    def run(comm):
+        method = make(f"parameter_server/{rule}{variant}", comm, Setting(optimizer=optimizer))
         train(method, Setting(steps=2))
         return method.optimizer.state_bytes()
 
-    assert launch(run, 4, LocalWorld()) == [270 * 4, 0, 0, 0]
+    slots = len(optimizer().slots)
+    assert launch(run, 4, LocalWorld()) == [slots * 4 * owned for owned in keys]
 
 
 @pytest.mark.parametrize("options", [{"staleness": 2}, {}, {"staleness_aware": True}])
@@ -392,13 +462,35 @@ def boundary_leaves_an_element_out(monkeypatch):
     monkeypatch.setattr(key_ranges, "chunks", short)
 
 
+def boundary_overlaps_by_one_element(monkeypatch):
+    """Both servers own an element: the numbers stay right, and a worker sends too much."""
+
+    def overlapping(length, size, chunks=key_ranges.chunks):
+        parts = chunks(length, size)
+        return [slice(parts[0].start, parts[0].stop + 1), *parts[1:]]
+
+    monkeypatch.setattr(key_ranges, "chunks", overlapping)
+
+
+def worker_beside_its_server_does_not_wait_for_it(monkeypatch):
+    """The bound is broken on that server's keys."""
+    may_go = StaleParameterServer.may_go
+    monkeypatch.setattr(
+        StaleParameterServer,
+        "may_go",
+        lambda self, worker: worker == self.comm.rank or may_go(self, worker),
+    )
+
+
 def everything():
     """The claims above, in short."""
-    test_the_fast_go_as_far_ahead_as_the_bound_allows(1, 1)
-    test_parameters_are_those_of_the_recorded_updates(1, False)
+    test_the_fast_go_as_far_ahead_as_the_bound_allows(1, 1, 1)
+    test_the_fast_go_as_far_ahead_as_the_bound_allows(1, 1, "all")
+    test_parameters_are_those_of_the_recorded_updates(2, 1, False)
     test_a_push_that_comes_twice_is_applied_once(Stutter, 2)
     test_bytes_of_a_free_run_are_those_of_the_closed_form()
-    test_optimizer_state_lives_on_the_server_alone("parameter_server/ssp")
+    momentum = lambda: SGD(0.1, momentum=0.9)
+    test_optimizer_state_lives_on_servers_alone("ssp", "", [270, 0, 0, 0], momentum)
 
 
 @pytest.mark.parametrize(
@@ -406,11 +498,13 @@ def everything():
     [
         bound_off_by_one,
         bound_counts_from_the_fastest,
+        worker_beside_its_server_does_not_wait_for_it,
         push_applied_twice,
         staleness_not_reset_by_a_pull,
         answers_with_the_first_parameters,
         worker_steps_too,
         boundary_leaves_an_element_out,
+        boundary_overlaps_by_one_element,
     ],
     ids=lambda mutant: mutant.__name__,
 )
