@@ -233,9 +233,10 @@ class KeyRanges(Method):
                     "as many servers as when it was saved, and each one's own checkpoint"
                 )
             data[...] = arrays.to_device(saved["data"])
-            self.optimizer.prepare(data)
-            for name, array in self.optimizer.state.items():
-                array[...] = arrays.to_device(saved[name])
+            if set(self.optimizer.slots) <= saved.keys():  # not if it was saved before any step
+                self.optimizer.prepare(data)
+                for name, array in self.optimizer.state.items():
+                    array[...] = arrays.to_device(saved[name])
             self.optimizer.steps = int(saved["steps"])
         for name, array in self.pushes.remembered().items():
             if name in saved:  # a worker that is new owes nothing yet
@@ -277,6 +278,10 @@ class KeyRanges(Method):
             self.lost.add(lost.rank)
             if self.lost >= set(self.workers):
                 raise RuntimeError("all workers have died: nobody is left to train") from lost
+
+    def alive(self, clients: list[int]) -> Iterator[int]:
+        """The workers that have not died, as far as is known when their turn comes."""
+        return (worker for worker in clients if worker not in self.lost)
 
     def holds(self) -> dict[str, list[Array]]:
         held: dict[str, list[Array]] = {"parameters": [], "gradients": []}

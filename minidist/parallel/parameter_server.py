@@ -153,10 +153,6 @@ class ParameterServer(KeyRanges):
         if arrived < len(self.workers):
             self.total *= len(self.workers) / arrived
 
-    def alive(self, clients: list[int]) -> Iterator[int]:
-        """The clients that have not died, as far as is known when their turn comes."""
-        return (worker for worker in clients if worker not in self.lost)
-
     def hear_loss(self) -> float:
         """A server that does not own the loss is told it by the one that does."""
         loss = self.total[:1]  # the step is over: the sum is not needed any more
