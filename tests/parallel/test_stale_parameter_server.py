@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from minidist import LocalWorld, Machine, launch
 from minidist.array import defaults
 from minidist.collectives import ring
-from minidist.comm.local import Deadlock
+from minidist.comm import Deadlock, Pauses
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
@@ -23,16 +22,6 @@ from minidist.parallel.key_ranges import flat_slices
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}
-
-
-@dataclass(frozen=True)
-class Pauses(Machine):
-    """Every stretch of computing takes from 1 to 9 times as long, at random by seed."""
-
-    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-
-    def compute(self, flops: int, rank: int = 0) -> float:
-        return super().compute(flops, rank) * float(1 + 8 * self.random.random())
 
 
 class Logged(StaleParameterServer):
@@ -118,7 +107,7 @@ def check_bound(begun, updates, bound, workers):
 )
 def test_bound_holds_in_random_schedules(seed, bound, workers, servers):
     setting = Setting(widths=(12, 5), batch=10, steps=8)
-    machine = Pauses(**SLOW_NET, random=np.random.default_rng(seed))
+    machine = Machine(**SLOW_NET, pauses=Pauses(every=2e-5, length=1e-4), seed=seed)
 
     def run(comm):
         method, _ = free_run(comm, Logged, setting, staleness=bound, **where(servers))
@@ -225,7 +214,7 @@ def replay(records, keys, workers, setting, staleness_aware=False):
 def test_parameters_are_those_of_the_recorded_updates(servers, bound, aware):
     """Replayed from the records alone: so the recorded staleness is the true one."""
     setting = Setting(dtype="float64")
-    machine = Pauses(**SLOW_NET)
+    machine = Machine(**SLOW_NET, pauses=Pauses(every=1e-4, length=3e-4))
 
     def run(comm):
         with defaults(dtype="float64"):
@@ -362,6 +351,62 @@ def test_optimizer_state_lives_on_servers_alone(rule, variant, keys, optimizer):
 
     slots = len(optimizer().slots)
     assert launch(run, 4, LocalWorld()) == [slots * 4 * owned for owned in keys]
+
+
+TROUBLES = {
+    "one worker 4 times as slow": {"slowdown": {4: 4.0}},
+    "random pauses": {"pauses": Pauses(every=0.005, length=0.02), "seed": 1},
+}
+RULES = {
+    "bsp": ParameterServer,
+    "ssp": partial(StaleParameterServer, staleness=3),
+    "async": StaleParameterServer,
+}
+
+
+def seconds_to_reach(rule, machine, target, steps=120):
+    """Virtual time at which the mean loss of a server's last 8 shards, or 2 steps, is below it."""
+    training, _ = fashion_mnist()
+
+    def run(comm):
+        method = RULES[rule](mlp((784, 32, 10)), CrossEntropy(), SGD(0.1), comm, 0)
+        heard, take = [], getattr(method, "take", None)
+        batches = Batches(training, 64, 0)
+        parts = [batches[step] for step in range(steps)]
+        if rule == "bsp":
+            for part in parts:
+                heard.append((method.step(part), comm.time()))
+            return [
+                (np.mean([h[0] for h in heard[i - 2 : i]]), heard[i - 1][1])
+                for i in range(2, steps)
+            ]
+
+        def noted():
+            before = method.losses.sum()
+            take()
+            heard.append((4 * (method.losses.sum() - before), comm.time()))
+
+        method.take = noted
+        method.train(parts)
+        return [
+            (np.mean([h[0] for h in heard[i - 8 : i]]), heard[i - 1][1])
+            for i in range(8, len(heard))
+        ]
+
+    curve = launch(run, 5, LocalWorld(machine))[0]
+    return next(time for loss, time in curve if loss < target)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_time_to_a_loss_is_in_the_order_of_the_ssp_paper(trouble):
+    """BSP slowest, asynchronous fastest; SSP absorbs pauses, and waits for the always slow."""
+    machine = Machine(flops=1e9, **TROUBLES[trouble])
+    bsp, ssp, free = (seconds_to_reach(rule, machine, 0.8) for rule in RULES)
+    print(f"{trouble}: BSP {bsp:.3f} s, SSP {ssp:.3f} s, async {free:.3f} s")
+    assert bsp > 1.1 * ssp > 1.2 * free
+    assert bsp > 2 * free
+    saved = (bsp - ssp) / (bsp - free)
+    assert (saved < 0.4) if "slowdown" in TROUBLES[trouble] else (saved > 0.4), saved
 
 
 @pytest.mark.parametrize("options", [{"staleness": 2}, {}, {"staleness_aware": True}])
