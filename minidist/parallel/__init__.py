@@ -16,6 +16,7 @@ from minidist.parallel.easgd import ElasticAveraging
 from minidist.parallel.gossip import Gossip
 from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
+from minidist.parallel.look_ahead import LookAhead
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipedream import PipeDream
@@ -35,6 +36,7 @@ __all__ = [
     "ElasticAveraging",
     "Gossip",
     "LocalSGD",
+    "LookAhead",
     "Method",
     "Overlapped",
     "ParameterServer",
@@ -56,8 +58,8 @@ def two_if_possible(ranks: int) -> int:
     return 2 if ranks >= 4 else 1
 
 
-# The optimizers of compare have momentum, which staleness adds to: an old gradient counts for less.
-stale = partial(StaleParameterServer, staleness_aware=True)
+# Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
+stale = partial(LookAhead, staleness_aware=True)
 
 METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,

@@ -282,10 +282,16 @@ class StaleParameterServer(KeyRanges):
         self.waiting.remove(worker)
         self.pulled[worker] = len(self.updates)
         self.leads[worker] = self.clocks[worker] - self.slowest()
+        values = self.values_for(worker)
         with self.desk.step(f"answer {worker}"):
-            if worker == self.comm.rank:
-                self.model.flat.data[self.ranges[self.pushes.server]] = self.data
-            self.desk.send(self.data[: 0 if worker == self.comm.rank else None], worker, PULL)
+            if worker == self.comm.rank:  # the one beside it is only told that they are there
+                self.model.flat.data[self.ranges[self.pushes.server]] = values
+                values = values[:0]
+            self.desk.send(values, worker, PULL)
+
+    def values_for(self, worker: int) -> Array:
+        """What a worker gets: this server's parameters."""
+        return self.data
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, of ``step``: a run of one batch."""
