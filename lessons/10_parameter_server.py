@@ -203,7 +203,7 @@ if first_process():
             axis.set_ylabel("test loss (nats)")
         row[0].set(title=f"{trouble}: against time", xlabel="virtual seconds")
         row[0].set_xlim(0, 2.5)
-        row[1].set(title="against work", xlabel="gradients applied")
+        row[1].set(title="against updates", xlabel="gradients applied")
         for rule, shift in (("SSP, s = 3", -0.2), ("asynchronous", 0.2)):
             found = staleness[trouble, rule]
             last = 9
