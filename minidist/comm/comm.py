@@ -81,7 +81,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
-        self.main: Comm = self  # of a stream: the communicator that it was spawned from
+        self.beside: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
@@ -166,6 +166,11 @@ class Comm(ABC):
         ``stream.main`` is this communicator, for use on the stream: through it a server beside a
         worker hears the others' workers.
         """
+
+    @property
+    def main(self) -> Comm:
+        """On a stream: the communicator that it was spawned from, to be used on the stream."""
+        return self if self.beside is None else self.beside
 
     def shared(self, length: int, like: Array) -> list[Array]:
         """A 1-D array of each rank, by rank, in memory that all of them see.

@@ -278,8 +278,9 @@ class MpiComm(Comm):
             trace = StreamTrace(self.trace, self.time())
             own = self._comm.Dup()
             self._stream = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
-            self._stream.main = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
-            self._stream.world = self._stream.main.world = self.world
+            beside = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
+            self._stream.beside = beside
+            self._stream.world = beside.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
         return _MpiFuture(self, self._thread.submit(context.run, self._streaming, function, *args))

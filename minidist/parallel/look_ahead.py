@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minidist.array import Array
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -45,6 +47,11 @@ class LookAhead(StaleParameterServer):
         if self.before is not None:
             self.before[...] = self.data
         super().update_keys()
+
+    def restore(self, saved: dict[str, np.ndarray]) -> None:
+        super().restore(saved)
+        if self.before is not None:
+            self.before[...] = self.data  # nothing is known of the last update
 
     def values_for(self, worker: int) -> Array:
         return self.data + (len(self.workers) - 1) * (self.data - self.before)

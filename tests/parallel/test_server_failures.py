@@ -16,6 +16,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD, Adam
 from minidist.parallel import (
+    LookAhead,
     ParameterServer,
     ServerLost,
     StaleParameterServer,
@@ -254,6 +255,21 @@ def test_after_a_server_died_training_goes_on_from_its_checkpoint():
     assert all(len(losses) == setting.steps - done for losses, *_ in results)
     for _, pulled, _ in results[2:]:
         assert np.array_equal(pulled[:135], saved[0][1]["data"]), "workers begin where it was saved"
+
+
+def test_a_server_that_looks_ahead_starts_anew_from_its_checkpoint():
+    setting = Setting(
+        optimizer=lambda: SGD(0.0)
+    )  # so nothing moves, and nothing may be expected to
+
+    def resume(comm):
+        method = build(LookAhead, comm, setting)
+        kept = {"data": np.full(270, 2.0, "float32"), "steps": np.array(7)}
+        method.restore(kept if comm.rank == 0 else {})
+        train(method, setting)
+        return method.model.flat.data if method.works else method.data
+
+    assert all((values == 2.0).all() for values in launch(resume, 4, LocalWorld()))
 
 
 def test_a_checkpoint_of_other_servers_is_refused():
