@@ -135,6 +135,12 @@ class Comm(ABC):
         self._enter()
         return self._irecv(array, source, tag)
 
+    def wait_for(self, source: int, tag: int = 0) -> None:  # noqa: B027 (a virtual clock may jump)
+        """Before a ``recv`` that may take long: sleep until ``source`` has sent.
+
+        A receive spins, to be quick, and keeps a core busy; a server has time.
+        """
+
     def combine(self, op: str, into: Array, other: Array) -> None:
         """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""
         name = REDUCTIONS.get(op)

@@ -200,13 +200,18 @@ class MpiComm(Comm):
         self._arrived(recv, host)
         return source
 
-    def _first_comer(self, tag: int) -> int:
+    def wait_for(self, source: int, tag: int = 0) -> None:
+        start = self._enter()
+        self._first_comer(tag, source)
+        self.trace.communicated("wait", start, self.time(), 0, -1)
+
+    def _first_comer(self, tag: int, source: int = ANY) -> int:
         """Who sends first: a server may wait long, so after 0.1 ms it sleeps between two looks.
 
         From 20 µs, each sleep is twice as long as the one before, up to 1 ms.
         """
         status, start, pause = self._mpi.Status(), self.time(), 2e-5
-        while not self._comm.Iprobe(self._mpi.ANY_SOURCE, tag, status):
+        while not self._comm.Iprobe(self._source(source), tag, status):
             if self.time() - start < 1e-4:
                 os.sched_yield()
             else:

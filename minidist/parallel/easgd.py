@@ -99,6 +99,7 @@ class ElasticAveraging(KeyRanges):
             arrived, one = 0, np.zeros(1)
             for worker in self.alive(self.workers):
                 with self.without_lost_workers():
+                    self.comm.wait_for(worker)
                     self.comm.recv(one, worker)
                     loss += one
                     arrived += 1
@@ -136,6 +137,7 @@ class ElasticAveraging(KeyRanges):
         moves.fill(0)
         for worker in self.alive(self.workers):
             with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                self.comm.wait_for(worker)
                 self.comm.recv(visitor, worker)
                 visitor -= centre
                 self.comm.combine("sum", moves, visitor)

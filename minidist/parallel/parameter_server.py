@@ -11,18 +11,21 @@ take and give everything, so the keys are cut into S ranges with a server each (
 round k worker w meets server w + k, so no two workers begin at the same one; a server answers
 while its workers still push to others.
 
-With W workers, S ≤ W servers, n = (Ψ + 1)e bytes (one element is the loss), all ranges even:
+With W workers, S servers, n = (Ψ + 1)e bytes (one element is the loss), all ranges even:
 
     a worker sends      n in S messages, one to each server
     a server sends      nW/S in W messages, and receives as much (and the last one, which adds the
                         losses up, sends the sum to the S - 1 others)
     memory of a server  n/S parameters, 2n/S gradients (the sum, and the one arriving), and
                         1/S of the optimizer's state, of which workers have none
-    time                compute/W + 2W(α + n/S·β) + (W - 1)n/S·γ
+    time                compute/W + 2W(α + n/S·β) + (W - 1)n/S·γ, if S ≤ W
 
 Where every one of p ranks is a worker with a server beside it, W = S = p and what one would send
 to itself stays: 2(p - 1) messages, 2n(p - 1)/p bytes, and the time of a ring all-reduce, to the
 last term. Sharding removes the bottleneck; it cannot send less than an all-reduce.
+
+Pushes may be compressed (pushes.py). To ``clip``, the servers sum the squares of their ranges: a
+ring all-reduce of 8 bytes among them, and then all scale alike, as serial training would.
 
 A worker that dies is left out, and the gradient of the others scaled up to the whole batch; a
 server that dies takes its keys with it. Li et al., "Scaling distributed machine learning with the
@@ -132,6 +135,8 @@ class ParameterServer(KeyRanges):
         arrived = int(self.works)
         for worker in self.alive(clients):
             with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                if not self.works:
+                    self.comm.wait_for(worker, push_tag(step))
                 into = self.incoming if arrived else self.total
                 self.pushes.receive(self.comm, worker, into, push_tag(step))
                 self.pushes.add(self.comm, self.total, into, arrived == 0, step)

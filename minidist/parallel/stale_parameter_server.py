@@ -9,8 +9,8 @@ worker's pull and its next push the others have moved the parameters on, so its 
 ones. Its *staleness* τ is the number of updates in between, about W - 1 among W equal workers.
 
 One knob says how far workers may drift apart. A worker's *clock* counts its pushes. With a bound
-s it gets its answer, and so begins its next clock c, only when every worker has pushed clocks up
-to c - s:
+s it gets its answer, and so begins its next clock c, only when every worker has pushed all
+clocks before c - s:
 
     s = 0     everyone waits for everyone: as bulk synchronous, but an update for each push
     s         stale synchronous (SSP): the fastest is at most s clocks ahead of the slowest
@@ -28,6 +28,14 @@ servers, p = W + S ranks:
 
 At the end of a run server 0 tells all others the losses: p - 1 messages of 8 bytes a batch. Who
 comes first, and with it time and result, depends on the machine: no formula for the seconds.
+
+``colocated``: each of p ranks works, and serves on its communication stream meanwhile, with
+parameters of its own that go on while the worker computes. A worker tells the server beside it
+only that it has pushed, and is told that it can go on; so a rank sends 2Ψe(p - 1)/p bytes, as in
+a ring, and 16p of headers, in 3p - 1 messages.
+
+Pushes may be compressed (pushes.py). ``clip`` limits each push to 1/W of what a batch may move: its
+worker knows the whole gradient, so servers that do not wait for each other need not agree.
 
 With ``staleness_aware`` a gradient is divided by its τ (if τ > 1), since an old one is worth
 less. A shard's gradient is divided by the targets of the whole batch, so W updates of plain SGD
