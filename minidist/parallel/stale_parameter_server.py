@@ -141,7 +141,10 @@ class StaleParameterServer(KeyRanges):
         self.arrived = np.zeros(0, int)  # shards of each of them
 
     def step(self, batch: Batch) -> float:
-        """A run of one batch. Workers go on with what they pulled last, stale as it is."""
+        """A run of one batch. Workers go on with what they pulled last, stale as it is.
+
+        Nobody gets further than one clock ahead in it: a bound of 1 or more shows in ``train``.
+        """
         return self.train([batch])[0]
 
     def train(self, batches: Sequence[Batch]) -> list[float]:

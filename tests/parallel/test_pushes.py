@@ -197,23 +197,24 @@ class ClippedSerial(Serial):
         super().__init__(*args, **options, clip=0.3)
 
 
+def check_clipped_here(comm, kind, setting):
+    """On this rank: as serial training with the same limit, which every step of it exceeds."""
+    with defaults(dtype="float64"):
+        method = KINDS[kind](
+            mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm, 3, clip=0.3
+        )
+        serial = ClippedSerial(
+            mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm.split(comm.rank), 3
+        )
+        losses, states = train(method, setting)
+        expected_losses, expected = train(serial, setting)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-12)
+    for name in expected[-1]:
+        np.testing.assert_allclose(states[-1][name], expected[-1][name], rtol=0, atol=1e-12)
+
+
 def check_clipped(kind, ranks, setting):
-    """As serial training with the same limit, which every step of it exceeds."""
-
-    def run(comm):
-        with defaults(dtype="float64"):
-            method = KINDS[kind](
-                mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm, 3, clip=0.3
-            )
-            serial = ClippedSerial(
-                mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm.split(comm.rank), 3
-            )
-            return train(method, setting), train(serial, setting)
-
-    for (losses, states), (expected_losses, expected) in launch(run, ranks, LocalWorld()):
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-12)
-        for name in expected[-1]:
-            np.testing.assert_allclose(states[-1][name], expected[-1][name], rtol=0, atol=1e-12)
+    launch(lambda comm: check_clipped_here(comm, kind, setting), ranks, LocalWorld())
 
 
 @pytest.mark.parametrize("kind", SYNCHRONOUS)
