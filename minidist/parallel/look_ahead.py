@@ -25,9 +25,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from minidist.array import Array
+from minidist.array import Array, module_of
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.parallel.method import StepCost
@@ -41,19 +39,15 @@ class LookAhead(StaleParameterServer):
         super().__init__(*args, **options)
         self.before: Array | None = None  # on a server: its parameters before the last update
         if self.serves and self.comm.size > 1:
-            self.before = self.data.copy()
+            self.before = module_of(self.data).empty_like(self.data)
 
     def update_keys(self) -> None:
         if self.before is not None:
             self.before[...] = self.data
         super().update_keys()
 
-    def restore(self, saved: dict[str, np.ndarray]) -> None:
-        super().restore(saved)
-        if self.before is not None:
-            self.before[...] = self.data  # nothing is known of the last update
-
     def values_for(self, worker: int) -> Array:
+        """An answer always follows an update, so ``before`` is known."""
         return self.data + (len(self.workers) - 1) * (self.data - self.before)
 
     def holds(self) -> dict[str, list[Array]]:

@@ -167,6 +167,7 @@ def test_a_worker_that_dies_is_left_out(victim):
     assert results[victim] is None
     losses, parameters, _ = results[0]
     assert losses[:9] == whole[:9] and all(np.isfinite(losses))
+    assert abs(losses[9] / whole[9] - 1) < 0.2, "the living stand for the whole batch"
     assert losses[9:] != whole[9:] and np.mean(losses[-5:]) < 1.05 * losses[0]
     for other, others, _ in (result for result in results if result is not None):
         assert other == losses

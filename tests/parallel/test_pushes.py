@@ -47,8 +47,9 @@ KINDS = {
     "async, 2 servers": partial(StaleParameterServer, servers=2),
     "async, colocated": partial(StaleParameterServer, colocated=True),
     "backup": BackupWorkers,
+    "backup of none": partial(BackupWorkers, backups=0),
 }
-SYNCHRONOUS = [kind for kind in KINDS if kind.startswith("bsp")]
+SYNCHRONOUS = [kind for kind in KINDS if kind.startswith("bsp") or kind == "backup of none"]
 
 
 def name_of(kind):
@@ -130,7 +131,7 @@ def check_nothing_is_lost(kind, compressor, ranks=5):
 
 
 @pytest.mark.parametrize("compressor", [partial(TopK, 0.1), RandomK, Sign, PowerSGD], ids=name_of)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "backup"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "backup" not in kind])
 def test_error_feedback_loses_nothing(kind, compressor):
     check_nothing_is_lost(kind, compressor)
 

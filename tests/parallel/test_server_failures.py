@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,9 +13,8 @@ from minidist.comm import Crash
 from minidist.data import Batches
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import LAMB, SGD, Adam
+from minidist.optim import SGD, Adam
 from minidist.parallel import (
-    LookAhead,
     ParameterServer,
     ServerLost,
     StaleParameterServer,
@@ -174,24 +172,16 @@ def test_a_rank_that_dies_with_its_colocated_server_takes_its_keys_along(kind):
         launch(run, 4, LocalWorld())
 
 
-@pytest.mark.parametrize("options", [{"clip": 1.0}, {}])
-def test_a_server_that_dies_while_others_agree_with_it_on_a_norm(options):
-    """The servers' own messages number the ranks from the first server on."""
-
+def test_a_server_that_dies_while_others_agree_with_it_on_a_norm():
     def run(comm):
-        setting = Setting(optimizer=lambda: LAMB(0.01)) if not options else Setting()
-        method = build(partial(ParameterServer, servers=2, **options), comm, setting)
-
-        def deadly(numbers):
-            raise Crash("power cut")
-
+        method = build(partial(ParameterServer, servers=3, clip=1.0), comm, Setting())
         if comm.rank == 1:
-            method.optimizer.layout = replace(method.optimizer.layout, reduce=deadly)
-            method.sum_over_servers = deadly
-        train(method, setting)
+            raise Crash("power cut")
+        if comm.rank == 2:  # its left neighbour in the ring has died
+            method.sum_over_servers(np.ones(1))
 
     with pytest.raises(ServerLost, match=r"server 1 \(rank 1\) has died"):
-        launch(run, 4, LocalWorld())
+        launch(run, 6, LocalWorld())
 
 
 @pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
@@ -255,21 +245,6 @@ def test_after_a_server_died_training_goes_on_from_its_checkpoint():
     assert all(len(losses) == setting.steps - done for losses, *_ in results)
     for _, pulled, _ in results[2:]:
         assert np.array_equal(pulled[:135], saved[0][1]["data"]), "workers begin where it was saved"
-
-
-def test_a_server_that_looks_ahead_starts_anew_from_its_checkpoint():
-    setting = Setting(
-        optimizer=lambda: SGD(0.0)
-    )  # so nothing moves, and nothing may be expected to
-
-    def resume(comm):
-        method = build(LookAhead, comm, setting)
-        kept = {"data": np.full(270, 2.0, "float32"), "steps": np.array(7)}
-        method.restore(kept if comm.rank == 0 else {})
-        train(method, setting)
-        return method.model.flat.data if method.works else method.data
-
-    assert all((values == 2.0).all() for values in launch(resume, 4, LocalWorld()))
 
 
 def test_a_checkpoint_of_other_servers_is_refused():
