@@ -3,7 +3,7 @@
 from minidist.comm.comm import Comm, CommError, Crash, Future, RankLost, Request
 from minidist.comm.launch import first_process, launch, print_once
 from minidist.comm.local import Deadlock, LocalWorld
-from minidist.comm.machine import PROFILES, Link, Machine
+from minidist.comm.machine import PROFILES, Link, Machine, Pauses
 from minidist.comm.timeline import Timeline
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Link",
     "LocalWorld",
     "Machine",
+    "Pauses",
     "RankLost",
     "Request",
     "Timeline",

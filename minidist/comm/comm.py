@@ -81,6 +81,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self.beside: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
@@ -134,6 +135,12 @@ class Comm(ABC):
         self._enter()
         return self._irecv(array, source, tag)
 
+    def wait_for(self, source: int, tag: int = 0) -> None:  # noqa: B027 (a virtual clock may jump)
+        """Before a ``recv`` that may take long: sleep until ``source`` has sent.
+
+        A receive spins, to be quick, and keeps a core busy; a server has time.
+        """
+
     def combine(self, op: str, into: Array, other: Array) -> None:
         """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""
         name = REDUCTIONS.get(op)
@@ -162,7 +169,14 @@ class Comm(ABC):
         ``stream`` is a Comm of the same ranks, apart from this one: messages of the two never
         meet. Functions spawned on one rank run one after the other, in order, so every rank must
         spawn the same ones in the same order. This is how communication overlaps computation.
+        ``stream.main`` is this communicator, for use on the stream: through it a server beside a
+        worker hears the others' workers.
         """
+
+    @property
+    def main(self) -> Comm:
+        """On a stream: the communicator that it was spawned from, to be used on the stream."""
+        return self if self.beside is None else self.beside
 
     def shared(self, length: int, like: Array) -> list[Array]:
         """A 1-D array of each rank, by rank, in memory that all of them see.

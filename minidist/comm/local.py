@@ -164,6 +164,7 @@ class LocalComm(Comm):
                 self._group.stream = Group(self._group.ranks)
             trace = StreamTrace(self.trace, now)
             self._stream = LocalComm(self._simulator, self._group.stream, self.rank, trace)
+            self._stream.beside = LocalComm(self._simulator, self._group, self.rank, trace)
         future = _LocalFuture(self)
         self._queue.append((now, function, args, future))
         if len(self._queue) == 1:  # the stream was idle

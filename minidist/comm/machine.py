@@ -36,13 +36,32 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Pauses:
+    """Ranks that stop now and then, as on machines shared with others; drawn by seed and rank.
+
+    ``every``: seconds of computing from one pause to the next, on average. ``length``: seconds
+    that a pause takes. Both are exponentially distributed.
+    """
+
+    every: float
+    length: float
+
+    def __post_init__(self) -> None:
+        if not (self.every > 0 and self.length >= 0):
+            raise ValueError(
+                f"Pauses: every must be positive and length not negative: {self.every}, "
+                f"{self.length}"
+            )
+
+
+@dataclass(frozen=True)
 class Machine:
     """α, β, γ and the speed of one rank.
 
     ``latency``: seconds a message (α). ``bandwidth``: bytes a second on a link (1/β).
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
     operations a second. ``slowdown``: for each straggling rank, how many times longer it takes
-    to compute, for example ``{3: 4.0}``.
+    to compute, for example ``{3: 4.0}``. ``pauses``: of every rank, at random.
 
     Two levels: with ``node=8``, ranks 0 to 7 are one node, 8 to 15 the next, and so on; messages
     between nodes take the ``network`` link. ``links``: single links that differ, by (sender,
@@ -60,6 +79,7 @@ class Machine:
     network: Link | None = None
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
     jitter: float = 0.0
+    pauses: Pauses | None = None
     seed: int = 0
     source: str = ""
 
@@ -137,6 +157,28 @@ class Links:
             self.sent[pair] += 1
             seconds *= 1 + draw.expovariate(1 / self.machine.jitter)
         return seconds
+
+
+class Interrupted:
+    """A rank that computes, and pauses: ``compute`` adds the pauses that fall into a stretch.
+
+    They lie at fixed places of its computing time, so it does not matter in which pieces that is
+    charged.
+    """
+
+    def __init__(self, pauses: Pauses, seed: int, rank: int) -> None:
+        self.pauses = pauses
+        self.random = random.Random(f"pauses {seed} {rank}")
+        self.until_next = self.random.expovariate(1 / pauses.every)  # seconds of computing
+
+    def compute(self, seconds: float) -> float:
+        """How long ``seconds`` of computing take."""
+        paused = 0.0
+        self.until_next -= seconds
+        while self.until_next < 0:
+            paused += self.pauses.length * self.random.expovariate(1.0)
+            self.until_next += self.random.expovariate(1 / self.pauses.every)
+        return seconds + paused
 
 
 # Where not marked measured, latency is half a small-message round trip as the vendor or the paper

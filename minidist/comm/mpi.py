@@ -200,13 +200,18 @@ class MpiComm(Comm):
         self._arrived(recv, host)
         return source
 
-    def _first_comer(self, tag: int) -> int:
+    def wait_for(self, source: int, tag: int = 0) -> None:
+        start = self._enter()
+        self._first_comer(tag, source)
+        self.trace.communicated("wait", start, self.time(), 0, -1)
+
+    def _first_comer(self, tag: int, source: int = ANY) -> int:
         """Who sends first: a server may wait long, so after 0.1 ms it sleeps between two looks.
 
         From 20 µs, each sleep is twice as long as the one before, up to 1 ms.
         """
         status, start, pause = self._mpi.Status(), self.time(), 2e-5
-        while not self._comm.Iprobe(self._mpi.ANY_SOURCE, tag, status):
+        while not self._comm.Iprobe(self._source(source), tag, status):
             if self.time() - start < 1e-4:
                 os.sched_yield()
             else:
@@ -278,7 +283,9 @@ class MpiComm(Comm):
             trace = StreamTrace(self.trace, self.time())
             own = self._comm.Dup()
             self._stream = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
-            self._stream.world = self.world
+            beside = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
+            self._stream.beside = beside
+            self._stream.world = beside.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
         return _MpiFuture(self, self._thread.submit(context.run, self._streaming, function, *args))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextvars
 import heapq
 from collections.abc import Callable
+from functools import partial
 from traceback import walk_stack
 from typing import Any
 
@@ -21,7 +22,7 @@ import greenlet
 
 from minidist.array import Array, work
 from minidist.comm.comm import ANY, CommError, Crash, RankLost
-from minidist.comm.machine import Links, Machine
+from minidist.comm.machine import Interrupted, Links, Machine
 
 
 class Deadlock(RuntimeError):
@@ -117,6 +118,10 @@ class Simulator:
     def __init__(self, machine: Machine, ranks: int) -> None:
         self.machine = machine
         self.links = None if machine.even else Links(machine)
+        self.interrupted: list[Interrupted] = []  # by rank, if the machine has pauses
+        if machine.pauses is not None:
+            make = partial(Interrupted, machine.pauses, machine.seed)
+            self.interrupted = [make(rank) for rank in range(ranks)]
         self.ranks = ranks
         self.heap: list[tuple[float, int, Task]] = []  # who can run, by clock
         self.order = 0  # breaks ties: first come, first served
@@ -220,7 +225,10 @@ class Simulator:
         task = self.current
         flops = work.flops
         if flops != self.charged:
-            task.clock += self.machine.compute(flops - self.charged, task.rank)
+            seconds = self.machine.compute(flops - self.charged, task.rank)
+            if self.interrupted:
+                seconds = self.interrupted[task.rank].compute(seconds)
+            task.clock += seconds
             self.charged = flops
         return task.clock
 

@@ -16,6 +16,7 @@ from minidist.parallel.easgd import ElasticAveraging
 from minidist.parallel.gossip import Gossip
 from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
+from minidist.parallel.look_ahead import LookAhead
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.parameter_server import ParameterServer
 from minidist.parallel.pipedream import PipeDream
@@ -35,6 +36,7 @@ __all__ = [
     "ElasticAveraging",
     "Gossip",
     "LocalSGD",
+    "LookAhead",
     "Method",
     "Overlapped",
     "ParameterServer",
@@ -50,16 +52,29 @@ __all__ = [
     "Zero3",
 ]
 
+
+def two_if_possible(ranks: int) -> int:
+    """The servers of a sharded row: two, if that leaves a worker for each."""
+    return 2 if ranks >= 4 else 1
+
+
+# Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
+stale = partial(LookAhead, staleness_aware=True)
+
 METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,
     "data_parallel/per_parameter": PerParameter,
     "data_parallel/ring": DataParallel,
     "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
     "parameter_server/bsp": ParameterServer,
-    "parameter_server/bsp_sharded": partial(ParameterServer, servers=2),
+    "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_if_possible),
     "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
-    "parameter_server/ssp": partial(StaleParameterServer, staleness=2),
-    "parameter_server/async": StaleParameterServer,
+    "parameter_server/ssp": partial(stale, staleness=2),
+    "parameter_server/ssp_sharded": partial(stale, staleness=2, servers=two_if_possible),
+    "parameter_server/ssp_colocated": partial(stale, staleness=2, colocated=True),
+    "parameter_server/async": stale,
+    "parameter_server/async_sharded": partial(stale, servers=two_if_possible),
+    "parameter_server/async_colocated": partial(stale, colocated=True),
     "parameter_server/backup": BackupWorkers,
     "zero/1": Zero1,
     "zero/2": Zero2,

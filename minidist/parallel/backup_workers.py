@@ -23,7 +23,7 @@ synchronous SGD", arXiv 1604.00981, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,8 +34,10 @@ from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.compression import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.stale_parameter_server import PULL, PUSH, StaleParameterServer
+from minidist.parallel.pushes import PUSH
+from minidist.parallel.stale_parameter_server import PULL, StaleParameterServer
 
 
 class BackupWorkers(StaleParameterServer):
@@ -49,32 +51,36 @@ class BackupWorkers(StaleParameterServer):
         comm: Comm,
         seed: int = 0,
         backups: int = 1,
+        compressor: Callable[[], Compressor] | None = None,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, compressor=compressor, clip=clip)
         if backups < 0:
             raise ValueError(f"the number of backup workers is 0 or more, not {backups}")
         self.backups = min(backups, len(self.workers) - 1)  # somebody must work
         self.dropped = 0
         self.incoming: Array | None = None
-        if self.serves and not self.works:
+        if comm.size > 1 and self.serves and not self.pushes.compressed:
             self.incoming = module_of(self.data).empty_like(self.data)
 
     def work(self, batches: Sequence[Batch]) -> None:
         """Compute, push, pull; then the batch that the server says is next."""
-        if self.serves:  # alone
-            super().work(batches)
-            return
         index, server = self.workers.index(self.comm.rank), self.servers[0]
         clock, end, header = self.clock, self.clock + len(batches), np.empty(1)
         while clock < end:
             self.model.zero_grad()
             shard = batches[clock - self.clock].shard(index, len(self.workers))
             loss = self.forward_backward(shard)
+            message = [np.array([clock, loss]), self.pushes.pack(0, self.model.flat.grad, clock)]
             with self.servers_must_live(), self.comm.step("push"):
-                self.push(server, self.ranges[0], clock, loss)
+                pulls = [
+                    self.comm.irecv(answer, server, PULL)
+                    for answer in (header, self.model.flat.data)
+                ]
+                self.push(server, message)
             with self.servers_must_live(), self.comm.step("pull"):
-                self.comm.recv(header, server, PULL)
-                self.comm.recv(self.model.flat.data, server, PULL)
+                for pull in pulls:
+                    pull.wait()
             clock = int(header[0])
 
     def serve(self, clock: int) -> None:
@@ -85,13 +91,14 @@ class BackupWorkers(StaleParameterServer):
                 worker, its_clock = self.take_into_sum(now, first=not arrived)
                 if its_clock == now:
                     arrived.append(worker)
-                else:
+                elif its_clock >= 0:
                     self.dropped += 1
                     self.tell_clock(worker, now, working, clock)
             working -= self.lost
             if arrived and len(arrived) >= min(self.wanted, len(self.workers) - len(self.lost)):
                 self.total *= len(self.workers) / len(arrived)
                 self.losses[now - self.clock] *= len(self.workers) / len(arrived)
+                self.clip_total()
                 self.update_keys()
                 now += 1
                 for worker in arrived:
@@ -105,20 +112,25 @@ class BackupWorkers(StaleParameterServer):
         return len(self.workers) - self.backups
 
     def take_into_sum(self, now: int, first: bool) -> tuple[int, int]:
-        """Receive a push, and add it to the sum if it is of clock ``now``; its worker and clock."""
+        """Receive a push, and add it to the sum if it is of clock ``now``; its worker and clock.
+
+        The clock is -1 if the push has come before: it is drained, and nobody waits for an answer.
+        """
         header = np.empty(2)
         with self.comm.step("wait for a push"):
             worker = self.comm.recv(header, ANY, PUSH)
         clock = int(header[0])
+        new, wanted = clock >= self.clocks[worker], clock == now
         with self.comm.step(f"collect from {worker}"):
-            if clock == now and first:
-                self.comm.recv(self.total, worker, PUSH)
-            else:
-                self.comm.recv(self.incoming, worker, PUSH)
-                if clock == now:
-                    self.comm.combine("sum", self.total, self.incoming)
-        if clock == now:
-            self.losses[now - self.clock] += header[1]
+            into = self.total if new and wanted and first else self.incoming
+            self.pushes.receive(self.comm, worker, into)
+            if not new:
+                self.repeated += 1
+                return worker, -1
+            self.clocks[worker] = clock + 1
+            if wanted:
+                self.pushes.add(self.comm, self.total, into, first, clock)
+                self.losses[now - self.clock] += header[1]
         return worker, clock
 
     def tell_clock(self, worker: int, now: int, working: set[int], end: int) -> None:
@@ -143,8 +155,10 @@ class BackupWorkers(StaleParameterServer):
             server = self.servers[0]
             cost.messages[server] += workers
             cost.nbytes[server] += 8 * workers
-            cost.busy[server] += (self.wanted - 1) * machine.reduce(n)
-            gradients = list(cost.peak_bytes["gradients"])
-            gradients[server] += n
-            cost.peak_bytes["gradients"] = gradients
+            if self.pushes.compressed:
+                flops = self.wanted * self.pushes.decode_flops(0)  # late ones are not unpacked
+                cost.busy[server] = machine.compute(flops, server)
+            else:
+                cost.busy[server] += (self.wanted - 1) * machine.reduce(n)
+                cost.peak_bytes["gradients"][server] += n
         return cost

@@ -35,11 +35,12 @@ themselves are in compressors.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from minidist.array import Array, module_of
 from minidist.collectives import ring
@@ -55,31 +56,84 @@ from minidist.parallel.method import StepCost
 
 
 class Compressor:
-    """Sums gradients over ranks, about. One object for each rank: it may remember errors."""
+    """Makes a gradient small: ``encode`` on the rank that computed it, ``decode`` wherever it goes.
+
+    One object for each rank and gradient: it may remember errors.
+    """
 
     all_reducible = False
     feedback = False  # keeps a residual as long as the gradient
 
-    def start(self, grad: Array, shapes: dict[str, Shape], seed: int) -> None:
-        """Told once: a gradient to come, and which parameters lie in it, in order."""
-        self.size = grad.size
-        self.seed = seed
-        self.shapes = shapes
-        self.residual = module_of(grad).zeros_like(grad) if self.feedback else None
+    def describe(
+        self, shapes: dict[str, Shape], dtype: DTypeLike, seed: int, rank: int = 0
+    ) -> None:
+        """Told once: which parameters lie in a gradient to come, in order. Enough to decode."""
+        self.shapes, self.dtype = shapes, np.dtype(dtype)
+        self.seed, self.rank = seed, rank
         bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
         self.parts = [slice(*pair) for pair in pairwise(bounds)]
+        self.size = bounds[-1]
+        self.residual: Any = None
+
+    def start(self, grad: Array, shapes: dict[str, Shape], seed: int, rank: int = 0) -> None:
+        """``describe``, and make ready to encode gradients such as ``grad``."""
+        self.describe(shapes, grad.dtype, seed, rank)
+        if self.feedback:
+            self.residual = module_of(grad).zeros_like(grad)
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        """What to send of ``grad``, and of what is still owed: 1-D arrays, as ``wire`` says."""
+        raise TypeError(f"{type(self).__name__} does not define encode()")
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        """Add to ``into`` what a message of that step says."""
+        raise TypeError(f"{type(self).__name__} does not define decode()")
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        """Lengths and dtypes of the arrays of a message."""
+        raise TypeError(f"{type(self).__name__} does not define wire()")
 
     def sum(self, comm: Comm, grad: Array, step: int) -> None:
-        """Replace ``grad`` by about the sum over all ranks: the same on each."""
-        raise TypeError(f"{type(self).__name__} does not define sum()")
+        """Replace ``grad`` by about the sum over all ranks: the same on each.
+
+        Here everybody hears everybody's message. What can be added on the way overrides this.
+        """
+        rows = [gather(comm, array) for array in self.encode(grad, step)]
+        grad.fill(0)
+        for message in zip(*rows, strict=True):
+            self.decode(message, grad, step)
 
     def plan(self, clocks: Clocks, itemsize: int) -> None:
         """What ``sum`` sends, on ``clocks``."""
-        raise TypeError(f"{type(self).__name__} does not define plan()")
+        for length, dtype in self.wire():
+            plan_gather(clocks, length * np.dtype(dtype).itemsize)
 
     def holds(self) -> list[Array]:
-        """What it keeps between steps."""
+        """What it keeps between steps, once started."""
         return [] if self.residual is None else [self.residual]
+
+    def kept_bytes(self) -> int:
+        """The bytes of that, started or not."""
+        return self.size * self.dtype.itemsize if self.feedback else 0
+
+    def encode_flops(self) -> int:
+        """FLOPs of the matrix products of an ``encode``."""
+        return 0
+
+    def decode_flops(self) -> int:
+        """And of a ``decode``."""
+        return 0
+
+
+def make_compressor(kind: Callable[[], Compressor]) -> Compressor:
+    """A new compressor of that kind; ValueError for what is none."""
+    made = kind() if callable(kind) else None
+    if not isinstance(made, Compressor):
+        raise ValueError(
+            f"unknown compressor {kind!r}: pass a class of minidist.parallel.compressors, such as "
+            "TopK, or a function that makes one, such as partial(TopK, 0.1)"
+        )
+    return made
 
 
 class Compressed(DataParallel):
@@ -100,9 +154,9 @@ class Compressed(DataParallel):
         clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, "ring", microbatches, clip)
-        self.compressor = compressor()
+        self.compressor = make_compressor(compressor)
         shapes = {name: p.declared for name, p in self.model.named_parameters().items()}
-        self.compressor.start(self.model.flat.grad, shapes, seed)
+        self.compressor.start(self.model.flat.grad, shapes, seed, comm.rank)
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
@@ -129,7 +183,7 @@ class Compressed(DataParallel):
         self.compressor.plan(clocks, self.itemsize)
         clocks.all_reduce(1, 8)
         peak = self.replica_bytes(batch)
-        kept = sum(array.nbytes for array in self.compressor.holds())
+        kept = self.compressor.kept_bytes()
         peak["gradients"] = [held + kept for held in peak["gradients"]]
         return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
 

@@ -22,8 +22,10 @@ its own shard, and its optimizer keeps its own state. With Ψ parameters of e by
                      The centre: its parameters, the sum of differences, and one worker's, arriving
     time             compute, and every τ steps 2W(α + nβ) + Wnγ after the slowest
 
-and a ring all-reduce of the loss (8 bytes), which ``step`` returns for people to see. Zhang,
-Choromanska, LeCun, "Deep learning with elastic averaging SGD", arXiv 1412.6651, equations 5 and 6.
+Every step each worker tells the centre its loss, and the centre tells all the sum, which ``step``
+returns for people to see: 8 bytes either way. A worker that dies is left out; if the centre dies,
+``restore`` its last checkpoint, and all workers begin there again. Zhang, Choromanska, LeCun, "Deep
+learning with elastic averaging SGD", arXiv 1412.6651, equations 5 and 6.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from __future__ import annotations
 import numpy as np
 
 from minidist.array import Array, module_of
-from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -85,8 +86,25 @@ class ElasticAveraging(KeyRanges):
                 self.visit()
             else:
                 self.receive_visits()
-        ring.all_reduce(self.comm, loss)
+        if self.comm.size > 1:
+            self.share(loss)
         return float(loss[0])
+
+    def share(self, loss: np.ndarray) -> None:
+        """The sum of the workers' losses, on every rank; shards of the dead are like the others."""
+        if self.works:
+            with self.servers_must_live():
+                self.comm.send(loss, CENTRE)
+        else:
+            arrived, one = 0, np.zeros(1)
+            for worker in self.alive(self.workers):
+                with self.without_lost_workers():
+                    self.comm.wait_for(worker)
+                    self.comm.recv(one, worker)
+                    loss += one
+                    arrived += 1
+            loss *= len(self.workers) / arrived
+        self.tell(loss, CENTRE)
 
     def meets_after(self, step: int) -> bool:
         """Whether workers and centre meet after this step, counted from 0."""
@@ -106,7 +124,7 @@ class ElasticAveraging(KeyRanges):
     def visit(self) -> None:
         """The worker: show the centre its parameters, and go towards the centre's."""
         data, centre = self.model.flat.data, self.incoming
-        with self.comm.step("visit"):
+        with self.comm.step("visit"), self.servers_must_live():
             self.comm.send(data, CENTRE)
             self.comm.recv(centre, CENTRE)
         centre -= data
@@ -117,13 +135,14 @@ class ElasticAveraging(KeyRanges):
         """The centre: add up the differences, answer with where it was, and then move."""
         centre, moves, visitor = self.data, self.total, self.incoming
         moves.fill(0)
-        for worker in self.workers:
-            with self.comm.step(f"collect from {worker}"):
+        for worker in self.alive(self.workers):
+            with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                self.comm.wait_for(worker)
                 self.comm.recv(visitor, worker)
                 visitor -= centre
                 self.comm.combine("sum", moves, visitor)
-        for worker in self.workers:
-            with self.comm.step(f"answer {worker}"):
+        for worker in self.alive(self.workers):
+            with self.without_lost_workers(), self.comm.step(f"answer {worker}"):
                 self.comm.send(centre, worker)
         moves *= self.alpha
         centre += moves
@@ -136,7 +155,7 @@ class ElasticAveraging(KeyRanges):
         return held
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formula above, exact for uneven shards: the visits one by one, then the loss."""
+        """The formula above, exact for uneven shards: the visits one by one, then the losses."""
         ranks, n = range(self.comm.size), self.psi * self.itemsize
         clocks = Clocks(machine, self.comm.size)
         activations, compute = [0 for _ in ranks], [0.0 for _ in ranks]
@@ -145,18 +164,25 @@ class ElasticAveraging(KeyRanges):
             compute[rank] = machine.compute(sum(training_flops(self.whole, shape)), rank)
             activations[rank] = saved_bytes(self.whole, shape, self.itemsize, self.loss)
         clocks.compute(compute)
-        if self.meets_after(batch.step):
+
+        def exchange(nbytes: int, adding: float) -> None:
+            """The workers send to the centre, one by one, and it answers them, one by one."""
             for worker in self.workers:
                 begin = max(clocks.now[CENTRE], clocks.now[worker])
-                clocks.now[CENTRE] = begin + machine.message(n) + machine.reduce(n)
-                clocks.busy[CENTRE] += machine.reduce(n)
+                clocks.now[worker] = begin + machine.message(nbytes)
+                clocks.now[CENTRE] = clocks.now[worker] + adding
+                clocks.busy[CENTRE] += adding
             for worker in self.workers:
-                clocks.now[CENTRE] += machine.message(n)
+                clocks.now[CENTRE] += machine.message(nbytes)
                 clocks.now[worker] = clocks.now[CENTRE]
                 for sender in (worker, CENTRE):
                     clocks.messages[sender] += 1
-                    clocks.nbytes[sender] += n
-        clocks.all_reduce(1, 8)
+                    clocks.nbytes[sender] += nbytes
+
+        if self.meets_after(batch.step):
+            exchange(n, machine.reduce(n))
+        if self.comm.size > 1:
+            exchange(8, 0.0)
         slots = len(self.optimizer.slots)
         met = self.comm.size > 1
         return StepCost(

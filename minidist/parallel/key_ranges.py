@@ -14,7 +14,7 @@ OSDI'14, section 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,8 +26,11 @@ from minidist.collectives.ring import chunks
 from minidist.comm.comm import Comm, RankLost
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
+from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.compression import Compressor
 from minidist.parallel.method import Method, parameter_count
+from minidist.parallel.pushes import Pushes
 from minidist.seeds import generator
 
 
@@ -35,18 +38,28 @@ class ServerLost(RuntimeError):
     """A server has died, and with it the only copy of its keys."""
 
 
-def roles(size: int, servers: int, colocated: bool) -> tuple[list[int], list[int]]:
-    """The ranks that serve, and those that work. Never more servers than workers.
+Servers = int | Callable[[int], int]  # how many, or a function from the number of ranks to it
+
+
+def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list[int]]:
+    """The ranks that serve, and those that work. A rank alone does both, and so do all colocated.
 
     >>> roles(5, 2, colocated=False)
     ([0, 1], [2, 3, 4])
     """
-    if servers < 1:
-        raise ValueError(f"a parameter server needs at least one server, not {servers}")
-    if colocated or size == 1:
+    if colocated:
         return list(range(size)), list(range(size))
-    servers = min(servers, size // 2)
-    return list(range(servers)), list(range(servers, size))
+    count = servers(size) if callable(servers) else servers
+    if count < 1:
+        raise ValueError(f"a parameter server needs at least one server, not {count}")
+    if size == count == 1:
+        return [0], [0]
+    if count >= size:
+        raise ValueError(
+            f"{count} servers and at least one worker need {count + 1} ranks, and there are "
+            f"{size}: ask for fewer servers, or let every rank do both (colocated=True)"
+        )
+    return list(range(count)), list(range(count, size))
 
 
 def flat_slices(model: Module) -> dict[str, slice]:
@@ -77,7 +90,8 @@ class KeyRanges(Method):
 
     ``extra`` counts slots after the last parameter, which the last server owns too: 1 if the loss
     rides along. ``data`` and ``total`` are the server's range of the parameters and the gradient
-    that it steps with; ``optimizer`` has state on servers alone.
+    that it steps with; ``optimizer`` has state on servers alone. A server beside a worker shares
+    these arrays with it, or has its own if they live ``apart``.
     """
 
     def __init__(
@@ -87,11 +101,17 @@ class KeyRanges(Method):
         optimizer: Optimizer,
         comm: Comm,
         seed: int,
-        servers: int,
+        servers: Servers,
         colocated: bool,
-        extra: int,
+        extra: int = 0,
+        apart: bool = False,
+        compressor: Callable[[], Compressor] | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed)
+        if clip is not None and not clip > 0:
+            raise ValueError(f"the norm to clip to must be positive, not {clip}")
+        self.clip = clip
         self.model = model
         self.psi = parameter_count(model)
         self.servers, self.workers = roles(comm.size, servers, colocated)
@@ -100,15 +120,19 @@ class KeyRanges(Method):
         self.works, self.serves = comm.rank in self.workers, comm.rank in self.servers
         self.dtype = np.dtype(arrays.default_dtype())
         self.lost: set[int] = set()  # workers that died, as far as this server knows
-        group = comm.split(int(self.serves))
+        self.shares = comm.size == 1 or not apart
+        self.desk: Comm = comm  # where this rank's server serves
+        self.server_group = comm.split(int(self.serves))
+        self.pushes = Pushes(model, self.ranges, self.keys, compressor, self.dtype, seed, comm.rank)
         if self.works:
             self.model = model.init(seed)
+            self.pushes.start_sending(self.model.flat.grad, self.clients_of(comm.rank))
         if self.serves:
             index = self.servers.index(comm.rank)
             part, keys = self.ranges[index], self.keys[index]
             self.data: Array  # this server's range, with the extra slot if it has it
             self.total: Array
-            if self.works:  # a worker with a server beside it: they share the arrays
+            if self.works and self.shares:
                 self.data = self.model.flat.data_and_loss[part]
                 self.total = self.model.flat.grad_and_loss[part]
             else:
@@ -118,13 +142,35 @@ class KeyRanges(Method):
                 self.data[: values.size] = values
                 self.total = xp.zeros_like(self.data)
             self.owned = slice(0, keys.stop - keys.start)  # the keys in ``data`` and ``total``
+            if comm.size > 1:
+                self.pushes.start_receiving(index, self.data)
             # A rule that needs norms of whole parameters gets them from all servers together.
-            optimizer.bind(flat_slices(model), keys.start, lambda array: all_reduce(group, array))
+            optimizer.bind(flat_slices(model), keys.start, self.sum_over_servers)
+
+    def clients_of(self, rank: int) -> list[int]:
+        """The servers, by index, to which this worker sends: all but the one beside it."""
+        return [index for index, server in enumerate(self.servers) if server != rank]
 
     def update_keys(self) -> None:
         """One step of the optimizer on this server's range."""
-        with self.comm.step("optimizer"):
+        with self.desk.step("optimizer"):
             self.optimizer.step(self.data[self.owned], self.total[self.owned])
+
+    def clip_total(self) -> None:
+        """Scale ``total`` by the norm of the whole gradient: all servers agree on it."""
+        if self.clip is not None:
+            clip_by_global_norm(self.total[self.owned], self.clip, self.sum_over_servers)
+
+    def norms(self) -> list[int]:
+        """How many numbers the servers sum in each all-reduce of a step, to agree on norms."""
+        return [1] * (self.clip is not None) + [2 * len(flat_slices(self.whole))] * (
+            self.optimizer.layerwise
+        )
+
+    def sum_over_servers(self, numbers: np.ndarray) -> None:
+        """Sum a few numbers over all servers, in place: each must call it."""
+        with self.servers_must_live(), self.desk.step("agree on norms"):
+            all_reduce(self.server_group, numbers)  # where a server has the number that it has here
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""
@@ -160,13 +206,14 @@ class KeyRanges(Method):
     def checkpoint(self) -> dict[str, np.ndarray]:
         """What this rank must keep to go on later: a copy of the server's arrays, on the host.
 
-        Empty on a worker. Save it as you like, for example with ``numpy.savez``.
+        On a worker empty, but for the errors of compressed pushes. Save it as you like, for
+        example with ``numpy.savez``.
         """
-        if not self.serves:
-            return {}
-        kept = {"data": self.data[self.owned], **self.optimizer.state}
+        kept = self.pushes.remembered()
+        if self.serves:
+            kept |= {"data": self.data[self.owned], **self.optimizer.state}
         saved = {name: arrays.to_host(array).copy() for name, array in kept.items()}
-        return {**saved, "steps": np.array(self.optimizer.steps)}
+        return saved | ({"steps": np.array(self.optimizer.steps)} if self.serves else {})
 
     def restore(self, saved: dict[str, np.ndarray]) -> None:
         """Go on from ``checkpoint()`` of the same server; workers pull. Every rank must call it.
@@ -183,10 +230,14 @@ class KeyRanges(Method):
                     "as many servers as when it was saved, and each one's own checkpoint"
                 )
             data[...] = arrays.to_device(saved["data"])
-            self.optimizer.prepare(data)
-            for name, array in self.optimizer.state.items():
-                array[...] = arrays.to_device(saved[name])
+            if set(self.optimizer.slots) <= saved.keys():  # not if it was saved before any step
+                self.optimizer.prepare(data)
+                for name, array in self.optimizer.state.items():
+                    array[...] = arrays.to_device(saved[name])
             self.optimizer.steps = int(saved["steps"])
+        for name, array in self.pushes.remembered().items():
+            if name in saved:  # a worker that is new owes nothing yet
+                array[...] = arrays.to_device(saved[name])
         flat = self.model.flat.data if self.works else arrays.module().empty(self.psi, self.dtype)
         self.gather_keys(flat)
 
@@ -225,14 +276,19 @@ class KeyRanges(Method):
             if self.lost >= set(self.workers):
                 raise RuntimeError("all workers have died: nobody is left to train") from lost
 
+    def alive(self, clients: list[int]) -> Iterator[int]:
+        """The workers that have not died, as far as is known when their turn comes."""
+        return (worker for worker in clients if worker not in self.lost)
+
     def holds(self) -> dict[str, list[Array]]:
         held: dict[str, list[Array]] = {"parameters": [], "gradients": []}
         if self.works:
             held["parameters"].append(self.model.flat.data)
             held["gradients"].append(self.model.flat.grad)
-        elif self.serves:
+        if self.serves and not (self.works and self.shares):
             held["parameters"].append(self.data[self.owned])
             held["gradients"].append(self.total[self.owned])
+        held["gradients"] += self.pushes.holds()
         held["optimizer"] = list(self.optimizer.state.values())
         return held
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidist.comm import LocalWorld, Machine, launch
-from minidist.comm.machine import PROFILES, Link, profile
+from minidist.comm.machine import PROFILES, Interrupted, Link, Pauses, profile
 
 
 def test_message_reduce_compute():
@@ -59,6 +59,42 @@ def test_jitter_only_delays_and_is_the_same_for_a_seed():
     assert first == again
     assert first != other
     assert all(a > b for a, b in zip(first, steady, strict=True))
+
+
+def test_pauses_are_drawn_by_seed_and_rank_and_as_often_and_long_as_asked():
+    pauses = Pauses(every=2.0, length=0.5)
+    whole = Interrupted(pauses, 0, 1).compute(1000.0)
+    pieces = Interrupted(pauses, 0, 1)
+    assert sum(pieces.compute(0.25) for _ in range(4000)) == pytest.approx(whole)
+    for seed, rank in ((0, 0), (1, 1)):
+        assert Interrupted(pauses, seed, rank).compute(1000.0) != whole
+    # 500 pauses of half a second, each with a deviation of as much, and of √500 in their number
+    assert whole == pytest.approx(1250.0, abs=4 * 0.5 * (2 * 500) ** 0.5)
+
+
+def test_a_rank_that_pauses_is_late_and_in_every_run_the_same():
+    def main(comm):
+        from minidist.array import work
+
+        for _ in range(20):
+            work.flops += 10
+            comm.barrier()
+        return comm.time()
+
+    def seconds(**options):
+        return launch(main, 4, LocalWorld(Machine(flops=10.0, **options)))[0]
+
+    pauses = Pauses(every=5.0, length=3.0)
+    assert seconds() == 20.0
+    assert seconds(pauses=pauses) == seconds(pauses=pauses) > 25.0
+    assert seconds(pauses=pauses) != seconds(pauses=pauses, seed=1) > 25.0
+    assert seconds(pauses=Pauses(every=1e9, length=1.0)) == 20.0
+
+
+@pytest.mark.parametrize(("every", "length"), [(0.0, 1.0), (-1.0, 1.0), (1.0, -0.1)])
+def test_pauses_that_cannot_be(every, length):
+    with pytest.raises(ValueError, match="every must be positive and length not negative"):
+        Pauses(every, length)
 
 
 def test_profiles_have_names_and_sources():

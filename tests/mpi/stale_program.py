@@ -20,21 +20,30 @@ class Straggler(Logged):
         return super().forward_backward(batch)
 
 
+LAYOUTS = ({}, {"servers": 2}, {"colocated": True})
+
+
 def main(comm):
-    setting = Setting(steps=10)
+    setting, found = Setting(steps=10), []
     with defaults(dtype="float64"):
-        method, losses = free_run(comm, Straggler, setting, staleness=BOUND)
-        parameters = method.parameters()
-        if comm.rank == 0:
-            expected = replay(method.updates, setting, method.workers)
-            for name in expected:
-                np.testing.assert_allclose(parameters[name], expected[name], rtol=1e-12, atol=1e-14)
-    leads = {update.lead for update in method.updates}
-    return losses, leads, {update.staleness for update in method.updates}
+        for layout in LAYOUTS:
+            method, losses = free_run(comm, Straggler, setting, staleness=BOUND, **layout)
+            parameters = method.parameters()
+            found.append((losses, parameters, method.updates, method.keys, method.workers))
+    return found
 
 
-results = launch(main)
-assert all(losses == results[0][0] for losses, *_ in results)
-_, leads, staleness = results[0]
-assert max(leads) == BOUND, f"the fastest was {max(leads)} clocks ahead, the bound is {BOUND}"
-assert len(staleness) > 1, f"staleness was always {staleness}"
+for layout, results in zip(LAYOUTS, zip(*launch(main), strict=True), strict=True):
+    losses, parameters, _, keys, workers = results[0]
+    assert all(result[0] == losses for result in results)
+    records = [updates for *_, updates, _, _ in results if updates]
+    assert len(records) == len(keys)
+    with defaults(dtype="float64"):
+        expected = replay(records, keys, workers, Setting(steps=10))
+    for name in expected:
+        np.testing.assert_allclose(parameters[name], expected[name], rtol=1e-12, atol=1e-14)
+    for updates in records:
+        lead = max(update.lead for update in updates)
+        assert lead == BOUND, f"{layout}: the fastest was {lead} clocks ahead, the bound is {BOUND}"
+        staleness = {update.staleness for update in updates}
+        assert len(staleness) > 1, f"{layout}: staleness was always {staleness}"

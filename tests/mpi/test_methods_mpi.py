@@ -6,6 +6,7 @@ import pytest
 
 from minidist.parallel import METHODS
 from tests.mpi.run import mpiexec, needs_mpi
+from tests.parallel.test_pushes import KINDS, possible
 
 
 @needs_mpi
@@ -21,6 +22,25 @@ def test_every_method_passes_every_check(ranks):
 def test_stale_synchronous_training_keeps_its_bound_and_its_record_on_real_ranks():
     done = mpiexec(4, "-m", "tests.mpi.stale_program", python=("-m", "mpi4py"))
     assert done.returncode == 0, done.stderr
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_pushes_are_compressed_and_clipped_as_the_formula_says(ranks):
+    done = mpiexec(ranks, "-m", "tests.mpi.servers_program")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"passed {kind}" for kind in KINDS if possible(kind, ranks)]
+
+
+@needs_mpi
+@pytest.mark.parametrize("how", ["killed", "crash"])
+@pytest.mark.parametrize("key", ["bsp_sharded", "async", "async_colocated", "backup"])
+def test_a_worker_that_dies_ends_the_job(key, how):
+    done = mpiexec(4, "-m", "tests.mpi.servers_program", f"parameter_server/{key}", how, timeout=30)
+    assert done.returncode != 0
+    assert "finished" not in done.stdout
+    text = "Killed" if how == "killed" else "Crash: power cut"
+    assert text in done.stdout + done.stderr
 
 
 @needs_mpi

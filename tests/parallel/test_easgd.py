@@ -9,11 +9,12 @@ import pytest
 
 from minidist import LocalWorld, Machine, launch
 from minidist.array import defaults
+from minidist.comm import Crash
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
-from minidist.parallel import METHODS, ElasticAveraging, ParameterServer
+from minidist.parallel import METHODS, ElasticAveraging, ParameterServer, ServerLost
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions
 
 
@@ -95,7 +96,7 @@ def test_bytes_memory_and_time_equal_the_formula(ranks, every, batch, monkeypatc
 
 
 def test_it_sends_a_fraction_of_what_a_synchronous_server_sends():
-    """n from a worker every τ steps, and the ring of one number: 2(p - 1)/p numbers a step."""
+    """n from a worker every τ steps, and a loss every step."""
 
     def run(comm):
         setting = Setting(steps=12)
@@ -139,6 +140,58 @@ def test_bad_input_is_refused(options, message):
 
     with pytest.raises(ValueError, match=message):
         launch(run, 2, LocalWorld())
+
+
+def survives(victim, dies_at=9, steps=20):
+    """Losses and the centre on every rank; the victim's power fails in that step."""
+    setting = Setting(steps=steps, optimizer=lambda: SGD(0.05, momentum=0.9))
+
+    def run(comm):
+        method = ElasticAveraging(
+            mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm, 3, every=2
+        )
+        batches, losses = Batches(setting.dataset, setting.batch, 3), []
+        for step in range(steps):
+            if (comm.rank, step) == (victim, dies_at):
+                raise Crash("power cut")
+            losses.append(method.step(batches[step]))
+        return losses, method.parameters(), method.checkpoint()
+
+    return launch(run, 4, LocalWorld())
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3])
+def test_a_worker_that_dies_is_left_out(victim):
+    results = survives(victim)
+    whole = survives(-1)[0][0]
+    assert results[victim] is None
+    losses, parameters, _ = results[0]
+    assert losses[:9] == whole[:9] and all(np.isfinite(losses))
+    assert abs(losses[9] / whole[9] - 1) < 0.2, "the living stand for the whole batch"
+    assert losses[9:] != whole[9:] and np.mean(losses[-5:]) < 1.05 * losses[0]
+    for other, others, _ in (result for result in results if result is not None):
+        assert other == losses
+        assert all(np.array_equal(others[name], parameters[name]) for name in parameters)
+
+
+def test_a_centre_that_dies_is_an_error_and_training_resumes_from_its_checkpoint():
+    with pytest.raises(ServerLost, match=r"server 0 \(rank 0\) has died.*keys 0 to 269 of 270"):
+        survives(0)
+    saved = survives(-1, steps=8)
+
+    def resume(comm):
+        setting = Setting(optimizer=lambda: SGD(0.05, momentum=0.9))
+        method = ElasticAveraging(mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm)
+        method.restore(saved[comm.rank][2] if comm.rank == 0 else {})
+        begin = method.parameters()
+        own = method.model.state() if method.works else begin
+        batches = Batches(setting.dataset, setting.batch, 3)
+        return begin, own, [method.step(batches[step]) for step in range(8, 20)]
+
+    for begin, own, losses in launch(resume, 4, LocalWorld()):
+        assert all(np.isfinite(losses))
+        for name, centre in saved[0][1].items():
+            assert np.array_equal(begin[name], centre) and np.array_equal(own[name], centre)
 
 
 # Mutants

@@ -14,7 +14,13 @@ from minidist.data import Batches
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
-from minidist.parallel import ParameterServer, ServerLost, StaleParameterServer, parameter_server
+from minidist.parallel import (
+    ParameterServer,
+    ServerLost,
+    StaleParameterServer,
+    parameter_server,
+)
+from minidist.parallel.compressors import PowerSGD, TopK
 from tests.parallel.checks import Setting
 
 KINDS = {
@@ -153,9 +159,42 @@ def test_a_server_that_dies_is_an_error_that_names_its_keys(kind):
         launch(run, 4, LocalWorld())
 
 
+@pytest.mark.parametrize("kind", [ParameterServer, StaleParameterServer])
+def test_a_rank_that_dies_with_its_colocated_server_takes_its_keys_along(kind):
+    def run(comm):
+        setting = Setting(steps=20)
+        colocated = partial(kind, colocated=True)
+        train(build(colocated, comm, setting, victim=2, dies_at=7), setting)
+
+    with pytest.raises(
+        ServerLost, match=r"server 2 \(rank 2\) has died.*keys 13[56] to 20\d of 270"
+    ):
+        launch(run, 4, LocalWorld())
+
+
+def test_a_server_that_dies_while_others_agree_with_it_on_a_norm():
+    def run(comm):
+        method = build(partial(ParameterServer, servers=3, clip=1.0), comm, Setting())
+        if comm.rank == 1:
+            raise Crash("power cut")
+        if comm.rank == 2:  # its left neighbour in the ring has died
+            method.sum_over_servers(np.ones(1))
+
+    with pytest.raises(ServerLost, match=r"server 1 \(rank 1\) has died"):
+        launch(run, 6, LocalWorld())
+
+
 @pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
-@pytest.mark.parametrize("ranks", [1, 2, 5])
-@pytest.mark.parametrize("options", [{}, {"servers": 2}, {"colocated": True}])
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        *(({}, ranks) for ranks in (1, 2, 5)),
+        *(({"servers": 2}, ranks) for ranks in (3, 4, 5)),
+        *(({"colocated": True}, ranks) for ranks in (1, 2, 5)),
+        ({"servers": 2, "compressor": partial(TopK, 0.1)}, 5),
+        ({"colocated": True, "compressor": PowerSGD}, 4),
+    ],
+)
 def test_training_resumes_from_a_checkpoint_bit_by_bit(options, ranks, optimizer):
     setting, kind = Setting(optimizer=optimizer), partial(ParameterServer, **options)
 
