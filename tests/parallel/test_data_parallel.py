@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,8 @@ from minidist.nn.layers import Flatten
 from minidist.nn.module import Parameter
 from minidist.optim import SGD
 from minidist.parallel import METHODS, DataParallel, Overlapped, PerParameter, Serial
-from minidist.parallel.data_parallel import cut_buckets, evaluate
+from minidist.parallel.buckets import cut_buckets
+from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -185,6 +187,21 @@ def test_sharded_evaluation_equals_evaluation(ranks):
         return evaluate(model, CrossEntropy(), dataset, comm, chunk=7), expected
 
     for got, expected in launch(run, ranks):
+        assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_sharded_evaluation_does_not_count_padding():
+    dataset = images(31)
+    padded = replace(dataset, targets=np.where(np.arange(31) % 3, dataset.targets, 2), ignore=2)
+    kept = np.flatnonzero(padded.targets != 2)
+    short = replace(dataset, inputs=dataset.inputs[kept], targets=padded.targets[kept])
+
+    def run(comm):
+        model = mlp(Setting().widths).init(1)
+        expected = mean_loss(model, CrossEntropy(), short), accuracy(model, short)
+        return evaluate(model, CrossEntropy(ignore_index=2), padded, comm, chunk=7), expected
+
+    for got, expected in launch(run, 3, LocalWorld()):
         assert got == pytest.approx(expected, rel=1e-6)
 
 

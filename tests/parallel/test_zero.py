@@ -16,7 +16,7 @@ from minidist.models import gpt
 from minidist.nn import CrossEntropy, Linear, Sequential
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSprop
 from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3, zero, zero3
-from minidist.parallel.data_parallel import evaluate
+from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
