@@ -165,10 +165,12 @@ class Quantised(Compressor):
 class PowerSGD(Compressor):
     """Each weight matrix as a product P Qᵀ of two thin ones (arXiv 1905.13727, algorithm 1).
 
-        P ← Σ M Q over ranks;  orthogonalise P;  Q ← Σ Mᵀ P over ranks;  gradient ← P Qᵀ
+        orthogonalise Q;  P ← Σ M Q over ranks;
+        orthogonalise P;  Q ← Σ Mᵀ P over ranks;  gradient ← P Qᵀ
 
     One step of a power iteration, warm from the last training step's Q. Both products are linear in
-    M, so sums over ranks are exact and all-reduced. Biases travel whole, beside the Qs.
+    M, so sums over ranks are exact and all-reduced. Biases travel whole, beside the Qs. (The paper
+    orthogonalises P alone: the same, as long as no column of Q comes to depend on the others.)
     """
 
     all_reducible = True
@@ -210,6 +212,7 @@ class PowerSGD(Compressor):
         owed, flops = self.residual, self.flops()
         owed += grad
         for part, shape, p, q in self.factors():
+            q[...] = xp.linalg.qr(q)[0]  # else a gradient of low rank leaves a Q of low rank
             xp.matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
         work.flops += flops
         ring.all_reduce(comm, self.left)

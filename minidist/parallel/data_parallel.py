@@ -52,11 +52,12 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.parallel.resume import Resumable
 
 MB = 1 << 20
 
 
-class DataParallel(Method):
+class DataParallel(Resumable, Method):
     """One all-reduce of all gradients a step; ``algorithm`` names it."""
 
     def __init__(

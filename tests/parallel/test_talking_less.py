@@ -14,6 +14,7 @@ from minidist.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, GradientDescent
+from minidist.optim.schedules import linear
 from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD, compressors
 from minidist.parallel.compressors import (
     BFloat16,
@@ -49,7 +50,7 @@ def limits(monkeypatch):
 @pytest.mark.parametrize("key", LIMITS)
 def test_exact_limit(key, ranks):
     """T1: with nothing left out these are data parallelism, on even and uneven shards."""
-    for batch in (12, 13):
+    for batch in (12, 13, 3):  # 3: empty shards, and gradients of low rank
         launch(lambda comm, b=batch: check_equals_serial(comm, key, Setting(batch=b)), ranks)
 
 
@@ -162,12 +163,16 @@ def reached_by_serial():
 
 
 def learns(key, ranks=4):
-    """Test accuracy on Fashion-MNIST after 160 steps of 64 images, without momentum."""
+    """Test accuracy on Fashion-MNIST after 160 steps of 64 images, without momentum.
+
+    The rate falls to 0. At a constant rate the last step alone moves the accuracy by points, and a
+    rounding, which differs from machine to machine, decides by which.
+    """
     training, test = fashion_mnist()
     widths, batches = (784, 48, 10), Batches(training, 64, 0)
 
     def run(comm):
-        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(0.05), comm)
+        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(linear(0.05, 160)), comm)
         for step in range(160):
             method.step(batches[step])
         state = method.parameters()
