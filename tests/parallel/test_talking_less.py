@@ -165,14 +165,14 @@ def reached_by_serial():
 def learns(key, ranks=4):
     """Test accuracy on Fashion-MNIST after 160 steps of 64 images, without momentum.
 
-    The rate falls to 0. At a constant rate the last step alone moves the accuracy by points, and a
+    The rate falls. At a constant rate the last step alone moves the accuracy by points, and a
     rounding, which differs from machine to machine, decides by which.
     """
     training, test = fashion_mnist()
     widths, batches = (784, 48, 10), Batches(training, 64, 0)
 
     def run(comm):
-        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(linear(0.05, 160)), comm)
+        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(linear(0.1, 160, 0.01)), comm)
         for step in range(160):
             method.step(batches[step])
         state = method.parameters()
