@@ -192,6 +192,37 @@ def test_learns_fashion_mnist_within_two_points_of_serial(key, reached_by_serial
     assert got > reached_by_serial - 0.02, f"{got:.1%}, serial {reached_by_serial:.1%}"
 
 
+COMPRESSORS = [
+    compressors.Float16,
+    compressors.BFloat16,
+    TopK,
+    partial(RandomK, 0.1),
+    Sign,
+    Quantised,
+    PowerSGD,
+]
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS, ids=lambda k: getattr(k, "func", k).__name__)
+def test_what_can_be_added_on_the_way_does_not_grow_with_the_ranks(kind):
+    """A ring all-reduce sends 2(p - 1)/p of what there is, a gathering of all (p - 1) times it."""
+    shapes = {"w": (64, 32), "b": (32,)}
+
+    def sent(ranks):
+        def run(comm):
+            compressor = kind()
+            compressor.start(np.zeros(64 * 32 + 32, np.float32), shapes, 5)
+            grad = np.random.default_rng(comm.rank).standard_normal(64 * 32 + 32)
+            compressor.sum(comm, grad.astype(np.float32), 0)
+            return comm.trace.sent.nbytes
+
+        return np.mean(launch(run, ranks, LocalWorld()))
+
+    grows = sent(8) / sent(2)
+    expected = 2 * 7 / 8 if kind().all_reducible else 7
+    assert grows == pytest.approx(expected, rel=1e-3), f"from 2 to 8 ranks {grows} times the bytes"
+
+
 def test_bad_input_is_refused_with_the_reason():
     for build, message in [
         (lambda: TopK(0), r"in \(0, 1\], not 0"),
@@ -322,9 +353,17 @@ def test_mutant_is_rejected(key, mutant, monkeypatch):
     print(f"{mutant.__name__}: {rejection.value}")
 
 
-def test_local_sgd_sends_only_when_ranks_meet():
+@pytest.mark.parametrize(
+    ("start", "met"), [(0, [7, 15]), (3, [0, 1, 2, 10]), (10, [*range(10)])], ids="start{}".format
+)
+@pytest.mark.parametrize("kind", [LocalSGD, DiLoCo])
+def test_local_sgd_sends_only_when_ranks_meet(kind, start, met, monkeypatch):
+    """Post-local: at every step before ``start``, and from there after every eight."""
+    monkeypatch.setitem(METHODS, "post-local", partial(kind, every=8, start=start))
+
     def run(comm):
-        method = make("local_sgd/average", comm, Setting())
+        check_predictions(comm, "post-local", Setting(steps=16))
+        method = make("post-local", comm, Setting())
         sent = []
         for step in range(16):
             before = comm.trace.sent.nbytes
@@ -333,4 +372,4 @@ def test_local_sgd_sends_only_when_ranks_meet():
         return sent
 
     for sent in launch(run, 4, LocalWorld()):
-        assert [step for step, n in enumerate(sent) if n > 6 * 8] == [7, 15], sent
+        assert [step for step, n in enumerate(sent) if n > 6 * 8] == met, sent
