@@ -12,8 +12,11 @@
 # | 3 | and the parameters |
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
@@ -83,6 +86,43 @@ for name, build in STAGES.items():
         f"{name:14} parameter gap to serial {gap:.0e}, "
         f"{sent / (4 * psi * 3 / 4):.3f} × Ψ(p − 1)/p elements sent a step"
     )
+
+# %% [markdown]
+# ## Stop, and go on with fewer ranks
+#
+# A shard is a third of everything on 3 ranks, and a quarter on 4. So what is saved must not be
+# shards. `method.state()` gathers them and cuts the arrays at parameters instead: names and shapes
+# are those of serial training, and whoever loads takes the part that it keeps. We train 3 steps on
+# 4 ranks, save, and go on with 3 ranks, and then with one rank alone.
+
+
+# %%
+def first_half(comm):
+    method = Zero3(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+    batches = Batches(training, 128, seed=0)
+    for step in range(3):
+        method.step(batches[step])
+    state = method.state()  # on every rank the same
+    if comm.rank == 0:
+        CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, CHECKPOINT)
+    comm.barrier()
+
+
+def second_half(comm, build):
+    method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+    method.load(load_file(CHECKPOINT))
+    batches = Batches(training, 128, seed=0)
+    return [method.step(batches[step]) for step in range(3, 5)]
+
+
+CHECKPOINT = Path("out/lessons/08_zero.safetensors")
+if first_process():
+    launch(first_half, 4, LocalWorld())
+    for ranks, build in ((4, Zero3), (3, Zero3), (3, Zero1), (1, Serial)):
+        losses = launch(lambda comm, b=build: second_half(comm, b), ranks, LocalWorld())[0]
+        gap = max(abs(a - b) / b for a, b in zip(losses, expected[3:], strict=True))
+        print(f"saved by 4 ranks, loaded by {ranks} of {build.__name__}: loss gap {gap:.0e}")
 
 # %% [markdown]
 # ## What a rank holds
@@ -195,6 +235,7 @@ if first_process():
 #    them.
 # 2. Stage 3 sends half as much again, and holds 1/p of everything, plus two slots.
 # 3. Time is memory's price, and prefetch pays part of it back.
+# 4. What is saved has names and shapes, not shards: then any number of ranks can go on from it.
 #
 # **Try it:** Make one layer of `WIDTHS` very wide. What happens to the slots, and why do large
 # models have many equal blocks? Then set the latency to 1 ms: which stage suffers most?

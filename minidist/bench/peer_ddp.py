@@ -10,8 +10,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,59 +20,60 @@ from torch.nn import functional
 from minidist.bench.peer_torch import GPT, mlp
 
 
-def optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
-    if name == "mlp":
-        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return torch.optim.AdamW(model.parameters(), lr=1e-3)
+def build(job: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model, and the optimizer that the bench gives it."""
+    if job["kind"] == "mlp":
+        model = mlp(tuple(job["shape"]))
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model = GPT(*job["shape"])
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
-def samples(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if name == "mlp":
-        return torch.randn(count, 784), torch.randint(0, 10, (count,))
-    tokens = torch.randint(0, 65, (count, 129))
+def samples(job: dict[str, Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if job["kind"] == "mlp":
+        return torch.randn(count, job["shape"][0]), torch.randint(0, job["shape"][-1], (count,))
+    vocabulary, context, *_ = job["shape"]
+    tokens = torch.randint(0, vocabulary, (count, context + 1))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def main() -> None:
-    """Every job, strong and weak."""
+    """Every job, strong and weak, in turn."""
     jobs, steps = json.loads(sys.argv[1]), int(sys.argv[2])
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    models: dict[str, Callable[[], nn.Module]] = {
-        "mlp": lambda: mlp((784, 1024, 1024, 1024, 10)),
-        "gpt": lambda: GPT(65, context=128, width=128, layers=4, heads=4),
-    }
     rows = []
-    for name, batch in jobs.items():
-        model: Any = models[name]()
-        if size > 1:
-            model = nn.parallel.DistributedDataParallel(model)
-        stepper = optimizer(name, model)
-        for mode, mine in (("strong", batch // size), ("weak", batch)):
-            x, y = samples(name, mine)
-            times = torch.zeros(steps, dtype=torch.float64)
-            for step in range(-2, steps):
+    for name, job in jobs.items():
+        local, optimizer = build(job)
+        model: Any = nn.parallel.DistributedDataParallel(local) if size > 1 else local
+        parts = {
+            mode: samples(job, mine)
+            for mode, mine in (("strong", job["batch"] // size), ("weak", job["batch"]))
+        }
+        found = torch.zeros(2, len(parts), steps, dtype=torch.float64)
+        for step in range(-2, steps):
+            for index, (x, y) in enumerate(parts.values()):
                 dist.barrier()
-                start = time.perf_counter()
-                stepper.zero_grad()
+                wall, cpu = time.perf_counter(), time.process_time()
+                optimizer.zero_grad()
                 functional.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
-                stepper.step()
+                optimizer.step()
                 if step >= 0:
-                    times[step] = time.perf_counter() - start
-            dist.all_reduce(times, op=dist.ReduceOp.MAX)
-            seconds = times.tolist()
+                    found[0, index, step] = time.perf_counter() - wall
+                    found[1, index, step] = time.process_time() - cpu
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        for index, (mode, (x, _)) in enumerate(parts.items()):
             rows.append(
                 {
                     "model": name,
                     "library": "torch",
                     "ranks": size,
                     "what": f"{mode}, DDP",
-                    "seconds": median(seconds),
-                    "best_seconds": min(seconds),
-                    "samples_per_second": mine * size / median(seconds),
-                    "best_samples_per_second": mine * size / min(seconds),
+                    "samples": len(x) * size,
+                    "times": found[0, index].tolist(),
+                    "cpu": found[1, index].tolist(),
                 }
             )
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ from minidist.parallel.backup_workers import BackupWorkers
 from minidist.parallel.compression import Compressed
 from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
 from minidist.parallel.easgd import ElasticAveraging
+from minidist.parallel.evaluation import evaluate
 from minidist.parallel.gossip import Gossip
 from minidist.parallel.key_ranges import ServerLost
 from minidist.parallel.local_sgd import DiLoCo, LocalSGD
@@ -50,6 +51,7 @@ __all__ = [
     "Zero1",
     "Zero2",
     "Zero3",
+    "evaluate",
 ]
 
 

@@ -210,11 +210,13 @@ class Quantised(Compressor):
 class PowerSGD(Compressor):
     """Each weight matrix as a product P Qᵀ of two thin ones (arXiv 1905.13727, algorithm 1).
 
-        P ← Σ M Q over ranks;  orthogonalise P;  Q ← Σ Mᵀ P over ranks;  gradient ← P Qᵀ
+        orthogonalise Q;  P ← Σ M Q over ranks;
+        orthogonalise P;  Q ← Σ Mᵀ P over ranks;  gradient ← P Qᵀ
 
     One step of a power iteration, warm from the last training step's Q. Both products are linear in
     M, so sums over ranks are exact and all-reduced. Biases travel whole, beside the Qs. A message
-    to a server is the same for one rank alone.
+    to a server is the same for one rank alone. (The paper orthogonalises P alone: the same, as
+    long as no column of Q comes to depend on the others.)
     """
 
     all_reducible = True
@@ -270,11 +272,13 @@ class PowerSGD(Compressor):
         return found
 
     def project(self, grad: Array) -> None:
-        """P ← M Q, of what is owed by now."""
+        """Orthogonalise Q; P ← M Q, of what is owed by now."""
         owed = self.residual
         owed += grad
+        xp = module_of(grad)
         for part, shape, p, q in self.factors(self.left, self.right):
-            module_of(grad).matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
+            q[...] = xp.linalg.qr(q)[0]  # else a gradient of low rank leaves a Q of low rank
+            xp.matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
         work.flops += self.flops()
 
     def project_back(self, xp: Any) -> None:

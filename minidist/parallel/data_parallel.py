@@ -33,21 +33,18 @@ for activations, and not a byte more on the wire. Li et al., "PyTorch Distribute
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from minidist.array import Array
-from minidist.collectives import all_reduce, all_reduce_cost, ring
+from minidist.collectives import all_reduce, all_reduce_cost
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch, Dataset
+from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Parameter, Shape
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.buckets import backward_left, cut_buckets
 from minidist.parallel.method import (
     Method,
     StepCost,
@@ -55,12 +52,12 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
-from minidist.tensor import no_grad
+from minidist.parallel.resume import Resumable
 
 MB = 1 << 20
 
 
-class DataParallel(Method):
+class DataParallel(Resumable, Method):
     """One all-reduce of all gradients a step; ``algorithm`` names it."""
 
     def __init__(
@@ -91,12 +88,12 @@ class DataParallel(Method):
         total = self.model.flat.grad_and_loss
         total[-1] = loss  # the loss rides in the slot after the gradients
         with self.comm.step("all-reduce"):
-            self.sum_over_ranks(total)
+            self.sum_over_ranks(self.comm, total)
         self.update()
         return float(total[-1])
 
-    def sum_over_ranks(self, total: Array) -> None:
-        all_reduce(self.comm, total, algorithm=self.algorithm)
+    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
+        all_reduce(comm, total, algorithm=self.algorithm)
 
     def parts(self, batch: Batch, rank: int) -> list[Batch]:
         """The microbatches of a rank."""
@@ -157,9 +154,9 @@ class DataParallel(Method):
 class PerParameter(DataParallel):
     """Naive: an all-reduce for each parameter, when the backward is over. Pays α for each."""
 
-    def sum_over_ranks(self, total: Array) -> None:
+    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
         for part in self.pieces():
-            all_reduce(self.comm, total[part], algorithm=self.algorithm)
+            super().sum_over_ranks(comm, total[part])
 
     def pieces(self) -> list[slice]:
         """Where each parameter lies; the last takes the loss along."""
@@ -181,14 +178,6 @@ class PerParameter(DataParallel):
             busy=clocks.busy,
             seconds=max(clocks.now),
         )
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A slice of the flat gradients, and whose gradients lie in it."""
-
-    part: slice
-    names: frozenset[str]
 
 
 class Overlapped(DataParallel):
@@ -257,7 +246,7 @@ class Overlapped(DataParallel):
         for _ in range(count):
             bucket = self.buckets[-len(self.missing)]
             self.missing.pop(0)
-            self.under_way.append(self.comm.spawn(ring.all_reduce, total[bucket.part]))
+            self.under_way.append(self.comm.spawn(self.sum_over_ranks, total[bucket.part]))
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """A bucket's ring starts when it is full on both sides and the ring before it is over.
@@ -286,62 +275,6 @@ class Overlapped(DataParallel):
         )
 
 
-def cut_buckets(slices: dict[str, slice], size: int, last: int) -> list[Bucket]:
-    """Parameters in reverse order, in buckets that close at ``size`` elements.
-
-    The last bucket takes the first parameters, up to ``last`` elements; the first takes the loss.
-    """
-    names = list(slices)
-    first_layers = 1
-    while first_layers < len(names) and slices[names[first_layers]].stop <= last:
-        first_layers += 1
-    groups: list[list[str]] = [[]]
-    for name in reversed(names[first_layers:]):
-        groups[-1].append(name)
-        if slices[groups[-1][0]].stop - slices[name].start >= size:
-            groups.append([])
-    groups = [group for group in groups if group] + [names[first_layers - 1 :: -1]]
-    buckets = []
-    for group in groups:
-        loss = 1 if group[0] == names[-1] else 0
-        part = slice(slices[group[-1]].start, slices[group[0]].stop + loss)
-        buckets.append(Bucket(part, frozenset(group)))
-    return buckets
-
-
-def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
-    """FLOPs of the backward that are left when a parameter's gradient is ready, by name."""
-    left: dict[str, int] = {}
-    seen: set[int] = set()
-    after, input_grad = 0, False
-    for (number, block), cost in zip(model.blocks.items(), model.costs(shape), strict=True):
-        for name, parameter in block.named_parameters(f"{number}.").items():
-            if id(parameter) not in seen:  # a shared one is ready after its first use in forward
-                seen.add(id(parameter))
-                left[name] = after
-        after += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or bool(block.named_parameters())
-    return left
-
-
 def shape_of(batch: Batch) -> Shape:
     """The shape of a batch's inputs, which need not be read for it."""
     return (len(batch), *batch.dataset.input_shape)
-
-
-def evaluate(
-    model: Callable, loss: Module, dataset: Dataset, comm: Comm, chunk: int = 1000
-) -> tuple[float, float]:
-    """(mean loss, accuracy) over a dataset, of whose every chunk each rank computes its part.
-
-    Every rank must call it; every rank gets the result. One message: three numbers are summed.
-    """
-    sums = np.zeros(3)  # loss, right guesses, targets
-    with no_grad():
-        for whole in dataset.chunks(chunk):
-            part = whole.shard(comm.rank, comm.size)
-            output = model(part.inputs)
-            right = int((output.data.argmax(axis=-1) == part.targets).sum())
-            sums += [loss(output, part.targets, 1).item(), right, part.targets.size]
-    all_reduce(comm, sums)
-    return float(sums[0] / sums[2]), float(sums[1] / sums[2])

@@ -23,6 +23,7 @@ from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm
+from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
 from minidist.seeds import draws
 
@@ -73,10 +74,16 @@ class Method:
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (and then method.load(...))"
+                "since a method decides which part of it a rank holds (see resume.py to go on "
+                "from saved parameters)"
             )
         if optimizer.steps or optimizer.state:
             raise ValueError("the optimizer has stepped before: each rank makes its own, fresh one")
+        if isinstance(optimizer, MixedPrecision):
+            raise TypeError(
+                "MixedPrecision divides gradients by its scale, and methods do not multiply the "
+                "loss by it: train with optimizer.backward(loss) in a loop of your own"
+            )
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss
         self.optimizer = optimizer

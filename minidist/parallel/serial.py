@@ -22,10 +22,11 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.parallel.resume import Resumable
 from minidist.parallel.stages import separate
 
 
-class Serial(Method):
+class Serial(Resumable, Method):
     """The whole model on one rank. Sends nothing, and never waits."""
 
     def __init__(

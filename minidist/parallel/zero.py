@@ -33,9 +33,9 @@ Beside these, an all-reduce of 8 bytes for the loss, and one for the norm if it 
 A parameter that several blocks share (tied embeddings) cannot come and go with one block: those
 are gathered once a step and stay until its end.
 
-The optimizer works on slices, so any of them can be used: see optim/optimizer.py. Checkpoints hold
-``parameters()``, of serial shape, so any number of ranks can load what another has saved. Stage 1
-is here, stages 2 and 3 are in zero2.py and zero3.py. Rajbhandari et al., "ZeRO", arXiv 1910.02054,
+The optimizer works on slices, so any of them can be used: see optim/optimizer.py. ``state()`` has
+serial shapes, so any number of ranks can load what another has saved: see resume.py. Stage 1 is
+here, stages 2 and 3 are in zero2.py and zero3.py. Rajbhandari et al., "ZeRO", arXiv 1910.02054,
 sections 5 and 7 (P_os, P_os+g, P_os+g+p).
 """
 
@@ -63,9 +63,10 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.parallel.resume import Held, Resumable
 
 
-class Zero1(Method):
+class Zero1(Resumable, Method):
     """Stage 1: each rank keeps the optimizer's state for its part alone."""
 
     def __init__(
@@ -112,6 +113,10 @@ class Zero1(Method):
         if norm > self.clip:
             for grad in grads:
                 grad *= self.clip / norm
+
+    def held(self) -> list[Held]:
+        flat, named = self.model.flat, self.model.named_parameters()
+        return [Held(named, flat.slices, self.optimizer, flat.data[self.own], self.shards)]
 
     # The formula
 

@@ -29,6 +29,7 @@ from minidist.data.batches import Batch
 from minidist.nn.module import Parameter
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost, parameter_count
+from minidist.parallel.resume import Held
 from minidist.parallel.zero import Zero1, held_by_rank
 from minidist.tensor import Tensor, as_tensor
 
@@ -201,6 +202,12 @@ class Zero2(Zero1):
         if unit.reducing is not None:
             unit.reducing.wait()
             unit.reducing = None
+
+    def held(self) -> list[Held]:
+        return [
+            Held(unit.parameters, unit.slices, unit.optimizer, self.own_data(unit), unit.shards)
+            for unit in self.all_units
+        ]
 
     def holds(self) -> dict[str, list[Array]]:
         states = [unit.optimizer.state.values() for unit in self.all_units]

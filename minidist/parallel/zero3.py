@@ -19,6 +19,7 @@ from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.parallel.resume import State
 from minidist.parallel.zero2 import Unit, Zero2
 from minidist.tensor import Tensor
 
@@ -90,6 +91,12 @@ class Zero3(Zero2):
         names = [*self.whole.named_parameters(), *self.whole.named_buffers()]
         held |= {n: arrays.to_host(b.data).copy() for n, b in self.whole.named_buffers().items()}
         return {name: held[name] for name in names}
+
+    def load_parameters(self, by_name: State) -> None:
+        for held in self.held():
+            held.data[...] = held.own(self.comm, by_name)
+        for name, buffer in self.whole.named_buffers().items():
+            buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     def holds(self) -> dict[str, list[Array]]:
         held = super().holds()

@@ -19,6 +19,14 @@ def test_every_method_passes_every_check(ranks):
 
 
 @needs_mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_data_parallel_and_zero_in_every_variant(ranks):
+    done = mpiexec(ranks, "-m", "tests.mpi.data_parallel_program")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["passed"]
+
+
+@needs_mpi
 def test_stale_synchronous_training_keeps_its_bound_and_its_record_on_real_ranks():
     done = mpiexec(4, "-m", "tests.mpi.stale_program", python=("-m", "mpi4py"))
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,8 @@ from minidist.nn.layers import Flatten
 from minidist.nn.module import Parameter
 from minidist.optim import SGD
 from minidist.parallel import METHODS, DataParallel, Overlapped, PerParameter, Serial
-from minidist.parallel.data_parallel import cut_buckets, evaluate
+from minidist.parallel.buckets import cut_buckets
+from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -56,6 +58,29 @@ def test_equals_serial_and_its_formula(key, ranks, batch):
         check_predictions(comm, key, Setting(batch=batch, steps=3))
 
     launch(checks, ranks, LocalWorld(SLOW_NET))
+
+
+FAMILY = [
+    *("data_parallel/per_parameter", "data_parallel/ring", "tiny_buckets"),
+    *("zero/1", "zero/2", "zero/3"),
+]
+
+
+@pytest.mark.parametrize("batch", [13, 12])
+@pytest.mark.parametrize("key", FAMILY)
+def test_two_ranks_are_serial_with_two_microbatches_bitwise(key, batch):
+    """T0: a + b is b + a, in every bit; three ranks would add in another order."""
+    launch(lambda comm: check_two_ranks_bitwise(comm, key, batch), 2, LocalWorld())
+
+
+def check_two_ranks_bitwise(comm, key, batch):
+    setting = Setting(batch=batch, dtype="float32")
+    with defaults(dtype="float32"):
+        _, expected = serial(comm, setting, microbatches=2)
+        _, states = train(make(key, comm, setting), setting)
+    for step, (got_state, expected_state) in enumerate(zip(states, expected, strict=True)):
+        for name, values in expected_state.items():
+            assert np.array_equal(got_state[name], values), f"{key}: {name} after step {step}"
 
 
 def test_buckets_cover_everything_once_in_reverse_order():
@@ -146,33 +171,37 @@ class Sometimes(Linear):
 
 @pytest.mark.parametrize("kind", [DataParallel, partial(Overlapped, bucket_mb=TINY, last_mb=0)])
 def test_parameters_that_some_ranks_do_not_use(kind):
-    """The sum of what the ranks computed, each alone; no rank waits for another's bucket."""
+    used = np.array(launch(lambda comm: check_unused(comm, kind), 3, LocalWorld()))
+    assert (used.any(axis=0) & ~used.all(axis=0)).any(), f"the ranks all did the same: {used}"
+
+
+def check_unused(comm, kind):
+    """The sum of what the ranks computed, each alone; no rank waits for another's bucket.
+
+    Returns in which steps this rank has used the parameter.
+    """
     dataset = images()
 
     def model():
         return Sequential(Flatten(), Linear(12, 9), ReLU(), Sometimes(9, 6), ReLU(), Linear(6, 5))
 
-    def run(comm):
-        with defaults(dtype="float64"):
-            method = kind(model(), CrossEntropy(), SGD(0.1), comm)
-            used = []
-            for step in range(4):
-                batch = Batches(dataset, 12)[step]
-                alone = model().init(0)
-                alone.load(method.parameters())
-                alone.zero_grad()
-                shard = batch.shard(comm.rank, comm.size)
-                CrossEntropy()(alone(shard.inputs), shard.targets, shard.count).backward()
-                used.append(bool(np.abs(alone.flat.grad[alone.flat.slices["3.extra"]]).sum()))
-                expected = alone.flat.grad.copy()
-                ring.all_reduce(comm, expected)
-                method.step(batch)
-                got = method.model.flat.grad
-                assert np.abs(got - expected).max() < 1e-14, f"step {step}: {got} {expected}"
-            return used
-
-    used = np.array(launch(run, 3))
-    assert (used.any(axis=0) & ~used.all(axis=0)).any(), f"the ranks all did the same: {used}"
+    with defaults(dtype="float64"):
+        method = kind(model(), CrossEntropy(), SGD(0.1), comm)
+        used = []
+        for step in range(4):
+            batch = Batches(dataset, 12)[step]
+            alone = model().init(0)
+            alone.load(method.parameters())
+            alone.zero_grad()
+            shard = batch.shard(comm.rank, comm.size)
+            CrossEntropy()(alone(shard.inputs), shard.targets, shard.count).backward()
+            used.append(bool(np.abs(alone.flat.grad[alone.flat.slices["3.extra"]]).sum()))
+            expected = alone.flat.grad.copy()
+            ring.all_reduce(comm, expected)
+            method.step(batch)
+            got = method.model.flat.grad
+            assert np.abs(got - expected).max() < 1e-14, f"step {step}: {got} {expected}"
+        return used
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -185,6 +214,21 @@ def test_sharded_evaluation_equals_evaluation(ranks):
         return evaluate(model, CrossEntropy(), dataset, comm, chunk=7), expected
 
     for got, expected in launch(run, ranks):
+        assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_sharded_evaluation_does_not_count_padding():
+    dataset = images(31)
+    padded = replace(dataset, targets=np.where(np.arange(31) % 3, dataset.targets, 2), ignore=2)
+    kept = np.flatnonzero(padded.targets != 2)
+    short = replace(dataset, inputs=dataset.inputs[kept], targets=padded.targets[kept])
+
+    def run(comm):
+        model = mlp(Setting().widths).init(1)
+        expected = mean_loss(model, CrossEntropy(), short), accuracy(model, short)
+        return evaluate(model, CrossEntropy(ignore_index=2), padded, comm, chunk=7), expected
+
+    for got, expected in launch(run, 3, LocalWorld()):
         assert got == pytest.approx(expected, rel=1e-6)
 
 

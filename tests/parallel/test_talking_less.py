@@ -14,7 +14,8 @@ from minidist.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, GradientDescent
-from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD
+from minidist.optim.schedules import linear
+from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD, compressors
 from minidist.parallel.compressors import (
     BFloat16,
     Float16,
@@ -49,7 +50,7 @@ def limits(monkeypatch):
 @pytest.mark.parametrize("key", LIMITS)
 def test_exact_limit(key, ranks):
     """T1: with nothing left out these are data parallelism, on even and uneven shards."""
-    for batch in (12, 13):
+    for batch in (12, 13, 3):  # 3: empty shards, and gradients of low rank
         launch(lambda comm, b=batch: check_equals_serial(comm, key, Setting(batch=b)), ranks)
 
 
@@ -188,12 +189,16 @@ def reached_by_serial():
 
 
 def learns(key, ranks=4):
-    """Test accuracy on Fashion-MNIST after 160 steps of 64 images, without momentum."""
+    """Test accuracy on Fashion-MNIST after 160 steps of 64 images, without momentum.
+
+    The rate falls. At a constant rate the last step alone moves the accuracy by points, and a
+    rounding, which differs from machine to machine, decides by which.
+    """
     training, test = fashion_mnist()
     widths, batches = (784, 48, 10), Batches(training, 64, 0)
 
     def run(comm):
-        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(0.05), comm)
+        method = METHODS[key](mlp(widths), CrossEntropy(), SGD(linear(0.1, 160, 0.01)), comm)
         for step in range(160):
             method.step(batches[step])
         state = method.parameters()
@@ -211,6 +216,37 @@ def test_learns_fashion_mnist_within_two_points_of_serial(key, reached_by_serial
     got = learns(key)
     print(f"{key}: {got:.1%}, serial {reached_by_serial:.1%}")
     assert got > reached_by_serial - 0.02, f"{got:.1%}, serial {reached_by_serial:.1%}"
+
+
+COMPRESSORS = [
+    compressors.Float16,
+    compressors.BFloat16,
+    TopK,
+    partial(RandomK, 0.1),
+    Sign,
+    Quantised,
+    PowerSGD,
+]
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS, ids=lambda k: getattr(k, "func", k).__name__)
+def test_what_can_be_added_on_the_way_does_not_grow_with_the_ranks(kind):
+    """A ring all-reduce sends 2(p - 1)/p of what there is, a gathering of all (p - 1) times it."""
+    shapes = {"w": (64, 32), "b": (32,)}
+
+    def sent(ranks):
+        def run(comm):
+            compressor = kind()
+            compressor.start(np.zeros(64 * 32 + 32, np.float32), shapes, 5)
+            grad = np.random.default_rng(comm.rank).standard_normal(64 * 32 + 32)
+            compressor.sum(comm, grad.astype(np.float32), 0)
+            return comm.trace.sent.nbytes
+
+        return np.mean(launch(run, ranks, LocalWorld()))
+
+    grows = sent(8) / sent(2)
+    expected = 2 * 7 / 8 if kind().all_reducible else 7
+    assert grows == pytest.approx(expected, rel=1e-3), f"from 2 to 8 ranks {grows} times the bytes"
 
 
 def test_bad_input_is_refused_with_the_reason():
@@ -342,9 +378,17 @@ def test_mutant_is_rejected(key, mutant, monkeypatch):
     print(f"{mutant.__name__}: {rejection.value}")
 
 
-def test_local_sgd_sends_only_when_ranks_meet():
+@pytest.mark.parametrize(
+    ("start", "met"), [(0, [7, 15]), (3, [0, 1, 2, 10]), (10, [*range(10)])], ids="start{}".format
+)
+@pytest.mark.parametrize("kind", [LocalSGD, DiLoCo])
+def test_local_sgd_sends_only_when_ranks_meet(kind, start, met, monkeypatch):
+    """Post-local: at every step before ``start``, and from there after every eight."""
+    monkeypatch.setitem(METHODS, "post-local", partial(kind, every=8, start=start))
+
     def run(comm):
-        method = make("local_sgd/average", comm, Setting())
+        check_predictions(comm, "post-local", Setting(steps=16))
+        method = make("post-local", comm, Setting())
         sent = []
         for step in range(16):
             before = comm.trace.sent.nbytes
@@ -353,4 +397,4 @@ def test_local_sgd_sends_only_when_ranks_meet():
         return sent
 
     for sent in launch(run, 4, LocalWorld()):
-        assert [step for step, n in enumerate(sent) if n > 6 * 8] == [7, 15], sent
+        assert [step for step, n in enumerate(sent) if n > 6 * 8] == met, sent

@@ -16,7 +16,7 @@ from minidist.models import gpt
 from minidist.nn import CrossEntropy, Linear, Sequential
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSprop
 from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3, zero, zero3
-from minidist.parallel.data_parallel import evaluate
+from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -68,25 +68,26 @@ def tokens(count=24, length=6, vocabulary=11):
     ids=["per_parameter", "overlapped", *STAGES],
 )
 def test_gpt_with_a_table_that_two_blocks_share(factory, ranks):
+    launch(lambda comm: check_shared_table(comm, factory), ranks, LocalWorld())
+
+
+def check_shared_table(comm, factory):
     dataset = tokens()
 
-    def run(comm):
-        def build(factory, comm):
-            model = gpt(11, context=6, width=8, layers=2, heads=2)
-            return factory(model, CrossEntropy(), AdamW(1e-2), comm, 5)
+    def build(factory, comm):
+        model = gpt(11, context=6, width=8, layers=2, heads=2)
+        return factory(model, CrossEntropy(), AdamW(1e-2), comm, 5)
 
-        with defaults(dtype="float64"):
-            expected, method = build(Serial, comm.split(comm.rank)), build(factory, comm)
-            for step in range(3):
-                batch = Batches(dataset, 7, 0)[step]
-                assert method.step(batch) == pytest.approx(expected.step(batch), rel=1e-12)
-            got, reference = method.parameters(), expected.parameters()
-            assert list(got) == list(reference)
-            for name, values in reference.items():
-                gap = np.abs(got[name] - values).max() / np.abs(values).max()
-                assert gap < 1e-10, f"{name}: {gap}"
-
-    launch(run, ranks)
+    with defaults(dtype="float64"):
+        expected, method = build(Serial, comm.split(comm.rank)), build(factory, comm)
+        for step in range(3):
+            batch = Batches(dataset, 7, 0)[step]
+            assert method.step(batch) == pytest.approx(expected.step(batch), rel=1e-12)
+        got, reference = method.parameters(), expected.parameters()
+        assert list(got) == list(reference)
+        for name, values in reference.items():
+            gap = np.abs(got[name] - values).max() / np.abs(values).max()
+            assert gap < 1e-10, f"{name}: {gap}"
 
 
 @pytest.mark.parametrize(("key", "volumes"), [("zero/1", 2), ("zero/2", 2), ("zero/3", 3)])

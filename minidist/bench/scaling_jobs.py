@@ -1,0 +1,220 @@
+"""What ``minidist bench scaling`` trains: on real ranks, with what is measured on each.
+
+    python -m mpi4py -m minidist.bench.scaling_jobs '{"models": ["mlp"], "steps": 8}'
+
+Started by the bench on 1 and on 2 MPI ranks. Every turn runs each of these once, one after the
+other, so that whatever else the machine does meets all of them alike:
+
+    strong    the batch of one rank, divided among all      flat, overlapped and ZeRO-1
+    weak      a whole batch for each rank                   the same three
+    compute, communicate    a whole batch without all-reduce; the all-reduce of its gradients alone
+    link      weak, flat and overlapped, over a link of 1 Gbit/s that works without the core
+
+**Why a link?** To hide communication is to let the core compute while the network works. Between
+two ranks of one machine there is no network: to send and to receive is to copy, and the cores do
+that themselves. If all of them have a batch to compute, they are busy all the time anyway (``cpu``
+shows it), so a copy that is made meanwhile is not hidden: it takes its time from the computation.
+The link is what a cluster has: a card moves the bytes. Here the rank (flat), or its communication
+stream (overlapped), sleeps as long as the formula says that the card would work, and then does the
+ring. The same code as before now hides what its formula says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from minidist.array import Array
+from minidist.collectives import ring
+from minidist.comm.comm import Comm
+from minidist.comm.launch import launch
+from minidist.comm.machine import profile
+from minidist.data import Batches, Dataset
+from minidist.data.batches import Batch
+from minidist.models import gpt, mlp
+from minidist.nn import CrossEntropy
+from minidist.nn.layers import Sequential
+from minidist.optim import SGD, AdamW, Optimizer
+from minidist.parallel import DataParallel, Method, Overlapped, Zero1
+from minidist.parallel.method import training_flops
+
+MARK = "minidist-scaling:"  # what the line of results begins with
+LINK = profile("gigabit")
+BUCKET_MB = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, and the batch of one rank in weak scaling (of all ranks in strong scaling).
+
+    ``shape``: an MLP's widths; a GPT's vocabulary, context, width, layers and heads.
+    """
+
+    shape: tuple[int, ...]
+    batch: int
+    optimizer: Callable[[], Optimizer]
+
+    def model(self) -> Sequential:
+        raise TypeError(f"{type(self).__name__} does not define model()")
+
+    def data(self, count: int) -> Dataset:
+        """Random samples: how fast they are learned is not the question here."""
+        raise TypeError(f"{type(self).__name__} does not define data()")
+
+
+class MlpJob(Job):
+    def model(self) -> Sequential:
+        return mlp(self.shape)
+
+    def data(self, count: int) -> Dataset:
+        random = np.random.default_rng(0)
+        pixels = random.standard_normal((count, self.shape[0]), np.float32)
+        return Dataset("images", pixels, random.integers(0, self.shape[-1], count), self.shape[-1])
+
+
+class GptJob(Job):
+    def model(self) -> Sequential:
+        return gpt(*self.shape)
+
+    def data(self, count: int) -> Dataset:
+        vocabulary, context, *_ = self.shape
+        tokens = np.random.default_rng(0).integers(0, vocabulary, (count, context + 1))
+        return Dataset("text", tokens[:, :-1], tokens[:, 1:], vocabulary)
+
+
+# The largest MLP and the middle GPT of ``minidist bench engine``.
+JOBS: dict[str, Job] = {
+    "mlp": MlpJob((784, 1024, 1024, 10), 512, lambda: SGD(0.05, 0.9)),
+    "gpt": GptJob((96, 128, 256, 4, 8), 8, lambda: AdamW(1e-3)),
+}
+
+
+def link_seconds(comm: Comm, array: Array) -> float:
+    """How long a ring all-reduce of ``array`` keeps the link busy."""
+    rounds = 2 * (comm.size - 1)
+    return rounds * LINK.message(array.nbytes // comm.size)
+
+
+class FlatOnLink(DataParallel):
+    """Data parallelism whose all-reduce takes as long as on the link."""
+
+    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
+        time.sleep(link_seconds(comm, total))
+        super().sum_over_ranks(comm, total)
+
+
+class OverlappedOnLink(Overlapped):
+    """The same with buckets: here the communication stream sleeps."""
+
+    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
+        time.sleep(link_seconds(comm, total))
+        super().sum_over_ranks(comm, total)
+
+
+def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
+    """Rows: what ran, the slowest rank's time of each step, samples a second."""
+    job = JOBS[name]
+    weak = job.batch * comm.size
+    dataset = job.data(max(64, weak))
+
+    def build(kind: Callable[..., Method], comm: Comm, **options: Any) -> Any:
+        return kind(job.model(), CrossEntropy(), job.optimizer(), comm, **options)
+
+    buckets = {"bucket_mb": BUCKET_MB}
+    methods = {
+        "flat": build(DataParallel, comm),
+        "overlapped": build(Overlapped, comm, **buckets),
+        "ZeRO-1": build(Zero1, comm),
+    }
+    parts: dict[str, tuple[Callable[[Batch], object], int]] = {}
+    for kind, method in methods.items():
+        parts[f"strong, {kind}"] = method.step, job.batch
+        parts[f"weak, {kind}"] = method.step, weak
+    if comm.size > 1:
+        alone = build(DataParallel, comm.split(comm.rank))
+        total = methods["flat"].model.flat.grad_and_loss
+        linked = build(OverlappedOnLink, comm, **buckets)
+        parts |= {
+            "compute": (alone.step, job.batch),
+            "communicate": (lambda batch: ring.all_reduce(comm, total), weak),
+            "link, flat": (build(FlatOnLink, comm).step, weak),
+            "link, overlapped": (linked.step, weak),
+        }
+    measured = in_turn(comm, dataset, parts, steps)
+    rows = [
+        {
+            "model": name,
+            "library": "minidist",
+            "ranks": comm.size,
+            "what": what,
+            "samples": size,
+            "times": measured[0, index].tolist(),
+            "cpu": measured[1, index].tolist(),
+        }
+        for index, (what, (_, size)) in enumerate(parts.items())
+    ]
+    if comm.size > 1:
+        compute = median(rows[list(parts).index("compute")]["times"])
+        rows[-1]["link_seconds"] = link_seconds(comm, total)
+        rows[-1]["saved_by_formula"] = saved_by_formula(job, linked, dataset, compute)
+    return rows
+
+
+def saved_by_formula(job: Job, method: Overlapped, dataset: Dataset, compute: float) -> float:
+    """Seconds that overlapping saves a step on the link, if a batch takes ``compute`` seconds."""
+    flops = sum(training_flops(job.model(), (job.batch, *dataset.input_shape)))
+    # What is added up comes after the link's work: it is the core's, in either way.
+    machine = replace(LINK, flops=flops / compute, reduce_bandwidth=float("inf"))
+    batch = Batches(dataset, job.batch * method.comm.size)[0]
+    flat = DataParallel.cost(method, batch, machine).seconds
+    overlapped = method.cost(batch, machine).seconds
+    assert flat is not None  # both formulas know
+    assert overlapped is not None
+    return flat - overlapped
+
+
+def in_turn(
+    comm: Comm,
+    dataset: Dataset,
+    parts: dict[str, tuple[Callable[[Batch], object], int]],
+    steps: int,
+) -> np.ndarray:
+    """Seconds (wall or cpu, part, step) of the slowest rank, after two turns to warm up."""
+    found = np.zeros((2, len(parts), steps))
+    for step in range(-2, steps):
+        for index, (function, size) in enumerate(parts.values()):
+            batch = Batches(dataset, size)[0]
+            comm.barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            function(batch)
+            if step >= 0:
+                found[0, index, step] = time.perf_counter() - wall
+                found[1, index, step] = time.process_time() - cpu
+    ring.all_reduce(comm, found, "max")
+    return found
+
+
+def main() -> None:
+    """On every MPI rank: time the jobs; rank 0 prints what was found."""
+    options = json.loads(sys.argv[1])
+
+    def run(comm: Comm) -> list[dict[str, Any]]:
+        return [
+            found for name in options["models"] for found in time_job(name, comm, options["steps"])
+        ]
+
+    rows = launch(run)[0]
+    if int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))) == 0:
+        print(MARK + json.dumps(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The MLP of ``minidist bench scaling`` on up to 256 ranks of named machines, in one process.
+
+Weak scaling: each rank has the whole batch of one. Two things keep that cheap, and change no
+virtual time:
+
+- A rank computes *one* sample of its batch of b, on a machine 1/b as fast: the clock charges
+  FLOPs / speed, and the FLOPs of a batch are b times those of a sample.
+- All ranks share one memory for their parameters, and one for their gradients. What they compute
+  in it means nothing; how long it takes depends on lengths alone.
+
+The formula is ``Overlapped.cost``. Points and lines must coincide, and the tests hold them equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from minidist.bench.scaling_jobs import BUCKET_MB, JOBS
+from minidist.comm.comm import Comm
+from minidist.comm.launch import launch
+from minidist.comm.local import LocalWorld
+from minidist.comm.machine import Machine, profile
+from minidist.data import Batches
+from minidist.nn import CrossEntropy
+from minidist.nn.layers import Sequential
+from minidist.optim import SGD
+from minidist.parallel import Overlapped
+
+RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+# One shared-memory machine, a cluster on 1 Gbit/s Ethernet, and one GPU of each HGX node.
+MACHINES = [profile("laptop"), profile("gigabit"), profile("hgx").network_level()]
+
+
+def virtual(largest: int) -> list[dict[str, Any]]:
+    """Rows: machine and ranks; seconds of one step on the virtual clock, and by the formula."""
+    return [
+        {"machine": machine.name, "ranks": ranks, **_step(machine, ranks)}
+        for machine in MACHINES
+        for ranks in RANKS
+        if ranks <= largest
+    ]
+
+
+def _step(machine: Machine, ranks: int) -> dict[str, float]:
+    job = JOBS["mlp"]
+    slower = replace(machine, flops=machine.flops / job.batch)
+    batch = Batches(job.data(ranks), ranks)[0]
+    memory: list[Any] = []  # of all ranks
+
+    def run(comm: Comm) -> tuple[float, float]:
+        model = job.model()
+        for parameter in model.parameters():
+            parameter.initialiser = _nothing
+        method = Overlapped(model, CrossEntropy(), SGD(0.0), comm, bucket_mb=BUCKET_MB)
+        _share(method.model, memory)
+        comm.barrier()
+        start = comm.time()
+        with np.errstate(all="ignore"):  # one memory, added to itself again and again, overflows
+            method.step(batch)
+        seconds = comm.time() - start
+        predicted = method.cost(batch, slower).seconds if comm.rank == 0 else None
+        return seconds, predicted or 0.0
+
+    results = launch(run, ranks, LocalWorld(slower))
+    return {"seconds": max(seconds for seconds, _ in results), "predicted_seconds": results[0][1]}
+
+
+def _nothing(random: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def _share(model: Sequential, memory: list[Any]) -> None:
+    """Let the model live in ``memory``, which the first rank to come provides."""
+    flat = model.flat
+    if not memory:
+        memory += [flat.data_and_loss, flat.grad_and_loss]
+    flat.data_and_loss, flat.grad_and_loss = memory
+    flat.data, flat.grad = flat.data_and_loss[:-1], flat.grad_and_loss[:-1]
+    for name, parameter in model.named_parameters().items():
+        parameter.data = flat.data[flat.slices[name]].reshape(parameter.declared)
+        parameter.grad = flat.grad[flat.slices[name]].reshape(parameter.declared)
