@@ -143,23 +143,22 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     def piece(edge: Edge, step: int) -> Array:
         return pieces[edge.tree][(step - edge.start) // 2]
 
-    for step in range(steps):
+    for number in comm.rounds("reduce", steps):
+        step = number - 1
         to_parent, from_child = moving(step)
-        with comm.step("reduce", step + 1, steps):
-            out = [(piece(edge, step), edge.parent) for edge in to_parent]
-            growing = [piece(edge, step) for edge in from_child]
-            into = [
-                (buffer[: own.size], edge.child)
-                for own, edge in zip(growing, from_child, strict=True)
-            ]
-            exchange(comm, out, into)
-            for own, (arrived, _) in zip(growing, into, strict=True):
-                comm.combine(op, own, arrived)
-    for step in reversed(range(steps)):
+        out = [(piece(edge, step), edge.parent) for edge in to_parent]
+        growing = [piece(edge, step) for edge in from_child]
+        into = [
+            (buffer[: own.size], edge.child) for own, edge in zip(growing, from_child, strict=True)
+        ]
+        exchange(comm, out, into)
+        for own, (arrived, _) in zip(growing, into, strict=True):
+            comm.combine(op, own, arrived)
+    for number in comm.rounds("broadcast", steps):
+        step = steps - number  # the same steps backward
         to_parent, from_child = moving(step)
-        with comm.step("broadcast", steps - step, steps):
-            out = [(piece(edge, step), edge.child) for edge in from_child]
-            exchange(comm, out, [(piece(edge, step), edge.parent) for edge in to_parent])
+        out = [(piece(edge, step), edge.child) for edge in from_child]
+        exchange(comm, out, [(piece(edge, step), edge.parent) for edge in to_parent])
 
 
 def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, int]]) -> None:

@@ -49,10 +49,9 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
             comm.send(span(child), (child + root) % size)
 
     left, right = (comm.rank - 1) % size, (comm.rank + 1) % size
-    for round in range(1, size):
-        with comm.step("all-gather", round, size - 1):
-            sending = flat[parts[(place - round + 1) % size]]
-            comm.sendrecv(sending, right, flat[parts[(place - round) % size]], left)
+    for round in comm.rounds("all-gather", size - 1):
+        sending = flat[parts[(place - round + 1) % size]]
+        comm.sendrecv(sending, right, flat[parts[(place - round) % size]], left)
 
 
 def broadcast_cost(

@@ -108,8 +108,7 @@ class MpiComm(Comm):
         self._thread: ThreadPoolExecutor | None = None
         self._windows_kept: list[Any] = []  # of shared(): freed with the process
 
-    def time(self) -> float:
-        return time.perf_counter()
+    time = _now = staticmethod(time.perf_counter)
 
     # Buffers: what MPI is given. Dtypes that it does not know go as bytes, and long messages in
     # pieces, because not every library counts past 2³¹.
@@ -234,7 +233,7 @@ class MpiComm(Comm):
                 os.sched_yield()
             else:  # this will take a while: let the others have the cores
                 time.sleep(1e-3)
-        self.trace.communicated("barrier", start, self.time(), 0, -1)
+        self._left("barrier", start)
 
     def split(self, color: int, key: int = 0) -> Comm:
         part = self._comm.Split(color, key)
@@ -271,7 +270,7 @@ class MpiComm(Comm):
         self._comm.Allreduce(self._mpi.IN_PLACE, host, getattr(self._mpi, names[op]))
         self._arrived(array, host)
         self.trace.uncounted += 1
-        self.trace.communicated("library", start, self.time(), array.nbytes, -1)
+        self._left("library", start, array.nbytes)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
@@ -323,9 +322,7 @@ class _MpiSend(Request):
         start = self._comm._enter()
         for request in self._requests:
             self._comm._complete(request)
-        end = self._comm.time()
-        peer = self._comm.world[self._to]
-        self._comm.trace.communicated("wait send", start, end, self._array.nbytes, peer)
+        self._comm._left("wait send", start, self._array.nbytes, self._to)
         return self._to
 
     def test(self) -> bool:
@@ -350,10 +347,7 @@ class _MpiRecv(Request):
     def wait(self) -> int:
         start = self._comm._enter()
         self.finish()
-        end = self._comm.time()
-        nbytes = self._array.nbytes
-        peer = self._comm.world[self._source]
-        self._comm.trace.communicated("wait recv", start, end, nbytes, peer)
+        self._comm._left("wait recv", start, self._array.nbytes, self._source)
         return self._source
 
     def finish(self) -> int:
@@ -386,5 +380,5 @@ class _MpiFuture(Future):
     def wait(self) -> Any:
         start = self._comm._enter()
         result = self._future.result()
-        self._comm.trace.communicated("wait", start, self._comm.time(), 0, -1)
+        self._comm._left("wait", start)
         return result

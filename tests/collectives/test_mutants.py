@@ -20,8 +20,8 @@ MUTANTS = [
         Mutant(
             HOME + "ring",
             "the last round is dropped",
-            "range(1, comm.size)",
-            "range(1, comm.size - 1)",
+            '"all-gather", comm.size - 1',
+            '"all-gather", comm.size - 2',
         ),
         "all_reduce",
         "all_reduce/ring",
@@ -109,9 +109,9 @@ MUTANTS = [
     (
         Mutant(
             HOME + "recursive_doubling",
-            "the distance grows by one",
+            "the distance never grows",
             "distance *= 2",
-            "distance += 1",
+            "distance *= 1",
         ),
         "all_reduce",
         "all_reduce/recursive_doubling",
