@@ -19,16 +19,11 @@ from __future__ import annotations
 
 from minidist.array import Array
 from minidist.collectives.binomial import relatives
+from minidist.collectives.binomial_gather import subtree
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-
-
-def subtree(place: int, size: int) -> int:
-    """The place behind the last one in the binomial subtree of ``place``."""
-    lowest = place & -place or size
-    return min(place + lowest, size)
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:

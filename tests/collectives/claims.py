@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
-from minidist.collectives import central, symmetric_memory
+from minidist.collectives import symmetric_memory
 from minidist.comm import Comm, LocalWorld, Machine, launch
 
 MACHINE = Machine("test", latency=3e-6, bandwidth=2e9, reduce_bandwidth=5e9)
@@ -158,8 +158,8 @@ def all_collectives() -> list[Collective]:
     for kind, table, costs, expected in (
         ("broadcast", collectives.BROADCAST, collectives.BROADCAST_COST, expect_copy_of),
         ("reduce", collectives.REDUCE, collectives.REDUCE_COST, expect_reduced_at),
-        ("gather", {"central": central.gather}, {"central": central.gather_cost}, expect_at),
-        ("scatter", {"central": central.scatter}, {"central": central.scatter_cost}, expect_own),
+        ("gather", collectives.GATHER, collectives.GATHER_COST, expect_at),
+        ("scatter", collectives.SCATTER, collectives.SCATTER_COST, expect_own),
     ):
         for name, run in table.items():
             found += [rooted(kind, name, run, costs[name], expected, root) for root in (0, -1)]

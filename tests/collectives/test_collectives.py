@@ -182,6 +182,18 @@ def test_all_to_all_is_a_transposition_at_the_formulas_price(name, size):
         assert world.seconds == pytest.approx(cost.seconds, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", collectives.ALL_TO_ALL)
+def test_all_to_all_keeps_arrays_of_another_module_there(name):
+    def run(comm):
+        send = strict.asarray(10 * comm.rank + np.arange(6).reshape(3, 2))
+        recv = strict.asarray(np.zeros((3, 2), int))
+        collectives.all_to_all(comm, send, recv, name)
+        return strict.asnumpy(recv)
+
+    for rank, recv in enumerate(launch(run, ranks=3, world=LocalWorld())):
+        assert recv.tolist() == [[10 * other + 2 * rank + i for i in (0, 1)] for other in range(3)]
+
+
 def test_blocks_of_several_lengths_go_pairwise():
     def run(comm):
         send = [np.full(comm.rank + to, comm.rank) for to in range(3)]

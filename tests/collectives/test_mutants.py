@@ -188,6 +188,26 @@ MUTANTS = [
     ),
     (
         Mutant(
+            HOME + "binomial_gather",
+            "a bundle is of the child alone",
+            "ends[subtree(child, size)] - first",
+            "ends[child + 1] - first",
+        ),
+        "scatter",
+        "scatter/binomial from -1",
+    ),
+    (
+        Mutant(
+            HOME + "binomial_gather",
+            "bundles are unpacked as if from rank 0 on",
+            "flat[part] = bundle[end",
+            "flat[end - (part.stop - part.start) : end] = bundle[end",
+        ),
+        "gather",
+        "gather/binomial from -1",
+    ),
+    (
+        Mutant(
             HOME + "bruck",
             "the last round is not cut short",
             "count = min(distance, size - distance)",
