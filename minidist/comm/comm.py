@@ -23,6 +23,7 @@ from minidist.comm.trace import Trace
 
 T = TypeVar("T")
 ANY = -1  # as a source: receive from whoever sends first
+ITSELF = object()  # as a buffer of the MPI library: what lies in the other one, in place
 
 
 class CommError(ValueError):
@@ -167,8 +168,15 @@ class Comm(ABC):
         """
         return self._shared(length, like)
 
-    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
-        """The MPI library's own all-reduce, in place, for comparison; its messages are unseen."""
+    def library(
+        self, name: str, *buffers: Any, op: str | None = None, root: int | None = None
+    ) -> None:
+        """The MPI library's own collective, such as "Allreduce", for comparison.
+
+        ``buffers`` in the order of the MPI standard: an array, (array, lengths of its parts), a
+        list of lengths, ``ITSELF`` for what is in place, or None where MPI wants nothing. Its
+        messages are unseen.
+        """
         raise CommError("the local world has no library to ask: run this under mpirun")
 
     # Time and names

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of, to_host
-from minidist.comm.comm import ANY, Comm, CommError, Future, Request, as_bytes
+from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
@@ -260,17 +260,32 @@ class MpiComm(Comm):
         buffers = [window.Shared_query(rank)[0] for rank in range(self.size)]
         return [np.frombuffer(buffer, like.dtype, length) for buffer in buffers]
 
-    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
-        self._check("all-reduce at", array, self.rank, into=True)
+    def library(
+        self, name: str, *buffers: Any, op: str | None = None, root: int | None = None
+    ) -> None:
         start = self._enter()
-        names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
-        if op not in names:
-            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
-        host = np.asarray(to_host(array))
-        self._comm.Allreduce(self._mpi.IN_PLACE, host, getattr(self._mpi, names[op]))
-        self._arrived(array, host)
+        arrays, passed = [], []
+        for buffer in buffers:
+            array, *lengths = buffer if isinstance(buffer, tuple) else (buffer,)
+            if array is ITSELF:
+                passed.append(self._mpi.IN_PLACE)
+            elif array is None or isinstance(array, list):
+                passed.append(array)
+            else:
+                self._check(f"{name} at", array, self.rank, into=True)
+                arrays.append((array, to_host(array)))
+                passed.append([arrays[-1][1], *lengths] if lengths else arrays[-1][1])
+        options: dict[str, Any] = {} if root is None else {"root": root}
+        if op is not None:
+            names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
+            if op not in names:
+                raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
+            options["op"] = getattr(self._mpi, names[op])
+        getattr(self._comm, name)(*passed, **options)
+        for array, host in arrays:
+            self._arrived(array, host)
         self.trace.uncounted += 1
-        self._left("library", start, array.nbytes)
+        self._left("library", start, sum(array.nbytes for array, _ in arrays))
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
