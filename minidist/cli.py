@@ -6,7 +6,6 @@ Each subcommand parses its arguments, and calls a function that could be called 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,10 @@ from minidist.comm.mpi import MpiWorld
 
 # Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
 BENCHES = {
+    "collectives": (
+        "minidist.bench.collectives",
+        "every algorithm at every size, beside the MPI library's own and the bare transport",
+    ),
     "engine": ("minidist.bench.engine", "a training step, beside PyTorch's and the matmuls alone"),
     "scaling": ("minidist.bench.scaling", "samples a second as ranks are added, beside DDP's"),
 }
@@ -191,72 +194,16 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser("bench", help="measure this machine, beside what is predicted")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
-    collectives = kinds.add_parser(
-        "collectives",
-        help="every all-reduce at every size, beside the MPI library's own",
-        description="Measure every all-reduce on MPI ranks at every size, beside the library's "
-        "own and the bare transport. Writes collectives.json and collectives.png.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    collectives.add_argument("--ranks", type=int, default=2)
-    collectives.add_argument("--largest", type=int, default=1 << 26, help="bytes")
-    collectives.add_argument("--algorithms", default="all", help="comma-separated names")
-    collectives.add_argument("--dtype", default="float32")
-    collectives.add_argument(
-        "--turns", type=int, default=100, help="measurements; the least disturbed counts"
-    )
-    collectives.add_argument("--json", metavar="PATH", help="also write the report there")
-    collectives.add_argument(
-        "--tune", action="store_true", help='keep what was fastest, for algorithm="auto"'
-    )
-    collectives.add_argument("--out", default="out/bench", help="folder to write to")
-    collectives.set_defaults(run=_bench_collectives)
     for name, (_, what) in BENCHES.items():
         kinds.add_parser(name, help=what)
 
 
 def _bench(arguments: list[str]) -> int:
     """A bench with arguments of its own, on one thread: libraries read how many at their start."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    if "OMP_NUM_THREADS" not in os.environ and launched_size() is None:
         command = [sys.executable, "-m", "minidist", *arguments]
         return subprocess.run(command, env=mpi_environment(), check=False).returncode
     return import_module(BENCHES[arguments[1]][0]).run(arguments[2:])
-
-
-def _bench_collectives(options: argparse.Namespace, arguments: list[str]) -> int:
-    from minidist.bench import collectives
-
-    names = collectives.algorithms(options.algorithms)
-    if launched_size() is None:
-        mpiexec = find_mpiexec()
-        if mpiexec is None:
-            raise ValueError('bench collectives needs an mpiexec: pip install "minidist[mpich]"')
-        return _start_mpi(mpiexec, options.ranks, arguments)
-    first = MpiWorld().rank == 0
-    console = _console(quiet=not first)
-    report = collectives.bench(
-        names,
-        collectives.sizes(options.largest),
-        options.dtype,
-        options.turns,
-        lambda nbytes: console.print(f"{nbytes:,} bytes ..."),
-    )
-    if not first:
-        return 0
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    console.width = max(console.width, 24 + 15 * len(names))
-    console.print(collectives.table(report))
-    collectives.draw(report, folder / "collectives.png")
-    paths = [folder / "collectives.json", *([Path(options.json)] if options.json else [])]
-    for path in paths:
-        path.write_text(json.dumps(report, indent=1) + "\n")
-    paths.append(folder / "collectives.png")
-    if options.tune:
-        paths.append(collectives.tune(report))
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

@@ -1,38 +1,126 @@
-"""``minidist bench collectives``: every all-reduce at every size, in the manner of nccl-tests.
+"""``minidist bench collectives``: every algorithm at every size, in the manner of nccl-tests.
 
-For each size and algorithm: the result is checked first, on different data of every rank; then the
-time of one call is measured, in many short turns with all other algorithms; the least of the turns
-counts, because whatever disturbs the machine can only add. A turn is as long as its slowest rank.
+For each collective, size and algorithm: the result is checked first, on different data of every
+rank; then the time of one call is measured, in many short turns with all other algorithms; the
+least of the turns counts, because whatever disturbs the machine can only add. A turn is as long as
+its slowest rank.
 
-    algorithm bandwidth   n / time                         what a user sees
-    bus bandwidth         n / time · 2(p - 1)/p            what the links carry, if the algorithm
-                                                           sends no more than it must
+    algorithm bandwidth   n / time             what a user sees
+    bus bandwidth         that times a factor  what the links carry, see kinds.py
 
-The limit of any ring on this machine is measured in the same run: ``exchange`` is the time in which
-neighbours swap n/p bytes, both ways at once, by nothing but the MPI library's send and receive. A
-ring needs 2(p - 1) of them. Latency is half the time of a ping-pong of 8 bytes.
+The limit of this machine is measured in the same run, see point_to_point.py. Beside ours stand the
+MPI library's own collectives, and gloo's all-reduce if a Python with torch is at hand. What
+tracing costs when it is off is measured too, see tracing.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.console import Console
 
-from minidist.collectives import ALL_REDUCE, all_reduce, all_reduce_cost, auto
+from minidist.bench import collectives_report as report_of
+from minidist.bench import point_to_point, tracing
+from minidist.bench.kinds import KINDS, Kind
+from minidist.bench.peers import torch_ranks
+from minidist.collectives import all_reduce, auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
-from minidist.comm.launch import launch
+from minidist.comm.launch import find_mpiexec, launch, launched_size, mpi_environment
 from minidist.comm.mpi import MpiWorld
 from minidist.comm.tuning import save_table
 
-LIBRARY = "library"
 SLICE = 0.0005  # seconds that a turn should last, at least: short ones slip between disturbances
 LIMIT = 6.0  # seconds for all turns of one size, after the fifth
+GLOO = "gloo"
+Call = Callable[[], object]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="minidist bench collectives",
+        description="Measure collectives on MPI ranks at every size, beside the library's own and "
+        "the bare transport. Writes collectives.json and collectives.png.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument(
+        "--collective", default="all_reduce", help=f"all, or one or more of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--algorithms", default="all", help="comma-separated names")
+    parser.add_argument("--largest", type=int, default=1 << 26, help="bytes")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--turns", type=int, default=100, help="measurements; the least disturbed counts"
+    )
+    parser.add_argument("--torch", default=sys.executable, help="a Python that has torch, for gloo")
+    parser.add_argument("--json", metavar="PATH", help="also write the report there")
+    parser.add_argument(
+        "--tune", action="store_true", help='keep what was fastest, for algorithm="auto"'
+    )
+    parser.add_argument("--out", default="out/bench", help="folder to write to")
+    parser.add_argument("--gloo", default="{}", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        names = {kind: algorithms(options.algorithms, kind) for kind in kinds(options.collective)}
+        if launched_size() is None:
+            return _start(options, arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console(width=150, quiet=MpiWorld().rank != 0)
+    report = bench(
+        {kind: chosen for kind, chosen in names.items() if chosen},
+        sizes(options.largest),
+        options.dtype,
+        options.turns,
+        json.loads(options.gloo),
+        lambda what: console.print(f"{what} ...", highlight=False),
+    )
+    if not console.quiet:
+        _leave(report, options, console)
+    return 0
+
+
+def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Gloo's ranks, if there is torch, and then this command once more, on MPI ranks."""
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        raise ValueError('needs an mpiexec: pip install "minidist[mpich]"')
+    gloo = None
+    if "all_reduce" in kinds(options.collective) and options.ranks > 1:
+        wanted = [json.dumps(sizes(options.largest)), options.dtype, str(options.turns)]
+        gloo = torch_ranks(options.torch, "minidist.bench.peer_gloo", wanted, options.ranks)
+    command = [mpiexec, "-n", str(options.ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
+    command += ["bench", "collectives", *arguments, "--gloo", json.dumps(gloo or {})]
+    return subprocess.run(command, env=mpi_environment(), check=False).returncode
+
+
+def _leave(report: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
+    """Print, draw and write what was found."""
+    for view in report_of.tables(report):
+        console.width = max(console.width, 24 + 15 * len(view.columns))
+        console.print(view)
+    console.print(tracing.sentence(report["tracing"]), highlight=False)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    report_of.draw(report, folder / "collectives.png")
+    paths = [folder / "collectives.json", *([Path(options.json)] if options.json else [])]
+    for path in paths:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    paths.append(folder / "collectives.png")
+    if options.tune:
+        paths.append(tune(report))
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def sizes(largest: int, factor: int = 4) -> list[int]:
@@ -43,102 +131,116 @@ def sizes(largest: int, factor: int = 4) -> list[int]:
     return found
 
 
-def algorithms(selection: str) -> list[str]:
-    """The names that a comma-separated selection means: "all" is everything, "auto" included."""
-    known = [LIBRARY, *ALL_REDUCE, "auto"]
-    names = known if selection == "all" else selection.split(",")
+def kinds(selection: str) -> list[str]:
+    """The collectives that a comma-separated selection means: "all" is everything."""
+    names = list(KINDS) if selection == "all" else selection.split(",")
     for name in names:
-        if name not in known:
+        if name not in KINDS:
+            raise ValueError(f"unknown collective {name!r}: choose among {', '.join(KINDS)}")
+    return names
+
+
+def algorithms(selection: str, kind: str = "all_reduce") -> list[str]:
+    """The names that a comma-separated selection means: "all" is everything, "auto" included.
+
+    Those that this collective does not have, but another, are left out.
+    """
+    known = list(KINDS[kind].run)
+    if selection == "all":
+        return known
+    for name in selection.split(","):
+        if not any(name in other.run for other in KINDS.values()):
             raise ValueError(f"unknown algorithm {name!r}: choose among {', '.join(known)}")
-    return list(names)
+    return [name for name in selection.split(",") if name in known]
 
 
 def bench(
-    names: Sequence[str],
-    nbytes: Iterable[int],
+    selected: dict[str, list[str]],
+    nbytes: Sequence[int],
     dtype: str = "float32",
     turns: int = 100,
-    progress: Callable[[int], None] | None = None,
+    gloo: dict[str, float] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Run under ``mpirun``: the report (the content of collectives.json), on every rank."""
+    """Run under ``mpirun``: the report (the content of collectives.json), on every rank.
+
+    ``selected``: algorithms by collective. ``gloo``: seconds of its all-reduce by bytes.
+    """
     world = MpiWorld()
+    itemsize = np.dtype(dtype).itemsize
 
-    def run(comm: Comm) -> dict[str, Any]:
+    def main(comm: Comm) -> dict[str, Any]:
+        progress("point to point")
+        transport = point_to_point.measure(comm, nbytes, least_seconds, turns)
         rows = []
-        for size in nbytes:
-            if progress is not None and comm.rank == 0:
-                progress(size)
-            rows.append(_row(comm, names, size, dtype, turns))
-        machine = calibrate(comm, flops=1.0)
-        return {"rows": rows, "machine": machine}
-
-    first = launch(run, world=world)[0]
-    machine = first["machine"]
-    for row in first["rows"]:
-        length = row["bytes"] // np.dtype(dtype).itemsize
-        here = (length, np.dtype(dtype).itemsize, 0, world.size, machine)
-        row["predicted_seconds"] = {
-            name: all_reduce_cost(*here, algorithm=name).seconds
-            for name in names
-            if name in ALL_REDUCE
+        for name, algorithms in selected.items():
+            for size in nbytes if name != "barrier" else (0,):
+                progress(f"{name}: {size:,} bytes")
+                rows.append(_row(comm, KINDS[name], algorithms, size, dtype, turns))
+        return {
+            "rows": rows,
+            "point_to_point": transport,
+            "tracing": tracing.measure(comm, least_seconds, turns),
+            "machine": calibrate(comm, flops=1.0),
         }
-    return {
+
+    report = launch(main, world=world)[0]
+    machine = report.pop("machine")
+    for row in report["rows"]:
+        kind, length = KINDS[row["collective"]], row["bytes"] // itemsize
+        row["predicted_seconds"] = {
+            name: max(
+                kind.cost[name](length, itemsize, rank, world.size, machine).seconds
+                for rank in range(world.size)
+            )
+            for name in row["seconds"]
+            if name in kind.cost
+        }
+        if kind.name == "all_reduce" and gloo and str(row["bytes"]) in gloo:
+            row["seconds"][GLOO] = gloo[str(row["bytes"])]
+    return report | {
         "library": world.library,
         "ranks": world.size,
         "dtype": dtype,
         "latency": machine.latency,
         "bandwidth": machine.bandwidth,
         "reduce_bandwidth": machine.reduce_bandwidth,
-        "rows": first["rows"],
     }
 
 
-def _row(comm: Comm, names: Sequence[str], nbytes: int, dtype: str, turns: int) -> dict[str, Any]:
+def _row(
+    comm: Comm, kind: Kind, names: Sequence[str], nbytes: int, dtype: str, turns: int
+) -> dict[str, Any]:
     """One size: seconds a call, by algorithm, and of an exchange of n/p bytes."""
-    length = max(1, nbytes // np.dtype(dtype).itemsize)
-    calls: dict[str, Callable[[], object]] = {}
+    itemsize = np.dtype(dtype).itemsize
+    length = kind.length(nbytes, itemsize, comm.size) if nbytes else 0
+    calls: dict[str, Call] = {}
     messages: dict[str, int | None] = {}
     for name in names:
         before, unseen = comm.trace.sent.messages, comm.trace.uncounted
-        _check(comm, length, dtype, name)
+        kind.check(comm, name, length, dtype)
         seen = comm.trace.uncounted == unseen
         messages[name] = comm.trace.sent.messages - before if seen else None
-        array = np.zeros(length, dtype)  # sums of nothing stay finite, however often
-        calls[name] = lambda name=name, array=array: all_reduce(comm, array, algorithm=name)  # type: ignore[misc]
-    calls["exchange"] = _exchange(comm, max(1, nbytes // comm.size))
-    seconds = _measure(comm, calls, turns)
+        arrays = kind.arrays(comm, length, dtype)
+        for array in arrays:
+            array.fill(0)  # sums of nothing stay finite, however often
+        calls[name] = lambda call=kind.run[name], arrays=arrays: call(comm, *arrays)  # type: ignore[misc]
+    calls["exchange"] = point_to_point.exchange(comm, max(1, length * itemsize // comm.size))
+    seconds = least_seconds(comm, calls, turns)
     exchange = seconds.pop("exchange")
-    return {
-        "bytes": length * np.dtype(dtype).itemsize,
+    row = {
+        "collective": kind.name,
+        "bytes": length * itemsize,
         "seconds": seconds,
         "messages": messages,
         "exchange_seconds": exchange if comm.size > 1 else None,
-        "auto": auto.choose(comm, np.empty(length, dtype)),
     }
+    if kind.name == "all_reduce":
+        row["auto"] = auto.choose(comm, np.empty(length, dtype))
+    return row
 
 
-def _check(comm: Comm, length: int, dtype: str, name: str) -> None:
-    """The result must be right before its speed is of interest."""
-    array = (np.arange(length) % 7 + comm.rank).astype(dtype)
-    all_reduce(comm, array, algorithm=name)
-    p = comm.size
-    expected = (np.arange(length) % 7 * p + p * (p - 1) // 2).astype(dtype)
-    if not np.array_equal(array, expected):
-        wrong = int(np.flatnonzero(array != expected)[0])
-        raise ArithmeticError(
-            f"{name} on {p} ranks, {dtype}[{length}]: element {wrong} is {array[wrong]}, "
-            f"expected {expected[wrong]}"
-        )
-
-
-def _exchange(comm: Comm, nbytes: int) -> Callable[[], object]:
-    """Swap ``nbytes`` with both neighbours, past all of our own checks and counters."""
-    out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
-    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-    return lambda: comm._sendrecv(out, right, into, left, 0)
-
-
-def _measure(comm: Comm, calls: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+def least_seconds(comm: Comm, calls: dict[str, Call], turns: int) -> dict[str, float]:
     """Least seconds of each call, over all turns; all ranks agree on the numbers."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
@@ -163,112 +265,8 @@ def _measure(comm: Comm, calls: dict[str, Callable[[], object]], turns: int) -> 
     return {name: min(values) for name, values in found.items()}
 
 
-def bus_bandwidth(nbytes: int, seconds: float, size: int) -> float:
-    """Bytes a second on the links, as nccl-tests has it."""
-    return nbytes / seconds * 2 * (size - 1) / size
-
-
-def limit(row: dict[str, Any], size: int) -> float:
-    """The bus bandwidth of a ring whose additions were free: what the transport allows."""
-    return bus_bandwidth(row["bytes"], 2 * (size - 1) * row["exchange_seconds"], size)
-
-
 def tune(report: dict[str, Any]) -> Path:
-    """Keep the fastest algorithm at every size, for ``algorithm="auto"``; returns the file."""
-    entries = []
-    for row in report["rows"]:
-        seconds = {name: value for name, value in row["seconds"].items() if name != "auto"}
-        entries.append((row["bytes"], min(seconds, key=lambda name: seconds[name])))
+    """Keep the fastest all-reduce at every size, for ``algorithm="auto"``; returns the file."""
+    rows = report_of.rows_of(report, "all_reduce")
+    entries = [(row["bytes"], report_of.fastest(row)) for row in rows]
     return save_table(report["library"], report["ranks"], entries)
-
-
-def table(report: dict[str, Any]) -> Table:
-    """Microseconds a call, the fastest marked, and bus bandwidths where bytes matter."""
-    size = report["ranks"]
-    view = Table(
-        title=f"all-reduce on {size} ranks of {report['library']}, {report['dtype']}: "
-        f"µs a call (GB/s on the bus)",
-        caption=f"point to point: {report['latency'] * 1e6:.2f} µs, "
-        f"{report['bandwidth'] / 1e9:.2f} GB/s; limit: a ring of bare sends and receives; "
-        "*: the fastest",
-    )
-    names = list(report["rows"][0]["seconds"])
-    for heading in ("bytes", *names, "limit"):
-        view.add_column(heading.replace("_", " "), justify="right")
-    for row in report["rows"]:
-        rivals = {name: value for name, value in row["seconds"].items() if name != "auto"}
-        best = min((rivals or row["seconds"]).values())
-        cells = []
-        for name in names:
-            seconds = row["seconds"][name]
-            mark = "*" if seconds == best else ""
-            bus = bus_bandwidth(row["bytes"], seconds, size) / 1e9
-            rate = f" ({bus:.2f})" if row["bytes"] >= 1 << 16 else ""
-            cells.append(f"{mark}{seconds * 1e6:,.1f}{rate}")
-        bare = f"{limit(row, size) / 1e9:.2f}" if size > 1 else "-"
-        view.add_row(f"{row['bytes']:,}", *cells, bare)
-    return view
-
-
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Time and bus bandwidth against size, and the sizes at which another becomes the fastest."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size, rows = report["ranks"], report["rows"]
-    figure = Figure(figsize=(13, 5.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    nbytes = [row["bytes"] for row in rows]
-    names = [name for name in rows[0]["seconds"] if name != "auto"]
-    for index, name in enumerate(names):
-        style = {"color": "black", "linewidth": 2.2} if name == LIBRARY else {}
-        style |= {"label": name.replace("_", " "), "marker": "o", "markersize": 3}
-        if name != LIBRARY:
-            style |= {"color": f"C{index - 1}", "linewidth": 1.4}
-        seconds = [row["seconds"][name] for row in rows]
-        left.loglog(nbytes, [value * 1e6 for value in seconds], **style)
-        bus = [
-            bus_bandwidth(n, value, size) / 1e9 for n, value in zip(nbytes, seconds, strict=True)
-        ]
-        right.semilogx(nbytes, bus, base=2, **style)
-    if size > 1:
-        bare = [limit(row, size) / 1e9 for row in rows]
-        right.semilogx(nbytes, bare, "--", base=2, color="gray", label="limit: bare exchange")
-    for position, name in crossovers(report):
-        left.axvline(position, color="lightgray", zorder=0)
-        left.text(
-            position,
-            1.0,
-            f" {name.replace('_', ' ')}",
-            rotation=90,
-            fontsize=7,
-            va="top",
-            transform=left.get_xaxis_transform(),
-            color="dimgray",
-        )
-    left.set_xscale("log", base=2)
-    left.set_title("time of one all-reduce; lines: from here on another is the fastest", loc="left")
-    left.set_ylabel("µs")
-    right.set_title("bus bandwidth", loc="left")
-    right.set_ylabel("GB/s")
-    for axes in (left, right):
-        axes.set_xlabel("bytes")
-        axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{size} ranks, {report['library']}, {report['dtype']}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def crossovers(report: dict[str, Any]) -> list[tuple[float, str]]:
-    """(bytes, algorithm): from which size on that one is the fastest, until the next."""
-    found: list[tuple[float, str]] = []
-    before = None
-    for row in report["rows"]:
-        seconds = {name: value for name, value in row["seconds"].items() if name != "auto"}
-        best = min(seconds, key=lambda name: seconds[name])
-        if not found or found[-1][1] != best:
-            found.append(((before * row["bytes"]) ** 0.5 if before else row["bytes"], best))
-        before = row["bytes"]
-    return found

@@ -13,6 +13,7 @@ from minidist.array import Array
 from minidist.collectives import (
     auto,
     binomial,
+    binomial_gather,
     bruck,
     central,
     chain,
@@ -42,10 +43,14 @@ __all__ = [
     "ALL_TO_ALL_COST",
     "BROADCAST",
     "BROADCAST_COST",
+    "GATHER",
+    "GATHER_COST",
     "REDUCE",
     "REDUCE_COST",
     "REDUCE_SCATTER",
     "REDUCE_SCATTER_COST",
+    "SCATTER",
+    "SCATTER_COST",
     "Cost",
     "all_gather",
     "all_reduce",
@@ -125,7 +130,16 @@ ALL_TO_ALL_COST: Costs = {
     "pairwise": pairwise.all_to_all_cost,
     "bruck": bruck.all_to_all_cost,
 }
-gather, scatter = central.gather, central.scatter
+GATHER: Table = {"central": central.gather, "binomial": binomial_gather.gather}
+GATHER_COST: Costs = {
+    "central": central.gather_cost,
+    "binomial": binomial_gather.gather_cost,
+}
+SCATTER: Table = {"central": central.scatter, "binomial": binomial_gather.scatter}
+SCATTER_COST: Costs = {
+    "central": central.scatter_cost,
+    "binomial": binomial_gather.scatter_cost,
+}
 
 
 def _choose(table: Table, algorithm: str) -> Callable[..., Any]:
@@ -180,6 +194,16 @@ def all_gather(comm: Comm, array: Array, algorithm: str = "ring") -> None:
 def broadcast(comm: Comm, array: Array, root: int = 0, algorithm: str = "central") -> None:
     """Copy ``array`` of ``root`` to every rank, in place, by the algorithm of that name."""
     _choose(BROADCAST, algorithm)(comm, array, root)
+
+
+def gather(comm: Comm, array: Array, root: int = 0, algorithm: str = "binomial") -> None:
+    """Chunk r of rank r's ``array`` goes to its place in that of ``root``."""
+    _choose(GATHER, algorithm)(comm, array, root)
+
+
+def scatter(comm: Comm, array: Array, root: int = 0, algorithm: str = "binomial") -> Array:
+    """Chunk r of the root's ``array`` goes to rank r, to its place; returns a view of it there."""
+    return _choose(SCATTER, algorithm)(comm, array, root)
 
 
 def all_to_all(comm: Comm, send: Any, recv: Any, algorithm: str = "pairwise") -> None:

@@ -21,10 +21,9 @@ def barrier(comm: Comm) -> None:
     """Return when every rank has called this."""
     nothing, heard = np.empty(0, np.uint8), np.empty(0, np.uint8)
     distance = 1
-    while distance < comm.size:
-        with comm.step("barrier, distance", distance):
-            to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
-            comm.sendrecv(nothing, to, heard, source)
+    for _ in comm.rounds("barrier", (comm.size - 1).bit_length()):
+        to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
+        comm.sendrecv(nothing, to, heard, source)
         distance *= 2
 
 

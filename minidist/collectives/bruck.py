@@ -42,14 +42,10 @@ def all_gather(comm: Comm, array: Array) -> None:
     turned[: ends[1]] = flat[parts[rank]]
 
     distance = 1
-    while distance < size:
+    for _ in comm.rounds("all-gather", (size - 1).bit_length()):
         count = min(distance, size - distance)
-        with comm.step("all-gather, distance", distance):
-            sending, arriving = (
-                turned[: ends[count]],
-                turned[ends[distance] : ends[distance + count]],
-            )
-            comm.sendrecv(sending, (rank - distance) % size, arriving, (rank + distance) % size)
+        sending, arriving = turned[: ends[count]], turned[ends[distance] : ends[distance + count]]
+        comm.sendrecv(sending, (rank - distance) % size, arriving, (rank + distance) % size)
         distance *= 2
     for place, owner in enumerate(order):
         flat[parts[owner]] = turned[ends[place] : ends[place + 1]]
@@ -63,12 +59,11 @@ def all_to_all(comm: Comm, send: Array, recv: Array) -> None:
     for place in range(size):
         blocks[place] = send[(rank + place) % size].reshape(-1)
     distance = 1
-    while distance < size:
+    for _ in comm.rounds("all-to-all", (size - 1).bit_length()):
         moving = [place for place in range(size) if place & distance]
         packed, incoming = outgoing[: len(moving)], recv[: len(moving)]
         packed[...] = blocks[moving]
-        with comm.step("all-to-all, distance", distance):
-            comm.sendrecv(packed, (rank + distance) % size, incoming, (rank - distance) % size)
+        comm.sendrecv(packed, (rank + distance) % size, incoming, (rank - distance) % size)
         blocks[moving] = incoming.reshape(len(moving), width)
         distance *= 2
     for place in range(size):

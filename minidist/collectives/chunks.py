@@ -6,17 +6,16 @@ from functools import lru_cache
 from itertools import pairwise
 
 
-def chunks(length: int, size: int) -> list[slice]:
-    """``length`` elements in ``size`` contiguous parts; the first ones are one longer if uneven."""
-    return list(_chunks(length, size))
+@lru_cache(maxsize=256)  # made once, and not p times for p ranks of the local world
+def chunks(length: int, size: int, first: int = 0) -> tuple[slice, ...]:
+    """``length`` elements in ``size`` contiguous parts; the first ones are one longer if uneven.
 
-
-@lru_cache(maxsize=256)
-def _chunks(length: int, size: int) -> tuple[slice, ...]:
-    """Made once, and not p times for p ranks of the local world."""
+    The parts are listed from part ``first`` on: 1 means 1, 2, ..., 0.
+    """
     base, longer = divmod(length, size)
     starts = [part * base + min(part, longer) for part in range(size + 1)]
-    return tuple(slice(*pair) for pair in pairwise(starts))
+    parts = [slice(*pair) for pair in pairwise(starts)]
+    return (*parts[first:], *parts[:first])
 
 
 def chunk_lengths(length: int, size: int) -> list[int]:

@@ -20,7 +20,8 @@ other: at most one message out and one in. Going down is the film of going up, r
 
     messages a rank   at most 4k: k up in either tree, and 2k down in the one where it is inside
     steps S           2k - 1 and as many as the first piece needs to the root, about 2 lg p
-    time              at most 2S(α + nβ/2k) + Snγ/2k: for long arrays 2nβ + nγ
+    time              at most 2S(α + nβ/2k) + Snγ/2k: for long arrays 2nβ + nγ. Not everybody is
+                      busy in every step, so ``all_reduce_cost`` follows them: exact
 
 Between the tree's latency and the ring's bandwidth: best in the middle, on many ranks. Sanders,
 Speck, Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
@@ -29,8 +30,10 @@ Computing 35(12) 2009; NCCL 2.4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks, power_below
@@ -143,23 +146,22 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     def piece(edge: Edge, step: int) -> Array:
         return pieces[edge.tree][(step - edge.start) // 2]
 
-    for step in range(steps):
+    for number in comm.rounds("reduce", steps):
+        step = number - 1
         to_parent, from_child = moving(step)
-        with comm.step("reduce", step + 1, steps):
-            out = [(piece(edge, step), edge.parent) for edge in to_parent]
-            growing = [piece(edge, step) for edge in from_child]
-            into = [
-                (buffer[: own.size], edge.child)
-                for own, edge in zip(growing, from_child, strict=True)
-            ]
-            exchange(comm, out, into)
-            for own, (arrived, _) in zip(growing, into, strict=True):
-                comm.combine(op, own, arrived)
-    for step in reversed(range(steps)):
+        out = [(piece(edge, step), edge.parent) for edge in to_parent]
+        growing = [piece(edge, step) for edge in from_child]
+        into = [
+            (buffer[: own.size], edge.child) for own, edge in zip(growing, from_child, strict=True)
+        ]
+        exchange(comm, out, into)
+        for own, (arrived, _) in zip(growing, into, strict=True):
+            comm.combine(op, own, arrived)
+    for number in comm.rounds("broadcast", steps):
+        step = steps - number  # the same steps backward
         to_parent, from_child = moving(step)
-        with comm.step("broadcast", steps - step, steps):
-            out = [(piece(edge, step), edge.child) for edge in from_child]
-            exchange(comm, out, [(piece(edge, step), edge.parent) for edge in to_parent])
+        out = [(piece(edge, step), edge.child) for edge in from_child]
+        exchange(comm, out, [(piece(edge, step), edge.parent) for edge in to_parent])
 
 
 def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, int]]) -> None:
@@ -173,7 +175,7 @@ def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, i
 
 
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
-    """What ``all_reduce`` of ``length`` elements costs; the time is an upper bound."""
+    """What ``all_reduce`` of ``length`` elements costs."""
     k = piece_count(length, itemsize)
     halves = [n * itemsize for n in chunk_lengths(length, 2)]
     messages = nbytes = reduced = 0
@@ -182,6 +184,37 @@ def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: M
             messages += k
             nbytes += halves[edge.tree]
             reduced += halves[edge.tree] if rank == edge.parent else 0
-    piece = -(-chunk_lengths(length, 2)[0] // k) * itemsize
-    seconds = step_count(size, k) * (2 * machine.message(piece) + machine.reduce(piece))
-    return Cost(messages, nbytes, seconds, reduced)
+    return Cost(messages, nbytes, all_reduce_seconds(length, itemsize, size, machine), reduced)
+
+
+@lru_cache(maxsize=1024)
+def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) -> float:
+    """When the last rank is done, exactly: the steps above with a clock for every rank.
+
+    A message begins when both of its ranks have come to the step; in a step a rank sends one
+    message and receives one, at most.
+    """
+    if size == 1:
+        return 0.0
+    k = piece_count(length, itemsize)
+    nbytes = np.array([chunk_lengths(n, k) for n in chunk_lengths(length, 2)]) * itemsize
+    tree, child, parent, start = np.array([astuple(edge) for edge in edges(size)]).T
+    now = np.zeros(size)
+
+    def move(step: int, senders: np.ndarray, receivers: np.ndarray) -> tuple[np.ndarray, ...]:
+        """One step's messages: who received, and how much."""
+        piece, waits = np.divmod(step - start, 2)
+        moving = (waits == 0) & (piece >= 0) & (piece < k)
+        sender, receiver = senders[moving], receivers[moving]
+        size_of = nbytes[tree[moving], piece[moving]]
+        end = np.maximum(now[sender], now[receiver]) + machine.latency + size_of / machine.bandwidth
+        now[sender] = end  # a rank sends once in a step, and receives once
+        now[receiver] = np.maximum(now[receiver], end)
+        return receiver, size_of
+
+    for step in range(step_count(size, k)):
+        receiver, added = move(step, child, parent)
+        now[receiver] += added / machine.reduce_bandwidth
+    for step in reversed(range(step_count(size, k))):
+        move(step, parent, child)
+    return float(now.max())

@@ -23,6 +23,8 @@ ICCS 2004, section 4; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks, power_below
 from minidist.collectives.cost import Cost
@@ -69,19 +71,18 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     unfold(comm, flat)
 
 
-def halve(comm: Comm, flat: Array, op: str, parts: list[slice], worker: int) -> None:
+def halve(comm: Comm, flat: Array, op: str, parts: Sequence[slice], worker: int) -> None:
     """Reduce-scatter among the workers, of whose parts ``parts`` are the places."""
     first, count = 0, len(parts)  # the parts that this worker still works on
-    while count > 1:
+    for _ in comm.rounds("reduce-scatter", len(parts).bit_length() - 1):
         count //= 2
         partner = rank_of(worker ^ count, comm.size)
         keep, give = (first, first + count) if not worker & count else (first + count, first)
-        with comm.step("reduce-scatter, distance", count):
-            sending = flat[parts[give].start : parts[give + count - 1].stop]
-            keeping = flat[parts[keep].start : parts[keep + count - 1].stop]
-            incoming = comm.scratch(keeping.size, flat)
-            comm.sendrecv(sending, partner, incoming, partner)
-            comm.combine(op, keeping, incoming)
+        sending = flat[parts[give].start : parts[give + count - 1].stop]
+        keeping = flat[parts[keep].start : parts[keep + count - 1].stop]
+        incoming = comm.scratch(keeping.size, flat)
+        comm.sendrecv(sending, partner, incoming, partner)
+        comm.combine(op, keeping, incoming)
         first = keep
 
 

@@ -35,10 +35,9 @@ def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence
             f"{len(send)} and {len(recv)}"
         )
     recv[comm.rank][...] = send[comm.rank]
-    for distance in range(1, comm.size):
+    for distance in comm.rounds("all-to-all", comm.size - 1):
         to, source = (comm.rank + distance) % comm.size, (comm.rank - distance) % comm.size
-        with comm.step("all-to-all", distance, comm.size - 1):
-            comm.sendrecv(send[to], to, recv[source], source)
+        comm.sendrecv(send[to], to, recv[source], source)
 
 
 def all_to_all_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:

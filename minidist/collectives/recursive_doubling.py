@@ -20,6 +20,8 @@ the result: another α + nβ + nγ before and α + nβ after. Thakur, Rabenseifn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks, power_below
 from minidist.collectives.cost import Cost
@@ -44,10 +46,11 @@ def rank_of(worker: int, size: int) -> int:
 def fold(comm: Comm, array: Array, op: str) -> int | None:
     """Reduce onto the working ranks; returns this rank's number among them, or None."""
     worker = worker_of(comm.rank, comm.size)
-    with comm.step("fold"):
-        if worker is None:
+    if worker is None:
+        with comm.step("fold"):
             comm.send(array, comm.rank - 1)
-        elif worker < comm.size - power_below(comm.size):
+    elif worker < comm.size - power_below(comm.size):
+        with comm.step("fold"):
             incoming = comm.scratch(array.size, array).reshape(array.shape)
             comm.recv(incoming, comm.rank + 1)
             comm.combine(op, array, incoming)
@@ -57,10 +60,11 @@ def fold(comm: Comm, array: Array, op: str) -> int | None:
 def unfold(comm: Comm, array: Array) -> None:
     """The working ranks hand the result to those that sat out."""
     worker = worker_of(comm.rank, comm.size)
-    with comm.step("unfold"):
-        if worker is None:
+    if worker is None:
+        with comm.step("unfold"):
             comm.recv(array, comm.rank - 1)
-        elif worker < comm.size - power_below(comm.size):
+    elif worker < comm.size - power_below(comm.size):
+        with comm.step("unfold"):
             comm.send(array, comm.rank + 1)
 
 
@@ -70,11 +74,10 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     if worker is not None:
         incoming = comm.scratch(array.size, array).reshape(array.shape)
         distance = 1
-        while distance < power_below(comm.size):
+        for _ in comm.rounds("exchange", comm.size.bit_length() - 1):
             partner = rank_of(worker ^ distance, comm.size)
-            with comm.step("exchange, distance", distance):
-                comm.sendrecv(array, partner, incoming, partner)
-                comm.combine(op, array, incoming)
+            comm.sendrecv(array, partner, incoming, partner)
+            comm.combine(op, array, incoming)
             distance *= 2
     unfold(comm, array)
 
@@ -94,29 +97,24 @@ def all_gather(comm: Comm, array: Array) -> None:
     unfold(comm, flat)
 
 
-def double(comm: Comm, flat: Array, parts: list[slice], worker: int) -> None:
+def double(comm: Comm, flat: Array, parts: Sequence[slice], worker: int) -> None:
     """All-gather among the workers, of whose parts ``parts`` are the places."""
     distance = 1
-    while distance < len(parts):
+    for _ in comm.rounds("all-gather", len(parts).bit_length() - 1):
         mine = worker // distance * distance  # the first of the block that this worker has
         theirs = mine ^ distance
         partner = rank_of(worker ^ distance, comm.size)
-        with comm.step("all-gather, distance", distance):
-            sending = flat[parts[mine].start : parts[mine + distance - 1].stop]
-            comm.sendrecv(
-                sending,
-                partner,
-                flat[parts[theirs].start : parts[theirs + distance - 1].stop],
-                partner,
-            )
+        sending = flat[parts[mine].start : parts[mine + distance - 1].stop]
+        receiving = flat[parts[theirs].start : parts[theirs + distance - 1].stop]
+        comm.sendrecv(sending, partner, receiving, partner)
         distance *= 2
 
 
-def worker_parts(parts: list[slice]) -> list[slice]:
+def worker_parts(parts: Sequence[slice]) -> list[slice]:
     """The chunks of all ranks, those of a folded pair as one."""
     folded = len(parts) - power_below(len(parts))
     pairs = zip(parts[0 : 2 * folded : 2], parts[1 : 2 * folded : 2], strict=True)
-    return [slice(left.start, right.stop) for left, right in pairs] + parts[2 * folded :]
+    return [slice(left.start, right.stop) for left, right in pairs] + [*parts[2 * folded :]]
 
 
 def fold_cost(nbytes: int, rank: int, size: int, machine: Machine) -> Cost:

@@ -31,6 +31,8 @@ clusters of workstations", JPDC 69(2) 2009, section 3; Horovod, arXiv 1802.05799
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
@@ -39,7 +41,7 @@ from minidist.comm.machine import Machine
 
 
 def reduce_scatter(
-    comm: Comm, array: Array, op: str = "sum", parts: list[slice] | None = None
+    comm: Comm, array: Array, op: str = "sum", parts: Sequence[slice] | None = None
 ) -> Array:
     """Reduce over all ranks; rank r gets chunk r of the result, in its place in ``array``.
 
@@ -52,26 +54,24 @@ def reduce_scatter(
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     incoming = comm.scratch(max(part.stop - part.start for part in parts), flat)
 
-    for round in range(1, comm.size):
-        with comm.step("reduce-scatter", round, comm.size - 1):
-            sending = flat[parts[(comm.rank - round) % comm.size]]
-            growing = flat[parts[(comm.rank - round - 1) % comm.size]]
-            arrived = incoming[: growing.size]
-            comm.sendrecv(sending, right, arrived, left)
-            comm.combine(op, growing, arrived)
+    for round in comm.rounds("reduce-scatter", comm.size - 1):
+        sending = flat[parts[(comm.rank - round) % comm.size]]
+        growing = flat[parts[(comm.rank - round - 1) % comm.size]]
+        arrived = incoming[: growing.size]
+        comm.sendrecv(sending, right, arrived, left)
+        comm.combine(op, growing, arrived)
     return flat[parts[comm.rank]]
 
 
-def all_gather(comm: Comm, array: Array, parts: list[slice] | None = None) -> None:
+def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = array.reshape(-1)
     parts = parts or chunks(flat.size, comm.size)
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
 
-    for round in range(1, comm.size):
-        with comm.step("all-gather", round, comm.size - 1):
-            sending = flat[parts[(comm.rank - round + 1) % comm.size]]
-            comm.sendrecv(sending, right, flat[parts[(comm.rank - round) % comm.size]], left)
+    for round in comm.rounds("all-gather", comm.size - 1):
+        sending = flat[parts[(comm.rank - round + 1) % comm.size]]
+        comm.sendrecv(sending, right, flat[parts[(comm.rank - round) % comm.size]], left)
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
@@ -80,8 +80,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     Between the halves rank r owns chunk r + 1: so each begins by sending its own, and what starts
     on the slowest rank is not what all others wait for first.
     """
-    parts = chunks(array.size, comm.size)
-    parts = parts[1:] + parts[:1]
+    parts = chunks(array.size, comm.size, first=1)
     reduce_scatter(comm, array, op, parts)
     all_gather(comm, array, parts)
 

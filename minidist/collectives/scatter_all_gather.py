@@ -19,16 +19,11 @@ from __future__ import annotations
 
 from minidist.array import Array
 from minidist.collectives.binomial import relatives
+from minidist.collectives.binomial_gather import subtree
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-
-
-def subtree(place: int, size: int) -> int:
-    """The place behind the last one in the binomial subtree of ``place``."""
-    lowest = place & -place or size
-    return min(place + lowest, size)
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
@@ -49,10 +44,9 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
             comm.send(span(child), (child + root) % size)
 
     left, right = (comm.rank - 1) % size, (comm.rank + 1) % size
-    for round in range(1, size):
-        with comm.step("all-gather", round, size - 1):
-            sending = flat[parts[(place - round + 1) % size]]
-            comm.sendrecv(sending, right, flat[parts[(place - round) % size]], left)
+    for round in comm.rounds("all-gather", size - 1):
+        sending = flat[parts[(place - round + 1) % size]]
+        comm.sendrecv(sending, right, flat[parts[(place - round) % size]], left)
 
 
 def broadcast_cost(

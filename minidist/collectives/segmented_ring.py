@@ -15,12 +15,16 @@ With n bytes, segments of n/(pk), and additions that take no longer than message
     time              2(p - 1)kα + 2n(p - 1)/p·β,  from k = 2 on: no γ
 
 More segments cost more latency, so ``SEGMENT`` is the smallest worth the while: short arrays go as
-in the plain ring. The formula in ``all_reduce_cost`` is exact where p·k divides the length, and
-an upper bound elsewhere. Open MPI, "ompi_coll_base_allreduce_intra_ring_segmented"; Patarasuk,
-Yuan, JPDC 69(2) 2009, section 3.
+in the plain ring. Segments are rarely all of one length, and now and then one waits for another:
+``all_reduce_cost`` follows each of them, so its time is exact. Open MPI,
+"ompi_coll_base_allreduce_intra_ring_segmented"; Patarasuk, Yuan, JPDC 69(2) 2009, section 3.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
 
 from minidist.array import Array
 from minidist.collectives.arrivals import arrivals
@@ -86,25 +90,39 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
-    """What ``all_reduce`` of ``length`` elements costs.
-
-    The time follows one segment after the other: it moves when the port is free and it is ready,
-    which it is when it was added a round earlier, or at once.
-    """
+    """What ``all_reduce`` of ``length`` elements costs."""
     if size == 1:
         return Cost(0, 0, 0.0)
     k, rounds = segment_count(length, itemsize, size), size - 1
     lengths = chunk_lengths(length, size)
     kept = lengths[rank] + lengths[(rank + 1) % size]
-    segment = -(-lengths[0] // k) * itemsize
-    message, reduce = machine.message(segment), machine.reduce(segment)
-    arrived = 0.0
-    ready = [0.0] * k  # when each of the last k segments was added
-    posted = [0.0, 0.0]  # when the receives of this and the next one were posted
-    added = 0.0
+    return Cost(
+        messages=2 * rounds * k,
+        nbytes=(2 * length - kept) * itemsize,
+        seconds=all_reduce_seconds(length, itemsize, size, machine),
+        reduced=(length - lengths[(rank - 1) % size]) * itemsize,
+    )
+
+
+@lru_cache(maxsize=1024)
+def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) -> float:
+    """When the last rank is done, exactly: the stream above with a clock for every rank.
+
+    A message begins when it is ready at the sender, its receive is posted at the receiver, and the
+    message before it is through. All arrays are by rank.
+    """
+    k, rounds = segment_count(length, itemsize, size), size - 1
+    ranks = np.arange(size)
+    nbytes = np.array([chunk_lengths(n, k) for n in chunk_lengths(length, size)]) * itemsize
+    now, posted, end = np.zeros((3, size))  # posted: the receive of the next message
+    ready = [now] * k  # when each message can be sent, as far as known
     for number in range(2 * rounds * k):
-        arrived = max(arrived, ready[number % k], posted[number % 2]) + message
-        added = max(arrived, added) + (reduce if number < rounds * k else 0.0)
-        ready[number % k] = posted[number % 2] = added
-    reduced = (length - lengths[(rank - 1) % size]) * itemsize
-    return Cost(2 * rounds * k, (2 * length - kept) * itemsize, added, reduced)
+        moving = nbytes[(ranks - 1 - number // k) % size, number % k]  # by sender
+        end = np.maximum(np.maximum(ready[number], np.roll(posted, -1)), end)
+        end = end + machine.latency + moving / machine.bandwidth
+        posted = now
+        now = np.maximum(now, np.roll(end, 1))
+        if number < rounds * k:
+            now = now + np.roll(moving, 1) / machine.reduce_bandwidth
+        ready.append(now)
+    return float(now.max())

@@ -12,7 +12,7 @@ because a library happened to buffer a small message is wrong, and here it deadl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from minidist.comm.trace import Trace
 
 T = TypeVar("T")
 ANY = -1  # as a source: receive from whoever sends first
+ITSELF = object()  # as a buffer of the MPI library: what lies in the other one, in place
 
 
 class CommError(ValueError):
@@ -91,17 +92,16 @@ class Comm(ABC):
     def send(self, array: Array, to: int, tag: int = 0) -> None:
         """Send ``array`` to rank ``to``; returns when it has been received."""
         self._check("send to", array, to)
-        start = self._enter()
-        self.trace.count(array.nbytes)
+        start = self._enter(array.nbytes)
         self._send(array, to, tag)
-        self.trace.communicated("send", start, self._now(), array.nbytes, self.world[to])
+        self._left("send", start, array.nbytes, to)
 
     def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
         """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
         self._check("recv from", array, source, into=True)
         start = self._enter()
         source = self._recv(array, source, tag)
-        self.trace.communicated("recv", start, self._now(), array.nbytes, self.world[source])
+        self._left("recv", start, array.nbytes, source)
         return source
 
     def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> int:
@@ -111,22 +111,17 @@ class Comm(ABC):
         """
         self._check("send to", send, to)
         self._check("recv from", recv, source, into=True)
-        start = self._enter()
-        self.trace.count(send.nbytes)
+        start = self._enter(send.nbytes)
         source = self._sendrecv(send, to, recv, source, tag)
-        world = self.world
-        self.trace.communicated(
-            "sendrecv", start, self._now(), send.nbytes, world[to], world[source]
-        )
+        self._left("sendrecv", start, send.nbytes, to, source)
         return source
 
     def isend(self, array: Array, to: int, tag: int = 0) -> Request:
         """Start a send and return at once; ``array`` must not change until ``wait()``."""
         self._check("isend to", array, to)
-        start = self._enter()
-        self.trace.count(array.nbytes)
+        start = self._enter(array.nbytes)
         request = self._isend(array, to, tag)
-        self.trace.communicated("isend", start, self._now(), array.nbytes, self.world[to])
+        self._left("isend", start, array.nbytes, to)
         return request
 
     def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:
@@ -187,8 +182,15 @@ class Comm(ABC):
         """
         return self._shared(length, like)
 
-    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
-        """The MPI library's own all-reduce, in place, for comparison; its messages are unseen."""
+    def library(
+        self, name: str, *buffers: Any, op: str | None = None, root: int | None = None
+    ) -> None:
+        """The MPI library's own collective, such as "Allreduce", for comparison.
+
+        ``buffers`` in the order of the MPI standard: an array, (array, lengths of its parts), a
+        list of lengths, ``ITSELF`` for what is in place, or None where MPI wants nothing. Its
+        messages are unseen.
+        """
         raise CommError("the local world has no library to ask: run this under mpirun")
 
     # Time and names
@@ -202,7 +204,17 @@ class Comm(ABC):
 
         ``step("all-gather", 2, 3)`` is drawn as "all-gather 2/3", and counted as "all-gather".
         """
-        return Step(self, name, index, of)
+        return NamedStep(self, name, index, of) if self.trace.record else NO_NAME
+
+    def rounds(self, name: str, count: int) -> Iterable[int]:
+        """1 to ``count``, each a step: ``for round in comm.rounds("all-gather", 3): ...``."""
+        numbers = range(1, count + 1)
+        return self._named(name, numbers) if self.trace.record else numbers
+
+    def _named(self, name: str, numbers: range) -> Iterator[int]:
+        for number in numbers:
+            with self.step(name, number, len(numbers)):
+                yield number
 
     def scratch(self, length: int, like: Array) -> Array:
         """A 1-D work array of ``like``'s dtype and device, kept for the next call.
@@ -223,10 +235,27 @@ class Comm(ABC):
 
     # Checks that every message passes
 
-    def _enter(self) -> float:
+    def _enter(self, sending: int | None = None) -> float:
+        """Communication begins now, perhaps with a message of so many bytes; returns the time."""
         now = self.time()
-        self.trace.computed(now)
+        trace = self.trace
+        if now > trace.mark:
+            trace.computed(now)
+        if sending is not None:
+            sent = trace.sent
+            sent.messages += 1
+            sent.nbytes += sending
         return now
+
+    def _left(
+        self, kind: str, start: float, nbytes: int = 0, peer: int = -1, source: int = -1
+    ) -> None:
+        """Communication that began at ``start``, with ``peer`` of this group or nobody, is over."""
+        trace = self.trace
+        trace.mark = self._now()
+        if trace.record:
+            peer, source = (self.world[rank] if rank >= 0 else -1 for rank in (peer, source))
+            trace.communicated(kind, start, nbytes, peer, source)
 
     def _check(self, call: str, array: Array, peer: int, into: bool = False) -> None:
         if type(array) is np.ndarray and 0 <= peer < self.size:  # the usual case, quickly
@@ -286,7 +315,20 @@ class Comm(ABC):
 
 
 class Step:
-    """A named stretch of a rank's work: what ``Comm.step`` returns."""
+    """A stretch of a rank's work: what ``Comm.step`` returns. When nothing is recorded, no more."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+NO_NAME = Step()
+
+
+class NamedStep(Step):
+    """One that gives its name to what is recorded inside."""
 
     __slots__ = ("_comm", "_name")
 
@@ -296,14 +338,12 @@ class Step:
 
     def __enter__(self) -> None:
         trace = self._comm.trace
-        if trace.record:
-            trace.computed(self._comm.time())
+        trace.computed(self._comm.time())
         trace.names.append(self._name)
 
     def __exit__(self, *error: object) -> None:
         trace = self._comm.trace
-        if trace.record:
-            trace.computed(self._comm.time())
+        trace.computed(self._comm.time())
         trace.names.pop()
 
 

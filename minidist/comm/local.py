@@ -131,7 +131,7 @@ class LocalComm(Comm):
     def barrier(self) -> None:
         start = self._enter()
         self._meet("barrier()", None)
-        self.trace.communicated("barrier", start, self._now(), 0, -1)
+        self._left("barrier", start)
 
     def split(self, color: int, key: int = 0) -> Comm:
         brought = self._meet("split()", (color, key))
@@ -197,7 +197,7 @@ class _LocalRequest(Request):
         comm._simulator.complete(transfer)
         peer = transfer.receiver if transfer.sending else transfer.sender
         kind = "wait send" if transfer.sending else "wait recv"
-        comm.trace.communicated(kind, start, comm._now(), transfer.array.nbytes, comm.world[peer])
+        comm._left(kind, start, transfer.array.nbytes, peer)
         return peer
 
     def test(self) -> bool:
@@ -228,7 +228,7 @@ class _LocalFuture(Future):
             simulator.pause(self)
         elif self._end > start:
             simulator.advance(self._end)
-        self._comm.trace.communicated("wait", start, self._comm._now(), 0, -1)
+        self._comm._left("wait", start)
         return self._result
 
     def __str__(self) -> str:

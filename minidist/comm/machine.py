@@ -74,10 +74,10 @@ class Machine:
     bandwidth: float = 4e9
     reduce_bandwidth: float = 8e9
     flops: float = 3e10
-    slowdown: dict[int, float] = field(default_factory=dict)
+    slowdown: dict[int, float] = field(default_factory=dict, hash=False)
     node: int | None = None
     network: Link | None = None
-    links: dict[tuple[int, int], Link] = field(default_factory=dict)
+    links: dict[tuple[int, int], Link] = field(default_factory=dict, hash=False)
     jitter: float = 0.0
     pauses: Pauses | None = None
     seed: int = 0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of, to_host
-from minidist.comm.comm import ANY, Comm, CommError, Future, Request, as_bytes
+from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
@@ -108,8 +108,7 @@ class MpiComm(Comm):
         self._thread: ThreadPoolExecutor | None = None
         self._windows_kept: list[Any] = []  # of shared(): freed with the process
 
-    def time(self) -> float:
-        return time.perf_counter()
+    time = _now = staticmethod(time.perf_counter)
 
     # Buffers: what MPI is given. Dtypes that it does not know go as bytes, and long messages in
     # pieces, because not every library counts past 2³¹.
@@ -203,7 +202,7 @@ class MpiComm(Comm):
     def wait_for(self, source: int, tag: int = 0) -> None:
         start = self._enter()
         self._first_comer(tag, source)
-        self.trace.communicated("wait", start, self.time(), 0, -1)
+        self._left("wait", start)
 
     def _first_comer(self, tag: int, source: int = ANY) -> int:
         """Who sends first: a server may wait long, so after 0.1 ms it sleeps between two looks.
@@ -239,7 +238,7 @@ class MpiComm(Comm):
                 os.sched_yield()
             else:  # this will take a while: let the others have the cores
                 time.sleep(1e-3)
-        self.trace.communicated("barrier", start, self.time(), 0, -1)
+        self._left("barrier", start)
 
     def split(self, color: int, key: int = 0) -> Comm:
         part = self._comm.Split(color, key)
@@ -266,17 +265,32 @@ class MpiComm(Comm):
         buffers = [window.Shared_query(rank)[0] for rank in range(self.size)]
         return [np.frombuffer(buffer, like.dtype, length) for buffer in buffers]
 
-    def library_all_reduce(self, array: Array, op: str = "sum") -> None:
-        self._check("all-reduce at", array, self.rank, into=True)
+    def library(
+        self, name: str, *buffers: Any, op: str | None = None, root: int | None = None
+    ) -> None:
         start = self._enter()
-        names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
-        if op not in names:
-            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
-        host = np.asarray(to_host(array))
-        self._comm.Allreduce(self._mpi.IN_PLACE, host, getattr(self._mpi, names[op]))
-        self._arrived(array, host)
+        arrays, passed = [], []
+        for buffer in buffers:
+            array, *lengths = buffer if isinstance(buffer, tuple) else (buffer,)
+            if array is ITSELF:
+                passed.append(self._mpi.IN_PLACE)
+            elif array is None or isinstance(array, list):
+                passed.append(array)
+            else:
+                self._check(f"{name} at", array, self.rank, into=True)
+                arrays.append((array, to_host(array)))
+                passed.append([arrays[-1][1], *lengths] if lengths else arrays[-1][1])
+        options: dict[str, Any] = {} if root is None else {"root": root}
+        if op is not None:
+            names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
+            if op not in names:
+                raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
+            options["op"] = getattr(self._mpi, names[op])
+        getattr(self._comm, name)(*passed, **options)
+        for array, host in arrays:
+            self._arrived(array, host)
         self.trace.uncounted += 1
-        self.trace.communicated("library", start, self.time(), array.nbytes, -1)
+        self._left("library", start, sum(array.nbytes for array, _ in arrays))
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
@@ -330,9 +344,7 @@ class _MpiSend(Request):
         start = self._comm._enter()
         for request in self._requests:
             self._comm._complete(request)
-        end = self._comm.time()
-        peer = self._comm.world[self._to]
-        self._comm.trace.communicated("wait send", start, end, self._array.nbytes, peer)
+        self._comm._left("wait send", start, self._array.nbytes, self._to)
         return self._to
 
     def test(self) -> bool:
@@ -357,10 +369,7 @@ class _MpiRecv(Request):
     def wait(self) -> int:
         start = self._comm._enter()
         self.finish()
-        end = self._comm.time()
-        nbytes = self._array.nbytes
-        peer = self._comm.world[self._source]
-        self._comm.trace.communicated("wait recv", start, end, nbytes, peer)
+        self._comm._left("wait recv", start, self._array.nbytes, self._source)
         return self._source
 
     def finish(self) -> int:
@@ -393,5 +402,5 @@ class _MpiFuture(Future):
     def wait(self) -> Any:
         start = self._comm._enter()
         result = self._future.result()
-        self._comm.trace.communicated("wait", start, self._comm.time(), 0, -1)
+        self._comm._left("wait", start)
         return result

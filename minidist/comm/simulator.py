@@ -12,9 +12,10 @@ incoming port are free, and holds both ports for the machine's α + nβ.
 from __future__ import annotations
 
 import contextvars
-import heapq
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from heapq import heappop, heappush
 from traceback import walk_stack
 from typing import Any
 
@@ -123,8 +124,8 @@ class Simulator:
             make = partial(Interrupted, machine.pauses, machine.seed)
             self.interrupted = [make(rank) for rank in range(ranks)]
         self.ranks = ranks
-        self.heap: list[tuple[float, int, Task]] = []  # who can run, by clock
-        self.order = 0  # breaks ties: first come, first served
+        self.clocks: list[float] = []  # a heap: the clocks of those who can run, each once
+        self.ready: dict[float, deque[Task]] = {}  # who they are: first come, first served
         self.tasks: list[Task] = []
         self.current: Task
         self.error: BaseException | None = None
@@ -141,8 +142,8 @@ class Simulator:
         for task in self.tasks:
             task.greenlet.parent = self.hub
         try:
-            while self.heap:
-                self._switch(heapq.heappop(self.heap))
+            while self.clocks:
+                self._next()
                 if self.error is not None:
                     raise self.error
             stuck = [t for t in self.tasks if t.doing is not None and t.rank not in self.lost]
@@ -181,8 +182,11 @@ class Simulator:
 
     def wake(self, task: Task, clock: float) -> None:
         """Let ``task`` go on when it is the furthest behind, at ``clock``."""
-        self.order += 1
-        heapq.heappush(self.heap, (clock, self.order, task))
+        queue = self.ready.get(clock)
+        if queue is None:
+            queue = self.ready[clock] = deque()
+            heappush(self.clocks, clock)
+        queue.append(task)
 
     def pause(self, doing: Any) -> None:
         """Leave the current task, which waits to be woken; whoever is furthest behind goes on."""
@@ -193,14 +197,14 @@ class Simulator:
 
     def catch_up(self) -> None:
         """Let all tasks that are further behind than the current one go first."""
-        if self.heap and self.heap[0][0] < self.current.clock:
+        if self.clocks and self.clocks[0] < self.current.clock:
             self.wake(self.current, self.current.clock)
             self._leave()
 
     def advance(self, clock: float) -> float:
         """The current task goes on at ``clock``, after all tasks that are further behind."""
         task = self.current
-        if self.heap and self.heap[0][0] < clock:
+        if self.clocks and self.clocks[0] < clock:
             self.wake(task, clock)
             self._leave()
         task.clock = clock
@@ -208,16 +212,20 @@ class Simulator:
 
     def _leave(self) -> None:
         """Let whoever is furthest behind go on, until the current task is."""
-        if self.heap and self.heap[0][2].greenlet:
-            self._switch(heapq.heappop(self.heap))
+        if self.clocks and self.ready[self.clocks[0]][0].greenlet:
+            self._next()
         else:  # nobody, or one not yet started: started from here, it would inherit our stack
             self.hub.switch()
         self.charged = work.flops
 
-    def _switch(self, entry: tuple[float, int, Task]) -> None:
-        task = entry[2]
-        task.clock = entry[0]
-        self.current = task
+    def _next(self) -> None:
+        """Whoever is furthest behind goes on."""
+        clock = self.clocks[0]
+        queue = self.ready[clock]
+        self.current = task = queue.popleft()
+        if not queue:
+            del self.ready[heappop(self.clocks)]
+        task.clock = clock
         task.greenlet.switch()
 
     def clock(self) -> float:
@@ -240,9 +248,10 @@ class Simulator:
         if transfer.sending:
             mine, theirs = theirs, mine
         waiting = theirs[transfer.receiver]
+        sender = transfer.sender
         for index, other in enumerate(waiting):
             if other.tag == transfer.tag and (
-                other.sender == transfer.sender or ANY in (other.sender, transfer.sender)
+                other.sender == sender or other.sender == ANY or sender == ANY
             ):
                 if other.task.rank in self.lost:
                     continue  # it crashed before the message began
@@ -258,9 +267,10 @@ class Simulator:
     def _begin(self, send: Transfer, recv: Transfer) -> None:
         """Both sides of a message are there: move it as soon as both ports are free."""
         source, target = send.array, recv.array
-        if source.size != target.size or source.dtype != target.dtype:
+        kind = source.dtype
+        if source.size != target.size or (kind is not target.dtype and kind != target.dtype):
             raise CommError(
-                f"rank {send.sender} sends {source.dtype}[{source.size}] and rank "
+                f"rank {send.sender} sends {kind}[{source.size}] and rank "
                 f"{send.receiver} receives {target.dtype}[{target.size}] (tag {send.tag}): both "
                 "sides of a message must agree on dtype and length"
             )
@@ -289,7 +299,7 @@ class Simulator:
     def complete(self, *transfers: Transfer) -> None:
         """Wait until all of the current task's ``transfers`` are through."""
         task = self.current
-        until = self.clock()
+        until = task.clock
         if self.lost:
             self._check_partners(transfers)
         for transfer in transfers:
@@ -313,8 +323,9 @@ class Simulator:
         """``rank`` has crashed: its messages that have not begun never will; tell who waits."""
         clock = self.clock()
         self.lost.add(rank)
-        self.heap = [entry for entry in self.heap if entry[2].rank != rank]
-        heapq.heapify(self.heap)
+        living = {at: [t for t in queue if t.rank != rank] for at, queue in self.ready.items()}
+        self.ready = {at: deque(tasks) for at, tasks in living.items() if tasks}
+        self.clocks = sorted(self.ready)  # which is a heap
         for task in self.tasks:
             if task.rank in self.lost or not task.pending:
                 continue

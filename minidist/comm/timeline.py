@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minidist.comm.trace import Event, Trace, span
+from minidist.comm.trace import SENDING, Event, Trace, span, step_of
 
 # By what the step's name begins with, then by the kind of event.
 COLOURS = {
@@ -24,7 +24,6 @@ COLOURS = {
     "sending, receiving, waiting": "#f2a65a",
 }
 STEP_COLOURS = ("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900", "#5c9ead")
-SENDING = ("send", "isend", "sendrecv")
 RECEIVING = ("recv", "wait recv", "sendrecv")
 MANY = 3000  # arrows: more than this, and they hide the picture
 
@@ -132,13 +131,6 @@ def colour(event: Event) -> str:
     if word in ("input-gradient", "weight-gradient"):  # the two halves of a backward
         word = "backward"
     return COLOURS.get(word, COLOURS["other computing"])
-
-
-def step_of(event: Event) -> str:
-    """The step's name without what is special: "reduce" for "reduce from 2" or "reduce, send"."""
-    words = event.name.partition(",")[0].split(" ")
-    words = [word for word in words if not word[:1].isdigit() and word not in ("to", "from")]
-    return " ".join(words) or event.kind
 
 
 def draw_timeline(

@@ -2,12 +2,15 @@
 
 Counting is always on, because measured bytes must never be a guess. Events (start, end, peer,
 bytes, step name) are kept only when ``record`` is set: they are what timelines are drawn from.
+When it is not, steps have no names, and all that is left of tracing is to ask whether it is on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,11 @@ class Trace:
         self.record = record
         self.events: list[Event] = []
         self.sent = Sent()
-        self.sent_in: dict[str, Sent] = {}  # by step name, without its number
         self.uncounted = 0  # collectives of the MPI library, whose messages nobody can see
         self.offset = 0.0  # to add to this rank's times to have rank 0's
         self.busy = 0.0  # seconds outside communication
         self.names: list[tuple[str, int | None, int | None]] = []  # the steps we are in
-        self._mark = start  # when the last communication, or named step, ended
+        self.mark = start  # when the last communication, or named step, ended
 
     @property
     def name(self) -> str:
@@ -65,45 +67,35 @@ class Trace:
 
     def computed(self, now: float) -> None:
         """Everything from the last mark until ``now`` was computation."""
-        if now > self._mark:
-            self.busy += now - self._mark
+        if now > self.mark:
+            self.busy += now - self.mark
             if self.record:
-                self.events.append(Event("compute", self.name, self._mark, now))
-            self._mark = now
+                self.events.append(Event("compute", self.name, self.mark, now))
+            self.mark = now
 
     def communicated(
-        self, kind: str, start: float, end: float, nbytes: int, peer: int, source: int = -1
+        self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
-        """A call of communication lasted from ``start`` to ``end``."""
-        self._mark = end
-        if self.record:
-            self.events.append(Event(kind, self.name, start, end, nbytes, peer, source))
-
-    def count(self, nbytes: int) -> None:
-        """One message of ``nbytes`` leaves this rank."""
-        self.sent.messages += 1
-        self.sent.nbytes += nbytes
-        name = self.names[-1][0] if self.names else ""
-        step = self.sent_in.get(name)
-        if step is None:
-            step = self.sent_in[name] = Sent()
-        step.messages += 1
-        step.nbytes += nbytes
+        """A call of communication lasted from ``start`` to the mark: to be called if recording."""
+        self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source))
 
     def resume(self, now: float) -> None:
         """What lay between the last mark and ``now`` was nothing: a stream had no work."""
-        self._mark = now
+        self.mark = now
 
     def totals(self) -> dict[str, object]:
-        """Messages, bytes and computing seconds so far, and the first two by step name."""
+        """Messages, bytes and computing seconds so far; what was recorded also by step."""
+        by_step: dict[str, dict[str, int]] = {}
+        for event in self.events:
+            if event.kind in SENDING:
+                step = by_step.setdefault(step_of(event), {"messages": 0, "bytes": 0})
+                step["messages"] += 1
+                step["bytes"] += event.nbytes
         return {
             "messages": self.sent.messages,
             "bytes": self.sent.nbytes,
             "busy_seconds": self.busy,
-            "by_step": {
-                name: {"messages": sent.messages, "bytes": sent.nbytes}
-                for name, sent in self.sent_in.items()
-            },
+            "by_step": by_step,
         }
 
 
@@ -117,20 +109,27 @@ class StreamTrace(Trace):
     def __init__(self, rank: Trace, start: float) -> None:
         super().__init__(start, rank.record)
         self.rank = rank
-        self.sent, self.sent_in, self.events = rank.sent, rank.sent_in, rank.events
+        self.sent, self.events = rank.sent, rank.events
+
+    def resume(self, now: float) -> None:
+        self.mark, self.record = now, self.rank.record  # switched on or off meanwhile, perhaps
 
     def computed(self, now: float) -> None:
-        if now > self._mark and self.rank.record:
-            self.events.append(Event("reduce", self.name, self._mark, now, stream=True))
-        self._mark = max(self._mark, now)
+        if now > self.mark and self.record:
+            self.events.append(Event("reduce", self.name, self.mark, now, stream=True))
+        self.mark = max(self.mark, now)
 
     def communicated(
-        self, kind: str, start: float, end: float, nbytes: int, peer: int, source: int = -1
+        self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
-        self._mark = end
-        self.record = self.rank.record  # asked each time: it may be switched on between steps
-        if self.record:
-            self.events.append(Event(kind, self.name, start, end, nbytes, peer, source, True))
+        self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source, True))
+
+
+def step_of(event: Event) -> str:
+    """The step's name without what is special: "reduce" for "reduce from 2" or "reduce, send"."""
+    words = event.name.partition(",")[0].split(" ")
+    words = [word for word in words if not word[:1].isdigit() and word not in ("to", "from")]
+    return " ".join(words) or event.kind
 
 
 def span(timelines: Iterable[list[Event]]) -> tuple[float, float]:

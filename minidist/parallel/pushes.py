@@ -17,7 +17,7 @@ its matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,8 +40,8 @@ class Pushes:
     def __init__(
         self,
         model: Module,
-        ranges: list[slice],
-        keys: list[slice],
+        ranges: Sequence[slice],
+        keys: Sequence[slice],
         compressor: Callable[[], Compressor] | None,
         dtype: np.dtype,
         seed: int,

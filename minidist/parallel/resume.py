@@ -17,6 +17,7 @@ more for ZeRO's stage 3), and for the moment needs host memory for all of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Held:
     slices: dict[str, slice]  # of each in the flat array that is cut into shards
     optimizer: Optimizer
     data: Array  # what this rank's optimizer steps: the shard, or all
-    shards: list[slice] | None = None  # of all ranks; None if every rank has all
+    shards: Sequence[slice] | None = None  # of all ranks; None if every rank has all
 
     def whole(self, comm: Comm, array: Array) -> np.ndarray:
         """All of an array of which each rank has its shard, on the host."""

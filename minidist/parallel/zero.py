@@ -42,6 +42,7 @@ sections 5 and 7 (P_os, P_os+g, P_os+g+p).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -156,7 +157,7 @@ class Zero1(Resumable, Method):
             for count in parameters:
                 clocks.all_reduce(2 * count, 8)
 
-    def optimizer_bytes(self, shards: list[list[slice]]) -> list[int]:
+    def optimizer_bytes(self, shards: list[Sequence[slice]]) -> list[int]:
         slots = len(self.optimizer.slots) * self.itemsize
         return [slots * held for held in held_by_rank(shards)]
 
@@ -170,7 +171,7 @@ class Zero1(Resumable, Method):
         return shape_of(batch.shard(rank, self.comm.size))
 
 
-def held_by_rank(shards: list[list[slice]]) -> list[int]:
+def held_by_rank(shards: list[Sequence[slice]]) -> list[int]:
     """How many elements each rank owns, of all units together."""
     return [
         sum(part.stop - part.start for part in by_unit) for by_unit in zip(*shards, strict=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,7 +41,7 @@ class Unit:
 
     parameters: dict[str, Parameter]
     slices: dict[str, slice]  # of each parameter in the unit
-    shards: list[slice]  # of each rank in the unit
+    shards: Sequence[slice]  # of each rank in the unit
     own: slice
     grad: Array  # the sum of this rank's shard
     optimizer: Optimizer

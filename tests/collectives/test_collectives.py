@@ -15,8 +15,11 @@ from minidist.collectives import (
     auto,
     barrier,
     barrier_cost,
+    chain,
+    double_tree,
     hierarchical,
     ring,
+    segmented_ring,
     symmetric_memory,
 )
 from minidist.comm import CommError, LocalWorld, launch
@@ -38,6 +41,29 @@ def test_a_large_odd_length(collective):
     for size in (2, 5) if collective.name.startswith("all_reduce") else (3,):
         broken = broken_claims(collective, size, 1_000_003, "float32")
         assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+@pytest.mark.parametrize("nbytes", (24, 100))
+def test_pieces_of_any_length_keep_the_time_exact(nbytes, size, monkeypatch):
+    """Algorithms that cut the array in pieces, with pieces so short that there are many.
+
+    Also where adding is slower than moving, so that it does not hide behind it.
+    """
+    slow_adding = replace(MACHINE, reduce_bandwidth=MACHINE.bandwidth / 7, latency=1e-9)
+    for module, constant in ((segmented_ring, "SEGMENT"), (double_tree, "PIECE"), (chain, "PIECE")):
+        monkeypatch.setattr(module, constant, nbytes)
+        if module is not chain:
+            monkeypatch.setattr(module, "all_reduce_seconds", module.all_reduce_seconds.__wrapped__)
+    broken = [
+        line
+        for collective in COLLECTIVES
+        if collective.name.split("/")[1].split(" ")[0] in ("segmented_ring", "double_tree", "chain")
+        for length in (98, 211)
+        for machine in (MACHINE, slow_adding)
+        for line in broken_claims(collective, size, length, machine=machine)
+    ]
+    assert not broken, "\n".join(broken)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -154,6 +180,18 @@ def test_all_to_all_is_a_transposition_at_the_formulas_price(name, size):
         cost = collectives.ALL_TO_ALL_COST[name](size * width, 8, rank, size, MACHINE)
         assert (messages, nbytes) == (cost.messages, cost.nbytes)
         assert world.seconds == pytest.approx(cost.seconds, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", collectives.ALL_TO_ALL)
+def test_all_to_all_keeps_arrays_of_another_module_there(name):
+    def run(comm):
+        send = strict.asarray(10 * comm.rank + np.arange(6).reshape(3, 2))
+        recv = strict.asarray(np.zeros((3, 2), int))
+        collectives.all_to_all(comm, send, recv, name)
+        return strict.asnumpy(recv)
+
+    for rank, recv in enumerate(launch(run, ranks=3, world=LocalWorld())):
+        assert recv.tolist() == [[10 * other + 2 * rank + i for i in (0, 1)] for other in range(3)]
 
 
 def test_blocks_of_several_lengths_go_pairwise():

@@ -20,8 +20,8 @@ MUTANTS = [
         Mutant(
             HOME + "ring",
             "the last round is dropped",
-            "range(1, comm.size)",
-            "range(1, comm.size - 1)",
+            '"all-gather", comm.size - 1',
+            '"all-gather", comm.size - 2',
         ),
         "all_reduce",
         "all_reduce/ring",
@@ -109,9 +109,9 @@ MUTANTS = [
     (
         Mutant(
             HOME + "recursive_doubling",
-            "the distance grows by one",
+            "the distance never grows",
             "distance *= 2",
-            "distance += 1",
+            "distance *= 1",
         ),
         "all_reduce",
         "all_reduce/recursive_doubling",
@@ -185,6 +185,26 @@ MUTANTS = [
         ),
         "broadcast",
         "broadcast/scatter_all_gather from -1",
+    ),
+    (
+        Mutant(
+            HOME + "binomial_gather",
+            "a bundle is of the child alone",
+            "ends[subtree(child, size)] - first",
+            "ends[child + 1] - first",
+        ),
+        "scatter",
+        "scatter/binomial from -1",
+    ),
+    (
+        Mutant(
+            HOME + "binomial_gather",
+            "bundles are unpacked as if from rank 0 on",
+            "flat[part] = bundle[end",
+            "flat[end - (part.stop - part.start) : end] = bundle[end",
+        ),
+        "gather",
+        "gather/binomial from -1",
     ),
     (
         Mutant(

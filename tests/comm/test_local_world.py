@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from minidist.array import work
+from minidist.collectives import recursive_doubling, ring
 from minidist.comm import CommError, Deadlock, LocalWorld, Machine, launch
 from minidist.comm.comm import ANY
 
@@ -367,6 +370,33 @@ def test_messages_of_a_stream_and_of_the_rank_never_meet():
         return [*got, buffer[0]]
 
     assert run(main)[1] == [2.0, 1.0]
+
+
+# Many ranks
+
+
+def test_memory_grows_with_the_data_and_not_with_the_square_of_the_ranks():
+    def peak(ranks):
+        gc.collect()
+        tracemalloc.start()
+        launch(lambda comm: ring.all_reduce(comm, np.ones(512)), ranks, LocalWorld())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(80), peak(240)
+    assert many < 3.3 * few, f"{few:,} bytes at 80 ranks, {many:,} at three times as many"
+
+
+def test_recursive_doubling_on_four_thousand_ranks():
+    def main(comm):
+        array = np.full(1, comm.rank)
+        recursive_doubling.all_reduce(comm, array)
+        return int(array[0])
+
+    world = LocalWorld(MACHINE)
+    assert set(launch(main, 4096, world)) == {4096 * 4095 // 2}
+    assert world.seconds == pytest.approx(12 * (1 + 8 / 8 + 8 / 4), rel=1e-9)
 
 
 # The trace

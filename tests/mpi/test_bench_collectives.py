@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 from minidist.bench import collectives as bench
+from minidist.bench import collectives_report as report
+from minidist.bench import point_to_point, tracing
+from minidist.bench.kinds import KINDS
+from minidist.bench.peers import torch_ranks
+from minidist.collectives import recursive_doubling, ring
+from minidist.comm import LocalWorld, launch
 from tests.mpi.run import mpiexec, needs_mpi
 
 REPORT = {
     "ranks": 2,
     "library": "MPI 1",
+    "point_to_point": [
+        {"bytes": 8, "seconds": 1.0, "exchange_seconds": 1.0},
+        {"bytes": 108, "seconds": 2.0, "exchange_seconds": 1.0},
+    ],
     "rows": [
-        {"bytes": 8, "seconds": {"library": 1.0, "ring": 3.0}, "exchange_seconds": 1.0},
-        {"bytes": 32, "seconds": {"library": 2.0, "ring": 2.5}, "exchange_seconds": 1.0},
-        {"bytes": 128, "seconds": {"library": 9.0, "ring": 4.0}, "exchange_seconds": 1.0},
+        {
+            "collective": "all_reduce",
+            "bytes": nbytes,
+            "seconds": {"library": library, "ring": ring, "gloo": 0.5, "auto": 0.5},
+            "exchange_seconds": 1.0,
+        }
+        for nbytes, library, ring in ((8, 1.0, 3.0), (32, 2.0, 2.5), (128, 9.0, 4.0))
     ],
 }
 
@@ -26,19 +44,108 @@ def test_bench_collectives_measures_checks_draws_and_tunes(tmp_path, monkeypatch
     done = mpiexec(
         2, "-m", "minidist", "bench", "collectives", "--largest", "128", "--turns", "1",
         "--tune", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json"),
+        "--gloo", '{"8": 0.25}',
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "collectives.json").read_text())
     assert json.loads((tmp_path / "copy.json").read_text()) == report
     assert [row["bytes"] for row in report["rows"]] == [8, 16, 64]
+    assert report["rows"][0]["seconds"].pop("gloo") == 0.25
     for row in report["rows"]:
+        assert row["collective"] == "all_reduce"
         assert set(row["seconds"]) == set(bench.algorithms("all"))
         assert all(seconds > 0 for seconds in row["seconds"].values())
         assert row["messages"]["library"] is None, "nobody can count these"
         assert row["messages"]["ring"] == 2
     assert (tmp_path / "collectives.png").exists()
+    assert [row["bytes"] for row in report["point_to_point"]] == [8, 16, 64]
+    assert all(row["seconds"] > 0 for row in report["point_to_point"])
+    calls = report["tracing"]["calls"]
+    assert calls == {"rounds": 1, "steps": 0, "records": 1}, "what tracing costs, when off"
+    assert report["tracing"]["share"] > 0
     tuned = json.loads((tmp_path / "tuned.json").read_text())[report["library"]]["2"]
     assert [nbytes for nbytes, _ in tuned] == [8, 16, 64]
+
+
+@needs_mpi
+def test_every_collective_is_measured_beside_the_librarys(tmp_path):
+    done = mpiexec(
+        3, "-m", "minidist", "bench", "collectives", "--collective", "all", "--largest", "64",
+        "--turns", "1", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "collectives.json").read_text())["rows"]
+    assert {row["collective"] for row in rows} == set(KINDS)
+    for row in rows:
+        kind = KINDS[row["collective"]]
+        assert set(row["seconds"]) == set(kind.run)
+        assert set(row["predicted_seconds"]) == set(kind.cost)
+        assert all(seconds > 0 for seconds in row["seconds"].values())
+    assert {row["bytes"] for row in rows if row["collective"] == "all_to_all"} == {12, 24, 72}
+    assert "barrier on 3 ranks" in done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_results_are_checked_before_they_are_timed(kind):
+    """The true algorithms pass; one that does nothing, or too much, is caught on some rank."""
+    if kind.name == "barrier":
+        return
+    wrong = replace(
+        kind, run={"idle": lambda comm, *arrays: None, "more": lambda comm, *a: a[-1].fill(77)}
+    )
+
+    def check(comm, kind, name):
+        try:
+            kind.check(comm, name, 12, "int32")
+        except ArithmeticError as error:
+            return str(error)
+        return None
+
+    for name in kind.cost:
+        assert launch(lambda comm, n=name: check(comm, kind, n), 3, LocalWorld()) == [None] * 3
+    for name in wrong.run:
+        found = launch(lambda comm, n=name: check(comm, wrong, n), 3, LocalWorld())
+        assert any(f"{kind.name} by {name} on 3 ranks" in str(text) for text in found)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="no torch beside us")
+def test_gloo_is_timed_at_every_size():
+    wanted = ["[8, 16, 64]", "float64", "2"]
+    found = torch_ranks(sys.executable, "minidist.bench.peer_gloo", wanted, 2)
+    assert list(found) == ["8", "16", "64"]
+    assert all(seconds > 0 for seconds in found.values())
+
+
+def test_a_python_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="--torch no-such-python: there is no such program"):
+        torch_ranks("no-such-python", "minidist.bench.peer_gloo", [], 2)
+
+
+def test_point_to_point_is_a_line_between_measured_sizes():
+    rows = REPORT["point_to_point"]
+    got = [point_to_point.seconds_for(rows, nbytes) for nbytes in (4, 8, 33, 108, 208)]
+    assert got == pytest.approx([1.0, 1.0, 1.25, 2.0, 3.0])
+    assert [row["piece_bandwidth"] for row in point_to_point.pieces(rows)] == [None, 100.0]
+    flat = [rows[0], dict(rows[0], bytes=16)]
+    assert [row["piece_bandwidth"] for row in point_to_point.pieces(flat)] == [None, None]
+
+
+def test_tracing_when_off_costs_two_looks_and_a_call():
+    """By counts, not by time: no step is named and nothing is kept, in either half of a ring."""
+
+    def run(comm):
+        array = np.ones(1024, np.float32)
+        counted = [
+            tracing.count(comm, lambda a=algorithm: a(comm, array))
+            for algorithm in (recursive_doubling.all_reduce, ring.all_reduce)
+        ]
+        assert comm.step("one") is comm.step("another"), "a step when off is no new object"
+        assert isinstance(comm.rounds("all-gather", 3), range)
+        return counted, comm.trace.events, comm.trace.names
+
+    counts = [{"rounds": 1, "steps": 0, "records": 2}, {"rounds": 2, "steps": 0, "records": 6}]
+    for counted, events, names in launch(run, 4, LocalWorld()):
+        assert (counted, events, names) == (counts, [], [])
 
 
 @needs_mpi
@@ -61,13 +168,19 @@ def test_trace_aligns_the_clocks_of_mpi_ranks(tmp_path, monkeypatch):
 
 
 def test_bandwidths_are_those_of_nccl_tests():
-    assert bench.bus_bandwidth(100, 2.0, 4) == pytest.approx(100 / 2 * 2 * 3 / 4)
-    assert bench.limit(REPORT["rows"][0], 2) == pytest.approx(8 / 2.0)
+    assert report.bus_bandwidth(100, 2.0, 4) == pytest.approx(100 / 2 * 2 * 3 / 4)
+    for kind in ("reduce_scatter", "all_gather", "gather", "scatter", "all_to_all"):
+        assert report.bus_bandwidth(100, 2.0, 4, kind) == pytest.approx(100 / 2 * 3 / 4)
+    for kind in ("broadcast", "reduce"):
+        assert report.bus_bandwidth(100, 2.0, 4, kind) == pytest.approx(100 / 2)
+    assert report.limit(REPORT, REPORT["rows"][0]) == pytest.approx(8 / 2.0)
+    one_way = {"collective": "scatter", "bytes": 216}
+    assert report.limit(REPORT, one_way) == pytest.approx(108 / 2.0)
     assert bench.sizes(1000) == [8, 16, 64, 256]
 
 
 def test_crossover_is_between_the_sizes():
-    assert bench.crossovers(REPORT) == [(8, "library"), (64.0, "ring")]
+    assert report.crossovers(REPORT["rows"]) == [(8, "library"), (64.0, "ring")]
 
 
 def test_tune_keeps_the_fastest(tmp_path, monkeypatch):
@@ -83,3 +196,7 @@ def test_unknown_algorithms_are_named():
         ValueError, match="unknown algorithm 'magic': choose among library, central"
     ):
         bench.algorithms("ring,magic")
+    assert bench.algorithms("ring,bruck", "all_gather") == ["ring", "bruck"]
+    assert bench.algorithms("chain", "all_gather") == []
+    with pytest.raises(ValueError, match="unknown collective 'scan': choose among all_reduce"):
+        bench.kinds("scan")

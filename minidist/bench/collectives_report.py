@@ -1,0 +1,182 @@
+"""The report of ``minidist bench collectives``: tables, and a picture with crossover points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from minidist.bench import point_to_point
+from minidist.bench.kinds import KINDS, LIBRARY
+from minidist.bench.point_to_point import seconds_for
+
+NO_RIVALS = ("auto", "gloo")  # the one is another again, the other cannot be chosen
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+
+def rows_of(report: Report, kind: str) -> list[Row]:
+    """The rows of one collective."""
+    return [row for row in report["rows"] if row["collective"] == kind]
+
+
+def kinds_of(report: Report) -> list[str]:
+    """The collectives that were measured."""
+    return list(dict.fromkeys(row["collective"] for row in report["rows"]))
+
+
+def fastest(row: Row) -> str:
+    """The algorithm that took the least time, of those among which can be chosen."""
+    seconds = row["seconds"]
+    return min((name for name in seconds if name not in NO_RIVALS), key=lambda name: seconds[name])
+
+
+def bus_bandwidth(nbytes: int, seconds: float, size: int, kind: str = "all_reduce") -> float:
+    """Bytes a second on the links, as nccl-tests has it."""
+    return nbytes / seconds * KINDS[kind].factor(size)
+
+
+def limit(report: Report, row: Row) -> float | None:
+    """The bus bandwidth that the transport allows; None for one rank, or no bytes.
+
+    With a root: what must leave or reach it, one way. Otherwise that of a ring whose additions are
+    free: every rank swaps n/p with its neighbours at the bus bandwidth of one such exchange.
+    """
+    size, kind = report["ranks"], row["collective"]
+    if size == 1 or not row["bytes"]:
+        return None
+    if KINDS[kind].one_way:
+        moved = row["bytes"] * KINDS[kind].factor(size)
+        return moved / seconds_for(report["point_to_point"], moved)
+    return row["bytes"] / size / row["exchange_seconds"]
+
+
+def crossovers(rows: list[Row]) -> list[tuple[float, str]]:
+    """(bytes, algorithm): from which size on that one is the fastest, until the next."""
+    found: list[tuple[float, str]] = []
+    before = None
+    for row in rows:
+        best = fastest(row)
+        if not found or found[-1][1] != best:
+            found.append(((before * row["bytes"]) ** 0.5 if before else row["bytes"], best))
+        before = row["bytes"]
+    return found
+
+
+def tables(report: Report) -> Iterator[Table]:
+    """Point to point, and a table for each collective."""
+    if report["point_to_point"]:
+        yield point_to_point.table(report["point_to_point"])
+    for kind in kinds_of(report):
+        yield table(report, kind)
+
+
+def table(report: Report, kind: str) -> Table:
+    """Microseconds a call, the fastest marked, and bus bandwidths where bytes matter."""
+    size, rows = report["ranks"], rows_of(report, kind)
+    view = Table(
+        title=f"{kind.replace('_', ' ')} on {size} ranks of {report['library']}, "
+        f"{report['dtype']}: µs a call (GB/s on the bus)",
+        caption="limit: GB/s of the bare transport; *: the fastest",
+    )
+    names = list(rows[0]["seconds"])
+    for heading in ("bytes", *names, "limit"):
+        view.add_column(heading.replace("_", " "), justify="right")
+    for row in rows:
+        cells = []
+        for name in names:
+            seconds = row["seconds"].get(name)
+            if seconds is None:
+                cells.append("-")
+                continue
+            mark = "*" if name == fastest(row) else ""
+            bus = bus_bandwidth(row["bytes"], seconds, size, kind) / 1e9
+            rate = f" ({bus:.2f})" if row["bytes"] >= 1 << 16 else ""
+            cells.append(f"{mark}{seconds * 1e6:,.1f}{rate}")
+        bare = limit(report, row)
+        view.add_row(f"{row['bytes']:,}", *cells, f"{bare / 1e9:.2f}" if bare else "-")
+    return view
+
+
+def draw(report: Report, path: Path) -> None:
+    """A row a collective: time, and bus bandwidth, against size; last, the bare transport."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = [kind for kind in kinds_of(report) if kind != "barrier"]  # one point is no line
+    count = len(kinds) + bool(report["point_to_point"])
+    figure = Figure(figsize=(13, 0.6 + 4.4 * count), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(count, 2, squeeze=False)
+    for kind, (left, right) in zip(kinds, panels, strict=False):
+        _draw_kind(report, kind, left, right)
+    if report["point_to_point"]:
+        _draw_transport(report["point_to_point"], *panels[-1])
+    for axes in panels.flat:
+        axes.set_xlabel("bytes")
+        axes.set_xscale("log", base=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{report['ranks']} ranks, {report['library']}, {report['dtype']}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_kind(report: Report, kind: str, left: Any, right: Any) -> None:
+    """Time, with the sizes at which another becomes the fastest, and bus bandwidth."""
+    size, rows, title = report["ranks"], rows_of(report, kind), kind.replace("_", " ")
+    for index, name in enumerate(name for name in rows[0]["seconds"] if name != "auto"):
+        style: dict[str, Any] = {"color": f"C{index - 1}", "linewidth": 1.4}
+        if name == LIBRARY:
+            style = {"color": "black", "linewidth": 2.2}
+        elif name == "gloo":
+            style = {"color": "black", "linewidth": 1.4, "linestyle": ":"}
+        style |= {"label": name.replace("_", " "), "marker": "o", "markersize": 3}
+        points = [(row["bytes"], row["seconds"][name]) for row in rows if name in row["seconds"]]
+        nbytes = [point[0] for point in points]
+        left.loglog(nbytes, [seconds * 1e6 for _, seconds in points], **style)
+        bus = [bus_bandwidth(n, seconds, size, kind) / 1e9 for n, seconds in points]
+        right.plot(nbytes, bus, **style)
+    bare = [(row["bytes"], limit(report, row)) for row in rows]
+    if all(rate for _, rate in bare):
+        sizes, rates = zip(*bare, strict=True)
+        right.plot(sizes, [rate / 1e9 for rate in rates], "--", color="gray", label="limit")
+    for position, name in crossovers(rows):
+        left.axvline(position, color="lightgray", zorder=0)
+        left.text(
+            position,
+            1.0,
+            f" {name.replace('_', ' ')}",
+            rotation=90,
+            fontsize=7,
+            va="top",
+            transform=left.get_xaxis_transform(),
+            color="dimgray",
+        )
+    left.set_title(f"{title}: time; lines: from here on another is the fastest", loc="left")
+    left.set_ylabel("µs")
+    right.set_title(f"{title}: bus bandwidth", loc="left")
+    right.set_ylabel("GB/s")
+    right.legend(frameon=False, fontsize=8)
+
+
+def _draw_transport(rows: list[Row], left: Any, right: Any) -> None:
+    """What single messages take, by nothing but the library's send and receive."""
+    nbytes = [row["bytes"] for row in rows]
+    for field, label in (("seconds", "one way"), ("exchange_seconds", "exchange, both ways")):
+        left.loglog(nbytes, [row[field] * 1e6 for row in rows], "o-", markersize=3, label=label)
+        rates = [row["bytes"] / row[field] / 1e9 for row in rows]
+        right.plot(nbytes, rates, "o-", markersize=3, label=label)
+    for before, row in pairwise(rows):
+        if row["piece_bandwidth"]:
+            rate = row["piece_bandwidth"] / 1e9
+            right.plot([before["bytes"], row["bytes"]], [rate, rate], color="gray", linewidth=0.8)
+    right.plot([], [], color="gray", linewidth=0.8, label="one way, piece by piece")
+    left.set_title("point to point: time of one message", loc="left")
+    left.set_ylabel("µs")
+    left.legend(frameon=False, fontsize=8)
+    right.set_title("point to point: bandwidth", loc="left")
+    right.set_ylabel("GB/s each way")
+    right.legend(frameon=False, fontsize=8)

@@ -1,0 +1,199 @@
+"""What ``minidist bench collectives`` can measure: collectives, their data, what must come out.
+
+The bus bandwidth is the rate of the busiest link, if no byte is sent that need not be: n bytes over
+the time, times a factor for each collective, as nccl-tests defines them (PERFORMANCE.md there):
+
+    all_reduce                                             2(p - 1)/p
+    reduce_scatter, all_gather, gather, scatter, all_to_all (p - 1)/p
+    broadcast, reduce                                       1
+
+n is the whole array: what every rank has before a reduce-scatter, or after an all-gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidist import collectives
+from minidist.collectives import chunks, library
+from minidist.comm.comm import Comm
+
+LIBRARY = "library"
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One collective.
+
+    ``run`` are its algorithms, functions of a comm and the arrays; ``cost`` their formulas.
+    ``expected(rank, inputs)`` is a part of the last array and what must stand there, if all
+    ranks began with ``inputs``. ``factor(p)`` makes bus bandwidth of bytes a second; 0: no bytes.
+    ``one_way``: the root's port works in one direction only, so that is the limit.
+    """
+
+    name: str
+    run: dict[str, Callable[..., Any]]
+    cost: dict[str, Callable[..., collectives.Cost]]
+    expected: Callable[[int, list[np.ndarray]], tuple[slice, np.ndarray]]
+    factor: Callable[[int], float]
+    one_way: bool = False
+
+    def arrays(self, comm: Comm, length: int, dtype: str) -> Arrays:
+        """This rank's data, different on every rank."""
+        mine = pattern(comm.rank, length, dtype)
+        if self.name == "barrier":
+            return ()
+        if self.name == "all_to_all":
+            blocks = mine.reshape(comm.size, -1)
+            return blocks, np.zeros_like(blocks)
+        return (mine,)
+
+    def length(self, nbytes: int, itemsize: int, size: int) -> int:
+        """Elements for about ``nbytes``: an all-to-all has as many for each rank."""
+        length = max(1, nbytes // itemsize)
+        return -(-length // size) * size if self.name == "all_to_all" else length
+
+    def check(self, comm: Comm, name: str, length: int, dtype: str) -> None:
+        """The result must be right before its speed is of interest; ArithmeticError if not."""
+        arrays = self.arrays(comm, length, dtype)
+        chunk = self.run[name](comm, *arrays)
+        if not arrays:
+            return
+        inputs = [pattern(rank, length, dtype) for rank in range(comm.size)]
+        part, expected = self.expected(comm.rank, inputs)
+        got = arrays[-1].reshape(-1)[part] if chunk is None else chunk
+        if not np.array_equal(got, expected):
+            wrong = int(np.flatnonzero(got != expected)[0])
+            raise ArithmeticError(
+                f"{self.name} by {name} on {comm.size} ranks, {dtype}[{length}]: element {wrong} "
+                f"of rank {comm.rank} is {got[wrong]}, expected {expected[wrong]}"
+            )
+
+
+def pattern(rank: int, length: int, dtype: str) -> np.ndarray:
+    """Small whole numbers, whose sums are exact in any dtype."""
+    return (np.arange(length) % 7 + rank).astype(dtype)
+
+
+# What must come out, by rank: a part of the array, and its values.
+
+ALL, NOTHING = slice(None), slice(0)
+
+
+def _sum(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]:
+    return ALL, np.sum(inputs, axis=0, dtype=inputs[0].dtype)
+
+
+def _sum_chunk(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]:
+    part = chunks(inputs[0].size, len(inputs))[rank]
+    return part, _sum(rank, inputs)[1][part]
+
+
+def _every_chunk(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]:
+    parts = chunks(inputs[0].size, len(inputs))
+    return ALL, np.concatenate([x[part] for x, part in zip(inputs, parts, strict=True)])
+
+
+def _at_root(expected: Callable[..., tuple[slice, np.ndarray]]) -> Callable[..., Any]:
+    return lambda rank, inputs: expected(rank, inputs) if rank == 0 else (NOTHING, inputs[0][:0])
+
+
+def _chunk_of_root(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]:
+    part = chunks(inputs[0].size, len(inputs))[rank]
+    return part, inputs[0][part]
+
+
+def _transposed(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]:
+    return ALL, np.concatenate([x.reshape(len(inputs), -1)[rank] for x in inputs])
+
+
+def _automatic(comm: Comm, array: np.ndarray) -> None:
+    collectives.all_reduce(comm, array, algorithm="auto")
+
+
+def _barrier_cost(length: int, itemsize: int, rank: int, size: int, machine: Any) -> Any:
+    return collectives.barrier_cost(size, machine)
+
+
+def _share(size: int) -> float:
+    return (size - 1) / size
+
+
+C = collectives
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "all_reduce",
+            {LIBRARY: library.all_reduce, **C.ALL_REDUCE, "auto": _automatic},
+            C.ALL_REDUCE_COST,
+            _sum,
+            lambda p: 2 * _share(p),
+        ),
+        Kind(
+            "reduce_scatter",
+            {LIBRARY: library.reduce_scatter, **C.REDUCE_SCATTER},
+            C.REDUCE_SCATTER_COST,
+            _sum_chunk,
+            _share,
+        ),
+        Kind(
+            "all_gather",
+            {LIBRARY: library.all_gather, **C.ALL_GATHER},
+            C.ALL_GATHER_COST,
+            _every_chunk,
+            _share,
+        ),
+        Kind(
+            "broadcast",
+            {LIBRARY: library.broadcast, **C.BROADCAST},
+            C.BROADCAST_COST,
+            lambda rank, inputs: (ALL, inputs[0]),
+            lambda p: 1.0,
+            one_way=True,
+        ),
+        Kind(
+            "reduce",
+            {LIBRARY: library.reduce, **C.REDUCE},
+            C.REDUCE_COST,
+            _at_root(_sum),
+            lambda p: 1.0,
+            one_way=True,
+        ),
+        Kind(
+            "gather",
+            {LIBRARY: library.gather, **C.GATHER},
+            C.GATHER_COST,
+            _at_root(_every_chunk),
+            _share,
+            one_way=True,
+        ),
+        Kind(
+            "scatter",
+            {LIBRARY: library.scatter, **C.SCATTER},
+            C.SCATTER_COST,
+            _chunk_of_root,
+            _share,
+            one_way=True,
+        ),
+        Kind(
+            "all_to_all",
+            {LIBRARY: library.all_to_all, **C.ALL_TO_ALL},
+            C.ALL_TO_ALL_COST,
+            _transposed,
+            _share,
+        ),
+        Kind(
+            "barrier",
+            {LIBRARY: library.barrier, "dissemination": C.barrier},
+            {"dissemination": _barrier_cost},
+            lambda rank, inputs: (NOTHING, inputs[0][:0]),
+            lambda p: 0.0,
+        ),
+    )
+}

@@ -1,0 +1,116 @@
+"""What one message costs, by its length: the limit of all collectives on this machine.
+
+Two numbers, α and β, do not describe a real transport: short messages are copied, long ones are
+handed over after an agreement, and what fits in a cache is faster. So latency and bandwidth are
+given piece by piece: between two measured sizes the time is a straight line, whose slope is
+that piece's 1/bandwidth.
+
+    one way     half the time of a ping-pong between ranks 0 and 1
+    exchange    every rank sends to the right and receives from the left, at the same time
+
+Both by nothing but the MPI library's send and receive, past our own checks and counters.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from minidist.comm.comm import Comm
+
+Row = dict[str, Any]
+
+
+def one_way(comm: Comm, nbytes: int) -> Callable[[], object]:
+    """A ping-pong of ``nbytes``: takes twice the time of one way."""
+    buffer = np.zeros(nbytes, np.uint8)
+
+    def there_and_back() -> None:
+        if comm.rank == 0:
+            comm._send(buffer, 1, 0)
+            comm._recv(buffer, 1, 0)
+        elif comm.rank == 1:
+            comm._recv(buffer, 0, 0)
+            comm._send(buffer, 0, 0)
+
+    return there_and_back
+
+
+def exchange(comm: Comm, nbytes: int) -> Callable[[], object]:
+    """Send ``nbytes`` to the right, and receive as many from the left."""
+    out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    return lambda: comm._sendrecv(out, right, into, left, 0)
+
+
+def measure(
+    comm: Comm,
+    sizes: Sequence[int],
+    least: Callable[[Comm, dict[str, Callable[[], object]], int], dict[str, float]],
+    turns: int,
+) -> list[Row]:
+    """A row for each size: seconds one way and of an exchange. ``least`` times calls."""
+    rows = []
+    for nbytes in sizes if comm.size > 1 else ():
+        calls = {"one way": one_way(comm, nbytes), "exchange": exchange(comm, nbytes)}
+        seconds = least(comm, calls, turns)
+        rows.append(
+            {
+                "bytes": nbytes,
+                "seconds": seconds["one way"] / 2,
+                "exchange_seconds": seconds["exchange"],
+            }
+        )
+    return pieces(rows)
+
+
+def pieces(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each with ``piece_bandwidth``: bytes a second from the size before up to it.
+
+    None where the time hardly grew: there bytes cost nothing that can be told from noise.
+    """
+    found = [dict(rows[0], piece_bandwidth=None)] if rows else []
+    for before, row in pairwise(rows):
+        grown = row["seconds"] - before["seconds"]
+        told = grown > 0.05 * before["seconds"]
+        rate = (row["bytes"] - before["bytes"]) / grown if told else None
+        found.append(dict(row, piece_bandwidth=rate))
+    return found
+
+
+def seconds_for(rows: Sequence[Row], nbytes: float, field: str = "seconds") -> float:
+    """Seconds of a message of ``nbytes``: on the line between its measured neighbours."""
+    sizes = [row["bytes"] for row in rows]
+    if len(rows) == 1:
+        return rows[0][field]
+    upper = min(max(bisect_left(sizes, nbytes), 1), len(rows) - 1)
+    low, high = rows[upper - 1], rows[upper]
+    if nbytes <= low["bytes"]:
+        return low[field]  # shorter than all that was measured: latency
+    slope = (high[field] - low[field]) / (high["bytes"] - low["bytes"])
+    return low[field] + slope * (nbytes - low["bytes"])
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Latency and bandwidth, piece by piece."""
+    view = Table(
+        title="point to point",
+        caption="GB/s of this piece: from the size before up to this one",
+    )
+    for heading in ("bytes", "one way, µs", "GB/s", "GB/s of this piece", "exchange, µs"):
+        view.add_column(heading, justify="right")
+    for row in rows:
+        rate = row["piece_bandwidth"]
+        view.add_row(
+            f"{row['bytes']:,}",
+            f"{row['seconds'] * 1e6:,.2f}",
+            f"{row['bytes'] / row['seconds'] / 1e9:.3f}",
+            f"{rate / 1e9:.2f}" if rate else "-",
+            f"{row['exchange_seconds'] * 1e6:,.2f}",
+        )
+    return view
