@@ -13,7 +13,8 @@ import pytest
 
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
-SCRIPTS = sorted((ROOT / "lessons" / "scripts").glob("*.py"))
+COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
+SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
 DISTRIBUTED = [
     "00_one_model_five_ways",
     "05_messages",
@@ -51,6 +52,15 @@ def test_script_trains_under_mpirun_and_prints_once(path):
     done = mpiexec(4, str(path), python=())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy 8") == 1
+
+
+@needs_mpi
+def test_the_collectives_script_prints_the_same_in_both_worlds(tmp_path):
+    alone = run(COLLECTIVES, tmp_path)
+    assert "all-to-all     bruck                  2 messages" in alone
+    done = mpiexec(4, str(COLLECTIVES), python=())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)

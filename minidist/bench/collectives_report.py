@@ -10,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from minidist.bench import point_to_point
-from minidist.bench.kinds import KINDS, LIBRARY
+from minidist.bench.kinds import KINDS, LIBRARY, SYMMETRIC
 from minidist.bench.point_to_point import seconds_for
 
-NO_RIVALS = ("auto", "gloo")  # the one is another again, the other cannot be chosen
+# One is another again, one cannot be chosen, and one wants its arrays allocated its own way.
+NO_RIVALS = ("auto", "gloo", SYMMETRIC)
 Report = dict[str, Any]
 Row = dict[str, Any]
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
-from minidist.collectives import chunks, library
+from minidist.collectives import chunks, library, symmetric_memory
 from minidist.comm.comm import Comm
 
-LIBRARY = "library"
+LIBRARY, SYMMETRIC = "library", "symmetric_memory"
 Arrays = tuple[np.ndarray, ...]
 
 
@@ -43,9 +43,13 @@ class Kind:
     factor: Callable[[int], float]
     one_way: bool = False
 
-    def arrays(self, comm: Comm, length: int, dtype: str) -> Arrays:
-        """This rank's data, different on every rank."""
+    def arrays(self, comm: Comm, name: str, length: int, dtype: str) -> Arrays:
+        """This rank's data, different on every rank, in memory as the algorithm wants it."""
         mine = pattern(comm.rank, length, dtype)
+        if name == SYMMETRIC:
+            array = symmetric_memory.allocate(comm, length, dtype)
+            array[...] = mine
+            return (array,)
         if self.name == "barrier":
             return ()
         if self.name == "all_to_all":
@@ -58,9 +62,8 @@ class Kind:
         length = max(1, nbytes // itemsize)
         return -(-length // size) * size if self.name == "all_to_all" else length
 
-    def check(self, comm: Comm, name: str, length: int, dtype: str) -> None:
+    def check(self, comm: Comm, name: str, length: int, dtype: str, arrays: Arrays) -> None:
         """The result must be right before its speed is of interest; ArithmeticError if not."""
-        arrays = self.arrays(comm, length, dtype)
         chunk = self.run[name](comm, *arrays)
         if not arrays:
             return
@@ -130,8 +133,13 @@ KINDS = {
     for kind in (
         Kind(
             "all_reduce",
-            {LIBRARY: library.all_reduce, **C.ALL_REDUCE, "auto": _automatic},
-            C.ALL_REDUCE_COST,
+            {
+                LIBRARY: library.all_reduce,
+                **C.ALL_REDUCE,
+                "auto": _automatic,
+                SYMMETRIC: symmetric_memory.all_reduce,
+            },
+            C.ALL_REDUCE_COST | {SYMMETRIC: symmetric_memory.all_reduce_cost},
             _sum,
             lambda p: 2 * _share(p),
         ),

@@ -96,7 +96,7 @@ def test_results_are_checked_before_they_are_timed(kind):
 
     def check(comm, kind, name):
         try:
-            kind.check(comm, name, 12, "int32")
+            kind.check(comm, name, 12, "int32", kind.arrays(comm, name, 12, "int32"))
         except ArithmeticError as error:
             return str(error)
         return None
