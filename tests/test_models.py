@@ -194,6 +194,7 @@ def test_layers_as_a_forward_finds_them(name):
     assert [row.name.strip() for row in outer] == list(model.blocks)
     assert [row.cost.shape for row in outer] == [row.cost.shape for row in predicted]
     assert [row.cost.flops for row in outer] == [row.cost.flops for row in predicted]
+    assert sum(row.saved_bytes for row in outer) == whole.saved_bytes
     np.testing.assert_array_equal(model(x).data, make().init(0, dtype="float64")(x).data)
 
 
