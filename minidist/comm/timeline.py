@@ -76,7 +76,7 @@ class Timeline:
         return found
 
     def totals(self) -> list[dict[str, object]]:
-        """Messages, bytes and computing seconds of every rank, also by step."""
+        """Messages, bytes, computing seconds and FLOPs of every rank, and sending by step."""
         return [trace.totals() for trace in self.traces]
 
     def plot(self, path: str | Path | None = None, title: str = "") -> Any:
@@ -115,7 +115,12 @@ class Timeline:
                     "cat": event.kind,
                     "ts": event.start * 1e6,
                     "dur": (event.end - event.start) * 1e6,
-                    "args": {"kind": event.kind, "bytes": event.nbytes, "peer": event.peer},
+                    "args": {
+                        "kind": event.kind,
+                        "bytes": event.nbytes,
+                        "peer": event.peer,
+                        "flops": event.flops,
+                    },
                 }
         for number, arrow in enumerate(self.arrows()):
             flow = {"cat": "message", "name": f"{arrow.nbytes} bytes", "id": number, "tid": 0}

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minidist.array import work
+
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
 
 
@@ -21,7 +23,7 @@ class Event:
     started before: "wait send", "wait recv", "wait" (for a spawned function). ``nbytes`` are
     sent, or received by "recv". ``peer`` is the other rank, -1 for none; ``source`` is whom a
     "sendrecv" received from. ``stream``: on the rank's communication stream, where adding up is
-    of kind "reduce".
+    of kind "reduce". ``flops``: of matrix products, by a "compute".
     """
 
     kind: str
@@ -32,6 +34,7 @@ class Event:
     peer: int = -1
     source: int = -1
     stream: bool = False
+    flops: int = 0
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Trace:
         self.busy = 0.0  # seconds outside communication
         self.names: list[tuple[str, int | None, int | None]] = []  # the steps we are in
         self.mark = start  # when the last communication, or named step, ended
+        self._flops: int | None = None  # of ``array.work`` at the mark, if it was recorded
 
     @property
     def name(self) -> str:
@@ -70,21 +74,24 @@ class Trace:
         if now > self.mark:
             self.busy += now - self.mark
             if self.record:
-                self.events.append(Event("compute", self.name, self.mark, now))
+                flops = 0 if self._flops is None else work.flops - self._flops
+                self.events.append(Event("compute", self.name, self.mark, now, flops=flops))
             self.mark = now
+        self._flops = work.flops if self.record else None
 
     def communicated(
         self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
         """A call of communication lasted from ``start`` to the mark: to be called if recording."""
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source))
+        self._flops = work.flops  # what others computed meanwhile, in this process, is theirs
 
     def resume(self, now: float) -> None:
         """What lay between the last mark and ``now`` was nothing: a stream had no work."""
         self.mark = now
 
     def totals(self) -> dict[str, object]:
-        """Messages, bytes and computing seconds so far; what was recorded also by step."""
+        """Messages, bytes and computing seconds so far; FLOPs, and sending by step, if recorded."""
         by_step: dict[str, dict[str, int]] = {}
         for event in self.events:
             if event.kind in SENDING:
@@ -95,6 +102,7 @@ class Trace:
             "messages": self.sent.messages,
             "bytes": self.sent.nbytes,
             "busy_seconds": self.busy,
+            "flops": sum(event.flops for event in self.events),
             "by_step": by_step,
         }
 

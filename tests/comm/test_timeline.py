@@ -14,6 +14,11 @@ from minidist.collectives import ALL_REDUCE, all_reduce
 from minidist.comm import LocalWorld, Machine, Timeline, launch
 from minidist.comm.timeline import step_of
 from minidist.comm.trace import Event
+from minidist.data import Batches, Dataset
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
+from minidist.parallel import DataParallel
 
 
 def recorded(name, ranks=4, length=1000):
@@ -129,3 +134,31 @@ def test_tracing_alone_loads_no_plotting():
     code = "import sys, minidist.comm, minidist.collectives; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_computing_carries_its_flops(ranks, tmp_path):
+    data = Dataset("x", np.ones((10, 6), np.float32), np.zeros(10, int), 4)
+
+    def main(comm):
+        method = DataParallel(mlp((6, 5, 4)), CrossEntropy(), SGD(0.1), comm)
+        for step in range(2):  # only the second is recorded
+            comm.trace.record = step == 1
+            method.step(Batches(data, 10)[step])
+
+    world = LocalWorld()
+    launch(main, ranks=ranks, world=world)
+    timeline = Timeline(world.traces)
+    for rank, events in enumerate(timeline.events):
+        rows = len(Batches(data, 10)[1].shard(rank, ranks))
+        products = 6 * 5 + 5 * 4
+        by_name = dict.fromkeys(("forward", "backward"), 0)
+        for event in events:
+            if event.flops:
+                by_name[event.name] += event.flops
+        assert by_name["forward"] == 2 * rows * products
+        assert by_name["backward"] == 2 * rows * (products + 5 * 4), "none for the data's gradient"
+        assert timeline.totals()[rank]["flops"] == sum(by_name.values())
+    saved = json.loads(timeline.save(tmp_path / "trace.json").read_text())["traceEvents"]
+    shown = sum(event["args"]["flops"] for event in saved if event["ph"] == "X")
+    assert shown == 2 * 10 * (2 * products + 5 * 4)
