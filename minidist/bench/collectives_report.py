@@ -129,7 +129,7 @@ def _draw_kind(report: Report, kind: str, left: Any, right: Any) -> None:
     """Time, with the sizes at which another becomes the fastest, and bus bandwidth."""
     size, rows, title = report["ranks"], rows_of(report, kind), kind.replace("_", " ")
     for index, name in enumerate(name for name in rows[0]["seconds"] if name != "auto"):
-        style: dict[str, Any] = {"color": f"C{index - 1}", "linewidth": 1.4}
+        style: dict[str, Any] = {"color": f"C{index}", "linewidth": 1.4}
         if name == LIBRARY:
             style = {"color": "black", "linewidth": 2.2}
         elif name == "gloo":

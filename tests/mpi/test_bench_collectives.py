@@ -200,3 +200,19 @@ def test_unknown_algorithms_are_named():
     assert bench.algorithms("chain", "all_gather") == []
     with pytest.raises(ValueError, match="unknown collective 'scan': choose among all_reduce"):
         bench.kinds("scan")
+
+
+def test_the_median_of_several_launches_counts():
+    reports = [{"rows": [{"name": "ring", "seconds": s, "auto": None}]} for s in (3.0, 9.0, 1.0)]
+    assert bench.median_of(reports) == {"rows": [{"name": "ring", "seconds": 3.0, "auto": None}]}
+
+
+@needs_mpi
+def test_every_launch_is_on_ranks_of_its_own(tmp_path, capfd):
+    wanted = ["--launches", "2", "--largest", "8", "--turns", "1", "--algorithms", "ring"]
+    assert bench.run([*wanted, "--torch", "false", "--out", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    assert "launch 2 of 2" in printed
+    assert printed.count("all reduce on 2 ranks") == 1
+    report = json.loads((tmp_path / "collectives.json").read_text())
+    assert [row["bytes"] for row in report["rows"]] == [8]
