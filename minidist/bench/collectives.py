@@ -134,7 +134,8 @@ def median_of(reports: Sequence[Any]) -> Any:
         return {key: median_of([report[key] for report in reports]) for key in first}
     if isinstance(first, list):
         return [median_of(parts) for parts in zip(*reports, strict=True)]
-    return median_low(reports) if isinstance(first, (int, float)) else first
+    numbers = [report for report in reports if isinstance(report, (int, float))]
+    return median_low(numbers) if numbers else first
 
 
 def _leave(report: dict[str, Any], options: argparse.Namespace, console: Console) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 # What ranks of one machine use until somebody measures: they need not send what they can see. On
-# two cores the first is the faster up to 16 KB, and the second from 64 KB on.
-ONE_MACHINE = {"any": [[1 << 15, "recursive_doubling"], [1 << 16, "shared_memory"]]}
+# two cores the first is the faster up to 64 KB, and the second from 256 KB on.
+ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
 
 def tuning_file() -> Path:
