@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.report and not console.quiet:
         Path(options.report).write_text(json.dumps(report))
     elif not console.quiet:
-        _leave(report, options, console)
+        _leave([report], options, console)
     return 0
 
 
@@ -123,7 +123,7 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             if status:
                 return status
             reports.append(json.loads(path.read_text()))
-    _leave(median_of(reports), options, Console(width=150))
+    _leave(reports, options, Console(width=150))
     return 0
 
 
@@ -138,8 +138,9 @@ def median_of(reports: Sequence[Any]) -> Any:
     return median_low(numbers) if numbers else first
 
 
-def _leave(report: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
-    """Print, draw and write what was found."""
+def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: Console) -> None:
+    """Print, draw and write what was found, in all launches."""
+    report = median_of(reports)
     for view in report_of.tables(report):
         console.width = max(console.width, 24 + 15 * len(view.columns))
         console.print(view)
@@ -152,7 +153,7 @@ def _leave(report: dict[str, Any], options: argparse.Namespace, console: Console
         path.write_text(json.dumps(report, indent=1) + "\n")
     paths.append(folder / "collectives.png")
     if options.tune:
-        paths.append(tune(report))
+        paths.append(tune(reports))
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -300,8 +301,14 @@ def least_seconds(comm: Comm, calls: dict[str, Call], turns: int) -> dict[str, f
     return {name: min(values) for name, values in found.items()}
 
 
-def tune(report: dict[str, Any]) -> Path:
-    """Keep the fastest all-reduce at every size, for ``algorithm="auto"``; returns the file."""
-    rows = report_of.rows_of(report, "all_reduce")
-    entries = [(row["bytes"], report_of.fastest(row)) for row in rows]
-    return save_table(report["library"], report["ranks"], entries)
+def tune(reports: Sequence[dict[str, Any]]) -> Path:
+    """Keep an all-reduce for every size, for ``algorithm="auto"``; returns the file.
+
+    The one whose slowest launch was the fastest: what is quick in two launches and slow in the
+    third is no good choice for the next.
+    """
+    entries = []
+    for rows in zip(*(report_of.rows_of(report, "all_reduce") for report in reports), strict=True):
+        slowest = {name: max(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+        entries.append((rows[0]["bytes"], report_of.fastest({"seconds": slowest})))
+    return save_table(reports[0]["library"], reports[0]["ranks"], entries)
