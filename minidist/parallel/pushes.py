@@ -76,7 +76,8 @@ class Pushes:
             return grad[self.ranges[server]]
         keys, behind = self.keys[server], slice(self.keys[server].stop, self.ranges[server].stop)
         arrays = [grad[behind].astype(np.float64), *self.senders[server].encode(grad[keys], step)]
-        return module_of(grad).concatenate([array.view(np.uint8) for array in arrays])
+        xp = module_of(grad)
+        return xp.concatenate([xp.asarray(array).view(np.uint8) for array in arrays])
 
     # The server
 
