@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
+from minidist import array as arrays
 from minidist.array import defaults
 from minidist.comm.local import Deadlock
 from minidist.data import Batches, fashion_mnist
@@ -33,7 +34,14 @@ from minidist.parallel.compressors import (
     TopK,
 )
 from minidist.parallel.pushes import shapes_in
-from tests.parallel.checks import Setting, check_equals_serial, check_predictions, serial, train
+from tests.parallel.checks import (
+    Setting,
+    check_equals_serial,
+    check_predictions,
+    make,
+    serial,
+    train,
+)
 
 SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}
 COMPRESSORS = [Float16, BFloat16, partial(TopK, 0.1), RandomK, Sign, Quantised, PowerSGD]
@@ -134,6 +142,22 @@ def check_nothing_is_lost(kind, compressor, ranks=5):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "backup" not in kind])
 def test_error_feedback_loses_nothing(kind, compressor):
     check_nothing_is_lost(kind, compressor)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=name_of)
+@pytest.mark.parametrize("kind", ["bsp, 2 servers", "async, colocated"])
+def test_pushes_from_a_device_say_what_pushes_from_the_host_say(kind, compressor, monkeypatch):
+    """The device is a stand-in that refuses to mix with NumPy."""
+    import strict  # where pytest's path leads, and not that of tests/mpi
+
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+    monkeypatch.setitem(METHODS, "pushes", partial(KINDS[kind], compressor=compressor))
+    losses = []
+    for device in ("cpu", "strict"):
+        with defaults(device=device, dtype="float64"):
+            run = lambda comm: train(make("pushes", comm, Setting(steps=3)), Setting(steps=3))[0]
+            losses.append(launch(run, 4, LocalWorld())[0])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 
 def test_a_worker_sends_a_fraction_of_the_gradient():
