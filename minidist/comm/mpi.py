@@ -19,7 +19,7 @@ import numpy as np
 
 from minidist.array import Array, module_of, to_host
 from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
-from minidist.comm.guard import abort_on_error
+from minidist.comm.guard import Watchdog, abort_on_error, timeout_from_environment
 from minidist.comm.machine import Machine
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.comm.tuning import ONE_MACHINE, load_table
@@ -35,19 +35,25 @@ class MpiWorld:
     """The processes that ``mpirun`` started; ``record=True`` keeps every event for timelines.
 
     After a recorded ``run``, ``traces`` holds each rank's trace. ``tuning(library)`` gives the
-    table from which ``algorithm="auto"`` chooses; rank 0's is everybody's.
+    table from which ``algorithm="auto"`` chooses; rank 0's is everybody's. ``timeout``: seconds
+    that a rank may wait in one call before the watchdog ends the job, 0 for ever; unless given,
+    ``MINIDIST_TIMEOUT``, or ten minutes.
     """
 
     name = "mpi"
 
     def __init__(
-        self, record: bool = False, tuning: Callable[[str], Any] | None = load_table
+        self,
+        record: bool = False,
+        tuning: Callable[[str], Any] | None = load_table,
+        timeout: float | None = None,
     ) -> None:
         from mpi4py import MPI
 
         self.mpi = MPI
         self.record = record
         self.tuning = tuning
+        self.timeout = timeout_from_environment() if timeout is None else timeout
         self.traces: list[Trace] = []
         self.rank = MPI.COMM_WORLD.Get_rank()
         self.size = MPI.COMM_WORLD.Get_size()
@@ -85,10 +91,17 @@ class MpiWorld:
             comm = MpiComm(self.mpi, world.Dup(), trace, crowded, world.bcast(tuning))
             if self.record:
                 trace.offset = comm._clock_offset()
+            watchdog = None
+            threads = self.mpi.Query_thread() == self.mpi.THREAD_MULTIPLE
+            if self.timeout and self.size > 1 and threads:
+                watchdog = Watchdog(world.Dup(), self.timeout, world.Abort)
+                watchdog.start()
             comm.barrier()
             result = function(comm)
             comm._enter()  # what was computed since the last message
             comm.barrier()
+            if watchdog is not None:
+                watchdog.stop()
             if self.record:
                 self.traces = world.allgather(trace)
             return world.allgather(result)
@@ -161,9 +174,9 @@ class MpiComm(Comm):
                 f"rank {self.rank}: irecv of {array.nbytes} bytes from anyone: messages of more "
                 f"than {PIECE} bytes come in pieces, so name the source, or use recv"
             )
-        source = self._source(source)
-        requests = [self._comm.Irecv(piece, source, tag) for piece in pieces]
-        return _MpiRecv(self, requests, pieces, array, host)
+        whom = self._source(source)
+        requests = [self._comm.Irecv(piece, whom, tag) for piece in pieces]
+        return _MpiRecv(self, requests, pieces, array, host, source)
 
     def _send(self, array: Array, to: int, tag: int) -> None:
         for piece in self._outgoing(array):
@@ -241,7 +254,9 @@ class MpiComm(Comm):
         self._left("barrier", start)
 
     def split(self, color: int, key: int = 0) -> Comm:
+        start = self._enter()
         part = self._comm.Split(color, key)
+        self._left("split", start)
         members = part.Get_group()
         theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
         comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
@@ -251,6 +266,7 @@ class MpiComm(Comm):
     def _shared(self, length: int, like: Array) -> list[Array]:
         if not isinstance(like, np.ndarray):
             raise CommError("shared() is for arrays on the host: a GPU's memory is its own")
+        start = self._enter()
         node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         here = node.Get_size()
         node.Free()
@@ -262,6 +278,7 @@ class MpiComm(Comm):
         nbytes = max(1, length) * like.itemsize  # not even an empty array may be without memory
         window = self._mpi.Win.Allocate_shared(nbytes, 1, comm=self._comm)
         self._windows_kept.append(window)
+        self._left("shared", start)
         buffers = [window.Shared_query(rank)[0] for rank in range(self.size)]
         return [np.frombuffer(buffer, like.dtype, length) for buffer in buffers]
 
@@ -294,8 +311,10 @@ class MpiComm(Comm):
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         if self._thread is None:
-            trace = StreamTrace(self.trace, self.time())
+            start = self._enter()
             own = self._comm.Dup()
+            self._left("spawn", start)
+            trace = StreamTrace(self.trace, self.time())
             self._stream = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
             beside = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
             self._stream.beside = beside
@@ -361,10 +380,11 @@ class _MpiRecv(Request):
         pieces: list[np.ndarray],
         array: Array,
         host: np.ndarray,
+        source: int,
     ) -> None:
         self._comm, self._array, self._host = comm, array, host
         self._left = list(zip(requests, pieces, strict=True))  # not yet received
-        self._source = ANY  # known when a piece is done
+        self._source = source  # who it was is known when a piece is done
 
     def wait(self) -> int:
         start = self._comm._enter()

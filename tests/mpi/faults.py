@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 
+from minidist.collectives import all_reduce
 from minidist.comm import Crash, launch
 
 FAULT = sys.argv[1]
@@ -13,6 +15,28 @@ FAULT = sys.argv[1]
 
 def main(comm):
     last = comm.size - 1
+    if FAULT == "both send first":
+        large, other = np.zeros(1 << 20), np.zeros(1 << 20)
+        comm.send(large, 1 - comm.rank, tag=7)
+        comm.recv(other, 1 - comm.rank, tag=7)
+    if FAULT == "stall":
+        if comm.rank == last:
+            time.sleep(60)
+        all_reduce(comm, np.zeros(6))
+    if FAULT == "waits":  # started earlier, and on the communication stream
+        comm.spawn(lambda stream: None).wait()
+        if comm.rank == last:
+            time.sleep(60)
+        if comm.rank == 0:
+            comm.irecv(np.zeros(5, np.float32), last, tag=3).wait()
+        comm.spawn(lambda stream: stream.send(np.zeros(1 << 20), last)).wait()
+    if FAULT == "split" and comm.rank != last:
+        comm.split(0)
+    if FAULT == "patient":  # longer than the limit in all, but not in one call
+        for _ in range(8):
+            time.sleep(0.25)
+            comm.barrier()
+        return
     if comm.rank == last:
         if FAULT == "exception":
             raise KeyError("lost my way")

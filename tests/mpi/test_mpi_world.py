@@ -5,6 +5,7 @@ One mpiexec runs many checks, because starting it is what takes time.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,54 @@ def test_a_longer_message_than_expected_ends_the_job_too():
     done = mpiexec(2, str(HERE / "faults.py"), "longer", timeout=30)
     assert done.returncode != 0
     assert "finished" not in done.stdout
+
+
+def hang(fault, ranks, monkeypatch):
+    """What is printed when the watchdog ends the job, which it must."""
+    monkeypatch.setenv("MINIDIST_TIMEOUT", "1.5")
+    start = time.monotonic()
+    done = mpiexec(ranks, str(HERE / "faults.py"), fault, timeout=45)
+    assert time.monotonic() - start < 30
+    assert done.returncode != 0
+    assert "finished" not in done.stdout
+    assert f"of {ranks} has waited more than 1.5 s in one call" in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_both_send_first_is_ended_by_the_watchdog_which_names_calls_and_lines(monkeypatch):
+    text = hang("both send first", 2, monkeypatch)
+    for rank in (0, 1):
+        expected = (
+            rf"rank {rank}: send\(array=float64\[1048576\], to={1 - rank}, tag=7\), "
+            r'at .*faults.py:\d+ in "main", for \d+\.\d s'
+        )
+        assert re.search(expected, text), text
+
+
+def test_a_rank_that_stalls_is_named_with_the_step_in_which_the_others_wait(monkeypatch):
+    text = hang("stall", 3, monkeypatch)
+    assert re.search(r"rank 2: in no call of communication, at .*faults.py:\d+ in \"main\"", text)
+    step = r"rank 0: sendrecv\(send=float64\[2\], recv=float64\[2\], to=1, source=2, tag=0\)"
+    assert re.search(step + r", step ring.reduce_scatter 1, at .*faults.py", text), text
+
+
+def test_requests_and_the_communication_stream_are_watched_too(monkeypatch):
+    text = hang("waits", 3, monkeypatch)
+    assert re.search(r"rank 0: wait\(array=float32\[5\], source=2\), at .*faults.py", text), text
+    stream = r"send\(array=float64\[1048576\], to=2, tag=0\) on the communication stream"
+    assert re.search(r"rank 1: .*" + stream, text), text
+
+
+def test_a_split_that_one_rank_never_calls_is_ended(monkeypatch):
+    text = hang("split", 2, monkeypatch)
+    assert re.search(r"rank 0: split\(\), at .*faults.py", text), text
+    assert re.search(r"rank 1: barrier\(\), at .*faults.py", text), text
+
+
+def test_the_watchdog_is_patient_with_many_short_waits(monkeypatch):
+    monkeypatch.setenv("MINIDIST_TIMEOUT", "1.5")
+    done = mpiexec(2, str(HERE / "faults.py"), "patient", timeout=45)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_server_that_waits_for_anyone_leaves_its_core_to_others():
