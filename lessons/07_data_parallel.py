@@ -77,6 +77,9 @@ for size in (8, 9):
 #   *bucket* of gradients is complete, its all-reduce starts on a second stream, while the main
 #   stream goes on with the layers before.
 #
+# (A fourth, `SymmetricDataParallel`, sends nothing: on one machine, gradients can lie where all
+# ranks see them. See the end of lesson 6.)
+#
 # We give the local world a slow network, so that the difference is easy to see. Each time below is
 # measured on the virtual clock, and predicted by the method's own formula.
 

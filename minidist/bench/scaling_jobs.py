@@ -5,8 +5,8 @@
 Started by the bench on 1 and on 2 MPI ranks. Every turn runs each of these once, one after the
 other, so that whatever else the machine does meets all of them alike:
 
-    strong    the batch of one rank, divided among all      flat, overlapped and ZeRO-1
-    weak      a whole batch for each rank                   the same three
+    strong    the batch of one rank, divided among all      flat, symmetric, overlapped, ZeRO-1
+    weak      a whole batch for each rank                   the same four
     compute, communicate    a whole batch without all-reduce; the all-reduce of its gradients alone
     link      weak, flat and overlapped, over a link of 1 Gbit/s that works without the core
 
@@ -43,7 +43,13 @@ from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, AdamW, Optimizer
-from minidist.parallel import DataParallel, Method, Overlapped, Zero1
+from minidist.parallel import (
+    DataParallel,
+    Method,
+    Overlapped,
+    SymmetricDataParallel,
+    Zero1,
+)
 from minidist.parallel.method import training_flops
 
 MARK = "minidist-scaling:"  # what the line of results begins with
@@ -131,6 +137,7 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
     buckets = {"bucket_mb": BUCKET_MB}
     methods = {
         "flat": build(DataParallel, comm),
+        "symmetric": build(SymmetricDataParallel, comm),
         "overlapped": build(Overlapped, comm, **buckets),
         "ZeRO-1": build(Zero1, comm),
     }

@@ -121,9 +121,14 @@ class Flat:
             start += parameter.size
         self.size = start
         self.data_and_loss: Array = xp.zeros(start + 1, dtype)
-        self.grad_and_loss: Array = xp.zeros(start + 1, dtype)
         self.data: Array = self.data_and_loss[:-1]
-        self.grad: Array = self.grad_and_loss[:-1]
         for name, parameter in parameters.items():
             parameter.data = self.data[self.slices[name]].reshape(parameter.declared)
-            parameter.grad = self.grad[self.slices[name]].reshape(parameter.declared)
+        self.hold_gradients(xp.zeros(start + 1, dtype))
+
+    def hold_gradients(self, grad_and_loss: Array) -> None:
+        """Keep the gradients in this array from now on: in memory that others see, for one."""
+        self.grad_and_loss = grad_and_loss
+        self.grad: Array = grad_and_loss[:-1]
+        for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
+            parameter.grad = self.grad[part].reshape(parameter.declared)

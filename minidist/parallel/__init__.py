@@ -24,6 +24,7 @@ from minidist.parallel.pipedream import PipeDream
 from minidist.parallel.pipeline import Pipeline
 from minidist.parallel.serial import Serial
 from minidist.parallel.stale_parameter_server import StaleParameterServer
+from minidist.parallel.symmetric import SymmetricDataParallel
 from minidist.parallel.zero import Zero1
 from minidist.parallel.zero2 import Zero2
 from minidist.parallel.zero3 import Zero3
@@ -48,6 +49,7 @@ __all__ = [
     "ServerLost",
     "StaleParameterServer",
     "StepCost",
+    "SymmetricDataParallel",
     "Zero1",
     "Zero2",
     "Zero3",
@@ -67,6 +69,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,
     "data_parallel/per_parameter": PerParameter,
     "data_parallel/ring": DataParallel,
+    "data_parallel/symmetric": SymmetricDataParallel,
     "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
     "parameter_server/bsp": ParameterServer,
     "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_if_possible),

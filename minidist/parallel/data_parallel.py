@@ -38,6 +38,7 @@ from functools import partial
 from minidist.array import Array
 from minidist.collectives import all_reduce, all_reduce_cost
 from minidist.collectives.clocks import Clocks
+from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -107,17 +108,8 @@ class DataParallel(Resumable, Method):
         The time adds up because the slowest rank, the first, also starts the longest chunk.
         """
         ranks = range(self.comm.size)
-        wire = [
-            all_reduce_cost(
-                parameter_count(self.whole) + 1,
-                self.itemsize,
-                rank,
-                self.comm.size,
-                machine,
-                algorithm=self.algorithm,
-            )
-            for rank in ranks
-        ]
+        length = parameter_count(self.whole) + 1
+        wire = [self.all_reduce_cost(length, rank, machine) for rank in ranks]
         compute = [self.compute_seconds(batch, machine, rank) for rank in ranks]
         return StepCost(
             messages=[cost.messages for cost in wire],
@@ -125,6 +117,12 @@ class DataParallel(Resumable, Method):
             peak_bytes=self.replica_bytes(batch),
             busy=[compute[rank] + machine.reduce(wire[rank].reduced) for rank in ranks],
             seconds=max(compute) + max(cost.seconds for cost in wire),
+        )
+
+    def all_reduce_cost(self, length: int, rank: int, machine: Machine) -> Cost:
+        """What ``sum_over_ranks`` costs a rank."""
+        return all_reduce_cost(
+            length, self.itemsize, rank, self.comm.size, machine, algorithm=self.algorithm
         )
 
     def compute_seconds(self, batch: Batch, machine: Machine, rank: int) -> float:

@@ -63,12 +63,12 @@ def test_training_aids():
     on_device.check_training_aids("cuda")
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", sorted(METHODS.keys() - {"data_parallel/symmetric"}))
 def test_methods(key):
     check_device(key, "cuda", ranks=3)
 
 
-@pytest.mark.parametrize("collective", all_collectives(), ids=str)
+@pytest.mark.parametrize("collective", all_collectives()[1:], ids=str)  # symmetric: on the host
 def test_collectives(collective):
     def on(device):
         def rank(comm):

@@ -4,6 +4,7 @@ import pytest
 import strict
 
 from minidist import array as arrays
+from minidist.comm import CommError
 from minidist.parallel import METHODS
 from tests.parallel.checks import check_device
 
@@ -14,6 +15,11 @@ def strict_device(monkeypatch):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", sorted(METHODS.keys() - {"data_parallel/symmetric"}))
 def test_gives_what_the_host_gives(key, ranks):
     check_device(key, "strict", ranks)
+
+
+def test_symmetric_memory_is_on_the_host():
+    with pytest.raises(CommError, match="needs gradients on the host"):
+        check_device("data_parallel/symmetric", "strict", 2)

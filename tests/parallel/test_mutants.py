@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.collectives import central, ring
+from minidist.collectives import central, ring, symmetric_memory
 from minidist.comm.local import Deadlock
 from minidist.data.batches import Batch
+from minidist.nn.parameter import Flat
 from minidist.parallel import data_parallel, executor, pipeline, schedules
 from minidist.parallel.data_parallel import DataParallel
 from minidist.parallel.pipeline import Pipeline
@@ -158,6 +159,19 @@ def loss_counted_on_every_microbatch_alone(monkeypatch):
     monkeypatch.setattr(Batch, "count", property(lambda self: max(1, len(self))))
 
 
+def symmetric_sum_dropped(monkeypatch):
+    monkeypatch.setattr(symmetric_memory, "all_reduce", lambda comm, array: None)
+
+
+def symmetric_loss_left_out(monkeypatch):
+    true = symmetric_memory.all_reduce
+    monkeypatch.setattr(symmetric_memory, "all_reduce", lambda comm, array: true(comm, array[:-1]))
+
+
+def gradients_stay_private(monkeypatch):
+    monkeypatch.setattr(Flat, "hold_gradients", lambda self, grad_and_loss: None)
+
+
 def stage_built_from_another_seed(monkeypatch):
     init = Pipeline.__init__
 
@@ -176,6 +190,10 @@ MUTANTS = [
     ("data_parallel/ring", last_rank_not_summed),
     ("data_parallel/ring", all_ranks_on_the_same_shard),
     ("data_parallel/ring", gradients_not_zeroed),
+    ("data_parallel/symmetric", symmetric_sum_dropped),
+    ("data_parallel/symmetric", symmetric_loss_left_out),
+    ("data_parallel/symmetric", gradients_stay_private),
+    ("data_parallel/symmetric", gradients_not_zeroed),
     ("pipeline/gpipe", swapped_microbatches),
     ("pipeline/gpipe", last_microbatch_left_out),
     ("pipeline/gpipe", receives_before_it_sends),
