@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median_low
+from statistics import fmean, median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -304,11 +304,11 @@ def least_seconds(comm: Comm, calls: dict[str, Call], turns: int) -> dict[str, f
 def tune(reports: Sequence[dict[str, Any]]) -> Path:
     """Keep an all-reduce for every size, for ``algorithm="auto"``; returns the file.
 
-    The one whose slowest launch was the fastest: what is quick in two launches and slow in the
-    third is no good choice for the next.
+    The one that takes the least on average over the launches: what is quick in two of them and
+    four times slower in the third is no good choice for the next.
     """
     entries = []
     for rows in zip(*(report_of.rows_of(report, "all_reduce") for report in reports), strict=True):
-        slowest = {name: max(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
-        entries.append((rows[0]["bytes"], report_of.fastest({"seconds": slowest})))
+        average = {name: fmean(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+        entries.append((rows[0]["bytes"], report_of.fastest({"seconds": average})))
     return save_table(reports[0]["library"], reports[0]["ranks"], entries)

@@ -191,10 +191,10 @@ def test_tune_keeps_the_fastest(tmp_path, monkeypatch):
     }
 
 
-def test_tune_wants_what_is_fast_in_every_launch(tmp_path, monkeypatch):
+def test_tune_takes_the_average_over_launches(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDIST_TUNING", str(tmp_path / "tuned.json"))
     unlucky = json.loads(json.dumps(REPORT))
-    unlucky["rows"][0]["seconds"]["library"] = 7.0
+    unlucky["rows"][0]["seconds"]["library"] = 8.0
     bench.tune([REPORT, unlucky, REPORT])
     tuned = json.loads((tmp_path / "tuned.json").read_text())["MPI 1"]["2"]
     assert tuned == [[8, "ring"], [32, "library"], [128, "ring"]]
