@@ -23,20 +23,29 @@ COLOURS = {
     "other computing": "#9aa5b1",
     "sending, receiving, waiting": "#f2a65a",
 }
-STEP_COLOURS = ("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900", "#5c9ead")
+STEP_COLOURS = (
+    *("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900"),
+    *("#5c9ead", "#d98cb3", "#6b705c", "#9bc53d", "#3d2c8d", "#a0522d"),
+)
 RECEIVING = ("recv", "wait recv", "sendrecv")
 MANY = 3000  # arrows: more than this, and they hide the picture
+READABLE = 120  # events of a rank that a picture has room for
+THIN = 3  # pixels: the white edges of a bar that is thinner would hide it
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """A message: when the sender began to send it, and when the receiver had it."""
+    """A message: when the sender began to send it, and when the receiver had it.
+
+    ``stream``: from a communication stream to another.
+    """
 
     sender: int
     receiver: int
     start: float
     end: float
     nbytes: int
+    stream: bool = False
 
 
 class Timeline:
@@ -72,7 +81,10 @@ class Timeline:
                     waiting = sent[source, rank, event.stream]
                     if waiting:
                         send = waiting.popleft()
-                        found.append(Arrow(source, rank, send.start, event.end, send.nbytes))
+                        # Aligned clocks still differ by a little, but no message goes back in time.
+                        end = max(send.start, event.end)
+                        arrow = Arrow(source, rank, send.start, end, send.nbytes, event.stream)
+                        found.append(arrow)
         return found
 
     def totals(self) -> list[dict[str, object]]:
@@ -80,19 +92,43 @@ class Timeline:
         return [trace.totals() for trace in self.traces]
 
     def plot(self, path: str | Path | None = None, title: str = "") -> Any:
-        """The timeline as a matplotlib figure, coloured by step; saved if there is a path."""
+        """The timeline as a matplotlib figure, coloured by step; saved if there is a path.
+
+        Of a long run, only the middle is drawn, and the title says so: see ``window``.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 1.6 + 0.5 * len(self.events)), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        draw_timeline(axes, self.events, title, arrows=self.arrows(), steps=True)
+        window = self.window()
+        if window is not None:
+            (start, end), (_, whole) = window, span(self.events)
+            unit, scale = unit_of(whole)
+            part = f"{(end - start) * scale:.2f} from the middle of {whole * scale:.2f} {unit}"
+            title = f"{title}: {part}"
+        draw_timeline(
+            axes, self.events, title.removeprefix(": "), self.arrows(), steps=True, window=window
+        )
         axes.spines[["top", "right"]].set_visible(False)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
         return figure
+
+    def window(self, readable: int = READABLE) -> tuple[float, float] | None:
+        """From when to when a picture should show: about ``readable`` events of each rank.
+
+        From the middle of the run, where a training loop does what it mostly does: before are
+        its first steps, and after it somebody evaluates. None if all there is can be read.
+        """
+        ordered = sorted((e for events in self.events for e in events), key=lambda e: e.start)
+        count = readable * len(self.events)
+        if len(ordered) <= count:
+            return None
+        first = (len(ordered) - count) // 2
+        return ordered[first].start, ordered[first + count].start
 
     def save(self, path: str | Path) -> Path:
         """Write the run as Chrome trace events, which Perfetto opens; returns the path."""
@@ -104,8 +140,11 @@ class Timeline:
     def _chrome(self) -> Iterator[dict[str, Any]]:
         """A process a rank, with a thread for its work and one for its stream; times in µs."""
         for rank, events in enumerate(self.events):
-            for name, args in (("process_name", {"name": f"rank {rank}"}),):
-                yield {"ph": "M", "pid": rank, "tid": 0, "name": name, "args": args}
+            names = [("process_name", 0, f"rank {rank}")]
+            if any(event.stream for event in events):
+                names += [("thread_name", 0, "work"), ("thread_name", 1, "communication stream")]
+            for what, thread, name in names:
+                yield {"ph": "M", "pid": rank, "tid": thread, "name": what, "args": {"name": name}}
             for event in events:
                 yield {
                     "ph": "X",
@@ -123,7 +162,8 @@ class Timeline:
                     },
                 }
         for number, arrow in enumerate(self.arrows()):
-            flow = {"cat": "message", "name": f"{arrow.nbytes} bytes", "id": number, "tid": 0}
+            flow = {"cat": "message", "name": f"{arrow.nbytes} bytes", "id": number}
+            flow["tid"] = int(arrow.stream)  # an arrow joins the bars of its own thread
             yield flow | {"ph": "s", "pid": arrow.sender, "ts": arrow.start * 1e6}
             yield flow | {"ph": "f", "bp": "e", "pid": arrow.receiver, "ts": arrow.end * 1e6}
 
@@ -138,6 +178,12 @@ def colour(event: Event) -> str:
     return COLOURS.get(word, COLOURS["other computing"])
 
 
+def unit_of(seconds: float) -> tuple[str, float]:
+    """The unit in which so much time is a handy number, and how many make a second."""
+    units = (("s", 1.0), ("ms", 1e3))
+    return next(((u, scale) for u, scale in units if seconds * scale >= 1), ("µs", 1e6))
+
+
 def draw_timeline(
     axes: Any,
     timelines: list[list[Event]],
@@ -145,41 +191,53 @@ def draw_timeline(
     arrows: Sequence[Arrow] = (),
     steps: bool = False,
     legend: str = "below",
+    window: tuple[float, float] | None = None,
 ) -> None:
     """Draw each rank's events on matplotlib ``axes``, rank 0 on top.
 
     Broad bars compute; thin ones send, receive or wait for a message. ``arrows`` are messages,
     drawn if they are not too many. ``steps`` gives a colour to each step instead, and a legend:
-    "below" or "right" of the picture: then pale bars communicate and full ones compute.
+    "below" or "right" of the picture: then pale bars communicate and full ones compute, and a
+    communication stream has the lower half of its rank's row. ``window``: from when to when to
+    draw, instead of everything.
     """
     from matplotlib.patches import Patch
 
-    start, end = span(timelines)
-    unit, scale = next(
-        ((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if (end - start) * s >= 1), ("µs", 1e6)
-    )
+    start, end = window or span(timelines)
+    if window is not None:
+        timelines = [[e for e in events if e.end > start and e.start < end] for events in timelines]
+        arrows = [arrow for arrow in arrows if start <= arrow.start and arrow.end <= end]
+    unit, scale = unit_of(end - start)
     names = dict.fromkeys(
         step_of(event)
         for events in timelines
         for event in events
-        if event.kind != "compute" and event.end > event.start
+        if (event.kind != "compute" or event.name) and event.end > event.start
     )
     palette = {name: STEP_COLOURS[index % len(STEP_COLOURS)] for index, name in enumerate(names)}
+    thin = THIN * (end - start) / max(1.0, axes.get_window_extent().width)  # in seconds
+    halves = steps and any(event.stream for events in timelines for event in events)
     for rank, events in enumerate(timelines):
-        for computing in (True, False):
-            part = [e for e in events if (e.kind in ("compute", "reduce")) == computing]
-            height = 0.8 if computing else 0.56 if steps else 0.16
+        for computing, stream in ((True, False), (False, False), (True, True), (False, True)):
+            part = [
+                e
+                for e in events
+                if (e.kind in ("compute", "reduce")) == computing and e.stream == stream
+            ]
+            middle, height = float(rank), 0.8 if computing else 0.56 if steps else 0.16
+            if halves:
+                middle, height = rank + (0.2 if stream else -0.2), height / 2
             faces = [
                 palette.get(step_of(e), COLOURS["other computing"]) if steps else colour(e)
                 for e in part
             ]
             axes.broken_barh(
                 [((e.start - start) * scale, (e.end - e.start) * scale) for e in part],
-                (rank - height / 2, height),
+                (middle - height / 2, height),
                 facecolors=faces,
                 alpha=0.45 if steps and not computing else 1.0,
                 edgecolors="white" if steps else "none",
-                linewidth=0.4,
+                linewidth=[0.4 * (steps and e.end - e.start > thin) for e in part] or 0,
             )
     for arrow in arrows if len(arrows) <= MANY else ():
         down = 0.28 if arrow.receiver > arrow.sender else -0.28

@@ -12,7 +12,7 @@ import pytest
 from minidist.cli import main as cli
 from minidist.collectives import ALL_REDUCE, all_reduce
 from minidist.comm import LocalWorld, Machine, Timeline, launch
-from minidist.comm.timeline import step_of
+from minidist.comm.timeline import READABLE, step_of
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset
 from minidist.models import mlp
@@ -91,6 +91,65 @@ def test_the_file_is_chrome_trace_events_with_a_flow_for_each_message(tmp_path):
     assert all(event["dur"] >= 0 and event["pid"] in range(3) for event in spans)
     last = max(event["ts"] + event["dur"] for event in spans) / 1e6
     assert last == pytest.approx(max(e.end for events in timeline.events for e in events))
+
+
+def exchanges(comm, rounds, stream=False):
+    """As many messages, each way, of 8 bytes; perhaps on the communication stream."""
+
+    def exchange(comm):
+        for _ in range(rounds):
+            comm.sendrecv(np.ones(1), 1 - comm.rank, np.zeros(1), 1 - comm.rank)
+
+    comm.spawn(exchange).wait() if stream else exchange(comm)
+
+
+def recorded_exchanges(rounds, stream=False):
+    world = LocalWorld(Machine(latency=1.0, bandwidth=1e30), record=True)
+    launch(lambda comm: exchanges(comm, rounds, stream), ranks=2, world=world)
+    return Timeline(world.traces)
+
+
+def test_arrows_of_a_stream_join_the_threads_of_streams(tmp_path):
+    timeline = recorded_exchanges(2, stream=True)
+    events = json.loads(timeline.save(tmp_path / "stream.json").read_text())["traceEvents"]
+    assert {event["tid"] for event in events if event["ph"] in "sf"} == {1}
+    threads = {(e["tid"], e["args"]["name"]) for e in events if e["name"] == "thread_name"}
+    assert threads == {(0, "work"), (1, "communication stream")}
+
+
+def test_no_arrow_goes_back_in_time_where_clocks_are_aligned_badly():
+    timeline = recorded_exchanges(1)
+    timeline.traces[1].offset = -5.0
+    assert [arrow.end >= arrow.start for arrow in Timeline(timeline.traces).arrows()] == [True] * 2
+
+
+def test_of_a_long_run_the_picture_shows_the_middle_and_says_so():
+    timeline = recorded_exchanges(1000)
+    assert timeline.window(readable=100) == (450.0, 550.0)  # one event a second, on each rank
+    axes = timeline.plot(title="long").axes[0]
+    assert axes.get_title(loc="left") == "long: 120.00 from the middle of 1000.00 s"
+    bars = sum(len(bars.get_paths()) for bars in axes.collections)
+    assert bars == 2 * READABLE
+    assert len(axes.texts) == 2 * READABLE, "and an arrow for each message"
+    assert len(timeline.arrows()) == 2000
+
+
+def test_a_short_run_is_drawn_whole():
+    timeline = recorded_exchanges(READABLE)
+    assert timeline.window() is None
+    assert timeline.plot(title="short").axes[0].get_title(loc="left") == "short"
+
+
+def test_bars_that_are_thinner_than_their_edges_have_none():
+    def main(comm):
+        comm.sendrecv(np.zeros(0), 1 - comm.rank, np.zeros(0), 1 - comm.rank)
+        comm.sendrecv(np.ones(1), 1 - comm.rank, np.zeros(1), 1 - comm.rank)
+
+    world = LocalWorld(Machine(latency=1.0, bandwidth=8e-4), record=True)
+    launch(main, ranks=2, world=world)
+    bars = Timeline(world.traces).plot().axes[0].collections
+    widths = [width for row in bars for width in row.get_linewidth() if len(row.get_paths())]
+    assert widths == [0.0, 0.4] * 2, "1 s and 10,000 s on each rank"
 
 
 def test_a_picture_is_written(tmp_path):
