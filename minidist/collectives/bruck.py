@@ -62,9 +62,11 @@ def all_to_all(comm: Comm, send: Array, recv: Array) -> None:
     for _ in comm.rounds("all-to-all", (size - 1).bit_length()):
         moving = [place for place in range(size) if place & distance]
         packed, incoming = outgoing[: len(moving)], recv[: len(moving)]
-        packed[...] = blocks[moving]
+        for row, place in enumerate(moving):  # one by one: blocks[moving] would be a new array
+            packed[row] = blocks[place]
         comm.sendrecv(packed, (rank + distance) % size, incoming, (rank - distance) % size)
-        blocks[moving] = incoming.reshape(len(moving), width)
+        for row, place in enumerate(moving):
+            blocks[place] = incoming[row].reshape(-1)
         distance *= 2
     for place in range(size):
         recv[(rank - place) % size] = blocks[place].reshape(recv[0].shape)

@@ -107,10 +107,16 @@ class Comm(ABC):
     def sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int = 0) -> int:
         """Send one array and receive another at the same time: what every ring is made of.
 
-        Returns who sent it.
+        Returns who sent it. The arrays must not share memory.
         """
         self._check("send to", send, to)
         self._check("recv from", recv, source, into=True)
+        # Arrays that own their memory, or are views of different ones, cannot overlap.
+        out, into = send.base, recv.base
+        if (send if out is None else out) is (recv if into is None else into) or type(
+            send
+        ) is not np.ndarray:
+            self._check_apart(send, to, recv, source)
         start = self._enter(send.nbytes)
         source = self._sendrecv(send, to, recv, source, tag)
         self._left("sendrecv", start, send.nbytes, to, source)
@@ -141,6 +147,9 @@ class Comm(ABC):
         name = REDUCTIONS.get(op)
         if name is None:
             raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}")
+        kind = into.dtype
+        if type(into) is not type(other) or (kind is not other.dtype and kind != other.dtype):
+            self._check_alike(into, other)
         getattr(module_of(into), name)(into, other, out=into)
         self._charge_reduction(into.nbytes)
 
@@ -280,6 +289,23 @@ class Comm(ABC):
             raise CommError(f"rank {self.rank}: {call} {peer}: arrays of objects cannot be sent")
         if into and not getattr(flags, "writeable", True):
             raise CommError(f"rank {self.rank}: {call} {peer}: the array is read-only")
+
+    def _check_apart(self, send: Array, to: int, recv: Array, source: int) -> None:
+        xp = module_of(send)
+        if xp is module_of(recv) and xp.may_share_memory(send, recv):  # contiguous: so they do
+            raise CommError(
+                f"rank {self.rank}: sendrecv to {to} and from {source}: the two arrays share "
+                "memory, so what arrives would overwrite what is being sent: receive into another "
+                "array, such as comm.scratch(...)"
+            )
+
+    def _check_alike(self, into: Array, other: Array) -> None:
+        mine, theirs = module_of(into).__name__, module_of(other).__name__
+        if (mine, into.dtype) != (theirs, other.dtype):
+            raise CommError(
+                f"rank {self.rank}: combine of {theirs} {other.dtype}[{other.size}] into {mine} "
+                f"{into.dtype}[{into.size}]: both must be of one dtype, on one device"
+            )
 
     # What a world provides
 

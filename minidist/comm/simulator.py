@@ -21,7 +21,7 @@ from typing import Any
 
 import greenlet
 
-from minidist.array import Array, work
+from minidist.array import Array, module_of, work
 from minidist.comm.comm import ANY, CommError, Crash, RankLost
 from minidist.comm.machine import Interrupted, Links, Machine
 
@@ -273,6 +273,12 @@ class Simulator:
                 f"rank {send.sender} sends {kind}[{source.size}] and rank "
                 f"{send.receiver} receives {target.dtype}[{target.size}] (tag {send.tag}): both "
                 "sides of a message must agree on dtype and length"
+            )
+        if type(source) is not type(target) and module_of(source) is not module_of(target):
+            raise CommError(
+                f"rank {send.sender} sends an array of {module_of(source).__name__} and rank "
+                f"{send.receiver} receives into one of {module_of(target).__name__} (tag "
+                f"{send.tag}): both sides of a message must be on the host, or both on a device"
             )
         sender, receiver = send.task.rank, recv.task.rank
         begin = max(send.posted, recv.posted, self.out_free[sender], self.in_free[receiver])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -274,19 +276,67 @@ def test_auto_follows_a_measured_table():
     assert auto.by_table(1, 5, None) is None
 
 
-def test_a_repeated_collective_allocates_nothing():
-    """Work arrays are kept by the communicator: the second call finds them all."""
+def repeatable():
+    """Every collective, by name, as a function that makes its arrays and returns the call."""
+
+    def in_place(run):
+        return lambda comm: functools.partial(run, comm, np.ones(LARGE), "sum")
+
+    def between(run):
+        def make(comm):
+            send = np.ones((comm.size, LARGE // comm.size))
+            return functools.partial(run, comm, send, np.empty_like(send))
+
+        return make
+
+    def symmetric(comm):
+        array = symmetric_memory.allocate(comm, LARGE, "float64")
+        return functools.partial(symmetric_memory.all_reduce, comm, array)
+
+    def auto_all_reduce(comm, array, op):
+        collectives.all_reduce(comm, array, op, "auto")
+
+    found = {str(c): in_place(c.run) for c in COLLECTIVES[1:]}
+    found |= {f"all_to_all/{name}": between(run) for name, run in collectives.ALL_TO_ALL.items()}
+    found["all_reduce/symmetric_memory"] = symmetric
+    found["all_reduce/auto"] = in_place(auto_all_reduce)
+    found["barrier"] = lambda comm: functools.partial(barrier, comm)
+    return found
+
+
+LARGE = 1 << 17  # elements: 1 MB
+REPEATABLE = repeatable()
+
+
+@pytest.mark.parametrize("size", (3, 4))
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_a_repeated_collective_allocates_nothing(name, size):
+    """Work arrays are kept by the communicator: the second call finds them all.
+
+    Then all ranks together, which are in this process, need no more than Python's small objects.
+    """
+    peaks = []
 
     def run(comm):
-        array, lent = np.ones(1000), []
-        for _ in range(2):
-            collectives.all_reduce(comm, array, algorithm=name)
-            lent.append([id(buffer) for buffer in comm._scratch.values()])
-        return lent
+        call = REPEATABLE[name](comm)
+        call()
+        kept = [id(buffer) for buffer in comm._scratch.values()]
+        comm.barrier()
+        if comm.rank == 0:
+            tracemalloc.start()
+        comm.barrier()
+        call()
+        comm.barrier()
+        if comm.rank == 0:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return kept == [id(buffer) for buffer in comm._scratch.values()]
 
-    for name in collectives.ALL_REDUCE:
-        for first, second in launch(run, ranks=4, world=LocalWorld()):
-            assert first == second, name
+    try:
+        assert all(launch(run, ranks=size, world=LocalWorld()))
+    finally:
+        tracemalloc.stop()
+    assert peaks[0] < 64 * 1024, f"{peaks[0]:,} bytes in the second call on arrays of {8 * LARGE:,}"
 
 
 def test_symmetric_memory_wants_the_same_place_on_all_ranks():

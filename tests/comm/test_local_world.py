@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import strict
 
 from minidist.array import work
 from minidist.collectives import recursive_doubling, ring
@@ -174,6 +175,58 @@ def test_what_cannot_be_received_into(array, message):
 def test_a_peer_that_does_not_exist(peer):
     with pytest.raises(CommError, match=rf"rank 0: send to {peer}: ranks are 0 to 1"):
         run(lambda comm: comm.send(EIGHT, peer) if comm.rank == 0 else None)
+
+
+WHOLE = np.zeros(8)
+ON_DEVICE = strict.asarray(np.zeros(8))
+
+
+@pytest.mark.parametrize(
+    ("send", "recv"),
+    [
+        (WHOLE, WHOLE),
+        (WHOLE, WHOLE[:]),
+        (WHOLE[:5], WHOLE[3:]),
+        (WHOLE.reshape(2, 4), WHOLE),
+        (WHOLE[1:3].view("f4"), WHOLE.view("u1")),
+        (ON_DEVICE, ON_DEVICE),
+        (ON_DEVICE[:5], ON_DEVICE[3:]),
+    ],
+)
+def test_what_is_sent_and_received_at_once_must_not_overlap(send, recv):
+    with pytest.raises(CommError, match=r"rank 0: sendrecv to 1 and from 1: the two .* overwrite"):
+        run(lambda comm: comm.sendrecv(send, 1 - comm.rank, recv, 1 - comm.rank))
+
+
+@pytest.mark.parametrize("array", [np.arange(8.0), strict.asarray(np.arange(8.0))])
+def test_neighbours_in_one_array_may_be_sent_and_received_at_once(array):
+    def main(comm):
+        mine = array.copy()
+        comm.sendrecv(mine[:4], 1 - comm.rank, mine[4:], 1 - comm.rank)
+        comm.sendrecv(mine[:0], 1 - comm.rank, mine[:0], 1 - comm.rank)  # nothing overlaps nothing
+        return [float(x) for x in mine]
+
+    assert run(main) == [[0.0, 1.0, 2.0, 3.0] * 2] * 2
+
+
+@pytest.mark.parametrize("sends", ("numpy", "strict"))
+def test_a_message_from_the_host_to_a_device_is_an_error(sends):
+    def main(comm):
+        on_host = (sends == "numpy") == (comm.rank == 0)
+        array = np.zeros(3) if on_host else strict.asarray(np.zeros(3))
+        comm.send(array, 1) if comm.rank == 0 else comm.recv(array, 0)
+
+    other = {"numpy": "strict", "strict": "numpy"}[sends]
+    with pytest.raises(CommError, match=f"0 sends an array of {sends} and .* into one of {other}"):
+        run(main)
+
+
+@pytest.mark.parametrize(
+    "other", [np.zeros(3, "f4"), np.zeros(3, int), strict.asarray(np.zeros(3))]
+)
+def test_what_is_combined_must_be_alike(other):
+    with pytest.raises(CommError, match=r"combine of .*\[3\] into numpy float64\[3\]: both must"):
+        run(lambda comm: comm.combine("sum", np.zeros(3), other))
 
 
 def test_a_read_only_array_can_be_sent():
