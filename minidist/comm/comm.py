@@ -23,6 +23,7 @@ from minidist.comm.trace import Trace
 
 T = TypeVar("T")
 ANY = -1  # as a source: receive from whoever sends first
+HOST = np.ndarray  # arrays on the host: one look-up less a message
 ITSELF = object()  # as a buffer of the MPI library: what lies in the other one, in place
 
 
@@ -113,9 +114,8 @@ class Comm(ABC):
         self._check("recv from", recv, source, into=True)
         # Arrays that own their memory, or are views of different ones, cannot overlap.
         out, into = send.base, recv.base
-        if (send if out is None else out) is (recv if into is None else into) or type(
-            send
-        ) is not np.ndarray:
+        owner = send if out is None else out
+        if owner is (recv if into is None else into) or type(send) is not HOST:
             self._check_apart(send, to, recv, source)
         start = self._enter(send.nbytes)
         source = self._sendrecv(send, to, recv, source, tag)
@@ -148,7 +148,7 @@ class Comm(ABC):
         if name is None:
             raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}")
         kind = into.dtype
-        if type(into) is not type(other) or (kind is not other.dtype and kind != other.dtype):
+        if kind is not other.dtype or type(into) is not type(other):
             self._check_alike(into, other)
         getattr(module_of(into), name)(into, other, out=into)
         self._charge_reduction(into.nbytes)
@@ -267,9 +267,9 @@ class Comm(ABC):
             trace.communicated(kind, start, nbytes, peer, source)
 
     def _check(self, call: str, array: Array, peer: int, into: bool = False) -> None:
-        if type(array) is np.ndarray and 0 <= peer < self.size:  # the usual case, quickly
-            flags = array.flags
-            if flags.c_contiguous and not array.dtype.hasobject and (not into or flags.writeable):
+        if type(array) is HOST and 0 <= peer < self.size:  # the usual case, quickly
+            flags = array.flags  # carray: contiguous, aligned and writeable
+            if (flags.carray if into else flags.c_contiguous) and not array.dtype.hasobject:
                 return
         if not (0 <= peer < self.size or (peer == ANY and into)):
             raise CommError(f"rank {self.rank}: {call} {peer}: ranks are 0 to {self.size - 1}")
