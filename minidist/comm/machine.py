@@ -25,9 +25,9 @@ class Link:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        if self.bandwidth <= 0:
+        if not self.bandwidth > 0:
             raise ValueError(f"Link: bandwidth must be positive, not {self.bandwidth}")
-        if self.latency < 0:
+        if not self.latency >= 0:
             raise ValueError(f"Link: latency must not be negative: {self.latency}")
 
     def message(self, nbytes: int) -> float:
@@ -85,11 +85,14 @@ class Machine:
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "reduce_bandwidth", "flops"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nor may it be no number at all
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
         for name in ("latency", "jitter"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"Machine: {name} must not be negative: {getattr(self, name)}")
+        for rank, times in self.slowdown.items():
+            if not times > 0:
+                raise ValueError(f"Machine: slowdown of rank {rank} must be positive, not {times}")
         if (self.node is None) != (self.network is None) or (
             self.node is not None and self.node < 1
         ):

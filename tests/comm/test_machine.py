@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from minidist.collectives import all_reduce
 from minidist.comm import LocalWorld, Machine, launch
-from minidist.comm.machine import PROFILES, Interrupted, Link, Pauses, profile
+from minidist.comm.machine import PROFILES, Interrupted, Link, Links, Pauses, profile
 
 
 def test_message_reduce_compute():
@@ -19,14 +22,29 @@ def test_message_reduce_compute():
 
 
 @pytest.mark.parametrize("name", ("bandwidth", "reduce_bandwidth", "flops"))
-def test_speeds_must_be_positive(name):
-    with pytest.raises(ValueError, match=f"{name} must be positive, not 0"):
-        Machine(**{name: 0})
+@pytest.mark.parametrize("value", (0, math.nan))
+def test_speeds_must_be_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be positive, not {value}"):
+        Machine(**{name: value})
 
 
-def test_latency_must_not_be_negative():
-    with pytest.raises(ValueError, match="latency must not be negative: -1"):
-        Machine(latency=-1)
+@pytest.mark.parametrize("name", ("latency", "jitter"))
+@pytest.mark.parametrize("value", (-1, math.nan))
+def test_latency_and_jitter_must_not_be_negative(name, value):
+    with pytest.raises(ValueError, match=f"{name} must not be negative: {value}"):
+        Machine(**{name: value})
+
+
+@pytest.mark.parametrize(("latency", "bandwidth"), [(-1, 1), (math.nan, 1), (1, 0), (1, math.nan)])
+def test_links_that_cannot_be(latency, bandwidth):
+    with pytest.raises(ValueError, match=r"must be positive, not|must not be negative"):
+        Link(latency, bandwidth)
+
+
+@pytest.mark.parametrize("times", (0, -2.0, math.nan))
+def test_a_straggler_takes_some_time(times):
+    with pytest.raises(ValueError, match=f"slowdown of rank 3 must be positive, not {times}"):
+        Machine(slowdown={1: 2.0, 3: times})
 
 
 def exchange_times(machine, ranks=4):
@@ -50,6 +68,30 @@ def test_messages_between_nodes_take_the_network():
 def test_a_single_link_can_differ_in_one_direction():
     machine = Machine(latency=1.0, bandwidth=8.0, links={(0, 1): Link(5.0, 8.0)})
     assert exchange_times(machine) == [6.0, 6.0, 2.0, 2.0]
+
+
+def test_a_link_is_of_ranks_of_the_world_in_a_group_too():
+    machine = Machine(latency=1.0, bandwidth=8.0, links={(3, 1): Link(5.0, 8.0)})
+
+    def main(comm):
+        part = comm.split(0, key=-comm.rank)  # 3, 2, 1, 0
+        if part.rank == 0:
+            part.send(np.zeros(1), 2)
+        if part.rank == 2:
+            part.recv(np.zeros(1), 0)
+        return comm.time()
+
+    assert launch(main, ranks=4, world=LocalWorld(machine)) == [0.0, 6.0, 0.0, 6.0]
+
+
+def test_jitter_is_on_average_as_asked_and_each_link_draws_its_own():
+    machine = Machine(latency=1.0, bandwidth=1e30, jitter=0.5, seed=3)
+    links, beside = Links(machine), Links(machine)
+    shares = [links.message(0, 1, 0) - 1 for _ in range(4000)]
+    assert np.mean(shares) == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
+    for share in shares[:10]:
+        assert beside.message(1, 0, 0) - 1 != share
+        assert beside.message(0, 1, 0) - 1 == share, "whatever another link does"
 
 
 def test_jitter_only_delays_and_is_the_same_for_a_seed():
@@ -104,6 +146,18 @@ def test_profiles_have_names_and_sources():
         assert profile(name) is machine
     with pytest.raises(ValueError, match="unknown machine 'cray': choose one of laptop"):
         profile("cray")
+
+
+def test_the_profile_of_gpu_nodes_has_two_levels_that_hierarchical_all_reduce_uses():
+    machine = profile("hgx")
+    assert machine.link(0, 7).bandwidth == 9 * machine.link(7, 8).bandwidth  # NVLink, InfiniBand
+
+    def seconds(name):
+        world = LocalWorld(machine)
+        launch(lambda comm: all_reduce(comm, np.ones(1 << 18), algorithm=name), 16, world)
+        return world.seconds
+
+    assert seconds("hierarchical") < seconds("ring") / 2
 
 
 def test_two_levels_need_both_numbers():
