@@ -147,10 +147,10 @@ class Comm(ABC):
         name = REDUCTIONS.get(op)
         if name is None:
             raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}")
-        kind = into.dtype
-        if kind is not other.dtype or type(into) is not type(other):
+        xp = np if type(into) is HOST else module_of(into)  # the usual case, quickly
+        if into.dtype is not other.dtype or type(into) is not type(other):
             self._check_alike(into, other)
-        getattr(module_of(into), name)(into, other, out=into)
+        getattr(xp, name)(into, other, out=into)
         self._charge_reduction(into.nbytes)
 
     # Groups and streams
