@@ -146,8 +146,9 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
         "trace",
         help="run a script, and draw what its ranks did",
         description="Run a lesson or script, and leave a picture of what every rank did, with all "
-        "messages (trace-N.png), and the same for https://ui.perfetto.dev (trace-N.json), for "
-        "each launch() in it. The script's own arguments follow after --.",
+        "messages (trace-N.png; of a long run, its middle), and everything for "
+        "https://ui.perfetto.dev (trace-N.json), for each launch() in it. The script's own "
+        "arguments follow after --.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trace.add_argument("script", help="a Python file that calls minidist.launch")
