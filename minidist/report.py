@@ -133,7 +133,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
         ncols=5,
         frameon=False,
         fontsize=8,
-        title="one step (ms)",
+        title="the last step (ms); in words, the median",
     )
     figure.savefig(path)
 
@@ -160,8 +160,11 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
             linewidth=1.5 if index else 8,
             label="serial" if not index else f"{len(exact) - 1} exact methods, on one another",
         )
-    for row in lossy:
-        axes.plot(range(1, len(row["loss"]) + 1), row["loss"], "--", linewidth=1, label=label(row))
+    for index, row in enumerate(lossy):
+        dashes = ("--", ":", "-.")[index // 10 % 3]  # there are ten colours
+        axes.plot(
+            range(1, len(row["loss"]) + 1), row["loss"], dashes, linewidth=1.1, label=label(row)
+        )
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=7, ncols=2)
@@ -189,7 +192,10 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
     axes.set_yticks(range(len(others)), [label(row) for row in others], fontsize=8)
     axes.set_ylim(len(others) - 0.4, -1.5)
     axes.set_title("largest relative difference to serial", loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    # In the empty row above the first method, where no mark can be.
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper right", borderpad=0, borderaxespad=0.1
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
