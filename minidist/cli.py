@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -274,7 +275,7 @@ def _start_mpi(mpiexec: str, ranks: int, arguments: list[str]) -> int:
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
     environment = mpi_environment()
     if sys.stdout.isatty():  # mpiexec puts a pipe between us and the terminal
-        environment["MINIDIST_TERMINAL"] = str(os.get_terminal_size().columns)
+        environment["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
     return subprocess.run([*command, *arguments], env=environment, check=False).returncode
 
 
@@ -285,7 +286,7 @@ def _console(quiet: bool) -> Console:
         return Console(quiet=quiet, force_terminal=True, width=int(width))
     # Some launchers give their ranks a terminal although their own output goes to a file.
     watched = sys.stdout.isatty() and launched_size() is None
-    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 150)
+    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 170)
 
 
 class _Live:
