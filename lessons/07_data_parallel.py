@@ -203,6 +203,9 @@ if first_process():
     for row, (name, events) in enumerate(timelines.items()):
         axes = figure.add_subplot(rows[row, :])
         draw_timeline(axes, events, name)
+        if row == 0:
+            meaning = "green: forward, blue: backward, orange: sending, receiving, waiting"
+            axes.set_title(meaning, loc="right", fontsize=9)
         axes.set_xlim(0, longest * 1e3)  # one scale for all three
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.add_subplot(rows[3, 0])

@@ -223,7 +223,11 @@ if first_process():
     longest = max(e.end for events in timelines.values() for rank in events for e in rank)
     for row, (name, events) in enumerate(timelines.items(), 1):
         axes = figure.add_subplot(rows[row])
-        draw_timeline(axes, events, f"{name}: one step on 4 ranks")
+        draw_timeline(
+            axes,
+            events,
+            f"{name}, one step on 4 ranks: green forward, blue backward, orange communication",
+        )
         axes.set_xlim(0, longest * 1e3)
         axes.spines[["top", "right"]].set_visible(False)
     print(f"picture: {save(figure, 'out/lessons/08_zero.png')}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,9 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--methods", default="all", help=f"comma-separated, among: all, {', '.join(METHODS)}"
     )
-    compare.add_argument("--model", default="mlp", choices=sorted(TASKS))
+    compare.add_argument(
+        "--model", default="mlp", choices=sorted(TASKS), help="what to train, with its data"
+    )
     compare.add_argument("--ranks", type=int, default=4, help="how many ranks")
     compare.add_argument(
         "--world",
@@ -86,8 +89,15 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     compare.add_argument("--steps", type=int, default=50, help="training steps of each method")
     compare.add_argument("--batch", type=int, default=128, help="samples in the global batch")
-    compare.add_argument("--dtype", default="float32", choices=("float32", "float64"))
-    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float64"),
+        help="of parameters, data and messages",
+    )
+    compare.add_argument(
+        "--seed", type=int, default=0, help="of the order of the data and every other draw"
+    )
     compare.add_argument("--out", default="out/compare", help="folder to write to")
     compare.set_defaults(run=_compare)
 
@@ -152,7 +162,12 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trace.add_argument("script", help="a Python file that calls minidist.launch")
-    trace.add_argument("--ranks", type=int, help="how many ranks, instead of the script's own")
+    trace.add_argument(
+        "--ranks",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="how many ranks (default: the script's own; with --world mpi: 4)",
+    )
     trace.add_argument(
         "--world",
         choices=("local", "mpi"),
@@ -169,8 +184,9 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
     script, folder = Path(options.script), Path(options.out).resolve()
     if not script.is_file():
         raise ValueError(f"there is no script {script}")
-    if options.ranks is not None and options.ranks < 1:
-        raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
+    ranks = getattr(options, "ranks", None)
+    if ranks is not None and ranks < 1:
+        raise ValueError(f"--ranks must be at least 1, not {ranks}")
     for old in [*folder.glob("trace-*.json"), *folder.glob("trace-*.png")]:
         old.unlink()
     environment = mpi_environment() | {TRACE_FOLDER: str(folder)}
@@ -180,9 +196,9 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
         if mpiexec is None:
             raise ValueError('--world mpi needs an mpiexec: pip install "minidist[mpich]"')
         command[1:1] = ["-m", "mpi4py"]
-        command = [mpiexec, "-n", str(options.ranks or 4), *command]
-    elif options.ranks is not None:
-        environment[TRACE_RANKS] = str(options.ranks)
+        command = [mpiexec, "-n", str(ranks or 4), *command]
+    elif ranks is not None:
+        environment[TRACE_RANKS] = str(ranks)
     status = subprocess.run(command, env=environment, check=False).returncode
     found = sorted(folder.glob("trace-*"))
     for path in found:
@@ -221,9 +237,11 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         "draw them all on one time axis.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    pipeline.add_argument("--stages", type=int, default=4)
-    pipeline.add_argument("--microbatches", type=int, default=8)
-    pipeline.add_argument("--forward", type=float, default=1.0, help="time of a stage's forward")
+    pipeline.add_argument("--stages", type=int, default=4, help="parts of the model, one a rank")
+    pipeline.add_argument(
+        "--microbatches", type=int, default=8, help="parts of the batch, sent one after another"
+    )
+    pipeline.add_argument("--forward", type=float, default=1.0, help="time of a forward in a stage")
     pipeline.add_argument(
         "--input-gradient", type=float, default=1.0, help="time of the backward for the input"
     )
@@ -258,7 +276,7 @@ def _start_mpi(mpiexec: str, ranks: int, arguments: list[str]) -> int:
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
     environment = mpi_environment()
     if sys.stdout.isatty():  # mpiexec puts a pipe between us and the terminal
-        environment["MINIDIST_TERMINAL"] = str(os.get_terminal_size().columns)
+        environment["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
     return subprocess.run([*command, *arguments], env=environment, check=False).returncode
 
 
@@ -269,7 +287,7 @@ def _console(quiet: bool) -> Console:
         return Console(quiet=quiet, force_terminal=True, width=int(width))
     # Some launchers give their ranks a terminal although their own output goes to a file.
     watched = sys.stdout.isatty() and launched_size() is None
-    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 150)
+    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 170)
 
 
 class _Live:
@@ -277,8 +295,10 @@ class _Live:
 
     def __init__(self, console: Console, methods: list[str], steps: int) -> None:
         self.console = console
+        self.names = {key: key.replace("/", " ").replace("_", " ") for key in methods}
+        self.width = width = max(map(len, self.names.values()))
         self.bars = Progress(
-            TextColumn("{task.description:24}"),
+            TextColumn(f"{{task.description:{width}}}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
@@ -286,7 +306,7 @@ class _Live:
             disable=not console.is_terminal or console.quiet,
         )
         self.tasks = {
-            key: self.bars.add_task(key.replace("/", " "), total=steps, loss="") for key in methods
+            key: self.bars.add_task(name, total=steps, loss="") for key, name in self.names.items()
         }
 
     def __enter__(self) -> _Live:
@@ -299,4 +319,5 @@ class _Live:
     def update(self, key: str, done: int, steps: int, loss: float) -> None:
         self.bars.update(self.tasks[key], completed=done, loss=f"{loss:.4f}")
         if not self.console.is_terminal and done == steps:
-            self.console.print(f"{key.replace('/', ' '):24} {done} steps, loss {loss:.4f}")
+            name = f"{self.names[key]:{self.width}}"
+            self.console.print(f"{name} {done} steps, loss {loss:.4f}")

@@ -95,7 +95,7 @@ class Counter:
     def table(self) -> Table:
         """A row an op, those that move most first."""
         table = Table(title="what the ops did", title_justify="left")
-        table.add_column("op")
+        table.add_column("op", no_wrap=True)
         for heading in ("calls", "FLOPs", "bytes", "FLOPs back", "bytes back", "FLOPs a byte"):
             table.add_column(heading, justify="right")
         none = Count()

@@ -61,8 +61,9 @@ def gradcheck(
             worst = np.unravel_index(
                 np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape
             )
+            name = getattr(function, "__name__", function)
             raise AssertionError(
-                f"input {position} of {function}: the gradient at {tuple(map(int, worst))} is "
+                f"input {position} of {name}: the gradient at {tuple(map(int, worst))} is "
                 f"{analytic[worst]:.9g}, and numerically {numeric[worst]:.9g} "
                 f"(difference {error[worst]:.2g}, allowed {bound:.2g})"
             )

@@ -95,9 +95,9 @@ def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
     # Naive takes p times as long as it works: drawn whole, it would dwarf all others.
     longest = max((p.price.seconds for p in plans if p.name != "naive"), default=1.0)
     for axes, plan in zip(rows, plans, strict=True):
-        title = (
-            f"{plan.label}: {plan.price.idle_fraction:.1%} idle, keeps {plan.kept:g} microbatches"
-        )
+        plural = "" if plan.kept == 1 else "es"
+        title = f"{plan.label}: {plan.price.idle_fraction:.1%} idle, "
+        title += f"keeps {plan.kept:g} microbatch{plural}"
         if plan.price.seconds > longest:
             title += f"; goes on to {plan.price.seconds / longest:.1f} times this width"
         draw_price(axes, plan.price, title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +31,23 @@ def held(peak_bytes: dict[str, list[int]]) -> list[int]:
     return [sum(kinds) for kinds in zip(*peak_bytes.values(), strict=True)]
 
 
-def table(report: dict[str, Any]) -> Table:
-    """The comparison as a table: a row a method, measured and (predicted) where both are known."""
+def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
+    """The comparison as a table: a row a method, measured and (predicted) where both are known.
+
+    ``headings`` chooses among the columns of ``CELLS``; all of them if empty.
+    """
     view = Table(
         title=f"{report['model']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
         f"{report['library'] or 'local world'}",
         caption="largest rank's share; (predicted by the method's formula)",
     )
+    headings = headings or list(CELLS)
     view.add_column("method")
-    for heading in ("loss", "accuracy", "loss gap", "parameter gap"):
-        view.add_column(heading, justify="right")
-    for heading in ("KB sent a step", "messages", "MB held", "idle", "ms a step"):
+    for heading in headings:
         view.add_column(heading, justify="right")
     for row in report["rows"]:
-        view.add_row(
-            label(row),
-            f"{row['loss'][-1]:.4f}",
-            f"{row['accuracy']:.1%}",
-            f"{row['loss_gap']:.0e}",
-            f"{row['parameter_gap']:.0e}",
-            _both(row["bytes_sent"], row["predicted_bytes_sent"], 1e-3, "{:,.1f}"),
-            _both(row["messages_sent"], row["predicted_messages_sent"], 1, "{:,.0f}"),
-            _both(held(row["peak_bytes"]), held(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"),
-            f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
-            f"{row['step_seconds'] * 1e3:.2f}",
-        )
+        view.add_row(label(row), *(CELLS[heading](row) for heading in headings))
     return view
 
 
@@ -67,6 +58,25 @@ def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, f
 
 def _percent(fraction: float | None) -> str:
     return "unknown" if fraction is None else f"{fraction:.0%}"
+
+
+CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "loss": lambda row: f"{row['loss'][-1]:.4f}",
+    "accuracy": lambda row: f"{row['accuracy']:.1%}",
+    "loss gap": lambda row: f"{row['loss_gap']:.0e}",
+    "parameter gap": lambda row: f"{row['parameter_gap']:.0e}",
+    "KB sent a step": lambda row: _both(
+        row["bytes_sent"], row["predicted_bytes_sent"], 1e-3, "{:,.1f}"
+    ),
+    "messages": lambda row: _both(
+        row["messages_sent"], row["predicted_messages_sent"], 1, "{:,.0f}"
+    ),
+    "MB held": lambda row: _both(
+        held(row["peak_bytes"]), held(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"
+    ),
+    "idle": lambda row: f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
+    "ms a step": lambda row: f"{row['step_seconds'] * 1e3:.2f}",
+}
 
 
 def save(
@@ -133,7 +143,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
         ncols=5,
         frameon=False,
         fontsize=8,
-        title="one step (ms)",
+        title="the last step (ms); in words, the median",
     )
     figure.savefig(path)
 
@@ -160,8 +170,11 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
             linewidth=1.5 if index else 8,
             label="serial" if not index else f"{len(exact) - 1} exact methods, on one another",
         )
-    for row in lossy:
-        axes.plot(range(1, len(row["loss"]) + 1), row["loss"], "--", linewidth=1, label=label(row))
+    for index, row in enumerate(lossy):
+        dashes = ("--", ":", "-.")[index // 10 % 3]  # there are ten colours
+        axes.plot(
+            range(1, len(row["loss"]) + 1), row["loss"], dashes, linewidth=1.1, label=label(row)
+        )
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=7, ncols=2)
@@ -189,7 +202,10 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
     axes.set_yticks(range(len(others)), [label(row) for row in others], fontsize=8)
     axes.set_ylim(len(others) - 0.4, -1.5)
     axes.set_title("largest relative difference to serial", loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    # In the empty row above the first method, where no mark can be.
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper right", borderpad=0, borderaxespad=0.1
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -263,7 +279,15 @@ def _unit(largest: float) -> tuple[str, float]:
 
 
 def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> None:
-    """Print the table, and where the rest is."""
-    console.print(table(report))
+    """Print the table, in parts where it is wider than the console, and where the rest is."""
+    endless = console.options.update(max_width=1000)
+    part: list[str] = []
+    for heading in CELLS:
+        wider = table(report, [*part, heading])
+        if part and console.measure(wider, options=endless).maximum > console.width:
+            console.print(table(report, part))
+            part = []
+        part.append(heading)
+    console.print(table(report, part))
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
+from rich.console import Console
 
 from minidist import LocalWorld, __version__
+from minidist import report as reports
 from minidist.cli import main
 from minidist.compare import compare, names
 from minidist.parallel import METHODS
@@ -104,6 +111,40 @@ def test_command_line_in_the_local_world(tmp_path, capsys):
     report = json.loads((tmp_path / "compare.json").read_text())
     assert {row["method"] for row in report["rows"]} == {"serial", "pipeline"}
     assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("width", [80, 100, 170])
+def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
+    found, _ = compare(["parameter_server/async_colocated"], ranks=2, steps=2, batch=20)
+    console = Console(width=width, record=True, file=io.StringIO())
+    reports.show(found, (), console)
+    printed = console.export_text()
+    assert "…" not in printed
+    for heading in reports.CELLS:
+        assert printed.count(f" {heading} ┃") == 1, printed
+    parts = printed.count("│ parameter server async colocated │")
+    assert parts == {80: 3, 100: 2, 170: 1}[width]
+
+
+@needs_mpi
+def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
+    terminal, inside = pty.openpty()  # 0 by 0
+    command = [sys.executable, "-m", "minidist", "compare", "--world", "mpi", "--ranks", "2"]
+    command += ["--methods", "serial", "--steps", "2", "--batch", "20", "--out", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside, env=environment
+    )
+    os.close(inside)
+    printed = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            printed += chunk
+    except OSError:  # how Linux says that the other side has closed
+        pass
+    os.close(terminal)
+    assert process.wait() == 0, printed.decode()
+    assert "accuracy" in printed.decode() and "ms a step" in printed.decode()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from minidist.cli import main
+
 ROOT = Path(__file__).parent.parent
 NAMED = re.compile(r"`(minidist(?:\.\w+)+)")
 
@@ -24,3 +26,25 @@ def test_links_in_documents_lead_somewhere(document):
     folder = (ROOT / document).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
         assert (folder / link).exists(), f"{document} links to {link}"
+
+
+def test_the_program_in_the_readme_trains(capsys):
+    program = re.search(r"```python\n(.*?launch.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(program[1], {})
+    printed = re.findall(r"step (\d+): loss (.*)", capsys.readouterr().out)
+    assert [int(step) for step, _ in printed] == list(range(0, 100, 10))
+    first, last = float(printed[0][1]), float(printed[-1][1])
+    assert first > 2.2 and last < 0.9, printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["compare", "trace", "plan pipeline", "bench collectives", "bench engine", "bench scaling"],
+)
+def test_every_option_of_a_command_says_what_it_is(command, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or a bench starts another process
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    options = capsys.readouterr().out.partition("\noptions:\n")[2]
+    for entry in re.split(r"\n(?=  -)", options.rstrip()):
+        assert re.search(r"(\S  +|\n {10,})\w", entry), f"{command}: {entry.strip()} has no help"

@@ -379,3 +379,11 @@ def test_norms_of_float16_do_not_overflow():
             results.append((y.data, tensors[1].grad))
         for got, expected in zip(*results, strict=True):
             np.testing.assert_allclose(got, expected, rtol=4e-3, atol=4e-3)
+
+
+def test_gradcheck_names_the_op_that_is_wrong():
+    def wrong(x: Tensor) -> Tensor:
+        return Tensor.of(x.data**3, (x,), lambda grad: (grad * x.data**2,))
+
+    with pytest.raises(AssertionError, match=r"^input 0 of wrong: the gradient at \(0,\) is"):
+        gradcheck(wrong, np.array([2.0]))

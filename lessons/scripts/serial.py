@@ -1,6 +1,8 @@
 """Train on one rank: what every parallel method must equal.
 
-python lessons/scripts/serial.py
+    python lessons/scripts/serial.py
+
+It is the one script here that is not for mpirun.
 """
 
 from minidist import launch

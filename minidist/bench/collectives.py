@@ -56,13 +56,13 @@ def run(arguments: Sequence[str]) -> int:
         "the bare transport. Writes collectives.json and collectives.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=2, help="MPI processes to start")
     parser.add_argument(
         "--collective", default="all_reduce", help=f"all, or one or more of {', '.join(KINDS)}"
     )
     parser.add_argument("--algorithms", default="all", help="comma-separated names")
-    parser.add_argument("--largest", type=int, default=1 << 26, help="bytes")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--largest", type=int, default=1 << 26, help="bytes of the largest array")
+    parser.add_argument("--dtype", default="float32", help="of the arrays")
     parser.add_argument(
         "--turns", type=int, default=100, help="measurements; the least disturbed counts"
     )

@@ -246,7 +246,11 @@ def report(results: dict[str, Any], console: Console) -> None:
 
 def run(argv: list[str]) -> int:
     """The command: ``engine [--json FILE] [--device cuda] [--seconds S] [--only TEXT]``."""
-    parser = argparse.ArgumentParser(prog="minidist bench engine", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="minidist bench engine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--seconds", type=float, default=6.0, help="to spend on each case")
