@@ -44,7 +44,11 @@ Row = dict[str, Any]
 
 def run(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="minidist bench scaling", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="minidist bench scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--models", default=",".join(JOBS), help="of the real part")
     parser.add_argument("--steps", type=int, default=4, help="timed steps in each round")

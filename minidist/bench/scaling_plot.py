@@ -53,8 +53,8 @@ def _rates(axes: Any, rows: list[dict[str, Any]], model: str) -> None:
         place += 0.5
     axes.set_title(f"{model}: samples a second", loc="left")
     axes.set_xticks([])
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
-    axes.margins(y=0.2)
+    axes.margins(y=0.3)  # above the bars, for the legend
+    axes.legend(frameon=False, loc="upper left", fontsize=8, ncols=2)
 
 
 def _hidden(axes: Any, rows: list[dict[str, Any]]) -> None:
