@@ -65,7 +65,7 @@ def _hidden(axes: Any, rows: list[dict[str, Any]]) -> None:
         formula = row["hidden_by_formula"]
         axes.hlines(formula, place, place + 0.4, "black", linewidth=2, label="formula")
         if place == 0:
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
+            axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_ylim(-1, 1)  # more is noise: communication in memory is 1 to 4 % of a step
     axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
