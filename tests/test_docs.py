@@ -21,7 +21,9 @@ def test_names_in_documents_exist(document):
         assert hasattr(import_module(module), attribute), f"{document} names {name}"
 
 
-@pytest.mark.parametrize("document", ["docs/engine.md", "README.md"])
+@pytest.mark.parametrize(
+    "document", ["docs/engine.md", "docs/collectives.md", "docs/scaling.md", "README.md"]
+)
 def test_links_in_documents_lead_somewhere(document):
     folder = (ROOT / document).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
