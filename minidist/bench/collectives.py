@@ -34,7 +34,7 @@ from rich.console import Console
 from minidist.bench import collectives_report as report_of
 from minidist.bench import point_to_point, tracing
 from minidist.bench.kinds import KINDS, Kind
-from minidist.bench.peers import torch_ranks
+from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import all_reduce, auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
@@ -108,7 +108,8 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if mpiexec is None:
         raise ValueError('needs an mpiexec: pip install "minidist[mpich]"')
     gloo = None
-    if "all_reduce" in kinds(options.collective) and options.ranks > 1:
+    wants_gloo = "all_reduce" in kinds(options.collective) and options.ranks > 1
+    if wants_gloo and has_torch(options.torch):
         wanted = [json.dumps(sizes(options.largest)), options.dtype, str(options.turns)]
         gloo = torch_ranks(options.torch, "minidist.bench.peer_gloo", wanted, options.ranks)
     command = [mpiexec, "-n", str(options.ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]

@@ -13,15 +13,16 @@ from typing import Any
 from minidist.comm.launch import mpi_environment
 
 
-def torch_ranks(python: str, module: str, arguments: Sequence[str], ranks: int) -> Any:
-    """Run ``module`` on ``ranks`` processes of ``python``; the JSON that rank 0 prints last.
-
-    None if that Python has no torch. Raises ValueError if there is no such program.
-    """
+def has_torch(python: str) -> bool:
+    """Whether that Python has torch. Raises ValueError if there is no such program."""
     if shutil.which(python) is None:
         raise ValueError(f"--torch {python}: there is no such program")
-    if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode:
-        return None
+    command = [python, "-c", "import torch"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def torch_ranks(python: str, module: str, arguments: Sequence[str], ranks: int) -> Any:
+    """Run ``module`` on ``ranks`` processes of ``python``; the JSON that rank 0 prints last."""
     here = str(Path(__file__).parents[2])  # that Python need not have minidist installed
     processes = [
         subprocess.Popen(

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,6 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from minidist.bench.peers import has_torch, torch_ranks
 from minidist.bench.scaling_jobs import JOBS, MARK, GptJob
 from minidist.bench.scaling_plot import draw
 from minidist.bench.scaling_virtual import virtual
@@ -120,15 +119,6 @@ def ours(mpiexec: str, models: list[str], steps: int, ranks: int) -> list[Row]:
     raise RuntimeError(f"{ranks} ranks gave no result: status {done.returncode}\n{done.stderr}")
 
 
-def has_torch(python: str) -> bool:
-    """Whether that Python has torch. Raises ValueError if there is no such program."""
-    if shutil.which(python) is None:
-        raise ValueError(f"--torch {python}: there is no such program")
-    return not subprocess.run(
-        [python, "-c", "import torch"], capture_output=True, check=False
-    ).returncode
-
-
 def pytorch(python: str, models: list[str], steps: int, ranks: int) -> list[Row]:
     """PyTorch's rows for the same jobs, on as many processes."""
     jobs = {
@@ -139,25 +129,8 @@ def pytorch(python: str, models: list[str], steps: int, ranks: int) -> list[Row]
         }
         for name in models
     }
-    here = str(Path(__file__).parents[2])  # that Python need not have minidist installed
-    processes = [
-        subprocess.Popen(
-            [python, "-m", "minidist.bench.peer_ddp", json.dumps(jobs), str(steps)],
-            env=mpi_environment()
-            | {
-                "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(20000 + os.getpid() % 20000),
-                "RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    return json.loads(printed[0].splitlines()[-1])
+    wanted = [json.dumps(jobs), str(steps)]
+    return torch_ranks(python, "minidist.bench.peer_ddp", wanted, ranks)
 
 
 # What it says

@@ -14,7 +14,7 @@ from minidist.bench import collectives as bench
 from minidist.bench import collectives_report as report
 from minidist.bench import point_to_point, tracing
 from minidist.bench.kinds import KINDS
-from minidist.bench.peers import torch_ranks
+from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import recursive_doubling, ring
 from minidist.comm import LocalWorld, launch
 from tests.mpi.run import mpiexec, needs_mpi
@@ -118,7 +118,7 @@ def test_gloo_is_timed_at_every_size():
 
 def test_a_python_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="--torch no-such-python: there is no such program"):
-        torch_ranks("no-such-python", "minidist.bench.peer_gloo", [], 2)
+        has_torch("no-such-python")
 
 
 def test_point_to_point_is_a_line_between_measured_sizes():
