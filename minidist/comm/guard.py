@@ -119,7 +119,13 @@ class Watchdog(threading.Thread):
 
 def timeout_from_environment() -> float:
     """Seconds that a rank may wait in one call, 0 for ever: MINIDIST_TIMEOUT, or ten minutes."""
-    return float(os.environ.get(TIMEOUT, 600))
+    text = os.environ.get(TIMEOUT, "600")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{TIMEOUT}={text}: give seconds, such as 60, or 0 to wait for ever"
+        ) from None
 
 
 def waits() -> list[tuple[str, float, FrameType]]:

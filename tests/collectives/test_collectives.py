@@ -381,6 +381,19 @@ def test_symmetric_memory_wants_the_same_place_on_all_ranks():
             launch(lambda comm, place=place: run(comm, place), ranks=3, world=LocalWorld())
 
 
+def test_symmetric_memory_of_another_communicator_is_refused():
+    """Whichever of the two lies above the other."""
+
+    def run(comm):
+        other = comm.split(0)
+        mine, theirs = (symmetric_memory.allocate(group, 10) for group in (comm, other))
+        for group, array in ((comm, theirs), (other, mine)):
+            with pytest.raises(CommError, match="with this communicator"):
+                symmetric_memory.all_reduce(group, array)
+
+    launch(run, ranks=2, world=LocalWorld())
+
+
 @pytest.mark.parametrize("collective", COLLECTIVES[1:], ids=str)  # symmetric: on the host alone
 def test_arrays_of_another_module_stay_there(collective):
     """On a stand-in for a GPU, which refuses to be mixed with NumPy unasked."""

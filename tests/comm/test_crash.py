@@ -7,6 +7,7 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.comm import Crash, Deadlock, RankLost
+from minidist.comm.guard import timeout_from_environment
 
 
 def run(function, ranks=3):
@@ -120,3 +121,9 @@ def test_a_barrier_that_waits_for_the_dead_is_a_deadlock():
 
     with pytest.raises(Deadlock, match=r"barrier\(\), where only ranks \[0, 2\] have come"):
         run(function)
+
+
+def test_a_timeout_that_is_no_number_is_an_error(monkeypatch):
+    monkeypatch.setenv("MINIDIST_TIMEOUT", "soon")
+    with pytest.raises(ValueError, match="MINIDIST_TIMEOUT=soon: give seconds, such as 60"):
+        timeout_from_environment()
