@@ -7,7 +7,6 @@ CuPy is named in this file alone, and imported only when a device is asked for.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from minidist import heap
 
 Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
 DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
@@ -130,25 +131,7 @@ def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[
         _device.reset(device_token)
 
 
-def _keep_memory() -> None:
-    """Ask the C library to keep freed memory for the next array instead of returning it.
-
-    A training step frees its activations and the next one allocates the same again. By default
-    glibc gives large blocks back to the kernel each time, which then has to map and zero every
-    page anew: thousands of page faults a step. Costs a process its peak memory; elsewhere than
-    with glibc this does nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    trim_threshold, mmap_threshold, top_pad = -1, -3, -2  # malloc.h
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 16 << 20)
-
-
-_keep_memory()
+heap.prepare()
 
 
 class Work:

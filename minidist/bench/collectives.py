@@ -1,11 +1,11 @@
 """``minidist bench collectives``: every algorithm at every size, in the manner of nccl-tests.
 
 For each collective, size and algorithm: the result is checked first, on different data of every
-rank; then the time of one call is measured, in many short turns with all other algorithms; the
-least of the turns counts, because whatever disturbs the machine can only add. A turn is as long as
-its slowest rank. Where memory happens to lie can halve or double the speed of a whole process, so
-there are several launches, and the median of them counts (Hunold, Carpen-Amarie, "Reproducible MPI
-benchmarking is still not as easy as you think", IEEE TPDS 27(12) 2016).
+rank; then the time of one call is measured, on the same arrays for all algorithms and on data just
+written, in many short turns of which the least counts: see turns.py. Where memory happens to lie
+can change the speed of a whole process, so there are several launches, and the median of them
+counts (Hunold, Carpen-Amarie, "Reproducible MPI benchmarking is still not as easy as you think",
+IEEE TPDS 27(12) 2016).
 
     algorithm bandwidth   n / time             what a user sees
     bus bandwidth         that times a factor  what the links carry, see kinds.py
@@ -21,10 +21,10 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean, median_low
+from statistics import median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,19 +33,17 @@ from rich.console import Console
 
 from minidist.bench import collectives_report as report_of
 from minidist.bench import point_to_point, tracing
-from minidist.bench.kinds import KINDS, Kind
+from minidist.bench.kinds import KINDS, SYMMETRIC, Kind
 from minidist.bench.peers import has_torch, torch_ranks
-from minidist.collectives import all_reduce, auto
+from minidist.bench.turns import Call, least_seconds
+from minidist.collectives import auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launch import find_mpiexec, launch, launched_size, mpi_environment
 from minidist.comm.mpi import MpiWorld
 from minidist.comm.tuning import save_table
 
-SLICE = 0.0005  # seconds that a turn should last, at least: short ones slip between disturbances
-LIMIT = 6.0  # seconds for all turns of one size, after the fifth
 GLOO = "gloo"
-Call = Callable[[], object]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -145,7 +143,9 @@ def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: 
     for view in report_of.tables(report):
         console.width = max(console.width, 24 + 15 * len(view.columns))
         console.print(view)
-    console.print(tracing.sentence(report["tracing"]), highlight=False)
+    for sentence in (report_of.how_near(report), tracing.sentence(report["tracing"])):
+        if sentence:
+            console.print(sentence, highlight=False)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     report_of.draw(report, folder / "collectives.png")
@@ -207,7 +207,7 @@ def bench(
 
     def main(comm: Comm) -> dict[str, Any]:
         progress("point to point")
-        transport = point_to_point.measure(comm, nbytes, least_seconds, turns)
+        transport = point_to_point.measure(comm, nbytes, turns)
         rows = []
         for name, algorithms in selected.items():
             for size in nbytes if name != "barrier" else (0,):
@@ -216,7 +216,7 @@ def bench(
         return {
             "rows": rows,
             "point_to_point": transport,
-            "tracing": tracing.measure(comm, least_seconds, turns),
+            "tracing": tracing.measure(comm, turns),
             "machine": calibrate(comm, flops=1.0),
         }
 
@@ -252,15 +252,14 @@ def _row(
     length = kind.length(nbytes, itemsize, comm.size) if nbytes else 0
     calls: dict[str, Call] = {}
     messages: dict[str, int | None] = {}
+    ordinary = kind.arrays(comm, "", length, dtype)  # the same for all: where they lie is luck
     for name in names:
+        arrays = kind.arrays(comm, name, length, dtype) if name == SYMMETRIC else ordinary
         before, unseen = comm.trace.sent.messages, comm.trace.uncounted
-        arrays = kind.arrays(comm, name, length, dtype)
         kind.check(comm, name, length, dtype, arrays)
         seen = comm.trace.uncounted == unseen
         messages[name] = comm.trace.sent.messages - before if seen else None
-        for array in arrays:
-            array.fill(0)  # sums of nothing stay finite, however often
-        calls[name] = lambda call=kind.run[name], arrays=arrays: call(comm, *arrays)  # type: ignore[misc]
+        calls[name] = Call(partial(kind.run[name], comm, *arrays), arrays)
     calls["exchange"] = point_to_point.exchange(comm, max(1, length * itemsize // comm.size))
     seconds = least_seconds(comm, calls, turns)
     exchange = seconds.pop("exchange")
@@ -276,40 +275,18 @@ def _row(
     return row
 
 
-def least_seconds(comm: Comm, calls: dict[str, Call], turns: int) -> dict[str, float]:
-    """Least seconds of each call, over all turns; all ranks agree on the numbers."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    repeats = dict.fromkeys(calls, 1)
-    slowest = np.zeros(1)
-    begin, elapsed = time.perf_counter(), np.zeros(1)
-    for turn in range(-2, turns):  # the first two warm up, and find how often to call
-        elapsed[0] = time.perf_counter() - begin
-        all_reduce(comm, elapsed, "max", algorithm="recursive_doubling")
-        if turn >= 5 and elapsed[0] > LIMIT:
-            break
-        for name, call in calls.items():
-            call()  # finds the cache as a loop of calls would: the others were here meanwhile
-            comm.barrier()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            slowest[0] = (time.perf_counter() - start) / repeats[name]
-            all_reduce(comm, slowest, "max", algorithm="recursive_doubling")
-            if turn < 0:
-                repeats[name] = max(1, min(2000, int(SLICE / slowest[0])))
-            else:
-                found[name].append(float(slowest[0]))
-    return {name: min(values) for name, values in found.items()}
-
-
 def tune(reports: Sequence[dict[str, Any]]) -> Path:
     """Keep an all-reduce for every size, for ``algorithm="auto"``; returns the file.
 
-    The one that takes the least on average over the launches: what is quick in two of them and
-    four times slower in the third is no good choice for the next.
+    The one that, in its worst launch, is nearest to the fastest of that launch: what is quick in
+    two of them and four times slower in the third is no good choice for the next.
     """
     entries = []
     for rows in zip(*(report_of.rows_of(report, "all_reduce") for report in reports), strict=True):
-        average = {name: fmean(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
-        entries.append((rows[0]["bytes"], report_of.fastest({"seconds": average})))
+        entries.append((rows[0]["bytes"], min(report_of.rivals(rows[0]), key=partial(worst, rows))))
     return save_table(reports[0]["library"], reports[0]["ranks"], entries)
+
+
+def worst(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """How many times as long as the fastest an algorithm took, in its worst launch."""
+    return max(report_of.times_the_fastest(row, name) for row in rows)

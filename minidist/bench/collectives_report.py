@@ -29,10 +29,33 @@ def kinds_of(report: Report) -> list[str]:
     return list(dict.fromkeys(row["collective"] for row in report["rows"]))
 
 
+def rivals(row: Row) -> list[str]:
+    """The algorithms among which can be chosen."""
+    return [name for name in row["seconds"] if name not in NO_RIVALS]
+
+
 def fastest(row: Row) -> str:
     """The algorithm that took the least time, of those among which can be chosen."""
-    seconds = row["seconds"]
-    return min((name for name in seconds if name not in NO_RIVALS), key=lambda name: seconds[name])
+    return min(rivals(row), key=lambda name: row["seconds"][name])
+
+
+def times_the_fastest(row: Row, name: str) -> float:
+    """How many times as long as the fastest this one took."""
+    return row["seconds"][name] / row["seconds"][fastest(row)]
+
+
+def how_near(report: Report) -> str | None:
+    """How near "auto" came to the fastest, in words; None where it was not measured."""
+    rows = [row for row in rows_of(report, "all_reduce") if "auto" in row["seconds"]]
+    rows = [row for row in rows if rivals(row)]
+    if not rows:
+        return None
+    near = sum(times_the_fastest(row, "auto") <= 1.1 for row in rows)
+    row = max(rows, key=lambda row: times_the_fastest(row, "auto"))
+    return (
+        f"auto is within 10% of the fastest at {near} of {len(rows)} sizes; at worst it takes "
+        f"{times_the_fastest(row, 'auto'):.2f} times as long, at {row['bytes']:,} bytes"
+    )
 
 
 def bus_bandwidth(nbytes: int, seconds: float, size: int, kind: str = "all_reduce") -> float:

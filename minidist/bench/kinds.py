@@ -44,18 +44,16 @@ class Kind:
     one_way: bool = False
 
     def arrays(self, comm: Comm, name: str, length: int, dtype: str) -> Arrays:
-        """This rank's data, different on every rank, in memory as the algorithm wants it."""
-        mine = pattern(comm.rank, length, dtype)
+        """Arrays of this rank, in memory as the algorithm wants it."""
         if name == SYMMETRIC:
-            array = symmetric_memory.allocate(comm, length, dtype)
-            array[...] = mine
-            return (array,)
+            return (symmetric_memory.allocate(comm, length, dtype),)
         if self.name == "barrier":
             return ()
+        array = np.zeros(length, dtype)
         if self.name == "all_to_all":
-            blocks = mine.reshape(comm.size, -1)
+            blocks = array.reshape(comm.size, -1)
             return blocks, np.zeros_like(blocks)
-        return (mine,)
+        return (array,)
 
     def length(self, nbytes: int, itemsize: int, size: int) -> int:
         """Elements for about ``nbytes``: an all-to-all has as many for each rank."""
@@ -63,10 +61,17 @@ class Kind:
         return -(-length // size) * size if self.name == "all_to_all" else length
 
     def check(self, comm: Comm, name: str, length: int, dtype: str, arrays: Arrays) -> None:
-        """The result must be right before its speed is of interest; ArithmeticError if not."""
-        chunk = self.run[name](comm, *arrays)
+        """The result must be right before its speed is of interest; ArithmeticError if not.
+
+        Each rank begins with data of its own.
+        """
         if not arrays:
+            self.run[name](comm)
             return
+        arrays[0].reshape(-1)[:] = pattern(comm.rank, length, dtype)
+        for received in arrays[1:]:
+            received.fill(0)
+        chunk = self.run[name](comm, *arrays)
         inputs = [pattern(rank, length, dtype) for rank in range(comm.size)]
         part, expected = self.expected(comm.rank, inputs)
         got = arrays[-1].reshape(-1)[part] if chunk is None else chunk

@@ -1,8 +1,8 @@
 """The same all-reduces in PyTorch, over gloo: what most programs on CPUs use.
 
 Started by ``minidist bench collectives`` with a Python that has torch, once a rank, before the
-ranks of MPI. Timed in the same way: short turns, each as long as its slowest rank, of which the
-least counts. Rank 0 prints {bytes: seconds} as JSON.
+ranks of MPI. Timed in the same way: on data just written, in short turns, each as long as its
+slowest rank, of which the least counts. Rank 0 prints {bytes: seconds} as JSON.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ def least_seconds(length: int, dtype: torch.dtype, turns: int) -> float:
     size = dist.get_world_size()
     if not bool((tensor == size * (size + 1) // 2).all()):
         raise ArithmeticError(f"gloo's all-reduce of {dtype}[{length}] is wrong")
-    tensor.zero_()  # sums of nothing stay finite, however often
     calls, best, spent = 1, float("inf"), 0.0
     for turn in range(-2, turns):
         dist.barrier()
-        start = time.perf_counter()
+        seconds = torch.zeros(1, dtype=torch.float64)
         for _ in range(calls):
+            tensor.zero_()  # sums of nothing stay finite, however often
+            start = time.perf_counter()
             dist.all_reduce(tensor)
-        seconds = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
+            seconds += time.perf_counter() - start
         dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
         spent += seconds.item()
         if turn < 0:

@@ -14,19 +14,20 @@ Both by nothing but the MPI library's send and receive, past our own checks and 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from minidist.bench.turns import Call, least_seconds
 from minidist.comm.comm import Comm
 
 Row = dict[str, Any]
 
 
-def one_way(comm: Comm, nbytes: int) -> Callable[[], object]:
+def one_way(comm: Comm, nbytes: int) -> Call:
     """A ping-pong of ``nbytes``: takes twice the time of one way."""
     buffer = np.zeros(nbytes, np.uint8)
 
@@ -38,27 +39,22 @@ def one_way(comm: Comm, nbytes: int) -> Callable[[], object]:
             comm._recv(buffer, 0, 0)
             comm._send(buffer, 0, 0)
 
-    return there_and_back
+    return Call(there_and_back, (buffer,))
 
 
-def exchange(comm: Comm, nbytes: int) -> Callable[[], object]:
+def exchange(comm: Comm, nbytes: int) -> Call:
     """Send ``nbytes`` to the right, and receive as many from the left."""
     out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-    return lambda: comm._sendrecv(out, right, into, left, 0)
+    return Call(lambda: comm._sendrecv(out, right, into, left, 0), (out,))
 
 
-def measure(
-    comm: Comm,
-    sizes: Sequence[int],
-    least: Callable[[Comm, dict[str, Callable[[], object]], int], dict[str, float]],
-    turns: int,
-) -> list[Row]:
-    """A row for each size: seconds one way and of an exchange. ``least`` times calls."""
+def measure(comm: Comm, sizes: Sequence[int], turns: int) -> list[Row]:
+    """A row for each size: seconds one way and of an exchange."""
     rows = []
     for nbytes in sizes if comm.size > 1 else ():
         calls = {"one way": one_way(comm, nbytes), "exchange": exchange(comm, nbytes)}
-        seconds = least(comm, calls, turns)
+        seconds = least_seconds(comm, calls, turns)
         rows.append(
             {
                 "bytes": nbytes,

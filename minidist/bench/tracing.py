@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import recursive_doubling
 from minidist.comm.comm import Comm
 
@@ -26,18 +27,14 @@ LENGTH = 1024  # float32: 4 KB
 CALLS = 20000
 
 
-def measure(
-    comm: Comm,
-    least: Callable[[Comm, dict[str, Callable[[], object]], int], dict[str, float]],
-    turns: int,
-) -> dict[str, Any]:
+def measure(comm: Comm, turns: int) -> dict[str, Any]:
     """Seconds of the all-reduce; for each call, how many and seconds of one; the share of all."""
     array = np.zeros(LENGTH, np.float32)
 
     def once() -> None:
         recursive_doubling.all_reduce(comm, array)
 
-    seconds = least(comm, {"all-reduce": once}, turns)["all-reduce"]
+    seconds = least_seconds(comm, {"all-reduce": Call(once, (array,))}, turns)["all-reduce"]
     counts, prices = count(comm, once), price(comm)
     return {
         "seconds": seconds,

@@ -40,7 +40,8 @@ from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 
 SEGMENT = 1 << 20  # bytes: about what a core's own cache holds
-HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank reduces
+HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank reduces, and its shift
+LINE = 64  # bytes that caches move at once
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
@@ -51,17 +52,25 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     if comm.size == 1:
         return
     flat = array.reshape(-1)
-    length = HEAD + 4 * SEGMENT
+    length = HEAD + LINE + 4 * SEGMENT
     memory = comm.remember(
         ("shared memory", length), lambda: comm.shared(length, np.empty(0, np.uint8))
     )
     heads = [slot[:HEAD].view(np.int64) for slot in memory]
-    heads[comm.rank][:2] = flat.nbytes, flat.dtype.num
+    mine = heads[comm.rank]
+    mine[:3] = flat.nbytes, flat.dtype.num, shift_to(flat, memory[comm.rank])
     segments = segment_slices(flat.size, flat.itemsize)
-    # By rank: two inboxes, then two outboxes, each as long as a segment.
-    boxes = [slot[HEAD:].view(flat.dtype).reshape(4, -1) for slot in memory]
     others = [rank for rank in range(comm.size) if rank != comm.rank]
     xp = module_of(flat)
+    boxes: dict[int, list[np.ndarray]] = {}  # by rank: two inboxes, two outboxes
+
+    def open_boxes(rank: int) -> None:
+        shift = int(heads[rank][2])
+        boxes[rank] = comm.remember(
+            ("boxes", rank, shift, flat.dtype), lambda: divide(memory[rank], shift, flat.dtype)
+        )
+
+    # In every box an element has the place that it has in its segment.
 
     def copy_in(number: int) -> None:
         segment, inbox = flat[segments[number]], boxes[comm.rank][number % 2]
@@ -72,21 +81,22 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     def add(number: int) -> None:
         segment, outbox = flat[segments[number]], boxes[comm.rank][2 + number % 2]
         part = chunks(segment.size, comm.size)[comm.rank]
-        own = segment[part]
         for rank in others:
-            comm.combine(op, own, xp.asarray(boxes[rank][number % 2][part]))
-        outbox[: own.size] = to_host(own)
+            comm.combine(op, segment[part], xp.asarray(boxes[rank][number % 2][part]))
+        outbox[part] = to_host(segment[part])
 
     def copy_out(number: int) -> None:
         segment = flat[segments[number]]
         parts = chunks(segment.size, comm.size)
         for rank in others:
-            part = segment[parts[rank]]
-            part[...] = xp.asarray(boxes[rank][2 + number % 2][: part.size])
+            segment[parts[rank]] = xp.asarray(boxes[rank][2 + number % 2][parts[rank]])
 
+    open_boxes(comm.rank)
     for turn in range(len(segments) + 2):
         if turn == 1:
             check_agreement(comm, [head[:2].tolist() for head in heads], flat)
+            for rank in others:
+                open_boxes(rank)
         if turn < len(segments):
             copy_in(turn)
         if 1 <= turn <= len(segments):
@@ -95,6 +105,25 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
             copy_out(turn - 2)
         if turn <= len(segments):  # a later call's first barrier stands for the last turn's
             barrier(comm)
+
+
+def divide(slot: np.ndarray, shift: int, dtype: np.dtype) -> list[np.ndarray]:
+    """The four boxes of a rank, each as long as a segment."""
+    starts = [HEAD + shift + number * SEGMENT for number in range(4)]
+    return [slot[start : start + SEGMENT].view(dtype) for start in starts]
+
+
+def shift_to(flat: Array, slot: np.ndarray) -> int:
+    """By how many bytes to shift the boxes, so that they divide into cache lines as ``flat`` does.
+
+    A processor may copy whole lines without asking for what stood there. Where lines do not match
+    it cannot, and must fetch every line from the cache of the core that read it last: measured,
+    that makes copying in 4 times slower, and the whole 2.4 times.
+    """
+    if not isinstance(flat, np.ndarray):
+        return 0
+    there, here = (array.__array_interface__["data"][0] for array in (flat, slot))
+    return int(there - here - HEAD) % LINE
 
 
 def check_agreement(comm: Comm, heads: list[list[int]], flat: Array) -> None:
