@@ -24,6 +24,7 @@ from typing import Any
 FORWARDING = 0.25  # seconds
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"
+IN_COMM = tuple(f"minidist.comm.{name}" for name in ("comm", "mpi_comm", "mpi_requests"))
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def waits() -> list[tuple[str, float, FrameType]]:
 
 
 def _in_comm(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "") in ("minidist.comm.comm", "minidist.comm.mpi")
+    return frame.f_globals.get("__name__", "") in IN_COMM
 
 
 def longest_wait() -> float:

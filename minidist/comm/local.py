@@ -16,7 +16,8 @@ from typing import Any
 from minidist.array import Array, module_of
 from minidist.comm.comm import Comm, CommError, Future, Request
 from minidist.comm.machine import Machine
-from minidist.comm.simulator import Deadlock, Group, Simulator, Task, Transfer
+from minidist.comm.simulator import Simulator
+from minidist.comm.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.trace import StreamTrace, Trace
 
 __all__ = ["Deadlock", "LocalComm", "LocalWorld"]

@@ -39,16 +39,17 @@ def test_boxes_divide_into_lines_as_the_array_does(offset):
 
 
 def sums(all_reduce, size, length):
-    """Three calls, in which every rank's array lies elsewhere, and elsewhere than before."""
+    """Four calls, in which every rank's array lies elsewhere, of two dtypes and at two places."""
 
     def main(comm):
         found = []
-        for call in range(3):
-            array = placed(length, 4 * ((3 * comm.rank + 5 * call) % 16))
+        for call in range(4):
+            dtype = ("float32", "int64")[call % 2]
+            array = placed(length, 8 * ((3 * comm.rank + call // 2) % 8), dtype)
             array[:] = np.arange(length) + 1000 * comm.rank + call
             try:
                 all_reduce(comm, array)
-            except CommError as error:
+            except (CommError, ValueError) as error:
                 return [str(error)]
             expected = sum(np.arange(length) + 1000 * rank + call for rank in range(comm.size))
             found.append(array.tolist() == expected.tolist())
@@ -61,7 +62,7 @@ def sums(all_reduce, size, length):
 def test_arrays_may_lie_differently_on_every_rank(monkeypatch, size):
     monkeypatch.setattr(shared_memory, "SEGMENT", 64)
     for length in (1, 15, 16, 17, 100):
-        assert sums(shared_memory.all_reduce, size, length) == [True] * 3 * size, length
+        assert sums(shared_memory.all_reduce, size, length) == [True] * 4 * size, length
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_arrays_may_lie_differently_on_every_rank(monkeypatch, size):
     [
         ("looks for others' boxes at its own shift", "heads[rank][2]", "heads[comm.rank][2]"),
         ("boxes half a segment apart", "number * SEGMENT", "number * SEGMENT // 2"),
-        ("all have the boxes of one", '"boxes", rank, shift', '"boxes", shift'),
+        ("boxes of the dtype of an earlier call", "rank, shift, flat.dtype", "rank, shift"),
     ],
 )
 def test_mutants_of_the_shift_are_rejected(what, old, new):

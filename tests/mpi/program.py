@@ -11,7 +11,7 @@ import numpy as np
 from claims import all_collectives, differences, measure
 
 from minidist.collectives import all_reduce
-from minidist.comm import launch, mpi
+from minidist.comm import launch, mpi_comm
 from minidist.comm.comm import ANY
 
 
@@ -68,7 +68,7 @@ def long_messages_go_in_pieces(comm):
     """With pieces of 1000 bytes instead of 2³⁰: the same numbers, and one message counted."""
     p, rank = comm.size, comm.rank
     right, left = (rank + 1) % p, (rank - 1) % p
-    whole, mpi.PIECE = mpi.PIECE, 1000
+    whole, mpi_comm.PIECE = mpi_comm.PIECE, 1000
     mine, theirs = np.arange(1234.0) + rank, np.zeros(1234)
     before = comm.trace.sent.messages
     comm.sendrecv(mine, right, theirs, left)
@@ -86,7 +86,7 @@ def long_messages_go_in_pieces(comm):
         comm.send(mine, 0) if p > 1 else None
     assert comm.trace.sent.messages - before == 2 + (rank == p - 1 > 0)
     comm.barrier()
-    mpi.PIECE = whole
+    mpi_comm.PIECE = whole
 
 
 def the_library_and_auto(comm):
