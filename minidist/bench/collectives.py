@@ -261,6 +261,7 @@ def _row(
         messages[name] = comm.trace.sent.messages - before if seen else None
         calls[name] = Call(partial(kind.run[name], comm, *arrays), arrays)
     calls["exchange"] = point_to_point.exchange(comm, max(1, length * itemsize // comm.size))
+    line = point_to_point.cache_line(comm)
     seconds = least_seconds(comm, calls, turns)
     exchange = seconds.pop("exchange")
     row = {
@@ -269,6 +270,7 @@ def _row(
         "seconds": seconds,
         "messages": messages,
         "exchange_seconds": exchange if comm.size > 1 else None,
+        "cache_line_seconds": line,
     }
     if kind.name == "all_reduce":
         row["auto"] = auto.choose(comm, np.empty(length, dtype))

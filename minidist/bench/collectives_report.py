@@ -104,10 +104,10 @@ def table(report: Report, kind: str) -> Table:
     view = Table(
         title=f"{kind.replace('_', ' ')} on {size} ranks of {report['library']}, "
         f"{report['dtype']}: µs a call (GB/s on the bus)",
-        caption="limit: GB/s of the bare transport; *: the fastest",
+        caption="*: the fastest; limit: GB/s of the bare transport; line: a cache line and back",
     )
     names = list(rows[0]["seconds"])
-    for heading in ("bytes", *names, "limit"):
+    for heading in ("bytes", *names, "limit", "line, ns"):
         view.add_column(heading.replace("_", " "), justify="right")
     for row in rows:
         cells = []
@@ -121,7 +121,10 @@ def table(report: Report, kind: str) -> Table:
             rate = f" ({bus:.2f})" if row["bytes"] >= 1 << 16 else ""
             cells.append(f"{mark}{seconds * 1e6:,.1f}{rate}")
         bare = limit(report, row)
-        view.add_row(f"{row['bytes']:,}", *cells, f"{bare / 1e9:.2f}" if bare else "-")
+        line = row.get("cache_line_seconds")
+        cells.append(f"{bare / 1e9:.2f}" if bare else "-")
+        cells.append(f"{line * 1e9:.0f}" if line else "-")
+        view.add_row(f"{row['bytes']:,}", *cells)
     return view
 
 

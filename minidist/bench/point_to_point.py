@@ -9,10 +9,17 @@ that piece's 1/bandwidth.
     exchange    every rank sends to the right and receives from the left, at the same time
 
 Both by nothing but the MPI library's send and receive, past our own checks and counters.
+
+    cache line  from the core of rank 0 to that of rank 1 and back, without any library
+
+tells how near the two are: those that share a cache need a third of the time of those that do not.
+Which algorithm is best depends on it, and a virtual machine's cores may be moved at any moment.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +29,9 @@ import numpy as np
 from rich.table import Table
 
 from minidist.bench.turns import Call, least_seconds
-from minidist.comm.comm import Comm
+from minidist.collectives import broadcast
+from minidist.comm.comm import Comm, CommError
+from minidist.comm.mpi_comm import MpiComm
 
 Row = dict[str, Any]
 
@@ -47,6 +56,36 @@ def exchange(comm: Comm, nbytes: int) -> Call:
     out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     return Call(lambda: comm._sendrecv(out, right, into, left, 0), (out,))
+
+
+def cache_line(comm: Comm, rounds: int = 200, turns: int = 20) -> float | None:
+    """Seconds of a cache line there and back: ranks 0 and 1 write into it, each what comes next.
+
+    None for one rank, or where ranks share no memory, or outnumber the cores. Raises CommError in
+    the local world, where one rank would wait for ever for another that never runs meanwhile.
+    """
+    if not isinstance(comm, MpiComm):
+        raise CommError("cache_line needs ranks that run at the same time: use mpirun")
+    if comm.size < 2 or comm.size > len(os.sched_getaffinity(0)):
+        return None
+    try:
+        memory = comm.remember("cache line", lambda: comm.shared(8, np.empty(0, np.int64)))
+    except CommError:
+        return None
+    number, found = memoryview(memory[0]), []
+    for _ in range(turns):
+        comm.barrier()  # all have seen the last number
+        number[0] = 0
+        comm.barrier()
+        start = time.perf_counter()
+        for mine in range(comm.rank, 2 * rounds, 2) if comm.rank < 2 else ():
+            while number[0] != mine:
+                pass
+            number[0] = mine + 1
+        found.append((time.perf_counter() - start) / rounds)
+    least = np.array([min(found)])
+    broadcast(comm, least)
+    return float(least[0])
 
 
 def measure(comm: Comm, sizes: Sequence[int], turns: int) -> list[Row]:

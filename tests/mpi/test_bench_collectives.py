@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from minidist.bench import point_to_point, tracing, turns
 from minidist.bench.kinds import KINDS
 from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import recursive_doubling, ring
-from minidist.comm import LocalWorld, launch
+from minidist.comm import CommError, LocalWorld, launch
 from tests.mpi.run import mpiexec, needs_mpi
 
 REPORT = {
@@ -57,6 +58,8 @@ def test_bench_collectives_measures_checks_draws_and_tunes(tmp_path, monkeypatch
         assert all(seconds > 0 for seconds in row["seconds"].values())
         assert row["messages"]["library"] is None, "nobody can count these"
         assert row["messages"]["ring"] == 2
+        if len(os.sched_getaffinity(0)) >= 2:
+            assert 1e-9 < row["cache_line_seconds"] < 1e-3
     assert (tmp_path / "collectives.png").exists()
     assert [row["bytes"] for row in report["point_to_point"]] == [8, 16, 64]
     assert all(row["seconds"] > 0 for row in report["point_to_point"])
@@ -81,6 +84,8 @@ def test_every_collective_is_measured_beside_the_librarys(tmp_path):
         assert set(row["seconds"]) == set(kind.run)
         assert set(row["predicted_seconds"]) == set(kind.cost)
         assert all(seconds > 0 for seconds in row["seconds"].values())
+        if len(os.sched_getaffinity(0)) < 3:
+            assert row["cache_line_seconds"] is None, "ranks that take turns on a core"
     assert {row["bytes"] for row in rows if row["collective"] == "all_to_all"} == {12, 24, 72}
     assert "barrier on 3 ranks" in done.stdout
 
@@ -128,6 +133,11 @@ def test_point_to_point_is_a_line_between_measured_sizes():
     assert [row["piece_bandwidth"] for row in point_to_point.pieces(rows)] == [None, 100.0]
     flat = [rows[0], dict(rows[0], bytes=16)]
     assert [row["piece_bandwidth"] for row in point_to_point.pieces(flat)] == [None, None]
+
+
+def test_a_cache_line_needs_two_ranks_that_run_at_once():
+    with pytest.raises(CommError, match="cache_line needs ranks that run at the same time"):
+        launch(point_to_point.cache_line, 2, LocalWorld())
 
 
 def test_tracing_when_off_costs_two_looks_and_a_call():
