@@ -7,7 +7,7 @@ anew: thousands of page faults a step. So it is asked to keep what is freed (``k
 And a page has 4 KB, unless the kernel is asked for huge ones, of 2 MB. The kernel copies messages
 between processes page by page, and looks up each of them first; a core, too, finds its way through
 few pages sooner than through many. NumPy asks for arrays of 4 MB and more, where a page that
-already is small stays small; ``in_huge_pages`` asks for the whole heap before it is used.
+already is small stays small; ``in_huge_pages`` asks for the whole heap, before most of it is used.
 
 Both cost memory: a process keeps its peak, and a page is held when a part of it is used. Without
 glibc, or where the kernel has huge pages only by hand, nothing happens. mallopt(3), madvise(2).
@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from pathlib import Path
 
 HEAP = 1 << 30  # bytes of addresses, not of memory, to be in huge pages
+HUGE = 2 << 20  # bytes of a huge page, on most machines
 GROWTH = 16 << 20  # bytes that the heap grows by, beyond
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+COLLAPSE = 25  # MADV_COLLAPSE of Linux's mman.h
 
 
 def keep(libc: ctypes.CDLL) -> None:
@@ -44,8 +47,21 @@ def in_huge_pages(libc: ctypes.CDLL, length: int = HEAP) -> bool:
     end = libc.sbrk(0)
     if not block or not before <= end - length or not hasattr(mmap, "MADV_HUGEPAGE"):
         return False  # there is a limit to addresses, or the block came from elsewhere
-    start = block // mmap.PAGESIZE * mmap.PAGESIZE
-    return bool(libc.madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0)
+    start = heap_start() or block // mmap.PAGESIZE * mmap.PAGESIZE
+    asked = libc.madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0
+    if asked:  # and what is in use already, now; kernels before 6.1 do it in their own time
+        used = -(-block // HUGE) * HUGE  # to the end of the last page of which a part is in use
+        libc.madvise(start, used - start, COLLAPSE)
+    return asked
+
+
+def heap_start() -> int | None:
+    """The address of the heap's first byte, from Linux; None elsewhere."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split("-")[0], 16) for line in lines if line.endswith("[heap]")), None)
 
 
 def prepare() -> bool:
