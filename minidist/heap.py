@@ -22,13 +22,15 @@ from pathlib import Path
 HEAP = 1 << 30  # bytes of addresses, not of memory, to be in huge pages
 HUGE = 2 << 20  # bytes of a huge page, on most machines
 GROWTH = 16 << 20  # bytes that the heap grows by, beyond
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # of malloc.h
 COLLAPSE = 25  # MADV_COLLAPSE of Linux's mman.h
 
 
 def keep(libc: ctypes.CDLL) -> None:
-    """Never give memory back, and take blocks of all sizes from the heap."""
-    libc.mallopt(MMAP_THRESHOLD, 1 << 30)
+    """Do not give memory back below 2 GB, and take blocks of up to 1 GB from the heap."""
+    # glibc before 2.35 refuses thresholds beyond half of the 64 MB of a thread's own heap.
+    _ = libc.mallopt(MMAP_THRESHOLD, 1 << 30) or libc.mallopt(MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(ARENA_MAX, 1)  # threads, such as a communication stream, use the same heap
     libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(TOP_PAD, GROWTH)
 
@@ -39,6 +41,8 @@ def in_huge_pages(libc: ctypes.CDLL, length: int = HEAP) -> bool:
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     libc.sbrk.argtypes = [ctypes.c_ssize_t]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if limited():
+        return False  # the user has other plans for these addresses
     before = libc.sbrk(0)
     libc.mallopt(TOP_PAD, length)
     block = libc.malloc(GROWTH)  # more than is free: the heap grows by this, and by the pad
@@ -53,6 +57,14 @@ def in_huge_pages(libc: ctypes.CDLL, length: int = HEAP) -> bool:
         used = -(-block // HUGE) * HUGE  # to the end of the last page of which a part is in use
         libc.madvise(start, used - start, COLLAPSE)
     return asked
+
+
+def limited() -> bool:
+    """Whether this process may not have as many addresses as it likes."""
+    import resource  # not on Windows, where there is no glibc either
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
 
 
 def heap_start() -> int | None:

@@ -11,7 +11,8 @@ IEEE TPDS 27(12) 2016).
     bus bandwidth         that times a factor  what the links carry, see kinds.py
 
 The limit of this machine is measured in the same run, see point_to_point.py. Beside ours stand the
-MPI library's own collectives, and gloo's all-reduce if a Python with torch is at hand. What
+MPI library's own collectives, and gloo's all-reduce if a Python with torch is at hand (one launch
+of it, with up to 3 s a size). What
 tracing costs when it is off is measured too, see tracing.py.
 """
 
@@ -78,6 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         names = {kind: algorithms(options.algorithms, kind) for kind in kinds(options.collective)}
+        if options.tune and "all_reduce" not in names:
+            raise ValueError("--tune is for --collective all_reduce")
         if launched_size() is None:
             return _start(options, arguments)
     except ValueError as error:
@@ -187,7 +190,10 @@ def algorithms(selection: str, kind: str = "all_reduce") -> list[str]:
     for name in selection.split(","):
         if not any(name in other.run for other in KINDS.values()):
             raise ValueError(f"unknown algorithm {name!r}: choose among {', '.join(known)}")
-    return [name for name in selection.split(",") if name in known]
+    found = [name for name in selection.split(",") if name in known]
+    if found and all(name in report_of.NO_RIVALS for name in found):
+        raise ValueError(f"nothing to compare {selection} with: add one of {', '.join(known)}")
+    return found
 
 
 def bench(

@@ -42,7 +42,7 @@ def bundle_ends(length: int, size: int, root: int) -> list[int]:
 
 def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     """Chunk r of the root's ``array`` goes to rank r, to its place in ``array``; returns a view."""
-    flat, size = array.reshape(-1), comm.size
+    flat, size = comm.flat(array), comm.size
     place = (comm.rank - root) % size
     parts, ends = chunks(flat.size, size, root), bundle_ends(flat.size, size, root)
     first = ends[place]
@@ -65,7 +65,7 @@ def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
 
 def gather(comm: Comm, array: Array, root: int = 0) -> None:
     """Chunk r of rank r's ``array`` goes to its place in the root's."""
-    flat, size = array.reshape(-1), comm.size
+    flat, size = comm.flat(array), comm.size
     place = (comm.rank - root) % size
     parts, ends = chunks(flat.size, size, root), bundle_ends(flat.size, size, root)
     first = ends[place]

@@ -31,7 +31,7 @@ from minidist.comm.machine import Machine
 
 def all_gather(comm: Comm, array: Array) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     size, rank = comm.size, comm.rank
     parts = chunks(flat.size, size)
     order = [(rank + place) % size for place in range(size)]  # whose chunk each of my places has

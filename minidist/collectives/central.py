@@ -62,7 +62,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None
 
 def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     """Chunk r of the root's ``array`` goes to rank r, to its place in ``array``; returns a view."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = chunks(flat.size, comm.size)
     if comm.rank != root:
         with comm.step("scatter from", root):
@@ -77,7 +77,7 @@ def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
 
 def gather(comm: Comm, array: Array, root: int = 0) -> None:
     """Chunk r of rank r's ``array`` goes to its place in the root's."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = chunks(flat.size, comm.size)
     if comm.rank != root:
         with comm.step("gather to", root):

@@ -34,7 +34,7 @@ def piece_count(nbytes: int) -> int:
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     place = (comm.rank - root) % comm.size
     before, after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     k = piece_count(flat.nbytes)

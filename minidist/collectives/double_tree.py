@@ -126,7 +126,7 @@ def step_count(size: int, k: int) -> int:
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     k = piece_count(flat.size, flat.itemsize)
     pieces = [
         [flat[half][part] for part in chunks(half.stop - half.start, k)]

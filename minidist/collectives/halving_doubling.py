@@ -48,7 +48,7 @@ def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
 
     Returns a view of the chunk. The rest of ``array`` is left half done.
     """
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = chunks(flat.size, comm.size)
     worker = fold(comm, flat, op)
     if worker is None:
@@ -62,7 +62,7 @@ def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = chunks(flat.size, power_below(comm.size))
     worker = fold(comm, flat, op)
     if worker is not None:

@@ -47,14 +47,14 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
 def gather(comm: Comm, array: Array, root: int = 0) -> None:
     """MPI_Gatherv, in place."""
     whole = (array, chunk_lengths(array.size, comm.size))
-    own = array.reshape(-1)[chunks(array.size, comm.size)[comm.rank]]
+    own = comm.flat(array)[chunks(array.size, comm.size)[comm.rank]]
     comm.library("Gatherv", *((ITSELF, whole) if comm.rank == root else (own, None)), root=root)
 
 
 def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     """MPI_Scatterv, in place; returns a view of rank r's chunk."""
     whole = (array, chunk_lengths(array.size, comm.size))
-    own = array.reshape(-1)[chunks(array.size, comm.size)[comm.rank]]
+    own = comm.flat(array)[chunks(array.size, comm.size)[comm.rank]]
     comm.library("Scatterv", *((whole, ITSELF) if comm.rank == root else (None, own)), root=root)
     return own
 

@@ -84,7 +84,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 def all_gather(comm: Comm, array: Array) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = chunks(flat.size, comm.size)
     folded = comm.size - power_below(comm.size)
     worker = worker_of(comm.rank, comm.size)

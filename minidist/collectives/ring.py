@@ -49,7 +49,7 @@ def reduce_scatter(
     ``parts`` are the chunks, if they are not to be of equal length. Returns a view of the chunk.
     The rest of ``array`` is left half done. ``op`` is "sum", "product", "max" or "min".
     """
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = parts or chunks(flat.size, comm.size)
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     incoming = comm.scratch(max(part.stop - part.start for part in parts), flat)
@@ -65,7 +65,7 @@ def reduce_scatter(
 
 def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     parts = parts or chunks(flat.size, comm.size)
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
 

@@ -28,7 +28,7 @@ from minidist.comm.machine import Machine
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     size, place = comm.size, (comm.rank - root) % comm.size
     parts = chunks(flat.size, size)  # of the places, counted from the root
 

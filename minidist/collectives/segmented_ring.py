@@ -46,7 +46,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     if comm.size == 1:
         return
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     rounds = comm.size - 1
     k = segment_count(flat.size, flat.itemsize, comm.size)
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size

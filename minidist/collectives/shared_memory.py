@@ -51,14 +51,14 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """
     if comm.size == 1:
         return
-    flat = array.reshape(-1)
+    flat = comm.flat(array)
     length = HEAD + LINE + 4 * SEGMENT
     memory = comm.remember(
         ("shared memory", length), lambda: comm.shared(length, np.empty(0, np.uint8))
     )
     heads = [slot[:HEAD].view(np.int64) for slot in memory]
     mine = heads[comm.rank]
-    mine[:3] = flat.nbytes, flat.dtype.num, shift_to(flat, memory[comm.rank])
+    mine[:3] = flat.nbytes, kind_of(flat), shift_to(flat, memory[comm.rank])
     segments = segment_slices(flat.size, flat.itemsize)
     others = [rank for rank in range(comm.size) if rank != comm.rank]
     xp = module_of(flat)
@@ -107,6 +107,11 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
             barrier(comm)
 
 
+def kind_of(array: Array) -> int:
+    """A number for its dtype and the order of its bytes."""
+    return int(array.dtype.num if array.dtype.isnative else ~array.dtype.num)
+
+
 def divide(slot: np.ndarray, shift: int, dtype: np.dtype) -> list[np.ndarray]:
     """The four boxes of a rank, each as long as a segment."""
     starts = [HEAD + shift + number * SEGMENT for number in range(4)]
@@ -129,6 +134,7 @@ def shift_to(flat: Array, slot: np.ndarray) -> int:
 def check_agreement(comm: Comm, heads: list[list[int]], flat: Array) -> None:
     """Messages that would notice ranks that disagree are not sent: so compare what they wrote."""
     if any(head != heads[comm.rank] for head in heads):
+        barrier(comm)  # all have seen it, should somebody go on after the error
         raise CommError(
             f"rank {comm.rank} reduces {flat.dtype}[{flat.size}], and another rank something "
             "else: all must agree on dtype and length"

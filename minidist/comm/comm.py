@@ -68,7 +68,7 @@ class Future(ABC):
 
     @abstractmethod
     def wait(self) -> Any:
-        """Block until the function has returned; its result, or its exception raised here."""
+        """Block until the function has returned; its result."""
 
 
 class Comm(ABC):
@@ -112,10 +112,10 @@ class Comm(ABC):
         """
         self._check("send to", send, to)
         self._check("recv from", recv, source, into=True)
-        # Arrays that own their memory, or are views of different ones, cannot overlap.
-        out, into = send.base, recv.base
-        owner = send if out is None else out
-        if owner is (recv if into is None else into) or type(send) is not HOST:
+        # Arrays that own their memory, or are views of different ones that do, cannot overlap.
+        out = send if send.base is None else send.base
+        into = recv if recv.base is None else recv.base
+        if out is into or not (type(out) is type(into) is HOST and out.base is into.base is None):
             self._check_apart(send, to, recv, source)
         start = self._enter(send.nbytes)
         source = self._sendrecv(send, to, recv, source, tag)
@@ -141,6 +141,19 @@ class Comm(ABC):
 
         A receive spins, to be quick, and keeps a core busy; a server has time.
         """
+
+    def flat(self, array: Array) -> Array:
+        """``array`` in one dimension, in its own memory: what every collective works on.
+
+        Raises CommError if it is not contiguous: of such an array there is only a copy in one
+        dimension, and nobody would see the result.
+        """
+        if not array.flags.c_contiguous:
+            raise CommError(
+                f"rank {self.rank}: a collective takes contiguous arrays, and the one of shape "
+                f"{array.shape} is not: pass numpy.ascontiguousarray(...), and copy the result back"
+            )
+        return array.reshape(-1)
 
     def combine(self, op: str, into: Array, other: Array) -> None:
         """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""
@@ -173,6 +186,7 @@ class Comm(ABC):
         ``stream`` is a Comm of the same ranks, apart from this one: messages of the two never
         meet. Functions spawned on one rank run one after the other, in order, so every rank must
         spawn the same ones in the same order. This is how communication overlaps computation.
+        An exception there ends the run, as one on the rank itself does.
         ``stream.main`` is this communicator, for use on the stream: through it a server beside a
         worker hears the others' workers.
         """
@@ -186,7 +200,7 @@ class Comm(ABC):
         """A 1-D array of each rank, by rank, in memory that all of them see.
 
         Every rank must call it, and may read and write any of them: only messages order what they
-        do. Kept as long as the communicator. Raises CommError where ranks do not share memory:
+        do. Kept until the process ends. Raises CommError where ranks do not share memory:
         ``split`` by node first.
         """
         return self._shared(length, like)

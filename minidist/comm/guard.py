@@ -122,11 +122,12 @@ def timeout_from_environment() -> float:
     """Seconds that a rank may wait in one call, 0 for ever: MINIDIST_TIMEOUT, or ten minutes."""
     text = os.environ.get(TIMEOUT, "600")
     try:
-        return float(text)
+        seconds = float(text)
+        if seconds >= 0:  # nan is not
+            return seconds
     except ValueError:
-        raise ValueError(
-            f"{TIMEOUT}={text}: give seconds, such as 60, or 0 to wait for ever"
-        ) from None
+        pass
+    raise ValueError(f"{TIMEOUT}={text}: give seconds, such as 60, or 0 to wait for ever")
 
 
 def waits() -> list[tuple[str, float, FrameType]]:

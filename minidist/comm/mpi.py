@@ -1,6 +1,6 @@
 """The MPI world: ranks are the processes that ``mpirun`` started.
 
-The one file that knows mpi4py, and imports it only when an MPI world is made.
+The one file that imports mpi4py, and only when an MPI world is made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.guard import Watchdog, abort_on_error, timeout_from_environment
 from minidist.comm.mpi_comm import MpiComm
 from minidist.comm.trace import Trace
-from minidist.comm.tuning import ONE_MACHINE, load_table
+from minidist.comm.tuning import load_table, usable
 
 
 class LauncherError(RuntimeError):
@@ -73,8 +73,7 @@ class MpiWorld:
             crowded = node.Get_size() > len(os.sched_getaffinity(0))
             tuning = None
             if self.tuning and self.rank == 0:
-                default = ONE_MACHINE if node.Get_size() == self.size else {}
-                tuning = default | (self.tuning(self.library) or {})
+                tuning = usable(self.tuning(self.library) or {}, node.Get_size() == self.size)
             node.Free()
             trace = Trace(time.perf_counter(), self.record)
             # Objects are pickled here alone: before a run, one table; after it, the results.
@@ -88,6 +87,7 @@ class MpiWorld:
                 watchdog.start()
             comm.barrier()
             result = function(comm)
+            comm.finish()
             comm._enter()  # what was computed since the last message
             comm.barrier()
             if watchdog is not None:

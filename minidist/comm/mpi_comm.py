@@ -17,11 +17,22 @@ import numpy as np
 
 from minidist.array import Array, module_of, to_host
 from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
+from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
 from minidist.comm.mpi_requests import MpiFuture, MpiRecv, MpiSend
 from minidist.comm.trace import StreamTrace, Trace
 
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
+SHARED = "/dev/shm"  # where MPI libraries keep the memory that ranks share
+
+
+def shared_memory_left() -> float:
+    """Bytes that ranks can still share; more would be granted, and end the process when used."""
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:
+        return float("inf")  # not Linux: somewhere else, of which we know nothing
+    return found.f_bavail * found.f_frsize
 
 
 class MpiComm(Comm):
@@ -37,6 +48,7 @@ class MpiComm(Comm):
         self._stream: MpiComm | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._windows_kept: list[Any] = []  # of shared(): freed with the process
+        self._spawned: dict[Any, MpiFuture] = {}  # by thread, of this communicator and its parts
 
     time = _now = staticmethod(time.perf_counter)
 
@@ -178,6 +190,7 @@ class MpiComm(Comm):
         theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
         comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
         comm.world = [self.world[rank] for rank in theirs]
+        comm._spawned = self._spawned
         return comm
 
     def _shared(self, length: int, like: Array) -> list[Array]:
@@ -193,10 +206,20 @@ class MpiComm(Comm):
                 f"{self.rank}'s machine: split the communicator by machine first"
             )
         nbytes = max(1, length) * like.itemsize  # not even an empty array may be without memory
+        left = np.array([shared_memory_left()])
+        self._comm.Allreduce(self._mpi.IN_PLACE, left, self._mpi.MIN)
+        if left[0] < nbytes * self.size:
+            raise CommError(
+                f"shared(): {self.size} ranks ask for {nbytes} bytes each, and /dev/shm has not as "
+                "much left: make it larger (docker run --shm-size=1g), or choose an algorithm that "
+                "sends messages, such as 'ring'"
+            )
         window = self._mpi.Win.Allocate_shared(nbytes, 1, comm=self._comm)
         self._windows_kept.append(window)
-        self._left("shared", start)
         buffers = [window.Shared_query(rank)[0] for rank in range(self.size)]
+        np.frombuffer(buffers[self.rank], np.uint8).fill(0)  # taken now, so counted by the next
+        self._comm.Barrier()
+        self._left("shared", start)
         return [np.frombuffer(buffer, like.dtype, length) for buffer in buffers]
 
     def library(
@@ -238,7 +261,15 @@ class MpiComm(Comm):
             self._stream.world = beside.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
         context = contextvars.copy_context()
-        return MpiFuture(self, self._thread.submit(context.run, self._streaming, function, *args))
+        running = self._thread.submit(context.run, self._streaming, function, *args)
+        future = self._spawned[self._thread] = MpiFuture(self, running)
+        return future
+
+    def finish(self) -> None:
+        """Wait for all that was spawned: a stream may not outlive its run."""
+        for future in self._spawned.values():
+            if not future.done():
+                future.wait()  # the last of its thread, so all before it return, too
 
     def _clock_offset(self, rounds: int = 30) -> float:
         """Seconds to add to this rank's clock to have rank 0's (Cristian's algorithm).
@@ -265,6 +296,7 @@ class MpiComm(Comm):
         stream = self._stream
         assert stream is not None  # spawn() made it
         stream.trace.resume(stream.time())
-        result = function(stream, *args)
+        with abort_on_error(self.rank, self.size, self._mpi.COMM_WORLD.Abort):
+            result = function(stream, *args)
         stream.trace.computed(stream.time())
         return result

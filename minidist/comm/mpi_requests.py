@@ -80,6 +80,10 @@ class MpiFuture(Future):
     def __init__(self, comm: MpiComm, future: ThreadFuture[Any]) -> None:
         self._comm, self._future = comm, future
 
+    def done(self) -> bool:
+        """Whether it has returned."""
+        return self._future.done()
+
     def wait(self) -> Any:
         start = self._comm._enter()
         result = self._future.result()

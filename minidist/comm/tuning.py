@@ -30,6 +30,18 @@ def load_table(library: str) -> dict[str, Any] | None:
         return None  # not tuned, or not a table
 
 
+def usable(measured: dict[str, Any], one_machine: bool) -> dict[str, Any]:
+    """What these ranks can follow: without measurements the table for one machine, if they are on
+    one; if not, no table that was measured where ranks could share memory."""
+    if one_machine:
+        return ONE_MACHINE | measured
+    return {
+        ranks: table
+        for ranks, table in measured.items()
+        if all(algorithm != "shared_memory" for _, algorithm in table)
+    }
+
+
 def save_table(library: str, size: int, entries: list[tuple[int, str]]) -> Path:
     """Add what was measured at ``size`` ranks to the table; returns its path."""
     path = tuning_file()

@@ -412,3 +412,32 @@ def test_arrays_of_another_module_stay_there(collective):
     )
     for got, expected in zip(launch(run, ranks=3, world=LocalWorld()), on_host, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (table, name)
+        for table in (
+            collectives.ALL_REDUCE,
+            collectives.REDUCE,
+            collectives.REDUCE_SCATTER,
+            collectives.ALL_GATHER,
+            collectives.BROADCAST,
+            collectives.GATHER,
+            collectives.SCATTER,
+        )
+        for name in table
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("way", ["transposed", "every second"])
+def test_an_array_that_is_not_contiguous_is_refused(table, name, way):
+    """It would be copied, the copy reduced, and the user's array left as it was."""
+
+    def main(comm):
+        array = np.ones((4, 6)).T if way == "transposed" else np.ones(24)[::2]
+        table[name](comm, array)
+
+    with pytest.raises(CommError, match="contiguous"):
+        launch(main, 3, LocalWorld())

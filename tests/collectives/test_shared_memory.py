@@ -78,3 +78,17 @@ def test_mutants_of_the_shift_are_rejected(what, old, new):
     wrong.SEGMENT = 64
     answers = [sums(wrong.all_reduce, size, length) for size in (2, 3) for length in (17, 100)]
     assert not all(got is True for found in answers for got in found), f"nothing noticed: {what}"
+
+
+def test_bytes_in_another_order_are_another_dtype():
+    """Native and swapped float32 have one number; added as if they were one, they give garbage."""
+
+    def main(comm):
+        array = np.ones(4, "<f4" if comm.rank else ">f4")
+        with pytest.raises(CommError, match="another rank something else"):
+            shared_memory.all_reduce(comm, array)
+        again = np.ones(4, "f4")
+        shared_memory.all_reduce(comm, again)  # who caught the error can go on
+        return again.tolist()
+
+    assert launch(main, 3, LocalWorld()) == [[3.0] * 4] * 3

@@ -123,7 +123,8 @@ def test_a_barrier_that_waits_for_the_dead_is_a_deadlock():
         run(function)
 
 
-def test_a_timeout_that_is_no_number_is_an_error(monkeypatch):
-    monkeypatch.setenv("MINIDIST_TIMEOUT", "soon")
-    with pytest.raises(ValueError, match="MINIDIST_TIMEOUT=soon: give seconds, such as 60"):
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_a_timeout_that_is_no_time_is_an_error(monkeypatch, text):
+    monkeypatch.setenv("MINIDIST_TIMEOUT", text)
+    with pytest.raises(ValueError, match=f"MINIDIST_TIMEOUT={text}: give seconds, such as 60"):
         timeout_from_environment()

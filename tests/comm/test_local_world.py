@@ -469,3 +469,15 @@ def test_totals_by_step_and_events_with_peer_and_bytes():
 
 def test_nothing_is_recorded_unless_asked():
     assert run(lambda comm: (comm.barrier(), comm.trace.events)[1]) == [[], []]
+
+
+def test_views_of_one_buffer_are_no_two_arrays():
+    """Each has a base of its own, and yet they are the same memory."""
+
+    def main(comm):
+        memory = bytearray(64)
+        out, into = np.frombuffer(memory, np.float64), np.frombuffer(memory, np.float64)
+        comm.sendrecv(out, 1 - comm.rank, into, 1 - comm.rank)
+
+    with pytest.raises(CommError, match="the two arrays share memory"):
+        run(main, ranks=2)

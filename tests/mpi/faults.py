@@ -37,6 +37,13 @@ def main(comm):
             time.sleep(0.25)
             comm.barrier()
         return
+    if FAULT == "unfinished":  # nobody waits for what was spawned, and nobody sends
+        comm.spawn(lambda stream: stream.recv(np.zeros(3), 1 - stream.rank))
+        return
+    if FAULT == "stream":  # what nobody waits for, either
+        comm.spawn(lambda stream: np.zeros(2)[stream.rank + 1])
+        if comm.rank == last:
+            return
     if comm.rank == last:
         if FAULT == "exception":
             raise KeyError("lost my way")

@@ -11,7 +11,7 @@ import numpy as np
 from claims import all_collectives, differences, measure
 
 from minidist.collectives import all_reduce
-from minidist.comm import launch, mpi_comm
+from minidist.comm import CommError, launch, mpi_comm
 from minidist.comm.comm import ANY
 
 
@@ -89,6 +89,24 @@ def long_messages_go_in_pieces(comm):
     mpi_comm.PIECE = whole
 
 
+def sharing_more_memory_than_there_is(comm):
+    """An error, where the system would end the process at the first write."""
+    if comm.size == 1:
+        return
+    true, mpi_comm.shared_memory_left = mpi_comm.shared_memory_left, lambda: 100.0 * comm.size - 1
+    try:
+        comm.shared(100, np.empty(0, np.uint8))
+    except CommError as error:
+        assert "/dev/shm has not as much left" in str(error), error
+    else:
+        raise AssertionError("that was more than was left")
+    mpi_comm.shared_memory_left = lambda: 100.0 * comm.size
+    assert [part.tolist() for part in comm.shared(100, np.empty(0, np.uint8))] == [
+        [0] * 100
+    ] * comm.size
+    mpi_comm.shared_memory_left = true
+
+
 def the_library_and_auto(comm):
     """Both equal the ring; what the library sends is not claimed to be known."""
     for n in (1, 1000, 100_000):
@@ -104,6 +122,7 @@ def the_library_and_auto(comm):
 
 def main(comm):
     long_messages_go_in_pieces(comm)
+    sharing_more_memory_than_there_is(comm)
     the_library_and_auto(comm)
     requests_and_groups(comm)
     return collectives_hold(comm)

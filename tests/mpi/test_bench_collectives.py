@@ -17,7 +17,7 @@ from minidist.bench import point_to_point, tracing, turns
 from minidist.bench.kinds import KINDS
 from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import recursive_doubling, ring
-from minidist.comm import CommError, LocalWorld, launch
+from minidist.comm import CommError, LocalWorld, launch, tuning
 from tests.mpi.run import mpiexec, needs_mpi
 
 REPORT = {
@@ -257,6 +257,26 @@ def test_unknown_algorithms_are_named():
     assert bench.algorithms("chain", "all_gather") == []
     with pytest.raises(ValueError, match="unknown collective 'scan': choose among all_reduce"):
         bench.kinds("scan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tune", "--collective", "broadcast"], "--tune is for --collective all_reduce"),
+        (["--algorithms", "auto"], "nothing to compare auto with: add one of library, central"),
+    ],
+)
+def test_what_could_only_fail_after_measuring_is_refused_before(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bench.run(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_measured_on_one_machine_is_for_one_machine():
+    here = {"2": [[8, "library"], [64, "shared_memory"]], "4": [[8, "ring"]]}
+    assert tuning.usable(here, one_machine=True) == tuning.ONE_MACHINE | here
+    assert tuning.usable(here, one_machine=False) == {"4": [[8, "ring"]]}
+    assert tuning.usable({}, one_machine=True) == tuning.ONE_MACHINE
 
 
 def test_the_median_of_several_launches_counts():

@@ -90,6 +90,18 @@ def test_requests_and_the_communication_stream_are_watched_too(monkeypatch):
     assert re.search(r"rank 1: .*" + stream, text), text
 
 
+def test_what_was_spawned_and_never_waited_for_is_watched_to_its_end(monkeypatch):
+    text = hang("unfinished", 2, monkeypatch)
+    assert re.search(r"rank [01]: .*recv\(array=float64\[3\], source=[01].*stream", text), text
+
+
+def test_an_exception_on_the_stream_ends_the_job_at_once():
+    done = mpiexec(2, str(HERE / "faults.py"), "stream", timeout=45)
+    assert done.returncode != 0
+    assert "rank 1 of 2 failed, so the whole job ends" in done.stderr, done.stderr
+    assert "IndexError: index 2 is out of bounds" in done.stderr, done.stderr
+
+
 def test_a_split_that_one_rank_never_calls_is_ended(monkeypatch):
     text = hang("split", 2, monkeypatch)
     assert re.search(r"rank 0: split\(\), at .*faults.py", text), text
