@@ -67,7 +67,11 @@ class Timeline:
         ]
 
     def arrows(self) -> list[Arrow]:
-        """Every message: those from one rank to another are received in the order of sending."""
+        """A message each, as if those of two ranks, on one stream, came in the order of sending.
+
+        Events know no tags: of messages that overtake each other the arrows are exchanged. And
+        what a stream hears from other ranks' main communicators has none.
+        """
         sent: dict[tuple[int, int, bool], deque[Event]] = defaultdict(deque)
         for rank, events in enumerate(self.events):
             for event in events:
