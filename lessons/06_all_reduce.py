@@ -259,8 +259,8 @@ total, messages, nbytes = launch(seen_by_all, ranks=4)[3]
 print_once(f"symmetric: {total}\n{messages} messages a rank, {nbytes} bytes in them")
 
 # %% [markdown]
-# On two cores, from 4 MB up, symmetric memory has 2.5 to 3.6 times the bandwidth of the MPI library's
-# all-reduce (measured with MPICH 5.0.2 on an AMD EPYC, see docs/collectives.md).
+# On two cores, from 4 MB up, symmetric memory has 2.5 to 3.6 times the bandwidth of the MPI
+# library's all-reduce (measured with MPICH 5.0.2 on an AMD EPYC, see docs/collectives.md).
 #
 # ## Try it
 #
