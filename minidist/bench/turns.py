@@ -2,7 +2,7 @@
 
 turns       whatever disturbs the machine can only add: so the least of them counts. A turn is
             as long as its slowest rank, and goes through all calls, so that all see the same
-            weather.
+            weather; each in another order, so that nobody always follows the same one.
 fresh data  before every call each rank writes its arrays anew, outside the time, as a backward
             pass writes gradients. Without that a call depends on who was there before it: an
             array that the other core has just read is slower to write, and one that nobody

@@ -94,7 +94,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     open_boxes(comm.rank)
     for turn in range(len(segments) + 2):
         if turn == 1:
-            check_agreement(comm, [head[:2].tolist() for head in heads], flat)
+            check_agreement(comm, [head[:2] for head in heads], flat, "dtype and length")
             for rank in others:
                 open_boxes(rank)
         if turn < len(segments):
@@ -131,13 +131,13 @@ def shift_to(flat: Array, slot: np.ndarray) -> int:
     return int(there - here - HEAD) % LINE
 
 
-def check_agreement(comm: Comm, heads: list[list[int]], flat: Array) -> None:
+def check_agreement(comm: Comm, heads: list[np.ndarray], array: Array, on: str) -> None:
     """Messages that would notice ranks that disagree are not sent: so compare what they wrote."""
-    if any(head != heads[comm.rank] for head in heads):
+    if any(head.tolist() != heads[comm.rank].tolist() for head in heads):
         barrier(comm)  # all have seen it, should somebody go on after the error
         raise CommError(
-            f"rank {comm.rank} reduces {flat.dtype}[{flat.size}], and another rank something "
-            "else: all must agree on dtype and length"
+            f"rank {comm.rank} reduces {array.dtype}[{array.size}], and another rank something "
+            f"else: all must agree on {on}"
         )
 
 

@@ -30,7 +30,7 @@ from minidist.array import Array, DType
 from minidist.collectives.barrier import barrier, barrier_cost
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
-from minidist.collectives.shared_memory import kind_of
+from minidist.collectives.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 
@@ -65,12 +65,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     heads = [slot[:HEAD].view(np.int64)[:3] for slot in slots]
     heads[comm.rank][:] = start, array.nbytes, kind_of(array)
     barrier(comm)
-    if any(head.tolist() != heads[comm.rank].tolist() for head in heads):
-        barrier(comm)  # all have seen it, should somebody go on after the error
-        raise CommError(
-            f"rank {comm.rank} reduces {array.dtype}[{array.size}], and another rank something "
-            "else: all must agree on dtype, length and place"
-        )
+    check_agreement(comm, heads, array, "dtype, length and place")
     arrays = [slot[start : start + array.nbytes].view(array.dtype) for slot in slots]
     mine = arrays.pop(comm.rank)
     part = chunks(array.size, comm.size)[comm.rank]

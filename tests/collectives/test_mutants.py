@@ -270,7 +270,11 @@ def test_mutants_of_many_segments_are_rejected(monkeypatch, what, old, new):
 @pytest.mark.parametrize(
     ("what", "old", "new"),
     [
-        ("adds before all have come", "    barrier(comm)\n    if any(", "    if any("),
+        (
+            "adds before all have come",
+            "    barrier(comm)\n    check_agreement",
+            "    check_agreement",
+        ),
         ("leaves before all have added", "] = mine[piece]\n    barrier(comm)", "] = mine[piece]"),
         (
             "hands out too little",

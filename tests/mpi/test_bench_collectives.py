@@ -235,6 +235,23 @@ def test_every_call_is_on_data_just_written():
     assert [x.tolist() for x in seen] == [[0, 0, 0]] * 4
 
 
+def test_every_turn_has_an_order_of_its_own_the_same_on_all_ranks(monkeypatch):
+    monkeypatch.setattr(turns.Call, "seconds", lambda call, repeats: call.function() or 1.0)
+
+    def main(comm):
+        seen = []
+        calls = {name: turns.Call(lambda name=name: seen.append(name)) for name in "abcd"}
+        turns.least_seconds(comm, calls, 6)
+        once = "".join(seen[::2])  # a warm-up before each
+        return [once[start : start + 4] for start in range(0, len(once), 4)]
+
+    orders, other = launch(main, 2, LocalWorld())
+    assert orders == other
+    assert len(orders) == 8
+    assert {"".join(sorted(order)) for order in orders} == {"abcd"}
+    assert len(set(orders)) > 4
+
+
 def test_the_least_turn_counts_as_long_as_its_slowest_rank(monkeypatch):
     """Rank 0 always takes 2 s; rank 1 takes 3 s and more, at its best in the third turn."""
     mine = {0: [2.0] * 9, 1: [9.0, 9.0, 5.0, 4.0, 3.0, 6.0]}
