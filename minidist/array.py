@@ -61,7 +61,22 @@ def module(device: str | None = None) -> ModuleType:
     xp = DEVICES[name]()
     if index:
         xp.cuda.Device(int(index)).use()
+    elif name == "cuda" and _local_rank:
+        xp.cuda.Device(_local_rank % xp.cuda.runtime.getDeviceCount()).use()
     return xp
+
+
+_local_rank = 0
+
+
+def share_gpus(local_rank: int) -> None:
+    """Let ``"cuda"`` mean, in this process, the machine's GPU number ``local_rank``.
+
+    Counted from 0, and around again where a machine has more ranks than GPUs. The MPI world calls
+    it with each rank's number on its machine; ``"cuda:1"`` still means GPU 1.
+    """
+    global _local_rank
+    _local_rank = local_rank
 
 
 def to_device(array: Array, device: str | None = None) -> Array:
@@ -75,6 +90,75 @@ def to_device(array: Array, device: str | None = None) -> Array:
 def to_host(array: Array) -> np.ndarray:
     """``array`` as a NumPy array, copied from the device if it lives on one."""
     return array if isinstance(array, np.ndarray) else module_of(array).asnumpy(array)
+
+
+def host_buffer(array: Array) -> np.ndarray:
+    """An uninitialised host array like ``array``, for a copy to or from its device.
+
+    For a GPU it lies in pinned memory, which the GPU reads and writes by itself: that is faster,
+    and the host need not copy first. CuPy keeps freed ones for the next call.
+    """
+    cuda = getattr(module_of(array), "cuda", None)
+    if cuda is None:
+        return np.empty(array.shape, array.dtype)
+    memory = cuda.alloc_pinned_memory(max(1, array.nbytes))
+    return np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+
+
+def stage_out(array: Array) -> np.ndarray:
+    """``array`` on the host: itself if it is there, else a copy in pinned memory."""
+    if isinstance(array, np.ndarray):
+        return array
+    if getattr(module_of(array), "cuda", None) is None:
+        return to_host(array)
+    out = host_buffer(array)
+    array.get(out=out)
+    return out
+
+
+def stage_in(array: Array, host: np.ndarray) -> None:
+    """Copy what came into a ``host_buffer`` to ``array`` on its device; done on return."""
+    xp = module_of(array)
+    cuda = getattr(xp, "cuda", None)
+    if cuda is None:
+        array[...] = xp.asarray(host)
+        return
+    array.set(host)
+    cuda.get_current_stream().synchronize()  # the buffer may now be used again
+
+
+class SideStream:
+    """A second queue of work for a GPU, used by a thread that communicates.
+
+    Kernels of one queue run in order. On the queue of the computing thread, a copy of a gradient
+    to the host would wait for all that is computed meanwhile, and nothing would overlap. On the
+    host this class does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.cuda = getattr(module(), "cuda", None)
+        if self.cuda is not None:
+            self.device = self.cuda.Device()
+            self.stream = self.cuda.Stream(non_blocking=True)
+
+    def mark(self) -> Any:
+        """What the calling thread has asked of the GPU so far: ``entered`` waits for it."""
+        if self.cuda is None:
+            return None
+        event = self.cuda.Event(disable_timing=True)
+        event.record(self.cuda.get_current_stream())
+        return event
+
+    @contextmanager
+    def entered(self, mark: Any) -> Iterator[None]:
+        """Inside, this thread works on the side stream; at the end all of it is done."""
+        if self.cuda is None:
+            yield
+            return
+        with self.device, self.stream:
+            self.stream.wait_event(mark)
+            yield
+            self.stream.synchronize()
 
 
 def synchronize(device: str | None = None) -> None:

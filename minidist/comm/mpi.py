@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from minidist.array import share_gpus
 from minidist.comm.comm import Comm
 from minidist.comm.guard import Watchdog, abort_on_error, timeout_from_environment
 from minidist.comm.mpi_comm import MpiComm
@@ -74,6 +75,7 @@ class MpiWorld:
             tuning = None
             if self.tuning and self.rank == 0:
                 tuning = usable(self.tuning(self.library) or {}, node.Get_size() == self.size)
+            share_gpus(node.Get_rank())
             node.Free()
             trace = Trace(time.perf_counter(), self.record)
             # Objects are pickled here alone: before a run, one table; after it, the results.

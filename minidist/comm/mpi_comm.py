@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of, to_host
+from minidist.array import Array, SideStream, host_buffer, stage_in, stage_out, to_host
 from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
@@ -56,10 +56,13 @@ class MpiComm(Comm):
     # pieces, because not every library counts past 2³¹.
 
     def _outgoing(self, array: Array) -> list[np.ndarray]:
-        return self._pieces(to_host(array))
+        host = stage_out(array)
+        if host is not array:
+            self.trace.sent.staged += array.nbytes
+        return self._pieces(host)
 
     def _incoming(self, array: Array) -> tuple[np.ndarray, list[np.ndarray]]:
-        host = array if isinstance(array, np.ndarray) else np.empty(array.shape, array.dtype)
+        host = array if isinstance(array, np.ndarray) else host_buffer(array)
         return host, self._pieces(host)
 
     def _pieces(self, host: np.ndarray) -> list[np.ndarray]:
@@ -85,7 +88,8 @@ class MpiComm(Comm):
     def _arrived(self, array: Array, host: np.ndarray) -> None:
         """Bring what was received to the device where it was wanted."""
         if array is not host:
-            array[...] = module_of(array).asarray(host)
+            stage_in(array, host)
+            self.trace.sent.staged += array.nbytes
 
     def _source(self, source: int) -> int:
         return self._mpi.ANY_SOURCE if source == ANY else source
@@ -260,8 +264,10 @@ class MpiComm(Comm):
             self._stream.beside = beside
             self._stream.world = beside.world = self.world
             self._thread = ThreadPoolExecutor(1, f"stream of rank {self.rank}")
+            self._side = SideStream()
         context = contextvars.copy_context()
-        running = self._thread.submit(context.run, self._streaming, function, *args)
+        mark = self._side.mark()
+        running = self._thread.submit(context.run, self._streaming, mark, function, *args)
         future = self._spawned[self._thread] = MpiFuture(self, running)
         return future
 
@@ -291,12 +297,13 @@ class MpiComm(Comm):
                         quickest, offset = end - start, clock[0] - (start + end) / 2
         return offset
 
-    def _streaming(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _streaming(self, mark: Any, function: Callable[..., Any], *args: Any) -> Any:
         """On the communication thread: one spawned function."""
         stream = self._stream
         assert stream is not None  # spawn() made it
         stream.trace.resume(stream.time())
-        with abort_on_error(self.rank, self.size, self._mpi.COMM_WORLD.Abort):
+        abort = self._mpi.COMM_WORLD.Abort
+        with abort_on_error(self.rank, self.size, abort), self._side.entered(mark):
             result = function(stream, *args)
         stream.trace.computed(stream.time())
         return result

@@ -39,10 +39,11 @@ class Event:
 
 @dataclass(slots=True)
 class Sent:
-    """Messages and bytes sent."""
+    """Messages and bytes sent; bytes copied between host and GPU for messages, both ways."""
 
     messages: int = 0
     nbytes: int = 0
+    staged: int = 0
 
 
 class Trace:
@@ -101,6 +102,7 @@ class Trace:
         return {
             "messages": self.sent.messages,
             "bytes": self.sent.nbytes,
+            "staged_bytes": self.sent.staged,
             "busy_seconds": self.busy,
             "flops": sum(event.flops for event in self.events),
             "by_step": by_step,
