@@ -4,17 +4,45 @@ What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on it
 conversion to NumPy, arguments that CuPy's functions do not have (``where=``, ``initial=``, einsum's
 ``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its
 arrays where they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
+
+``counts`` counts what a GPU would have to do: kernels launched (a function of the module is one, a
+view none), times at which the host waits for the GPU to read something, arrays sent to the GPU.
 """
 
 import types
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cuda_on_host import kernel_on_host
 from fusion import Symbol
 from fusion import fuse as note_and_replay
 
+from minidist.kernels import KERNELS
+
 _SCALARS = (int, float, bool, complex, np.generic, type(None))
+
+counts: Counter[str] = Counter()  # "kernels", "waits", "uploads", and each function by its name
+
+# What touches no array's memory.
+_FREE = frozenset((
+    "reshape", "transpose", "swapaxes", "view", "squeeze", "expand_dims", "broadcast_to", "empty",
+    "empty_like", "as_strided", "moveaxis", "may_share_memory", "result_type", "broadcast_shapes",
+    "dtype", "split",
+))  # fmt: skip
+
+
+def _count(name: str, result: Any, given: Any) -> None:
+    """One call of a function or method, if it makes a GPU work."""
+    if name in ("item", "tolist"):
+        counts["waits"] += 1
+    elif name in ("ascontiguousarray", "astype", "ravel"):
+        counts["kernels"] += result is not given
+        counts[name] += result is not given
+    elif name not in _FREE:
+        counts["kernels"] += 1
+        counts[name] += 1
 
 
 class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
@@ -38,21 +66,27 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
         return _wrapped(value, name, (self,)) if callable(value) else _wrap(value)
 
     def __getitem__(self, index: Any) -> Any:
-        return _wrap(self._host[_unwrap(index, "indexing")])
+        result = self._host[_unwrap(index, "indexing")]
+        _count("getitem" if getattr(result, "base", self) is None else "view", result, None)
+        return _wrap(result)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        _count("setitem", None, None)
         self._host[_unwrap(index, "indexing")] = _unwrap(value, "assignment")
 
     def __len__(self) -> int:
         return len(self._host)
 
     def __bool__(self) -> bool:
+        counts["waits"] += 1
         return bool(self._host)
 
     def __int__(self) -> int:
+        counts["waits"] += 1
         return int(self._host)
 
     def __float__(self) -> float:
+        counts["waits"] += 1
         return float(self._host)
 
     def __repr__(self) -> str:
@@ -63,6 +97,7 @@ def _operator(name: str) -> Any:
     def method(self: ndarray, *others: Any) -> Any:
         values = [_unwrap(other, name) for other in others]
         result = getattr(self._host, name)(*values)
+        _count(name, result, None)
         if name.startswith("__i") and name != "__invert__":
             assert result is self._host
             return self
@@ -113,7 +148,9 @@ def _wrapped(function: Any, name: str, owner: tuple[Any, ...] = ()) -> Any:
         _check(name, (*owner, *args), kwargs)
         values = [_unwrap(arg, name) for arg in args]
         named = {key: _unwrap(value, name) for key, value in kwargs.items()}
-        return _wrap(function(*values, **named))
+        result = function(*values, **named)
+        _count(name, result, owner[0]._host if owner else values[0] if values else None)
+        return _wrap(result)
 
     return call
 
@@ -140,23 +177,64 @@ class _Function:
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     """A device array of numbers, of a NumPy array (a copy to the device), or itself."""
     host = value._host if isinstance(value, ndarray) else np.array(value)
+    counts["uploads"] += not isinstance(value, ndarray)
     return ndarray(np.asarray(host, dtype=dtype))
 
 
 def array(value: Any, dtype: Any = None, copy: bool = True) -> ndarray:
     """A new device array."""
+    counts["kernels"] += 1
     return ndarray(np.array(asarray(value)._host, dtype=dtype))
 
 
 def asnumpy(value: ndarray) -> np.ndarray:
     """A copy on the host."""
+    counts["waits"] += 1
     return value._host.copy()
 
 
 def fuse(kernel_name: str) -> Callable[[Any], Any]:
     """``cupy.fuse``: see fusion.py."""
     assert kernel_name.isidentifier()
-    return lambda function: note_and_replay(function, lambda x: _unwrap(x, kernel_name), _wrap)
+
+    def made(function: Any) -> Any:
+        run = note_and_replay(function, lambda x: _unwrap(x, kernel_name), _wrap)
+
+        def call(*given: Any) -> Any:
+            _count(kernel_name, None, None)
+            return run(*given)
+
+        return call
+
+    return made
+
+
+class RawKernel:
+    """``cupy.RawKernel``: the CUDA text compiled for the host, or the NumPy lines beside it."""
+
+    def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+        assert name in code
+        self._name = name
+        self._dtype = {"__half": "e", "float": "f", "double": "d"}[
+            code.split("typedef ")[1].split()[0]
+        ]
+
+    def __call__(self, grid: Any, block: Any, args: tuple[Any, ...]) -> None:
+        _count(self._name, None, None)
+        assert 0 < np.prod(block) <= 1024
+        kernel = KERNELS[self._name]
+        given = [_unwrap(value, self._name) for value in args]
+        for value in given:
+            assert not isinstance(value, np.ndarray) or value.flags.c_contiguous
+        if run := kernel_on_host(self._name, self._dtype):
+            run(grid[0], tuple(given))
+            return
+        lengths = 2 if kernel.over == "columns" else 1
+        pointers = [
+            None if argument.number is None and isinstance(value, int) else value
+            for argument, value in zip(kernel.arguments, args[:-lengths], strict=True)
+        ]
+        kernel.function(np, *[_unwrap(value, self._name) for value in pointers])
 
 
 linalg = types.SimpleNamespace(qr=_Function(lambda a: tuple(np.linalg.qr(a))))

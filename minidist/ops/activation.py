@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from minidist.array import Array, fused
+from minidist.kernels import kernel, wide
 from minidist.ops.chunks import chunks
 from minidist.tensor import Tensor, as_tensor, recording
 
@@ -21,8 +20,20 @@ from minidist.tensor import Tensor, as_tensor, recording
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     x = as_tensor(x)
-    y = x.xp.maximum(x.data, 0)
-    return Tensor.of(y, (x,), lambda grad: (grad * (y > 0),))
+    xp = x.xp
+    y = xp.maximum(x.data, 0)
+
+    def backward(grad: Array) -> Any:
+        grad_x = xp.empty_like(y)
+        _relu_backward(xp, grad_x, grad, y)
+        return (grad_x,)
+
+    return Tensor.of(y, (x,), backward)
+
+
+@kernel("T *grad_x, const T *grad, const T *y", "grad_x[i] = y[i] > T(0) ? grad[i] : T(0);")
+def _relu_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
+    xp.multiply(grad, y > 0, out=grad_x)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -68,7 +79,7 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 
 @fused
 def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
-    x = _wide(x)
+    x = wide(x)
     scale = math.sqrt(2 / math.pi)
     inner = xp.multiply(x, x)
     inner *= scale * 0.044715
@@ -89,7 +100,7 @@ def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 
 @fused
 def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
-    x = _wide(x)
+    x = wide(x)
     # Added to 1, the error function need be exact near 0 in float64 alone.
     error_function = erf_array if x.dtype.itemsize > 4 else _erf_far
     cdf = error_function(xp, x * math.sqrt(0.5))
@@ -109,17 +120,12 @@ def erf(x: Tensor) -> Tensor:
     """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
     x = as_tensor(x)
     data, xp = x.data, x.xp
-    y = erf_array(xp, _wide(data)).astype(data.dtype, copy=False)
+    y = erf_array(xp, wide(data)).astype(data.dtype, copy=False)
 
     def backward(grad: Array) -> Any:
         return (grad * (2 / math.sqrt(math.pi)) * xp.exp(-data * data),)
 
     return Tensor.of(y, (x,), backward)
-
-
-def _wide(x: Array) -> Array:
-    """float16 as float32: the formulas' squares and sums pass 65504 where their results do not."""
-    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
 
 
 def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of, work
+from minidist.kernels import kernel
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import ShapeError, same_device
 from minidist.tensor import Tensor, as_tensor
@@ -123,10 +124,12 @@ def _turning(packed: Array, heads: int, groups: int) -> Array:
     return parts[:, : heads + groups]
 
 
-def attention_blocks(length: int, keys: int, causal: bool = True) -> Iterator[tuple[slice, int]]:
+def attention_blocks(
+    length: int, keys: int, causal: bool = True, block: int = BLOCK
+) -> Iterator[tuple[slice, int]]:
     """Blocks of query rows, and for each how many keys it may read."""
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         yield slice(start, stop), (keys - length + stop) if causal else keys
 
 
@@ -144,13 +147,7 @@ def attention_forward(
         scaled = q[some, ..., rows, :] * (1 / math.sqrt(d))
         # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
         p = scaled @ k[some, ..., :seen, :].swapaxes(-1, -2)
-        if causal:
-            n = rows.stop - rows.start
-            p[..., seen - n :] += xp.triu(xp.full((n, n), -xp.inf, p.dtype), 1)
-        p -= p.max(axis=-1, keepdims=True)
-        xp.exp(p, out=p)
-        total = p @ xp.ones((seen, 1), p.dtype)  # (.., l, 1): the row sums
-        p *= 1 / total
+        _masked_softmax(xp, p, rows.stop - rows.start, causal)
         xp.matmul(p, v[some, ..., :seen, :], out=out[some, ..., rows, :])  # (.., l, s) @ (.., s, d)
         work.flops += 4 * p.size * d
         saved.append((some, rows, p))
@@ -182,8 +179,7 @@ def attention_backward(
         grad_v[some, :, :seen] += _shared(part)
         # dP: (.., l, d) @ (.., d, s) -> (.., l, s)
         ds = d_out @ v[some, ..., :seen, :].swapaxes(-1, -2)
-        ds -= xp.einsum("...ls,...ls->...l", ds, p)[..., None]
-        ds *= p
+        _masked_softmax_backward(xp, ds, p)
         part = ds.swapaxes(-1, -2) @ scaled  # (.., s, l) @ (.., l, d) -> (.., s, d)
         grad_k[some, :, :seen] += _shared(part)
         out = grad_q[some, ..., rows, :]
@@ -192,13 +188,59 @@ def attention_backward(
         work.flops += 8 * p.size * d
 
 
+@kernel(
+    "T *p, long long rows, bool causal",
+    """
+    p += row * w;
+    long long seen = causal ? w - rows + row % rows + 1 : w;  // keys up to the query's own place
+    A top = p[0], sum = 0;
+    for (int j = threadIdx.x; j < seen; j += blockDim.x) top = max(top, (A)p[j]);
+    top = largest(top);
+    for (int j = threadIdx.x; j < seen; j += blockDim.x) sum += exp((A)p[j] - top);
+    sum = total(sum);
+    for (int j = threadIdx.x; j < w; j += blockDim.x)
+        p[j] = j < seen ? T(exp((A)p[j] - top) / sum) : T(0);
+""",
+    over="rows",
+)
+def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
+    """Turn scores (.., rows, keys) into weights; the queries are the last of the keys' places."""
+    seen = p.shape[-1]
+    if causal:
+        p[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, p.dtype), 1)
+    p -= p.max(axis=-1, keepdims=True)
+    xp.exp(p, out=p)
+    total = p @ xp.ones((seen, 1), p.dtype)  # (.., l, 1): the row sums
+    p *= 1 / total
+
+
+@kernel(
+    "T *ds, const T *p",
+    """
+    ds += row * w;
+    p += row * w;
+    A sum = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) sum += (A)ds[j] * (A)p[j];
+    sum = total(sum);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) ds[j] = T((A)p[j] * ((A)ds[j] - sum));
+""",
+    over="rows",
+)
+def _masked_softmax_backward(xp: Any, ds: Array, p: Array) -> None:
+    """Turn dP into dS = P · (dP - Σ P · dP), in place; P is 0 where it was masked."""
+    ds -= xp.einsum("...ls,...ls->...l", ds, p)[..., None]
+    ds *= p
+
+
 def _pieces(q: Array, k: Array, causal: bool) -> Iterator[tuple[slice, slice, int]]:
     """Some samples, a block of their query rows, and the number of keys these may read."""
     _, groups, shared, length, _ = q.shape
     keys = k.shape[3]
-    rows = groups * shared * min(BLOCK, length)
+    # On a GPU fewer launches are worth more than the half of the work that is saved.
+    longest = BLOCK if module_of(q) is np else max(1, length)
+    rows = groups * shared * min(longest, length)
     for some in chunks(q, rows * keys, WEIGHTS):
-        for block, seen in attention_blocks(length, keys, causal):
+        for block, seen in attention_blocks(length, keys, causal, longest):
             yield some, block, seen
 
 

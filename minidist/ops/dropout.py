@@ -3,13 +3,15 @@
 Hinton et al., arXiv 1207.0580. Which elements fall out is keyed by (seed, name, step) and by each
 sample's position in the global batch, never by rank or by the order of calls: see
 ``minidist.seeds.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
-see the mask that serial training sees. The draws are made on the host on every device.
+see the mask that serial training sees. A GPU draws the same numbers itself.
 """
 
 from __future__ import annotations
 
-from minidist.array import Array
-from minidist.seeds import uniform_rows
+from typing import Any
+
+from minidist.array import Array, fused
+from minidist.seeds import draw_mask
 from minidist.tensor import Tensor, as_tensor
 
 
@@ -31,14 +33,25 @@ def dropout(
     width = 1
     for length in row:
         width *= length
-    drawn = uniform_rows(name, x.shape[0], width).reshape(x.shape[0], *row)
-    keep = drawn[(slice(None), *part)] >= int(rate * 2**32)
-    if keep.shape != x.shape:
-        raise ValueError(f"dropout: part {part} of {whole} is {keep.shape}, the input {x.shape}")
-    mask = x.xp.asarray(keep)  # one byte an element
-    scale = 1 / (1 - rate)
+    xp, scale = x.xp, 1 / (1 - rate)
+    keep = draw_mask(xp, name, x.shape[0], width, rate).reshape(x.shape[0], *row)
+    mask = keep[(slice(None), *part)]  # one byte an element
+    if mask.shape != x.shape:
+        raise ValueError(f"dropout: part {part} of {whole} is {mask.shape}, the input {x.shape}")
 
     def backward(grad: Array) -> tuple[Array]:
-        return (grad * mask * scale,)
+        return (_dropped(xp, grad, mask, scale),)
 
-    return Tensor.of(x.data * mask * scale, (x,), backward)
+    return Tensor.of(_dropped(xp, x.data, mask, scale), (x,), backward)
+
+
+def _dropped(xp: Any, x: Array, mask: Array, scale: float) -> Array:
+    out = xp.empty(x.shape, x.dtype)
+    _masked(xp, x, mask, scale, out)
+    return out
+
+
+@fused
+def _masked(xp: Any, x: Array, mask: Array, scale: float, out: Array) -> None:
+    xp.multiply(x, mask, out=out)
+    out *= scale

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, module_of
+from minidist.kernels import kernel
 from minidist.ops.operands import DTypeError, ShapeError, same_device
 from minidist.tensor import Into, Tensor, as_tensor
 
@@ -46,7 +47,11 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
 
 def embedding(indices: Any, weight: Tensor) -> Tensor:
-    """Rows of a table: indices (...) integers in [0, rows), weight (rows, width) → (..., width)."""
+    """Rows of a table: indices (...) integers in [0, rows), weight (rows, width) → (..., width).
+
+    Raises IndexError for an index out of range. On a GPU, where reading the indices would make the
+    host wait in every step, such an index gives a row of NaN instead.
+    """
     if isinstance(indices, Tensor):
         indices = indices.data
     xp = weight.xp
@@ -62,28 +67,58 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
         raise ShapeError(f"embedding: the table must be (rows, width), not {weight.shape}")
     rows, width = weight.shape
     flat = indices.reshape(-1).astype(np.int64, copy=False)  # (n,)
-    if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
+    if xp is np and flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
         raise IndexError(
             f"embedding: indices must lie in [0, {rows}), found {int(flat.min())} to "
             f"{int(flat.max())}: the table is {weight.shape}"
         )
-    out = xp.take(weight.data, flat, axis=0)  # (n, width)
+    out = xp.empty((len(flat), width), weight.dtype)
+    _take_rows(xp, out, weight.data, flat, rows)
     shape = indices.shape
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(-1, width)  # (n, width)
 
         def write(out: Array | None) -> Array:
-            if out is None:
-                out = xp.zeros((rows, width), grad.dtype)
-            else:
-                out.fill(0)
-            add_rows(out, flat, grad)
+            out = xp.empty((rows, width), grad.dtype) if out is None else out
+            _sum_rows(xp, out, grad, flat, len(flat))
             return out
 
         return (Into(write),)
 
     return Tensor.of(out.reshape(*shape, width), (weight,), backward)
+
+
+@kernel(
+    "T *out, const T *table, const long long *indices, long long rows",
+    """
+    long long index = indices[row];
+    bool valid = 0 <= index && index < rows;
+    for (int j = threadIdx.x; j < w; j += blockDim.x)
+        out[row * w + j] = valid ? table[index * w + j] : T(nan(""));
+""",
+    over="rows",
+)
+def _take_rows(xp: Any, out: Array, table: Array, indices: Array, rows: int) -> None:
+    xp.take(table, indices, axis=0, out=out, mode="clip")  # checked already; "raise" copies
+
+
+@kernel(
+    "T *table, const T *rows, const long long *indices, long long count",
+    """
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        A sum = 0;  // in order of position, so that every run gives the same bits
+        for (long long k = 0; k < count; k++)
+            if (indices[k] == row) sum += (A)rows[k * w + j];
+        table[row * w + j] = T(sum);
+    }
+""",
+    over="rows",
+)
+def _sum_rows(xp: Any, table: Array, rows: Array, indices: Array, count: int) -> None:
+    """Fill each row of ``table`` with the sum of the rows whose index is its own."""
+    table.fill(0)
+    add_rows(table, indices, rows)
 
 
 def add_rows(table: Array, indices: Array, rows: Array) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array, DType
+from minidist.kernels import accumulator, kernel
 from minidist.ops.activation import sigmoid_array
 from minidist.ops.operands import DTypeError, ShapeError, pair, same_device
 from minidist.tensor import Tensor, as_tensor
@@ -32,6 +33,9 @@ def cross_entropy(
 
     Softmax and logarithm are one op: log p = z - log Σ exp z with the maximum taken out first,
     which cannot overflow, and its gradient is simply p - (smoothed) onehot(target).
+
+    Raises ValueError for a target out of range. On a GPU, where reading the targets would make
+    the host wait in every step, such a target makes the loss and its row's gradient NaN instead.
     """
     logits = as_tensor(logits)
     xp = logits.xp
@@ -55,39 +59,107 @@ def cross_entropy(
     given = targets.reshape(-1)
     flat = given.astype(np.int64, copy=False)  # (n,)
     kept = None if ignore_index is None else flat != ignore_index  # (n,)
-    _check_targets(given if kept is None else given[kept], classes)  # uint64 may not fit int64
+    if xp is np:
+        _check_targets(given if kept is None else given[kept], classes)  # uint64 may not fit int64
     if kept is not None:
         flat = xp.where(kept, flat, -1)
-    if count is None:
+    if count is None:  # a method passes the number: to count here, a GPU's host has to wait
         count = len(flat) if kept is None else int(kept.sum())
 
     z = logits.data.reshape(-1, classes)  # (n, c)
-    p = z - z.max(axis=1, keepdims=True) if z.size else z.copy()
-    rows = xp.arange(len(flat))
-    picked = p[rows, flat]  # z of the target; an ignored row's is masked below
-    row_sum = p.sum(axis=1) if label_smoothing else None  # Σ z, for the smoothed part
-    xp.exp(p, out=p)
-    total = p.sum(axis=1, keepdims=True)  # (n, 1)
-    p /= total
-    losses = xp.log(total[:, 0]) - (1 - label_smoothing) * picked
-    if row_sum is not None:
-        losses -= (label_smoothing / classes) * row_sum
-    if kept is not None:
-        losses *= kept
+    p = xp.empty(z.shape, z.dtype)
+    losses = xp.empty(len(z), accumulator(z.dtype))
+    ignoring = ignore_index is not None
+    _softmax_losses(xp, z, flat, p, losses, float(label_smoothing), ignoring)
     scale = 1.0 / max(1, count)
     shape = logits.shape
 
     def backward(grad: Array) -> Any:
-        grad_z = p  # in place is safe: p belongs to this op alone, and a backward runs once
-        if label_smoothing:
-            grad_z -= label_smoothing / classes
-        grad_z[xp.arange(len(flat)), flat] -= 1 - label_smoothing
-        if ignore_index is not None:
-            grad_z *= (flat >= 0)[:, None]
-        grad_z *= grad * scale
-        return (grad_z.reshape(shape),)
+        # in place is safe: p belongs to this op alone, and a backward runs once
+        _softmax_losses_backward(xp, p, flat, grad, float(label_smoothing), ignoring, scale)
+        return (p.reshape(shape),)
 
-    return Tensor.of(losses.sum() * scale, (logits,), backward)
+    loss = (losses.sum() * scale).astype(z.dtype, copy=False)
+    return Tensor.of(loss, (logits,), backward)
+
+
+@kernel(
+    "const T *z, const long long *targets, T *p, A *losses, double smoothing, bool ignoring",
+    """
+    z += row * w;
+    p += row * w;
+    long long target = targets[row];
+    A top = z[0], sum = 0, sum_z = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) top = max(top, (A)z[j]);
+    top = largest(top);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        sum += exp((A)z[j] - top);
+        sum_z += (A)z[j] - top;
+    }
+    sum = total(sum);
+    sum_z = total(sum_z);
+    bool ignored = ignoring && target == -1, valid = 0 <= target && target < w;
+    A factor = ignored || valid ? A(1) / sum : A(nan(""));
+    for (int j = threadIdx.x; j < w; j += blockDim.x) p[j] = T(exp((A)z[j] - top) * factor);
+    if (threadIdx.x == 0)
+        losses[row] = ignored ? A(0) : !valid ? A(nan(""))
+            : log(sum) - A(1 - smoothing) * ((A)z[target] - top) - A(smoothing / w) * sum_z;
+""",
+    over="rows",
+)
+def _softmax_losses(
+    xp: Any,
+    z: Array,
+    targets: Array,
+    p: Array,
+    losses: Array,
+    smoothing: float,
+    ignoring: bool,
+) -> None:
+    """Fill p = softmax(z) and each row's loss; a target of -1 is ignored if ``ignoring``."""
+    if z.size:
+        xp.subtract(z, z.max(axis=1, keepdims=True), out=p)
+    picked = p[xp.arange(len(targets)), targets]  # z of the target; an ignored row's is left out
+    row_sum = p.sum(axis=1) if smoothing else None  # Σ z, for the smoothed part
+    xp.exp(p, out=p)
+    total = p.sum(axis=1, keepdims=True)  # (n, 1)
+    p /= total
+    losses[...] = xp.log(total[:, 0]) - (1 - smoothing) * picked
+    if row_sum is not None:
+        losses -= (smoothing / z.shape[1]) * row_sum
+    if ignoring:
+        losses[...] = xp.where(targets >= 0, losses, 0)
+
+
+@kernel(
+    "T *p, const long long *targets, const T *grad, double smoothing, bool ignoring, double scale",
+    """
+    p += row * w;
+    long long target = targets[row];
+    A factor = (A)grad[0] * A(scale);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        A slope = (A)p[j] - A(smoothing / w) - (j == target ? A(1 - smoothing) : A(0));
+        p[j] = T(ignoring && target == -1 ? A(0) : slope * factor);
+    }
+""",
+    over="rows",
+)
+def _softmax_losses_backward(
+    xp: Any,
+    p: Array,
+    targets: Array,
+    grad: Array,
+    smoothing: float,
+    ignoring: bool,
+    scale: float,
+) -> None:
+    """Turn p into the gradient of the logits, times ``grad`` · ``scale``."""
+    if smoothing:
+        p -= smoothing / p.shape[1]
+    p[xp.arange(len(targets)), targets] -= 1 - smoothing
+    if ignoring:
+        p[...] = xp.where((targets >= 0)[:, None], p, 0)
+    p *= grad * scale
 
 
 def holds_classes(name: str, dtype: DType, classes: int) -> None:

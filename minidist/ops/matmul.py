@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array, module_of, work
+from minidist.kernels import kernel
 from minidist.ops.operands import ShapeError, same_device, same_dtype, unbroadcast
 from minidist.tensor import Into, Tensor, as_tensor
 
@@ -96,6 +97,37 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
-    """The sum over the rows of (n, w), as a product with ones: BLAS adds faster than NumPy."""
-    xp = module_of(rows)
-    return xp.matmul(xp.ones(len(rows), rows.dtype), rows, out=out)  # (n,) @ (n, w) -> (w,)
+    """The sum over the rows of (n, w)."""
+    return column_products(rows, None, out)
+
+
+def column_products(a: Array, b: Array | None, out: Array | None = None) -> Array:
+    """Σ over the rows of a · b, both (n, w), or of a alone: (w,), in ``out`` if it is given."""
+    xp = module_of(a)
+    out = xp.empty(a.shape[1], a.dtype) if out is None else out
+    _column_products(xp, a, b, out)
+    return out
+
+
+@kernel(
+    "const T *a, const T *b, T *out",
+    """
+    A sum = 0;
+    if (column < w)
+        for (long long j = lane; j < n; j += 128)
+            sum += (A)a[j * w + column] * (b ? (A)b[j * w + column] : A(1));
+    __shared__ A part[128][9];
+    part[lane][threadIdx.x] = sum;
+    for (int k = 64; k; k /= 2) {
+        __syncthreads();
+        if (lane < k) part[lane][threadIdx.x] += part[lane + k][threadIdx.x];
+    }
+    if (lane == 0 && column < w) out[column] = T(part[0][threadIdx.x]);
+""",
+    over="columns",
+)
+def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
+    if b is None:  # a product with ones: BLAS adds faster than NumPy
+        xp.matmul(xp.ones(len(a), a.dtype), a, out=out)  # (n,) @ (n, w) -> (w,)
+    else:
+        out[...] = xp.einsum("nw,nw->w", a, b)

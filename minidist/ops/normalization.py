@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from minidist.array import Array
+from minidist.kernels import accumulator, kernel, wide
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
-from minidist.ops.matmul import column_sums
+from minidist.ops.matmul import column_products, column_sums
 from minidist.ops.operands import ShapeError, same_device, same_dtype
 from minidist.tensor import Into, Tensor, as_tensor, recording
 
@@ -49,59 +50,28 @@ def _last_axis(
         )
     same_device(name, x, weight)
     same_dtype(name, x, weight)
-    if x.dtype.itemsize < 4:  # float16: the sums of squares pass 65504
-        more = None if bias is None else astype(bias, np.float32)
-        wide_x, wide_weight = astype(x, np.float32), astype(weight, np.float32)
-        return astype(_last_axis(name, wide_x, wide_weight, more, epsilon, centred), x.dtype)
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
     rows = x.data.reshape(-1, width)  # (n, w)
     scale = weight.data
     y = xp.empty(rows.shape, rows.dtype)
     keep = recording(x, weight) or (bias is not None and recording(bias))
-    normed = xp.empty(rows.shape, rows.dtype) if keep else y
-    inverse = xp.empty((len(rows), 1), rows.dtype)
-    average = _average(xp, width, rows.dtype)
-    for part in chunks(rows, width):
-        out = normed[part]
-        if centred:
-            xp.subtract(rows[part], rows[part] @ average, out=out)
-        else:
-            out[...] = rows[part]
-        square = xp.einsum("nw,nw->n", out, out)  # one pass, and no array of squares
-        square *= 1 / (width or 1)
-        square += epsilon
-        xp.sqrt(square, out=square)
-        xp.divide(1, square[:, None], out=inverse[part])
-        out *= inverse[part]
-        xp.multiply(out, scale, out=y[part])
-        if bias is not None:
-            y[part] += bias.data
+    normed = xp.empty(rows.shape, rows.dtype) if keep else None
+    inverse = xp.empty((len(rows), 1), accumulator(rows.dtype))
+    shift = None if bias is None else bias.data
+    _normalise(xp, rows, scale, shift, y, normed, inverse, epsilon, centred)
     biased, wants_input_grad = bias is not None, x.node is not None
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(-1, width)  # (n, w)
-        average = _average(xp, width, grad.dtype)
-        grad_x = xp.empty(shape, grad.dtype) if wants_input_grad else None
-
-        def weight_grad(out: Array | None) -> Array:
-            total = xp.einsum("nw,nw->w", grad, normed)  # Σ over rows of grad · x̂
-            if out is None:
-                return total
-            out[...] = total  # a copy of one row: CuPy's einsum has no ``out``
-            return out
-
-        if grad_x is not None:
+        grad_x = None
+        if wants_input_grad:
+            grad_x = xp.empty(shape, grad.dtype)
             filled = grad_x.reshape(-1, width)  # (n, w), the same memory
-            for part in chunks(grad, width):
-                out, hat = filled[part], normed[part]
-                xp.multiply(grad[part], scale, out=out)  # u
-                product = xp.einsum("nw,nw->n", out, hat)[:, None]  # (n, 1)
-                product *= 1 / (width or 1)
-                if centred:
-                    out -= out @ average
-                out -= hat * product
-                out *= inverse[part]
-        gradients: tuple[Any, ...] = (grad_x, Into(weight_grad))
+            _normalise_backward(xp, grad, scale, normed, inverse, filled, centred)
+        gradients: tuple[Any, ...] = (
+            grad_x,
+            Into(lambda out: column_products(grad, normed, out)),  # Σ over rows of grad · x̂
+        )
         if biased:
             gradients += (Into(lambda out: column_sums(grad, out)),)
         return gradients
@@ -109,6 +79,105 @@ def _last_axis(
     backward.__qualname__ = f"{name}.backward"
     parents = (x, weight) if bias is None else (x, weight, bias)
     return Tensor.of(y.reshape(shape), parents, backward)
+
+
+@kernel(
+    "const T *x, const T *weight, const T *bias, T *y, T *normed, A *inverse, "
+    "double epsilon, bool centred",
+    """
+    x += row * w;
+    A mean = 0, square = 0;
+    if (centred) {
+        for (int j = threadIdx.x; j < w; j += blockDim.x) mean += (A)x[j];
+        mean = total(mean) / w;
+    }
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        A d = (A)x[j] - mean;
+        square += d * d;
+    }
+    A scale = A(1) / sqrt(total(square) / w + A(epsilon));
+    if (threadIdx.x == 0) inverse[row] = scale;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        A hat = ((A)x[j] - mean) * scale;
+        if (normed) normed[row * w + j] = T(hat);
+        y[row * w + j] = T(hat * (A)weight[j] + (bias ? (A)bias[j] : A(0)));
+    }
+""",
+    over="rows",
+)
+def _normalise(
+    xp: Any,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    y: Array,
+    normed: Array | None,
+    inverse: Array,
+    epsilon: float,
+    centred: bool,
+) -> None:
+    """Fill y, x̂ if it is kept, and 1/σ, all row by row; float16 is computed in float32."""
+    width = x.shape[-1]
+    kept = y if normed is None else normed
+    average = _average(xp, width, inverse.dtype)
+    for part in chunks(x, width):
+        rows = wide(x[part])
+        hat = kept[part] if kept.dtype == rows.dtype else xp.empty_like(rows)
+        if centred:
+            xp.subtract(rows, rows @ average, out=hat)
+        else:
+            hat[...] = rows
+        square = xp.einsum("nw,nw->n", hat, hat)  # one pass, and no array of squares
+        square *= 1 / (width or 1)
+        square += epsilon
+        xp.sqrt(square, out=square)
+        xp.divide(1, square[:, None], out=inverse[part])
+        hat *= inverse[part]
+        if kept.dtype != rows.dtype:
+            kept[part] = hat
+        xp.multiply(hat, weight, out=y[part])
+        if bias is not None:
+            y[part] += bias
+
+
+@kernel(
+    "const T *grad, const T *weight, const T *normed, const A *inverse, T *out, bool centred",
+    """
+    grad += row * w;
+    normed += row * w;
+    A sum = 0, product = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) {
+        A u = (A)grad[j] * (A)weight[j];
+        sum += u;
+        product += u * (A)normed[j];
+    }
+    sum = centred ? total(sum) / w : A(0);
+    product = total(product) / w;
+    for (int j = threadIdx.x; j < w; j += blockDim.x)
+        out[row * w + j] =
+            T(((A)grad[j] * (A)weight[j] - sum - (A)normed[j] * product) * inverse[row]);
+""",
+    over="rows",
+)
+def _normalise_backward(
+    xp: Any, grad: Array, weight: Array, normed: Array, inverse: Array, out: Array, centred: bool
+) -> None:
+    """Fill the input's gradient: the formula at the top of this file."""
+    width = grad.shape[-1]
+    average = _average(xp, width, inverse.dtype)
+    for part in chunks(grad, width):
+        u, hat = out[part], wide(normed[part])
+        if u.dtype != hat.dtype:
+            u = xp.empty_like(hat)
+        xp.multiply(wide(grad[part]), weight, out=u)
+        product = xp.einsum("nw,nw->n", u, hat)[:, None]  # (n, 1)
+        product *= 1 / (width or 1)
+        if centred:
+            u -= u @ average
+        u -= hat * product
+        u *= inverse[part]
+        if u.dtype != out.dtype:
+            out[part] = u
 
 
 def _average(xp: Any, width: int, dtype: Any) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array
+from minidist.kernels import kernel
 from minidist.ops.convolution import convolved_length, pad_images, window
 from minidist.ops.operands import ShapeError
 from minidist.tensor import Tensor, as_tensor
@@ -25,27 +26,105 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     if kernel > 16:
         raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
     xp, (n, c, h, w) = x.xp, x.shape
-    images = pad_images(x.data, padding, -xp.inf)
-    y = images[window(0, 0, oh, ow, stride)].copy()
-    winner = xp.zeros(y.shape, xp.uint8)
+    y = xp.empty((n, c, oh, ow), x.dtype)
+    winner = xp.empty(y.shape, xp.uint8)
+    _max_pool(xp, y, winner, x.data, h, w, oh, ow, kernel, stride, padding)
+
+    def backward(grad: Array) -> Any:
+        # in memory as ``conv2d`` leaves images
+        grad_x = xp.empty((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
+        _max_pool_backward(xp, grad_x, grad, winner, *grad_x.shape[1:], oh, ow, kernel, stride)
+        grad_x = grad_x.transpose(0, 3, 1, 2)
+        return (grad_x[:, :, padding : padding + h, padding : padding + w],)
+
+    return Tensor.of(y, (x,), backward)
+
+
+@kernel(
+    "T *y, unsigned char *winner, const T *x, long long h, long long w, long long oh, "
+    "long long ow, long long kernel, long long stride, long long padding",
+    """
+    x += i / (oh * ow) * h * w;  // this sample's, this channel's image
+    long long top = i / ow % oh * stride - padding, left = i % ow * stride - padding;
+    A best = __int_as_float(0xff800000);
+    int place = 0;
+    for (int k = 0; k < kernel * kernel; k++) {
+        long long row = top + k / kernel, column = left + k % kernel;
+        if (row < 0 || row >= h || column < 0 || column >= w) continue;
+        A value = x[row * w + column];
+        if (!(value <= best)) {  // the first of equal ones wins; NaN wins
+            best = value;
+            place = k;
+        }
+    }
+    y[i] = T(best);
+    winner[i] = place;
+""",
+)
+def _max_pool(
+    xp: Any,
+    y: Array,
+    winner: Array,
+    x: Array,
+    h: int,
+    w: int,
+    oh: int,
+    ow: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+) -> None:
+    """Fill y with the largest of each window of x, and ``winner`` with its place in the window."""
+    images = pad_images(x, padding, -xp.inf)
+    y[...] = images[window(0, 0, oh, ow, stride)]
+    winner.fill(0)
     for place in range(1, kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
         # Places come in order, so the latest winner is the largest number so far.
         xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
         xp.maximum(y, shifted, out=y)
 
-    def backward(grad: Array) -> Any:
-        grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
-        grad_x = grad_x.transpose(0, 3, 1, 2)  # in memory as ``conv2d`` leaves images
-        for place in range(kernel * kernel):
-            shifted = grad_x[window(*divmod(place, kernel), oh, ow, stride)]
-            if stride >= kernel:  # windows do not overlap, so nothing is there yet
-                xp.multiply(grad, winner == place, out=shifted)
-            else:
-                shifted += grad * (winner == place)
-        return (grad_x[:, :, padding : padding + h, padding : padding + w],)
 
-    return Tensor.of(y, (x,), backward)
+@kernel(
+    "T *grad_x, const T *grad, const unsigned char *winner, long long h, long long w, "
+    "long long channels, long long oh, long long ow, long long kernel, long long stride",
+    """
+    long long channel = i % channels, x = i / channels % w, y = i / channels / w % h;
+    long long image = (i / channels / w / h * channels + channel) * oh * ow;
+    A sum = 0;  // over the windows that lie on this pixel
+    long long first_y = y < kernel ? 0 : (y - kernel) / stride + 1;
+    long long first_x = x < kernel ? 0 : (x - kernel) / stride + 1;
+    for (long long wy = first_y; wy < oh && wy * stride <= y; wy++)
+        for (long long wx = first_x; wx < ow && wx * stride <= x; wx++) {
+            long long place = (y - wy * stride) * kernel + x - wx * stride;
+            long long at = image + wy * ow + wx;
+            if (winner[at] == place) sum += (A)grad[at];
+        }
+    grad_x[i] = T(sum);
+""",
+)
+def _max_pool_backward(
+    xp: Any,
+    grad_x: Array,
+    grad: Array,
+    winner: Array,
+    h: int,
+    w: int,
+    channels: int,
+    oh: int,
+    ow: int,
+    kernel: int,
+    stride: int,
+) -> None:
+    """Fill grad_x (n, h, w, channels), padding included, from grad (n, channels, oh, ow)."""
+    grad_x.fill(0)
+    images = grad_x.transpose(0, 3, 1, 2)
+    for place in range(kernel * kernel):
+        shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
+        if stride >= kernel:  # windows do not overlap, so nothing is there yet
+            xp.multiply(grad, winner == place, out=shifted)
+        else:
+            shifted += grad * (winner == place)
 
 
 def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:

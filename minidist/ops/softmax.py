@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.array import Array
+from minidist.kernels import kernel
 from minidist.ops.reduction import keep_axes
 from minidist.tensor import Tensor, as_tensor
 
@@ -15,20 +16,66 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
     keep_axes("softmax", x.shape, axis)
     y = softmax_array(x.xp, x.data, axis)
 
+    xp = x.xp
+
     def backward(grad: Array) -> Any:
-        # dy_i/dx_j = y_i (δ_ij - y_j), so dx = y · (grad - Σ grad · y)
-        product = grad * y
-        return (product - y * product.sum(axis=axis, keepdims=True),)
+        grad_x = xp.empty(y.shape, y.dtype)
+        along(axis, _softmax_backward, xp, grad_x, grad, y)
+        return (grad_x,)
 
     return Tensor.of(y, (x,), backward)
 
 
 def softmax_array(xp: Any, x: Array, axis: int = -1) -> Array:
     """The softmax of an array, in one new array."""
-    y = _less_maximum(x, axis)
-    xp.exp(y, out=y)
-    y /= y.sum(axis=axis, keepdims=True)
+    y = xp.empty(x.shape, x.dtype)
+    along(axis, _softmax, xp, y, x)
     return y
+
+
+def along(axis: int, function: Any, xp: Any, *arrays: Array) -> None:
+    """``function(xp, *arrays)``, which works along the last axis, along ``axis``."""
+    function(xp, *[array.swapaxes(axis, -1) for array in arrays])
+
+
+@kernel(
+    "T *y, const T *x",
+    """
+    x += row * w;
+    y += row * w;
+    A top = x[0], sum = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) top = max(top, (A)x[j]);
+    top = largest(top);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) sum += exp((A)x[j] - top);
+    sum = total(sum);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) y[j] = T(exp((A)x[j] - top) / sum);
+""",
+    over="rows",
+)
+def _softmax(xp: Any, y: Array, x: Array) -> None:
+    _less_maximum(xp, y, x)
+    xp.exp(y, out=y)
+    y /= y.sum(axis=-1, keepdims=True)
+
+
+@kernel(
+    "T *grad_x, const T *grad, const T *y",
+    """
+    grad_x += row * w;
+    grad += row * w;
+    y += row * w;
+    A sum = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) sum += (A)grad[j] * (A)y[j];
+    sum = total(sum);
+    for (int j = threadIdx.x; j < w; j += blockDim.x)
+        grad_x[j] = T((A)y[j] * ((A)grad[j] - sum));
+""",
+    over="rows",
+)
+def _softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
+    # dy_i/dx_j = y_i (δ_ij - y_j), so dx = y · (grad - Σ grad · y)
+    product = grad * y
+    xp.subtract(product, y * product.sum(axis=-1, keepdims=True), out=grad_x)
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
@@ -36,15 +83,55 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     x = as_tensor(x)
     keep_axes("log_softmax", x.shape, axis)
     xp = x.xp
-    y = _less_maximum(x.data, axis)
-    y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+    y = xp.empty(x.shape, x.dtype)
+    along(axis, _log_softmax, xp, y, x.data)
 
     def backward(grad: Array) -> Any:
-        return (grad - xp.exp(y) * grad.sum(axis=axis, keepdims=True),)
+        grad_x = xp.empty(y.shape, y.dtype)
+        along(axis, _log_softmax_backward, xp, grad_x, grad, y)
+        return (grad_x,)
 
     return Tensor.of(y, (x,), backward)
 
 
-def _less_maximum(x: Array, axis: int) -> Array:
-    """A new array, x less the largest along ``axis``: the largest exponential is then 1."""
-    return x - x.max(axis=axis, keepdims=True) if x.size else x.copy()  # nothing has no largest
+@kernel(
+    "T *y, const T *x",
+    """
+    x += row * w;
+    y += row * w;
+    A top = x[0], sum = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) top = max(top, (A)x[j]);
+    top = largest(top);
+    for (int j = threadIdx.x; j < w; j += blockDim.x) sum += exp((A)x[j] - top);
+    sum = log(total(sum));
+    for (int j = threadIdx.x; j < w; j += blockDim.x) y[j] = T((A)x[j] - top - sum);
+""",
+    over="rows",
+)
+def _log_softmax(xp: Any, y: Array, x: Array) -> None:
+    _less_maximum(xp, y, x)
+    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+
+
+@kernel(
+    "T *grad_x, const T *grad, const T *y",
+    """
+    grad_x += row * w;
+    grad += row * w;
+    y += row * w;
+    A sum = 0;
+    for (int j = threadIdx.x; j < w; j += blockDim.x) sum += (A)grad[j];
+    sum = total(sum);
+    for (int j = threadIdx.x; j < w; j += blockDim.x)
+        grad_x[j] = T((A)grad[j] - exp((A)y[j]) * sum);
+""",
+    over="rows",
+)
+def _log_softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
+    xp.subtract(grad, xp.exp(y) * grad.sum(axis=-1, keepdims=True), out=grad_x)
+
+
+def _less_maximum(xp: Any, y: Array, x: Array) -> None:
+    """y = x less the largest of its row: the largest exponential is then 1."""
+    if x.size:  # nothing has no largest
+        xp.subtract(x, x.max(axis=-1, keepdims=True), out=y)

@@ -8,40 +8,59 @@ so that the direction stays. Pascanu, Mikolov, Bengio, arXiv 1211.5063, algorith
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from minidist.array import Array, module_of
+from minidist.kernels import kernel
 from minidist.optim.optimizer import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype
 
 
-def global_norm(grad: Array, reduce: Reduce | None = None) -> float:
+def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
     """The Euclidean norm of a 1-D gradient.
 
     Squares are summed in short pieces, and the pieces in float64: float32 alone would lose
     digits over millions of elements. If ``grad`` is one rank's shard, ``reduce`` must sum a
     float64 array of one element over the ranks, in place; each rank gets the norm of the whole.
+    Of a gradient on a GPU the norm stays there, as an array of no dimensions, unless it has to be
+    summed over ranks: ``float(norm)`` waits for it.
     """
     xp = module_of(grad)
-    total = np.zeros(1)
-    if xp is np:
+    if xp is not np:
+        square = xp.square(grad, dtype=np.float64).sum()
+        if reduce is None:
+            return xp.sqrt(square)
+        total = np.array([float(square)])
+    else:
+        total = np.zeros(1)
         for start in range(0, grad.size, PIECE):
             piece = grad[start : start + PIECE]
             total[0] += float(np.dot(piece, piece))
-    else:
-        total[0] = float(xp.square(grad, dtype=np.float64).sum())
     if reduce is not None:
         reduce(total)
     return math.sqrt(total[0])
 
 
-def clip_by_global_norm(grad: Array, limit: float, reduce: Reduce | None = None) -> float:
+def clip_by_global_norm(grad: Array, limit: float, reduce: Reduce | None = None) -> Array | float:
     """Scale ``grad`` in place so that its norm is at most ``limit``; returns the norm before."""
     if not limit > 0:
         raise ValueError(f"clip_by_global_norm: the limit must be positive, not {limit}")
     norm = global_norm(grad, reduce)
-    if norm > limit:  # a NaN norm compares false and leaves the gradient as it is, to be found
-        grad *= limit / norm
+    if isinstance(norm, float):
+        if norm > limit:  # a NaN norm compares false and leaves the gradient as it is, to be found
+            grad *= limit / norm
+    else:  # the same without reading it: the host need not wait for the GPU
+        _scale_down(module_of(grad), grad, norm, float(limit))
     return norm
+
+
+@kernel(
+    "T *grad, const double *norm, double limit",
+    "if (norm[0] > limit) grad[i] = T((A)grad[i] * A(limit / norm[0]));",
+)
+def _scale_down(xp: Any, grad: Array, norm: Array, limit: float) -> None:
+    factor = xp.where(norm > limit, limit / norm, 1.0)
+    grad *= factor.astype(grad.dtype)

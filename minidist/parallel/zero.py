@@ -110,7 +110,7 @@ class Zero1(Resumable, Method):
         """Scale by the norm of the whole gradient, of which each rank holds parts."""
         if self.clip is None:
             return
-        norm = math.sqrt(self.sum(np.array([sum(global_norm(grad) ** 2 for grad in grads)])))
+        norm = math.sqrt(self.sum(np.array([sum(float(global_norm(grad)) ** 2 for grad in grads)])))
         if norm > self.clip:
             for grad in grads:
                 grad *= self.clip / norm
