@@ -187,3 +187,28 @@ def check_training_aids(device):
         zero = Tensor(arrays.to_device(np.zeros(2, np.float32)))
         with np.errstate(all="ignore"), pytest.raises(AnomalyError, match="2 infinite of 2"):
             ops.log(zero)
+
+
+def train_gpt(device, steps=3):
+    """A small GPT with dropout, trained in float32: its parameters."""
+    with arrays.defaults(device=device):
+        model, loss = models.gpt(TEXT.classes, 16, 32, 2, 2, dropout=0.1).init(0), nn.CrossEntropy()
+        optimizer = optim.Adam(1e-2)
+        for step in range(steps):
+            batch = Batches(TEXT, 8)[step]
+            model.zero_grad()
+            with draws(0, step, batch.positions):
+                loss(model(batch.inputs), batch.targets).backward()
+            optim.clip_by_global_norm(model.flat.grad, 1.0)
+            optimizer.step(model.flat.data, model.flat.grad)
+    return model.state()
+
+
+def check_clipping(device):
+    """The norm stays on the device; the gradient is scaled, or left if the norm is small or NaN."""
+    for values, factor in (([3.0, 4.0], 0.2), ([0.3, 0.4], 1.0), ([np.nan, 4.0], 1.0)):
+        grad = arrays.to_device(np.array(values, np.float32), device)
+        norm = optim.clip_by_global_norm(grad, 1.0)
+        assert arrays.module_of(norm) is arrays.module(device)
+        assert_near(float(norm), np.linalg.norm(values), 1e-6)
+        assert_near(arrays.to_host(grad), np.array(values) * factor, 1e-6)

@@ -109,25 +109,43 @@ def cases() -> list[Case]:
     return found
 
 
-def training_step(model: nn.Module, inputs: Any, targets: Any, device: str) -> Step:
-    """One step of minidist with Adam, as a function."""
-    model.init(0, device=device)
-    loss, optimizer = nn.CrossEntropy(), optim.Adam(1e-3)
-    inputs, targets = arrays.to_device(inputs, device), arrays.to_device(targets, device)
+def training_step(
+    model: nn.Module, inputs: Any, targets: Any, device: str, dtype: str = "float32"
+) -> Step:
+    """One step of minidist with Adam, as a function.
 
-    def run() -> None:
+    In float16 the model and its inputs are float16, the optimizer's master copy and the loss
+    float32, and the loss is scaled: see ``optim.MixedPrecision``.
+    """
+    model.init(0, dtype=dtype, device=device)
+    loss = nn.CrossEntropy()
+    if inputs.dtype.kind == "f":
+        inputs = inputs.astype(dtype)
+    inputs, targets = arrays.to_device(inputs, device), arrays.to_device(targets, device)
+    half = optim.MixedPrecision(optim.Adam(1e-3))
+    full = optim.Adam(1e-3)
+
+    def in_float32() -> None:
         model.zero_grad()
         loss(model(inputs), targets).backward()
-        optimizer.step(model.flat.data, model.flat.grad)
+        full.step(model.flat.data, model.flat.grad)
         arrays.synchronize(device)
 
-    return run
+    def in_float16() -> None:
+        model.zero_grad()
+        half.backward(loss(model(inputs).astype("float32"), targets))
+        half.step(model.flat.data, model.flat.grad)
+        arrays.synchronize(device)
+
+    return in_float16 if dtype == "float16" else in_float32
 
 
-def large_product(device: str, length: int = 1024) -> tuple[Step, int]:
-    """A product of two square matrices, and its FLOPs."""
-    xp = arrays.module(device)
-    a, out = xp.ones((length, length), np.float32), xp.empty((length, length), np.float32)
+def large_product(device: str, dtype: str = "float32") -> tuple[Step, int]:
+    """A product of two square matrices large enough to keep the device busy, and its FLOPs."""
+    xp, length = arrays.module(device), 8192 if device.startswith("cuda") else 1024
+    draw = np.random.default_rng(0).standard_normal((length, length), np.float32)
+    a = arrays.to_device(draw.astype(dtype), device)
+    out = xp.empty_like(a)
 
     def run() -> None:
         xp.matmul(a, a, out=out)
@@ -146,24 +164,27 @@ def peers(device: str) -> dict[str, Any]:
     }
 
 
-def measure(case: Case, device: str, seconds: float, clock: Clock = WALL) -> dict[str, Any]:
+def measure(
+    case: Case, device: str, seconds: float, clock: Clock = WALL, dtype: str = "float32"
+) -> dict[str, Any]:
     """One row: milliseconds of each, our ratio to each, and the peak of memory."""
-    installed = peers(device)
-    steps = {"minidist": training_step(case.model, case.inputs, case.targets, device)}
+    installed = peers(device) if dtype == "float32" or device != "cpu" else {}
+    steps = {"minidist": training_step(case.model, case.inputs, case.targets, device, dtype)}
     if torch := installed.get("torch"):
         model = case.in_torch(torch)
-        steps["torch"] = torch.step(model, case.inputs, case.targets, device)
+        steps["torch"] = torch.step(model, case.inputs, case.targets, device, dtype)
     if autograd := installed.get("autograd"):
         parameters = [p.data.copy() for p in case.model.parameters()]
         forward = case.in_autograd(autograd)
         steps["autograd"] = autograd.step(forward, parameters, case.inputs, case.targets)
-    product, product_flops = large_product(device)
+    product, product_flops = large_product(device, dtype)
     before = work.flops
     steps["minidist"]()
     flops = work.flops - before
     times = interleaved(steps | {"product": product}, seconds, clock=clock)
     times["matmul"] = [second * flops / product_flops for second in times["product"]]
-    row: dict[str, Any] = {"case": case.name, "flops": flops, "rounds": len(times["minidist"])}
+    row: dict[str, Any] = {"case": case.name, "dtype": dtype, "flops": flops}
+    row["rounds"] = len(times["minidist"])
     for name in ("minidist", "torch", "autograd", "matmul"):
         middle = median(times.get(name))
         row[f"{name}_ms"] = None if middle is None else 1e3 * middle
@@ -195,7 +216,11 @@ def one_element(device: str, clock: Clock = WALL) -> dict[str, float | None]:
 
 
 def measure_all(
-    device: str = "cpu", seconds: float = 6.0, only: str = "", clock_name: str = "wall"
+    device: str = "cpu",
+    seconds: float = 6.0,
+    only: str = "",
+    clock_name: str = "wall",
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Everything the bench reports, as what goes into its JSON."""
     clock = CLOCKS[clock_name]
@@ -210,7 +235,9 @@ def measure_all(
         },
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "one_element_us": one_element(device, clock),
-        "cases": [measure(case, device, seconds, clock) for case in cases() if only in case.name],
+        "cases": [
+            measure(case, device, seconds, clock, dtype) for case in cases() if only in case.name
+        ],
     }
 
 
@@ -255,13 +282,21 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--seconds", type=float, default=6.0, help="to spend on each case")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16: with a float32 master copy; meant for GPUs",
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a shared machine")
     options = parser.parse_args(argv)
     try:
         arrays.module(options.device)
     except arrays.DeviceError as error:
         parser.error(str(error))
-    results = measure_all(options.device, options.seconds, options.only, options.clock)
+    results = measure_all(
+        options.device, options.seconds, options.only, options.clock, options.dtype
+    )
     report(results, Console())
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

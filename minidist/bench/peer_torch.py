@@ -71,22 +71,41 @@ class GPT(nn.Module):
         return functional.linear(self.norm(x), self.embedding.weight)
 
 
-def step(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, device: str = "cpu") -> Step:
-    """One training step with Adam, as a function."""
+def step(
+    model: nn.Module,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Step:
+    """One training step with Adam, as a function; float16 by autocast and a gradient scaler."""
     torch.set_num_threads(1)
     model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     x, y = torch.tensor(inputs, device=device), torch.tensor(targets, device=device).reshape(-1)
+    scaler = torch.amp.GradScaler(device)
 
-    def run() -> None:
-        optimizer.zero_grad()
+    def loss() -> Any:
         logits = model(x)
-        functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y).backward()
+        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y)
+
+    def in_float32() -> None:
+        optimizer.zero_grad()
+        loss().backward()
         optimizer.step()
         if device != "cpu":
             torch.cuda.synchronize()
 
-    return run
+    def in_float16() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.float16):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        torch.cuda.synchronize()
+
+    return in_float16 if dtype == "float16" else in_float32
 
 
 def one_element(device: str = "cpu") -> Step:

@@ -14,6 +14,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 from minidist import array as arrays
 
@@ -55,14 +56,11 @@ def median(times: list[float] | None) -> float | None:
 def peak_bytes(step: Step, device: str = "cpu") -> int:
     """The most memory that one run of ``step`` holds at once, beyond what was there before.
 
-    On a GPU: by how much CuPy's memory pool had to grow, from a pool with nothing to spare.
+    On a GPU: of what CuPy's memory pool hands out, in blocks of a multiple of 512 bytes.
     """
-    if device != "cpu":
-        pool = arrays.module(device).get_default_memory_pool()
-        pool.free_all_blocks()
-        before = pool.total_bytes()
-        step()
-        return pool.total_bytes() - before
+    cuda = getattr(arrays.module(device), "cuda", None)
+    if cuda is not None:
+        return _peak_on_gpu(step, cuda)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -71,6 +69,23 @@ def peak_bytes(step: Step, device: str = "cpu") -> int:
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+
+
+def _peak_on_gpu(step: Step, cuda: Any) -> int:
+    class Peak(cuda.MemoryHook):  # type: ignore[misc]
+        name = "peak"
+        held = most = 0
+
+        def malloc_postprocess(self, **block: Any) -> None:
+            self.held += block["mem_size"]
+            self.most = max(self.most, self.held)
+
+        def free_postprocess(self, **block: Any) -> None:
+            self.held -= block["mem_size"]
+
+    with Peak() as peak:
+        step()
+    return peak.most
 
 
 def microseconds(function: Step, calls: int = 500, repeats: int = 21, clock: Clock = WALL) -> float:
