@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minidist.array import Array, module_of
-from minidist.mode import watch
-from minidist.tape import Backward, Gradients, Node
-from minidist.tensor import Tensor
+from minidist.engine.array import Array, module_of
+from minidist.engine.mode import watch
+from minidist.engine.tape import Backward, Gradients, Node
+from minidist.engine.tensor import Tensor
 
 
 class AnomalyError(FloatingPointError):

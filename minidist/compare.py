@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from minidist import __version__
-from minidist.array import DType, defaults
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launch import launch
@@ -33,6 +32,7 @@ from minidist.comm.machine import Machine
 from minidist.comm.mpi import MpiWorld
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset, fashion_mnist
+from minidist.engine.array import DType, defaults
 from minidist.meter import measure_saved
 from minidist.metrics import accuracy
 from minidist.models import mlp

@@ -24,12 +24,12 @@ from typing import Any
 
 from rich.table import Table
 
-from minidist.array import Array, work
+from minidist.engine.array import Array, work
+from minidist.engine.mode import watch
+from minidist.engine.tape import Backward, Gradients, Into, Node
+from minidist.engine.tensor import Tensor
 from minidist.meter import arrays_in, owner_of
-from minidist.mode import watch
 from minidist.summary import readable
-from minidist.tape import Backward, Gradients, Into, Node
-from minidist.tensor import Tensor
 
 
 @dataclass

@@ -7,7 +7,7 @@ before ``backward``, which releases the tape as it passes.
 
 from __future__ import annotations
 
-from minidist.tensor import Node, Tensor
+from minidist.engine.tensor import Node, Tensor
 
 
 def to_dot(tensor: Tensor) -> str:

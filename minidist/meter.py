@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from minidist.array import Array
-from minidist.mode import current_mode, set_mode
-from minidist.tape import Into
-from minidist.tensor import Tensor
+from minidist.engine.array import Array
+from minidist.engine.mode import current_mode, set_mode
+from minidist.engine.tape import Into
+from minidist.engine.tensor import Tensor
 
 
 class Meter:

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minidist.array import to_host
 from minidist.data.batches import Dataset
-from minidist.tensor import Tensor, no_grad
+from minidist.engine.array import to_host
+from minidist.engine.tensor import Tensor, no_grad
 
 Average = Literal["macro", "micro"] | None
 Model = Callable[[Any], Tensor]

@@ -21,11 +21,11 @@ from typing import Any
 from rich.table import Table
 
 from minidist import nn
-from minidist.array import work
+from minidist.engine.array import work
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from minidist.meter import measure_saved
 from minidist.nn.module import LayerCost, Module, Shape, in_a_row
-from minidist.seeds import draws
-from minidist.tensor import Tensor
 
 
 @dataclass
@@ -66,7 +66,7 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
 def training_flops(model: Module, shape: Shape) -> int:
     """FLOPs of one forward and backward on a batch whose input has this shape.
 
-    What ``minidist.array.work`` counts. No gradient of the model's own input is computed, so the
+    What ``minidist.engine.work`` counts. No gradient of the model's own input is computed, so the
     first block with parameters needs that of its weights alone (exact if it is a single layer).
     """
     total, first = 0, True

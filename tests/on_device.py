@@ -7,14 +7,14 @@ with ``device="strict"``, ``tests/gpu`` with ``device="cuda"``.
 import numpy as np
 import pytest
 
-from minidist import array as arrays
 from minidist import metrics, models, nn, ops, optim
 from minidist.anomaly import AnomalyError, detect_anomaly
 from minidist.data import Augment, Batches, Dataset, characters, fashion_mnist
+from minidist.engine import array as arrays
+from minidist.engine.recompute import checkpoint
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor, defer_weight_gradients, no_grad
 from minidist.optim import MixedPrecision
-from minidist.recompute import checkpoint
-from minidist.seeds import draws
-from minidist.tensor import Tensor, defer_weight_gradients, no_grad
 from tests.test_optim import SLICES, start_and_grads
 
 OPTIMIZERS = (

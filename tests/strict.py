@@ -3,7 +3,7 @@
 What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, silent
 conversion to NumPy, arguments that CuPy's functions do not have (``where=``, ``initial=``, einsum's
 ``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its
-arrays where they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
+arrays where they belong. Use: ``minidist.engine.array.DEVICES["strict"] = lambda: strict``.
 """
 
 import types

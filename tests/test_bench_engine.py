@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from minidist import array as arrays
 from minidist import models
 from minidist.bench import engine, timing
+from minidist.engine import array as arrays
 from minidist.nn import CrossEntropy
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from minidist import models, nn, ops
 from minidist.anomaly import detect_anomaly
 from minidist.counters import Count, count_operations
+from minidist.engine.tensor import Tensor, defer_weight_gradients, no_grad
 from minidist.summary import training_flops
-from minidist.tensor import Tensor, defer_weight_gradients, no_grad
 
 
 def leaf(*shape):

@@ -6,7 +6,7 @@ import pytest
 from minidist.data import Batches, Dataset, token_windows
 from minidist.data import batches as batches_module
 from minidist.data.shuffle import Permutation
-from minidist.seeds import generator
+from minidist.engine.seeds import generator
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 1000, 4096, 4097, 70_000])

@@ -5,7 +5,7 @@ import pytest
 
 from minidist import metrics, nn
 from minidist.data import Dataset
-from minidist.tensor import Tensor
+from minidist.engine.tensor import Tensor
 
 #            guessed: 0  1  2
 CONFUSION = np.array([[8, 1, 1], [0, 5, 5], [0, 0, 0]])

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from minidist import array, nn
-from minidist.array import work
+from minidist import nn
+from minidist.engine import array
+from minidist.engine.array import work
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor, no_grad
 from minidist.meter import measure_saved
 from minidist.models import cnn, gpt, mlp, sample
 from minidist.models.gpt import pick
-from minidist.seeds import draws
 from minidist.summary import (
     blocks,
     layer_summary,
@@ -18,7 +20,6 @@ from minidist.summary import (
     summary,
     training_flops,
 )
-from minidist.tensor import Tensor, no_grad
 
 
 def tiny_gpt(**more):

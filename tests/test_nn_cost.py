@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from minidist import nn
-from minidist.array import work
+from minidist.engine.array import work
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from minidist.meter import measure_saved
 from minidist.models import mlp
-from minidist.seeds import draws
-from minidist.tensor import Tensor
 
 IMAGE, ROWS, TOKENS = (2, 4, 6, 6), (3, 8), (2, 70, 8)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import strict
 
-from minidist import array as arrays
 from minidist import nn, ops
-from minidist.seeds import draws
-from minidist.tensor import Tensor, no_grad
+from minidist.engine import array as arrays
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor, no_grad
 
 
 def values(*shape):

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import array_shapes, basic_indices, broadcastable_sh
 from hypothesis.extra.numpy import integer_array_indices as array_indices
 
 from minidist import ops
-from minidist.gradcheck import gradcheck
-from minidist.seeds import draws
+from minidist.engine.gradcheck import gradcheck
+from minidist.engine.seeds import draws
 from tests.test_ops_gradients import distinct, normal, positive
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)

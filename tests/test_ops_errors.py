@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from minidist import models, nn, ops, optim
-from minidist.array import DeviceError, module
 from minidist.data import Dataset
+from minidist.engine.array import DeviceError, module
+from minidist.engine.tensor import Tensor
 from minidist.ops import ShapeError
-from minidist.tensor import Tensor
 
 
 def t(*shape):

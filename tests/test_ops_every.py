@@ -6,10 +6,10 @@ import pytest
 import strict
 from cases import CASES, run
 
-from minidist import array as arrays
 from minidist import ops
-from minidist.gradcheck import gradcheck
-from minidist.tensor import Tensor
+from minidist.engine import array as arrays
+from minidist.engine.gradcheck import gradcheck
+from minidist.engine.tensor import Tensor
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
 
 from minidist import ops
-from minidist.gradcheck import gradcheck
-from minidist.seeds import draws, generator
-from minidist.tensor import Tensor
+from minidist.engine.gradcheck import gradcheck
+from minidist.engine.seeds import draws, generator
+from minidist.engine.tensor import Tensor
 
 quick = settings(max_examples=12, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**16)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minidist import nn, optim
+from minidist.engine.seeds import generator
 from minidist.optim import optimizer as optimizer_module
-from minidist.seeds import generator
 
 STEPS = 5
 SHAPES = {"0.weight": (7, 5), "0.bias": (5,), "norm.gain": (5,), "1.weight": (5, 3), "1.bias": (3,)}

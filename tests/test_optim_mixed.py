@@ -5,9 +5,9 @@ import pytest
 
 from minidist import nn, optim
 from minidist.data import Batches, fashion_mnist, shakespeare
+from minidist.engine.tensor import Tensor
 from minidist.models import cnn, gpt, mlp
 from minidist.optim import MixedPrecision
-from minidist.tensor import Tensor
 
 
 def test_updates_too_small_for_float16_add_up_in_the_master_copy():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from minidist import nn
+from minidist.engine.recompute import checkpoint
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from minidist.meter import measure_saved
-from minidist.recompute import checkpoint
-from minidist.seeds import draws
-from minidist.tensor import Tensor
 
 
 def block():

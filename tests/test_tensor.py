@@ -9,13 +9,13 @@ import pytest
 
 from minidist import nn, ops
 from minidist.anomaly import AnomalyError, detect_anomaly
-from minidist.graph import to_dot
-from minidist.meter import measure_saved
-from minidist.tensor import (
+from minidist.engine.tensor import (
     Tensor,
     defer_weight_gradients,
     no_grad,
 )
+from minidist.graph import to_dot
+from minidist.meter import measure_saved
 
 
 def leaf(*values):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from minidist import array, metrics, models, nn, optim
+from minidist import metrics, models, nn, optim
 from minidist.data import Augment, Batches, Dataset, characters, fashion_mnist
-from minidist.seeds import draws
+from minidist.engine import array
+from minidist.engine.seeds import draws
 
 
 def train(model, data, steps, size, lr, parts=1, augment=None):

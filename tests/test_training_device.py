@@ -5,7 +5,7 @@ import on_device
 import pytest
 import strict
 
-from minidist import array
+from minidist.engine import array
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
-from minidist import array as arrays
+from minidist.engine import array as arrays
 
 Step = Callable[[], object]
 Clock = Callable[[], float]

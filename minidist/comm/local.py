@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from minidist.array import Array, module_of
 from minidist.comm.comm import Comm, CommError, Future, Request
 from minidist.comm.machine import Machine
 from minidist.comm.simulator import Simulator
 from minidist.comm.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.trace import StreamTrace, Trace
+from minidist.engine.array import Array, module_of
 
 __all__ = ["Deadlock", "LocalComm", "LocalWorld"]
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of, to_host
 from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
 from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
 from minidist.comm.mpi_requests import MpiFuture, MpiRecv, MpiSend
 from minidist.comm.trace import StreamTrace, Trace
+from minidist.engine.array import Array, module_of, to_host
 
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 SHARED = "/dev/shm"  # where MPI libraries keep the memory that ranks share

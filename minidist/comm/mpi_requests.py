@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.comm.comm import Future, Request
+from minidist.engine.array import Array
 
 if TYPE_CHECKING:
     from minidist.comm.mpi_comm import MpiComm

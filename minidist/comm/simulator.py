@@ -20,10 +20,10 @@ from typing import Any
 
 import greenlet
 
-from minidist.array import module_of, work
 from minidist.comm.comm import ANY, CommError, Crash, RankLost
 from minidist.comm.machine import Interrupted, Links, Machine
 from minidist.comm.tasks import Deadlock, Group, Meeting, Task, Transfer, describe
+from minidist.engine.array import module_of, work
 
 
 class Simulator:

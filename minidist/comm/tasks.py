@@ -5,7 +5,7 @@ from __future__ import annotations
 from traceback import walk_stack
 from typing import Any
 
-from minidist.array import Array
+from minidist.engine.array import Array
 
 
 class Deadlock(RuntimeError):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, fused
+from minidist.engine.array import Array, fused
+from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
-from minidist.tensor import Tensor, as_tensor, recording
 
 
 def relu(x: Tensor) -> Tensor:

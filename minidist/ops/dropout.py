@@ -2,15 +2,15 @@
 
 Hinton et al., arXiv 1207.0580. Which elements fall out is keyed by (seed, name, step) and by each
 sample's position in the global batch, never by rank or by the order of calls: see
-``minidist.seeds.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
+``minidist.engine.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
 see the mask that serial training sees. The draws are made on the host on every device.
 """
 
 from __future__ import annotations
 
-from minidist.array import Array
-from minidist.seeds import uniform_rows
-from minidist.tensor import Tensor, as_tensor
+from minidist.engine.array import Array
+from minidist.engine.seeds import uniform_rows
+from minidist.engine.tensor import Tensor, as_tensor
 
 
 def dropout(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.reduction import keep_axes
-from minidist.tensor import Tensor, as_tensor
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from minidist.array import Array, module_of
+from minidist.engine.array import Array, module_of
 from minidist.optim.optimizer import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype

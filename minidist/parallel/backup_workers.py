@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minidist.array import Array, module_of
 from minidist.comm.comm import ANY, Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer

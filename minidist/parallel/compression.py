@@ -42,12 +42,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minidist.array import Array, module_of
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer

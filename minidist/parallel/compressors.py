@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minidist import array as arrays
-from minidist.array import Array, module_of
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, module_of
+from minidist.engine.seeds import generator
 from minidist.parallel.compression import Compressor, gather
 from minidist.parallel.power_sgd import PowerSGD
-from minidist.seeds import generator
 
 __all__ = ["BFloat16", "Float16", "PowerSGD", "Quantised", "RandomK", "Sign", "TopK"]
 

@@ -35,13 +35,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from minidist.array import Array
 from minidist.collectives import all_reduce, all_reduce_cost
 from minidist.collectives.clocks import Clocks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Parameter, Shape
 from minidist.optim.optimizer import Optimizer

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.comm.comm import Comm, Future, Request
 from minidist.data.batches import Batch
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.meter import saved_for_backward
 from minidist.nn.module import Shape
 from minidist.parallel.schedules import (
@@ -29,8 +31,6 @@ from minidist.parallel.schedules import (
     Step,
     WeightGradient,
 )
-from minidist.seeds import draws
-from minidist.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 
 if TYPE_CHECKING:
     from minidist.parallel.pipeline import Pipeline

@@ -19,11 +19,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import all_reduce
 from minidist.collectives.ring import chunks
 from minidist.comm.comm import Comm, RankLost
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.engine.seeds import generator
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
@@ -31,7 +32,6 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.compression import Compressor
 from minidist.parallel.method import Method, parameter_count
 from minidist.parallel.pushes import Pushes
-from minidist.seeds import generator
 
 
 class ServerLost(RuntimeError):

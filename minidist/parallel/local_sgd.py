@@ -30,13 +30,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim import Nesterov

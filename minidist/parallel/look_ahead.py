@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array, module_of
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
 from minidist.parallel.method import StepCost
 from minidist.parallel.stale_parameter_server import StaleParameterServer
 

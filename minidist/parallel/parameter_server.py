@@ -36,11 +36,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from minidist.array import Array, module_of
 from minidist.collectives import chunks
 from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer

@@ -29,12 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer

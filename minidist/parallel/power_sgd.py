@@ -20,14 +20,14 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
-from minidist import array as arrays
-from minidist.array import Array, module_of, work
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, module_of, work
+from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
 from minidist.parallel.compression import Compressor
-from minidist.seeds import generator
 
 
 class PowerSGD(Compressor):

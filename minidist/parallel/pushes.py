@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minidist.array import Array, module_of
 from minidist.comm.comm import Comm
+from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module, Shape
 from minidist.parallel.compression import Compressor, make_compressor
 

@@ -8,10 +8,10 @@ summed apart, and brought together at the end: see ``stages.separate``.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidist.array import module_of
 from minidist.collectives import broadcast
 from minidist.comm.comm import Comm
 from minidist.data.batches import Batch
+from minidist.engine.array import module_of
+from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import LayerCost, Module, Parameter, Shape
 from minidist.parallel.method import saved_bytes, training_flops
 from minidist.parallel.pricing import Memory
-from minidist.tensor import Tensor
 
 Bounds = list[tuple[int, int]]
 

@@ -53,10 +53,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.comm.comm import ANY, Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.collectives import symmetric_memory
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer

@@ -46,12 +46,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import global_norm

@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.module import Parameter
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost, parameter_count
 from minidist.parallel.resume import Held
 from minidist.parallel.zero import Zero1, held_by_rank
-from minidist.tensor import Tensor, as_tensor
 
 
 @dataclass

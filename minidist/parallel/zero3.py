@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor
 from minidist.parallel.resume import State
 from minidist.parallel.zero2 import Unit, Zero2
-from minidist.tensor import Tensor
 
 
 class Zero3(Zero2):

@@ -90,7 +90,7 @@ def test_what_was_sent_before_arrives_and_what_had_not_begun_does_not():
                 comm.recv(array, 1)
             assert array[0] == 7
         if comm.rank == 2:
-            from minidist.array import work
+            from minidist.engine.array import work
 
             work.flops += 10**9
             comm.send(array, 0)

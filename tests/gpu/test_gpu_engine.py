@@ -11,10 +11,10 @@ from cases import CASES, assert_same_on, run
 from claims import all_collectives, data
 
 from minidist import LocalWorld, launch, ops
-from minidist import array as arrays
 from minidist.bench import engine
+from minidist.engine import array as arrays
+from minidist.engine.tensor import Tensor
 from minidist.parallel import METHODS
-from minidist.tensor import Tensor
 from tests.parallel.checks import check_device
 
 pytestmark = pytest.mark.gpu

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from minidist import launch
-from minidist.array import defaults
 from minidist.collectives import central
 from minidist.comm import print_once
 from minidist.comm.mpi import MpiWorld
 from minidist.data import Batches
+from minidist.engine.array import defaults
 from minidist.metrics import accuracy, mean_loss
 from minidist.models import mlp
 from minidist.nn import CrossEntropy

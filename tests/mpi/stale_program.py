@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from minidist import launch
-from minidist.array import defaults
+from minidist.engine.array import defaults
 from tests.parallel.checks import Setting
 from tests.parallel.test_stale_parameter_server import Logged, free_run, replay
 

@@ -15,11 +15,11 @@ from functools import partial
 import numpy as np
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults, module, module_of
 from minidist.comm.comm import Comm
 from minidist.comm.local import LocalComm
 from minidist.comm.machine import Machine
 from minidist.data import Batches, Dataset
+from minidist.engine.array import defaults, module, module_of
 from minidist.meter import measure_saved
 from minidist.models import mlp
 from minidist.nn import CrossEntropy

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults
 from minidist.collectives import ring
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
 from minidist.collectives import ring
 from minidist.data import Batches
+from minidist.engine.array import defaults
 from minidist.metrics import accuracy, mean_loss
 from minidist.models import mlp
 from minidist.nn import CrossEntropy, Linear, ReLU, Sequential

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
 from minidist.comm import Crash
 from minidist.data import Batches, fashion_mnist
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
 from minidist.collectives import ring
 from minidist.comm.local import Deadlock
 from minidist.data import Batches
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD, Adam

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist import array as arrays
-from minidist.array import defaults
 from minidist.comm.local import Deadlock
 from minidist.data import Batches, fashion_mnist
+from minidist.engine import array as arrays
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD

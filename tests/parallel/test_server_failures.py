@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults
 from minidist.comm import Crash
 from minidist.data import Batches
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
 from minidist.collectives import ring
 from minidist.comm import Deadlock, Pauses
 from minidist.compare import compare
 from minidist.data import Batches, fashion_mnist
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults
 from minidist.collectives import ring
 from minidist.data import Batches, Dataset
+from minidist.engine.array import defaults
 from minidist.models import gpt
 from minidist.nn import CrossEntropy, Linear, Sequential
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSprop

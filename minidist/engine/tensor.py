@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array, DType, module_of
-from minidist.mode import (
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, DType, module_of
+from minidist.engine.mode import (
     MODE,
     Deferred,
     Mode,
@@ -28,7 +28,7 @@ from minidist.mode import (
     no_grad,
     set_mode,
 )
-from minidist.tape import Backward, Gradients, Into, Node, run_backward
+from minidist.engine.tape import Backward, Gradients, Into, Node, run_backward
 
 __all__ = [
     "Backward",

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from minidist.array import Array
-from minidist.seeds import current_draws, draws
-from minidist.tensor import Tensor, as_tensor, enable_grad, no_grad
+from minidist.engine.array import Array
+from minidist.engine.seeds import current_draws, draws
+from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:

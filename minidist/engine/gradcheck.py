@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minidist.seeds import generator
-from minidist.tensor import Tensor, no_grad
+from minidist.engine.seeds import generator
+from minidist.engine.tensor import Tensor, no_grad
 
 
 def gradcheck(

@@ -78,7 +78,7 @@ def uniform_rows(name: str, rows: int, width: int) -> np.ndarray:
         raise RuntimeError(
             f"{name}: random draws in training, such as dropout's, are keyed by seed and step, "
             "which are not known here: write `with draws(seed, step):` around the forward (it is "
-            "in minidist.seeds), or call model.eval()"
+            "in minidist.engine), or call model.eval()"
         )
     positions = np.arange(rows) if now.positions is None else np.asarray(now.positions)
     if len(positions) != rows:

@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minidist.array import Array
-from minidist.mode import MODE
+from minidist.engine.array import Array
+from minidist.engine.mode import MODE
 
 if TYPE_CHECKING:
-    from minidist.tensor import Tensor
+    from minidist.engine.tensor import Tensor
 
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
