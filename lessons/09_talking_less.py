@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 from minidist import LocalWorld, launch
 from minidist.comm import first_process, print_once
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

@@ -28,7 +28,7 @@ __path__.append(f"{__path__[0]}/moved")
 _HOME = {
     "Tensor": "ops",  # where its operators are attached
     "no_grad": "engine.mode",
-    "detect_anomaly": "anomaly",
+    "detect_anomaly": "inspect.anomalies",
     "launch": "comm.launch",
     "LocalWorld": "comm.local",
     "Machine": "comm.machine",
@@ -38,7 +38,8 @@ _PACKAGES = (
     "comm",
     "data",
     "engine",
-    "metrics",
+    "inspect",
+    "metrics",  # moved to inspect
     "models",
     "nn",
     "ops",

@@ -33,8 +33,8 @@ from minidist.comm.mpi import MpiWorld
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset, fashion_mnist
 from minidist.engine.array import DType, defaults
-from minidist.meter import measure_saved
-from minidist.metrics import accuracy
+from minidist.inspect.meter import measure_saved
+from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.nn.layers import Sequential

@@ -5,10 +5,10 @@ import pytest
 from rich.console import Console
 
 from minidist import models, nn, ops
-from minidist.anomaly import detect_anomaly
-from minidist.counters import Count, count_operations
 from minidist.engine.tensor import Tensor, defer_weight_gradients, no_grad
-from minidist.summary import training_flops
+from minidist.inspect.anomalies import detect_anomaly
+from minidist.inspect.counters import Count, count_operations
+from minidist.inspect.summaries import training_flops
 
 
 def leaf(*shape):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam

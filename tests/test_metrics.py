@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from minidist import metrics, nn
+from minidist import nn
 from minidist.data import Dataset
 from minidist.engine.tensor import Tensor
+from minidist.inspect import metrics
 
 #            guessed: 0  1  2
 CONFUSION = np.array([[8, 1, 1], [0, 5, 5], [0, 0, 0]])

@@ -8,10 +8,8 @@ from minidist.engine import array
 from minidist.engine.array import work
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor, no_grad
-from minidist.meter import measure_saved
-from minidist.models import cnn, gpt, mlp, sample
-from minidist.models.gpt import pick
-from minidist.summary import (
+from minidist.inspect.meter import measure_saved
+from minidist.inspect.summaries import (
     blocks,
     layer_summary,
     layers,
@@ -20,6 +18,8 @@ from minidist.summary import (
     summary,
     training_flops,
 )
+from minidist.models import cnn, gpt, mlp, sample
+from minidist.models.gpt import pick
 
 
 def tiny_gpt(**more):

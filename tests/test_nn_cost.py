@@ -7,7 +7,7 @@ from minidist import nn
 from minidist.engine.array import work
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
-from minidist.meter import measure_saved
+from minidist.inspect.meter import measure_saved
 from minidist.models import mlp
 
 IMAGE, ROWS, TOKENS = (2, 4, 6, 6), (3, 8), (2, 70, 8)

@@ -7,7 +7,7 @@ from minidist import nn
 from minidist.engine.recompute import checkpoint
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
-from minidist.meter import measure_saved
+from minidist.inspect.meter import measure_saved
 
 
 def block():

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from minidist import nn, ops
-from minidist.anomaly import AnomalyError, detect_anomaly
 from minidist.engine.tensor import (
     Tensor,
     defer_weight_gradients,
     no_grad,
 )
-from minidist.graph import to_dot
-from minidist.meter import measure_saved
+from minidist.inspect.anomalies import AnomalyError, detect_anomaly
+from minidist.inspect.graph import to_dot
+from minidist.inspect.meter import measure_saved
 
 
 def leaf(*values):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from minidist import metrics, models, nn, optim
+from minidist import models, nn, optim
 from minidist.data import Augment, Batches, Dataset, characters, fashion_mnist
 from minidist.engine import array
 from minidist.engine.seeds import draws
+from minidist.inspect import metrics
 
 
 def train(model, data, steps, size, lr, parts=1, augment=None):

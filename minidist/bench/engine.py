@@ -40,7 +40,7 @@ from minidist.bench.timing import (
 from minidist.engine import array as arrays
 from minidist.engine.array import work
 from minidist.engine.tensor import Tensor
-from minidist.summary import mfu
+from minidist.inspect.summaries import mfu
 
 CLOCKS: dict[str, Clock] = {"wall": WALL, "cpu": CPU}
 

@@ -24,7 +24,7 @@ class Mode:
         self,
         recording: bool = True,
         deferred: list[Callable[[], None]] | None = None,
-        meter: Any = None,  # see meter.py
+        meter: Any = None,  # see inspect/meter.py
         watchers: tuple[Any, ...] = (),  # see watch()
     ) -> None:
         self.recording = recording
@@ -57,7 +57,7 @@ def set_mode(**changes: Any) -> Iterator[None]:
 
 @contextmanager
 def watch(watcher: Any) -> Iterator[None]:
-    """Show ``watcher`` every op inside: anomaly.py and counters.py look on this way.
+    """Show ``watcher`` every op inside: anomalies.py and counters.py look on this way.
 
     It is called after the forward of an op, ``after_forward(data, parents, backward)``, and after
     its backward: ``after_backward(node, grad, parts)`` returns the parts, as they are or computed.

@@ -181,7 +181,7 @@ class Module:
         raise TypeError(
             f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
             "and return a LayerCost (in_a_row adds up layers in a row: see nn/cost.py), or measure "
-            "with minidist.summary.layer_summary(model, x)"
+            "with minidist.inspect.layer_summary(model, x)"
         )
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
-from minidist.meter import saved_for_backward
+from minidist.inspect.meter import saved_for_backward
 from minidist.nn.module import Shape
 from minidist.parallel.schedules import (
     Backward,

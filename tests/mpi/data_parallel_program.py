@@ -14,7 +14,7 @@ from minidist.comm import print_once
 from minidist.comm.mpi import MpiWorld
 from minidist.data import Batches
 from minidist.engine.array import defaults
-from minidist.metrics import accuracy, mean_loss
+from minidist.inspect.metrics import accuracy, mean_loss
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB

@@ -20,7 +20,7 @@ from minidist.comm.local import LocalComm
 from minidist.comm.machine import Machine
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults, module, module_of
-from minidist.meter import measure_saved
+from minidist.inspect.meter import measure_saved
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Optimizer

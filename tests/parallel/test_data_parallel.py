@@ -12,7 +12,7 @@ from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
 from minidist.data import Batches
 from minidist.engine.array import defaults
-from minidist.metrics import accuracy, mean_loss
+from minidist.inspect.metrics import accuracy, mean_loss
 from minidist.models import mlp
 from minidist.nn import CrossEntropy, Linear, ReLU, Sequential
 from minidist.nn.layers import Flatten

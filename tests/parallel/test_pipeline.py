@@ -12,7 +12,7 @@ from minidist import LocalWorld, Machine, launch
 from minidist.collectives import all_reduce
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
-from minidist.meter import measure_saved
+from minidist.inspect.meter import measure_saved
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam

@@ -10,7 +10,7 @@ import pytest
 from minidist import LocalWorld, launch
 from minidist.collectives import ring
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, GradientDescent

@@ -24,7 +24,7 @@ from minidist import nn
 from minidist.engine.array import work
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
-from minidist.meter import measure_saved
+from minidist.inspect.meter import measure_saved
 from minidist.nn.module import LayerCost, Module, Shape, in_a_row
 
 

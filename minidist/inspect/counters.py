@@ -3,7 +3,7 @@
     with count_operations() as counted:
         loss(model(x), y).backward()
     print(counted.table())                                  # with rich: a row an op
-    mfu(counted.flops, seconds, peak)                       # see summary.py
+    mfu(counted.flops, seconds, peak)                       # see summaries.py
 
 FLOPs are those of ``array.work``: 2 for each multiply-add of matrix products and convolutions.
 Bytes are what has to pass between memory and processor if each array of an op does so once: in the
@@ -28,8 +28,8 @@ from minidist.engine.array import Array, work
 from minidist.engine.mode import watch
 from minidist.engine.tape import Backward, Gradients, Into, Node
 from minidist.engine.tensor import Tensor
-from minidist.meter import arrays_in, owner_of
-from minidist.summary import readable
+from minidist.inspect.meter import arrays_in, owner_of
+from minidist.inspect.summaries import readable
 
 
 @dataclass
