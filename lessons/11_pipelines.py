@@ -23,8 +23,8 @@ from minidist.parallel import Pipeline, Serial
 from minidist.parallel.pricing import price_units
 from minidist.parallel.prover import ScheduleError
 from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
-from minidist.pipeline_plot import draw_price, draw_run, legend
 from minidist.plots import save
+from minidist.plots.pipeline import draw_price, draw_run, legend
 
 P, M = 4, 8  # stages, microbatches
 

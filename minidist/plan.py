@@ -15,7 +15,7 @@ from rich.table import Table
 from minidist.parallel.pricing import price_units
 from minidist.parallel.schedules import SCHEDULES
 from minidist.parallel.stopwatch import Price
-from minidist.pipeline_plot import draw_price, legend
+from minidist.plots.pipeline import draw_price, legend
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from minidist import LocalWorld, __version__
-from minidist import report as reports
 from minidist.cli import main
 from minidist.compare import compare, names
+from minidist.compare import report as reports
 from minidist.parallel import METHODS
 from tests.mpi.run import mpiexec, needs_mpi
 

@@ -15,8 +15,8 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
 from minidist.parallel.schedules import SCHEDULES
-from minidist.pipeline_plot import COLOURS, draw_price, draw_run, measured_spans
 from minidist.plan import plan_pipeline
+from minidist.plots.pipeline import COLOURS, draw_price, draw_run, measured_spans
 from tests.parallel.checks import images
 
 

@@ -3,7 +3,7 @@
 A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing, and
 says only what a stage *computes*, and when. ``programs.py`` adds the messages that follow from it.
 Four readers share the resulting list: ``prover.py`` proves that it can run, ``pricing.py``
-predicts its time, memory and messages, ``executor.py`` runs it, and ``minidist.pipeline_plot``
+predicts its time, memory and messages, ``executor.py`` runs it, and ``minidist.plots.pipeline``
 draws it. What is drawn is what runs.
 
 F forward, B backward, and B's two halves: I, the gradient of the input, which the previous stage
