@@ -30,7 +30,7 @@ _HOME = {
     "no_grad": "engine.mode",
     "detect_anomaly": "inspect.anomalies",
     "launch": "comm.launch",
-    "LocalWorld": "comm.local",
+    "LocalWorld": "comm.local.world",
     "Machine": "comm.machine",
 }
 _PACKAGES = (

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from minidist import __version__
 from minidist.comm.launch import find_mpiexec, launched_size, mpi_environment
-from minidist.comm.local import LocalWorld
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.local.world import LocalWorld
+from minidist.comm.mpi.world import MpiWorld
 
 # Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
 BENCHES = {

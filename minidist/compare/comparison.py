@@ -27,9 +27,9 @@ from minidist import __version__
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launch import launch
-from minidist.comm.local import LocalComm, LocalWorld
+from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset, fashion_mnist
 from minidist.engine.array import DType, defaults

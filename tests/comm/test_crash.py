@@ -7,7 +7,7 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.comm import Crash, Deadlock, RankLost
-from minidist.comm.guard import timeout_from_environment
+from minidist.comm.mpi.watchdog import timeout_from_environment
 
 
 def run(function, ranks=3):

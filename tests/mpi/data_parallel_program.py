@@ -11,7 +11,7 @@ import numpy as np
 from minidist import launch
 from minidist.collectives import central
 from minidist.comm import print_once
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.data import Batches
 from minidist.engine.array import defaults
 from minidist.inspect.metrics import accuracy, mean_loss

@@ -4,7 +4,7 @@ Run by test_methods_mpi.py: the checks are those of tests/parallel/test_pipeline
 """
 
 from minidist import launch
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.engine.array import defaults
 from tests.parallel.test_pipedream import check_pipedream
 from tests.parallel.test_pipeline import (

@@ -16,7 +16,7 @@ import numpy as np
 
 from minidist import LocalWorld, launch
 from minidist.comm.comm import Comm
-from minidist.comm.local import LocalComm
+from minidist.comm.local.world import LocalComm
 from minidist.comm.machine import Machine
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults, module, module_of

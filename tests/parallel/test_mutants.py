@@ -13,7 +13,7 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.collectives import central, ring, symmetric_memory
-from minidist.comm.local import Deadlock
+from minidist.comm.local.world import Deadlock
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Deferred
 from minidist.parallel import data_parallel, executor, pipeline, schedules

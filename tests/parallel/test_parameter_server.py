@@ -9,7 +9,7 @@ import pytest
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
-from minidist.comm.local import Deadlock
+from minidist.comm.local.world import Deadlock
 from minidist.data import Batches
 from minidist.engine.array import defaults
 from minidist.models import mlp

@@ -21,8 +21,8 @@ from typing import Any
 import greenlet
 
 from minidist.comm.comm import ANY, CommError, Crash, RankLost
+from minidist.comm.local.tasks import Deadlock, Group, Meeting, Task, Transfer, describe
 from minidist.comm.machine import Interrupted, Links, Machine
-from minidist.comm.tasks import Deadlock, Group, Meeting, Task, Transfer, describe
 from minidist.engine.array import module_of, work
 
 

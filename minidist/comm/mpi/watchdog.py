@@ -24,7 +24,7 @@ from typing import Any
 FORWARDING = 0.25  # seconds
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"
-IN_COMM = tuple(f"minidist.comm.{name}" for name in ("comm", "mpi_comm", "mpi_requests"))
+IN_COMM = tuple(f"minidist.comm.{name}" for name in ("comm", "mpi.comm", "mpi.requests"))
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from minidist.comm.comm import ANY, ITSELF, Comm, CommError, Future, Request, as_bytes
-from minidist.comm.guard import abort_on_error
 from minidist.comm.machine import Machine
-from minidist.comm.mpi_requests import MpiFuture, MpiRecv, MpiSend
+from minidist.comm.mpi.requests import MpiFuture, MpiRecv, MpiSend
+from minidist.comm.mpi.watchdog import abort_on_error
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, module_of, to_host
 

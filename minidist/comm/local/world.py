@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from minidist.comm.comm import Comm, CommError, Future, Request
+from minidist.comm.local.simulator import Simulator
+from minidist.comm.local.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.machine import Machine
-from minidist.comm.simulator import Simulator
-from minidist.comm.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, module_of
 

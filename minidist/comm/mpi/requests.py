@@ -11,7 +11,7 @@ from minidist.comm.comm import Future, Request
 from minidist.engine.array import Array
 
 if TYPE_CHECKING:
-    from minidist.comm.mpi_comm import MpiComm
+    from minidist.comm.mpi.comm import MpiComm
 
 
 class MpiSend(Request):

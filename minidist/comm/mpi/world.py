@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from minidist.comm.comm import Comm
-from minidist.comm.guard import Watchdog, abort_on_error, timeout_from_environment
-from minidist.comm.mpi_comm import MpiComm
+from minidist.comm.mpi.comm import MpiComm
+from minidist.comm.mpi.watchdog import Watchdog, abort_on_error, timeout_from_environment
 from minidist.comm.trace import Trace
 from minidist.comm.tuning import load_table, usable
 
