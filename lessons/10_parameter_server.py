@@ -31,7 +31,7 @@ from minidist.parallel import (
     ServerLost,
     StaleParameterServer,
 )
-from minidist.parallel.compressors import Quantised, TopK
+from minidist.parallel.gradient_compression import Quantised, TopK
 from minidist.plots import save
 
 training, test = fashion_mnist()

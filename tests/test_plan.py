@@ -14,7 +14,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
-from minidist.parallel.schedules import SCHEDULES
+from minidist.parallel.pipeline.schedules import SCHEDULES
 from minidist.plan import plan_pipeline
 from minidist.plots.pipeline import COLOURS, draw_price, draw_run, measured_spans
 from tests.parallel.checks import images

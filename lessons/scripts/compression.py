@@ -12,7 +12,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Compressed
-from minidist.parallel.compressors import TopK
+from minidist.parallel.gradient_compression import TopK
 
 STEPS = 240  # three times through the 10,000 images
 

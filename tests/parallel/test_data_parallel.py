@@ -19,7 +19,7 @@ from minidist.nn.layers import Flatten
 from minidist.nn.module import Parameter
 from minidist.optim import SGD
 from minidist.parallel import METHODS, DataParallel, Overlapped, PerParameter, Serial
-from minidist.parallel.buckets import cut_buckets
+from minidist.parallel.data_parallel.buckets import cut_buckets
 from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,

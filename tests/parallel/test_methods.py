@@ -11,7 +11,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, DataParallel, ParameterServer, Pipeline, Serial
-from minidist.parallel.schedules import SCHEDULES
+from minidist.parallel.pipeline.schedules import SCHEDULES
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,

@@ -15,8 +15,9 @@ from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD, Adam
-from minidist.parallel import METHODS, ParameterServer, Serial, key_ranges
-from minidist.parallel.key_ranges import initial_values, roles
+from minidist.parallel import METHODS, ParameterServer, Serial
+from minidist.parallel.server import key_ranges
+from minidist.parallel.server.key_ranges import initial_values, roles
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 KEYS = ["parameter_server/bsp", "parameter_server/bsp_sharded", "parameter_server/bsp_colocated"]

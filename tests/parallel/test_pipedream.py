@@ -11,7 +11,7 @@ from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import PipeDream, Serial
-from minidist.parallel.executor import Run
+from minidist.parallel.pipeline.executor import Run
 from tests.parallel.checks import Setting, check_predictions, images, serial, train
 
 WIDTHS = (12, 9, 7, 6, 5)

@@ -17,10 +17,10 @@ from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
 from minidist.parallel import Pipeline, Serial
-from minidist.parallel.executor import Run
-from minidist.parallel.pricing import price_units
-from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
-from minidist.parallel.stages import block_seconds
+from minidist.parallel.pipeline.executor import Run
+from minidist.parallel.pipeline.pricing import price_units
+from minidist.parallel.pipeline.schedules import SCHEDULES, Backward, Forward, Schedule
+from minidist.parallel.pipeline.stages import block_seconds
 
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 RANDOM = np.random.default_rng(5)

@@ -22,9 +22,8 @@ from minidist.parallel import (
     ParameterServer,
     Serial,
     StaleParameterServer,
-    pushes,
 )
-from minidist.parallel.compressors import (
+from minidist.parallel.gradient_compression.compressors import (
     BFloat16,
     Float16,
     PowerSGD,
@@ -33,7 +32,8 @@ from minidist.parallel.compressors import (
     Sign,
     TopK,
 )
-from minidist.parallel.pushes import shapes_in
+from minidist.parallel.server import pushes
+from minidist.parallel.server.pushes import shapes_in
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from minidist.comm.machine import Machine
-from minidist.parallel.pricing import Memory, price, price_units
-from minidist.parallel.programs import program
-from minidist.parallel.prover import ScheduleError, validate
-from minidist.parallel.schedules import (
+from minidist.parallel.pipeline.pricing import Memory, price, price_units
+from minidist.parallel.pipeline.programs import program
+from minidist.parallel.pipeline.prover import ScheduleError, validate
+from minidist.parallel.pipeline.schedules import (
     SCHEDULES,
     Backward,
     Forward,
@@ -24,7 +24,7 @@ from minidist.parallel.schedules import (
     WeightGradient,
     interleaved,
 )
-from minidist.parallel.stages import cut
+from minidist.parallel.pipeline.stages import cut
 
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 

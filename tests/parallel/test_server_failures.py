@@ -18,9 +18,9 @@ from minidist.parallel import (
     ParameterServer,
     ServerLost,
     StaleParameterServer,
-    parameter_server,
 )
-from minidist.parallel.compressors import PowerSGD, TopK
+from minidist.parallel.gradient_compression.compressors import PowerSGD, TopK
+from minidist.parallel.server import parameter_server
 from tests.parallel.checks import Setting
 
 KINDS = {

@@ -18,8 +18,9 @@ from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
-from minidist.parallel import METHODS, LookAhead, ParameterServer, StaleParameterServer, key_ranges
-from minidist.parallel.key_ranges import flat_slices
+from minidist.parallel import METHODS, LookAhead, ParameterServer, StaleParameterServer
+from minidist.parallel.server import key_ranges
+from minidist.parallel.server.key_ranges import flat_slices
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}

@@ -15,8 +15,9 @@ from minidist.engine.array import defaults
 from minidist.models import gpt
 from minidist.nn import CrossEntropy, Linear, Sequential
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSprop
-from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3, zero, zero3
+from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3
 from minidist.parallel.evaluation import evaluate
+from minidist.parallel.zero import stage1, stage3
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -201,7 +202,7 @@ def shards_off_by_one_rank(monkeypatch):
     def wrong(comm, array, parts):
         ring.reduce_scatter(comm, array, parts=parts[1:] + parts[:1])
 
-    instead_of_ring(monkeypatch, zero, reduce_scatter=wrong)
+    instead_of_ring(monkeypatch, stage1, reduce_scatter=wrong)
 
 
 def does_not_gather_again_for_the_backward(monkeypatch):
@@ -239,7 +240,7 @@ def gathers_whole_units_from_everybody(monkeypatch):
         array[parts[comm.rank]] = own
         ring.all_reduce(comm, array)
 
-    instead_of_ring(monkeypatch, zero3, all_gather=wasteful)
+    instead_of_ring(monkeypatch, stage3, all_gather=wasteful)
 
 
 def no_prefetch(monkeypatch):
