@@ -16,7 +16,7 @@ from minidist.engine.tensor import Tensor, defer_weight_gradients, no_grad
 from minidist.inspect import metrics
 from minidist.inspect.anomalies import AnomalyError, detect_anomaly
 from minidist.optim import MixedPrecision
-from tests.test_optim import SLICES, start_and_grads
+from tests.optim.test_optim import SLICES, start_and_grads
 
 OPTIMIZERS = (
     *("GradientDescent", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop"),

@@ -28,15 +28,15 @@ from tests.parallel.checks import (
     serial,
     train,
 )
-from tests.parallel.test_clipping import CLIPPED, LIMIT, check_clipped, expected
-from tests.parallel.test_data_parallel import (
+from tests.parallel.data_parallel.test_data_parallel import (
     FAMILY,
     TINY,
     VARIANTS,
     check_two_ranks_bitwise,
     check_unused,
 )
-from tests.parallel.test_zero import STAGES, check_shared_table
+from tests.parallel.test_clipping import CLIPPED, LIMIT, check_clipped, expected
+from tests.parallel.zero.test_zero import STAGES, check_shared_table
 
 
 def main(comm):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LESSONS = {
     "01_autograd": ["01_autograd"],
     "02_tensors_and_layers": ["02_tensors_and_layers"],

@@ -1,6 +1,6 @@
 """Backwards of structured ops equal numeric gradients in float64, over drawn shapes and options.
 
-The element-wise ops, reductions and matmul are drawn in test_ops_gradients.py; here is the rest.
+The element-wise ops, reductions and matmul are drawn in test_gradients.py; here is the rest.
 """
 
 import sys
@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import integer_array_indices as array_indices
 from minidist import ops
 from minidist.engine.gradcheck import gradcheck
 from minidist.engine.seeds import draws
-from tests.test_ops_gradients import distinct, normal, positive
+from tests.ops.test_gradients import distinct, normal, positive
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 SHAPES = array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from tests.lessons.test_lessons import run
 from tests.mpi.run import ROOT
-from tests.test_lessons import run
 
 CLAIMS = {
     "07_data_parallel": [r"batch of 9: sum off by \de-0[67], average of averages by \de-0[12]"],
