@@ -164,7 +164,8 @@ assert a.grad == 4.0
 
 # %% [markdown]
 # Note that there is no recursion either: a chain of a million operations is no deeper than a chain
-# of two. This is, step for step, what `minidist/tape.py` does, with arrays in place of numbers.
+# of two. This is, step for step, what `minidist/engine/tape.py` does, with arrays in place of
+# numbers.
 #
 # How long do the two correct versions take on a chain of n doublings?
 

@@ -15,10 +15,9 @@ from rich import print as show
 
 import minidist as md
 from minidist import nn, ops
-from minidist.counters import count_operations
-from minidist.gradcheck import gradcheck
+from minidist.engine.gradcheck import gradcheck
+from minidist.inspect import count_operations, summary
 from minidist.plots import save
-from minidist.summary import summary
 
 # %% [markdown]
 # ## A tensor is an array that remembers

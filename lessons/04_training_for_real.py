@@ -21,12 +21,12 @@ import numpy as np
 from rich import print as show
 
 import minidist as md
-from minidist import metrics, models, nn, optim
+from minidist import models, nn, optim
 from minidist.data import Augment, Batches, fashion_mnist, shakespeare, token_windows
 from minidist.data.fashion_mnist import CLASSES
+from minidist.inspect import metrics, summary
 from minidist.optim.schedules import cosine, warm_up
 from minidist.plots import plot_confusion, save
-from minidist.summary import summary
 
 
 @dataclass

@@ -17,7 +17,7 @@ from minidist.collectives import ring
 from minidist.comm import first_process, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD

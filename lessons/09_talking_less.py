@@ -21,13 +21,14 @@ from matplotlib.ticker import NullLocator
 from minidist import LocalWorld, launch
 from minidist.comm import first_process, print_once
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.optim.schedules import linear
 from minidist.parallel import Compressed, DataParallel, DiLoCo, Gossip, LocalSGD
-from minidist.parallel.compressors import (
+from minidist.parallel.averaging import exponential_graph, ring_graph
+from minidist.parallel.gradient_compression import (
     BFloat16,
     Float16,
     PowerSGD,
@@ -36,7 +37,6 @@ from minidist.parallel.compressors import (
     Sign,
     TopK,
 )
-from minidist.parallel.gossip import exponential_graph, ring_graph
 from minidist.plots import save
 
 training, test = fashion_mnist()

@@ -17,7 +17,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minidist import LocalWorld, Machine, launch
+from minidist import LocalWorld, Machine, launch, no_grad
 from minidist.comm import Crash, Pauses, first_process, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
@@ -31,9 +31,8 @@ from minidist.parallel import (
     ServerLost,
     StaleParameterServer,
 )
-from minidist.parallel.compressors import Quantised, TopK
+from minidist.parallel.gradient_compression import Quantised, TopK
 from minidist.plots import save
-from minidist.tensor import no_grad
 
 training, test = fashion_mnist()
 WIDTHS = (784, 64, 10)

@@ -20,11 +20,16 @@ from minidist.data import Batches, Dataset
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD
 from minidist.parallel import Pipeline, Serial
-from minidist.parallel.pricing import price_units
-from minidist.parallel.prover import ScheduleError
-from minidist.parallel.schedules import SCHEDULES, Backward, Forward, Schedule
-from minidist.pipeline_plot import draw_price, draw_run, legend
+from minidist.parallel.pipeline import (
+    SCHEDULES,
+    Backward,
+    Forward,
+    Schedule,
+    ScheduleError,
+    price_units,
+)
 from minidist.plots import save
+from minidist.plots.pipeline import draw_price, draw_run, legend
 
 P, M = 4, 8  # stages, microbatches
 

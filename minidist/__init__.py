@@ -22,19 +22,24 @@ LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 if "numpy" not in sys.modules and any(name in os.environ for name in LAUNCHER_SIZES):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Modules that have moved since version 0.1 are found under their old names too: see that folder.
+__path__.append(f"{__path__[0]}/moved")
+
 _HOME = {
     "Tensor": "ops",  # where its operators are attached
-    "no_grad": "tensor",
-    "detect_anomaly": "anomaly",
+    "no_grad": "engine.mode",
+    "detect_anomaly": "inspect.anomalies",
     "launch": "comm.launch",
-    "LocalWorld": "comm.local",
+    "LocalWorld": "comm.local.world",
     "Machine": "comm.machine",
 }
 _PACKAGES = (
     "collectives",
     "comm",
     "data",
-    "metrics",
+    "engine",
+    "inspect",
+    "metrics",  # moved to inspect
     "models",
     "nn",
     "ops",

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from minidist import __version__
 from minidist.comm.launch import find_mpiexec, launched_size, mpi_environment
-from minidist.comm.local import LocalWorld
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.local.world import LocalWorld
+from minidist.comm.mpi.world import MpiWorld
 
 # Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
 BENCHES = {
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
-    from minidist.compare import TASKS
+    from minidist.compare.comparison import TASKS
     from minidist.parallel import METHODS
 
     compare = commands.add_parser(
@@ -103,9 +103,9 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
-    from minidist import compare, report
+    from minidist.compare import comparison, report
 
-    methods = compare.names(options.methods)  # complain before anything is launched
+    methods = comparison.names(options.methods)  # complain before anything is launched
     if options.ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
     if not 1 <= options.batch <= 10000:
@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     )
     console.print(f"[bold]minidist {__version__}[/bold]  {world.name} world: {where}")
     with _Live(console, methods, options.steps) as live:
-        result, timelines = compare.compare(
+        result, timelines = comparison.compare(
             methods,
             options.model,
             options.ranks,

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from minidist.parallel.pricing import price_units
-from minidist.parallel.schedules import SCHEDULES
-from minidist.parallel.stopwatch import Price
-from minidist.pipeline_plot import draw_price, legend
+from minidist.parallel.pipeline.pricing import price_units
+from minidist.parallel.pipeline.schedules import SCHEDULES
+from minidist.parallel.pipeline.stopwatch import Price
+from minidist.plots.pipeline import draw_price, legend
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ device, and on a real GPU.
 
 import numpy as np
 
-from minidist import array as arrays
 from minidist import ops
-from minidist.seeds import draws, generator
-from minidist.tensor import Tensor
+from minidist.engine import array as arrays
+from minidist.engine.seeds import draws, generator
+from minidist.engine.tensor import Tensor
 
 
 def normal(*shape):

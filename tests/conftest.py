@@ -7,4 +7,5 @@ from pathlib import Path
 # Before NumPy is loaded: two cores shared by tests and their MPI ranks are soon crowded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No __init__.py in tests/inspect: a package of that name here would hide the standard library's.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "collectives")]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minidist.kernels import FLOATS, KERNELS, Kernel
+from minidist.engine.kernels import FLOATS, KERNELS, Kernel
 
 AROUND = """
 #include <cmath>

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
 from minidist import ops, optim, seeds  # noqa: F401 (so that all kernels are known)
-from minidist.kernels import KERNELS, accumulator
+from minidist.engine import array as arrays
+from minidist.engine.kernels import KERNELS, accumulator
 
 random = np.random.default_rng(0)
 

@@ -7,15 +7,16 @@ with ``device="strict"``, ``tests/gpu`` with ``device="cuda"``.
 import numpy as np
 import pytest
 
-from minidist import array as arrays
-from minidist import metrics, models, nn, ops, optim
-from minidist.anomaly import AnomalyError, detect_anomaly
+from minidist import models, nn, ops, optim
 from minidist.data import Augment, Batches, Dataset, characters, fashion_mnist
+from minidist.engine import array as arrays
+from minidist.engine.recompute import checkpoint
+from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor, defer_weight_gradients, no_grad
+from minidist.inspect import metrics
+from minidist.inspect.anomalies import AnomalyError, detect_anomaly
 from minidist.optim import MixedPrecision
-from minidist.recompute import checkpoint
-from minidist.seeds import draws
-from minidist.tensor import Tensor, defer_weight_gradients, no_grad
-from tests.test_optim import SLICES, start_and_grads
+from tests.optim.test_optim import SLICES, start_and_grads
 
 OPTIMIZERS = (
     *("GradientDescent", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop"),

@@ -3,7 +3,7 @@
 What CuPy refuses, this refuses: mixing with NumPy arrays, NumPy functions on its arrays, silent
 conversion to NumPy, arguments that CuPy's functions do not have (``where=``, ``initial=``, einsum's
 ``out=``), and the largest of nothing. Code that passes here with ``device="strict"`` keeps its
-arrays where they belong. Use: ``minidist.array.DEVICES["strict"] = lambda: strict``.
+arrays where they belong. Use: ``minidist.engine.array.DEVICES["strict"] = lambda: strict``.
 
 ``counts`` counts what a GPU would have to do: kernels launched (a function of the module is one, a
 view none), times at which the host waits for the GPU to read something, arrays sent to the GPU.
@@ -19,7 +19,7 @@ from cuda_on_host import kernel_on_host
 from fusion import Symbol
 from fusion import fuse as note_and_replay
 
-from minidist.kernels import KERNELS
+from minidist.engine.kernels import KERNELS
 
 _SCALARS = (int, float, bool, complex, np.generic, type(None))
 

@@ -17,7 +17,8 @@ ON_REQUEST = SETTING.exists() and "[never]" not in SETTING.read_text()
 
 PROGRAM = """
 from concurrent.futures import ThreadPoolExecutor
-from minidist import array, heap
+from minidist import heap
+from minidist.engine import array
 import numpy as np
 import sys
 

@@ -7,12 +7,12 @@ Without mpirun the four ranks run in this one process.
 
 from minidist import launch
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Compressed
-from minidist.parallel.compressors import TopK
+from minidist.parallel.gradient_compression import TopK
 
 STEPS = 240  # three times through the 10,000 images
 

@@ -7,7 +7,7 @@ Without mpirun the four ranks run in this one process.
 
 from minidist import launch
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

@@ -7,7 +7,7 @@ It is the one script here that is not for mpirun.
 
 from minidist import launch
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

@@ -9,7 +9,7 @@ from collections import Counter
 
 from minidist import launch
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

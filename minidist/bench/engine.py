@@ -25,9 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from minidist import array as arrays
 from minidist import models, nn, optim
-from minidist.array import work
 from minidist.bench.timing import (
     CPU,
     WALL,
@@ -39,8 +37,10 @@ from minidist.bench.timing import (
     peak_bytes,
     ratio,
 )
-from minidist.summary import mfu
-from minidist.tensor import Tensor
+from minidist.engine import array as arrays
+from minidist.engine.array import work
+from minidist.engine.tensor import Tensor
+from minidist.inspect.summaries import mfu
 
 CLOCKS: dict[str, Clock] = {"wall": WALL, "cpu": CPU}
 

@@ -32,7 +32,7 @@ from rich.table import Table
 from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import all_reduce, broadcast
 from minidist.comm.comm import Comm, CommError
-from minidist.comm.mpi_comm import MpiComm
+from minidist.comm.mpi.comm import MpiComm
 
 Row = dict[str, Any]
 

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.comm.comm import Comm
 from minidist.comm.launch import launch
 from minidist.comm.machine import profile
 from minidist.data import Batches, Dataset
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.nn.layers import Sequential

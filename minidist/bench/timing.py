@@ -16,7 +16,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-from minidist import array as arrays
+from minidist.engine import array as arrays
 
 Step = Callable[[], object]
 Clock = Callable[[], float]
@@ -72,7 +72,7 @@ def peak_bytes(step: Step, device: str = "cpu") -> int:
 
 
 def _peak_on_gpu(step: Step, cuda: Any) -> int:
-    class Peak(cuda.MemoryHook):  # type: ignore[misc]
+    class Peak(cuda.MemoryHook):
         name = "peak"
         held = most = 0
 

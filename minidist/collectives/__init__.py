@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minidist.array import Array
 from minidist.collectives import (
     auto,
     binomial,
@@ -33,6 +32,7 @@ from minidist.collectives.chunks import chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 __all__ = [
     "ALL_GATHER",

@@ -14,12 +14,12 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from minidist.array import Array
 from minidist.collectives import double_tree, halving_doubling, recursive_doubling, ring
 from minidist.collectives import segmented_ring as segmented
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 # What the formulas choose among: algorithms for any ranks that send messages.
 CANDIDATES = {

@@ -24,10 +24,10 @@ Gropp, IJHPCA 19(1) 2005, sections 4.2 and 4.5.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def relatives(place: int, size: int) -> tuple[int, list[int]]:

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from minidist.array import Array
 from minidist.collectives.binomial import relatives
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def subtree(place: int, size: int) -> int:

@@ -21,12 +21,12 @@ message-passing systems", IEEE TPDS 8(11) 1997.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.collectives.pairwise import check_blocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def all_gather(comm: Comm, array: Array) -> None:

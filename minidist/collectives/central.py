@@ -18,11 +18,11 @@ trains this way on more than a few ranks.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:

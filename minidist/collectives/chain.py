@@ -18,11 +18,11 @@ MPI collective operations", Cluster Computing 10 2007, section 4.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 PIECE = 1 << 16  # bytes
 

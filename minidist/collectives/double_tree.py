@@ -35,11 +35,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks, power_below
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 PIECE = 1 << 16  # bytes
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks, power_below
 from minidist.collectives.cost import Cost
 from minidist.collectives.recursive_doubling import (
@@ -41,6 +40,7 @@ from minidist.collectives.recursive_doubling import (
 )
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:

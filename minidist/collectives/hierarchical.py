@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from math import isqrt
 
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.collectives.chunks import chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def node_size(size: int, machine: Machine | None = None) -> int:

@@ -10,9 +10,9 @@ at its place already.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.comm.comm import ITSELF, Comm
+from minidist.engine.array import Array
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:

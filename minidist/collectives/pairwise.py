@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.array import Array
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence[Array]) -> None:

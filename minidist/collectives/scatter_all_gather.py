@@ -17,13 +17,13 @@ library", SHPCC 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.collectives.binomial import relatives
 from minidist.collectives.binomial_gather import subtree
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:

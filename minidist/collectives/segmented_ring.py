@@ -26,12 +26,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.collectives.arrivals import arrivals
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Request, Step
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array
 
 SEGMENT = 1 << 18  # bytes
 

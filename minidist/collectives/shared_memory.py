@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.array import Array, module_of, to_host
 from minidist.collectives.barrier import barrier, barrier_cost
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array, module_of, to_host
 
 SEGMENT = 1 << 20  # bytes: about what a core's own cache holds
 HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank reduces, and its shift

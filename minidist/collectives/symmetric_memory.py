@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.array import Array, DType
 from minidist.collectives.barrier import barrier, barrier_cost
 from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
 from minidist.collectives.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
+from minidist.engine.array import Array, DType
 
 PIECE = 1 << 18  # bytes
 HEAD = 64  # bytes in front of each rank's array: what it is about to reduce

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.array import Array, module_of
 from minidist.comm.machine import Machine
 from minidist.comm.trace import Trace
+from minidist.engine.array import Array, module_of
 
 T = TypeVar("T")
 ANY = -1  # as a source: receive from whoever sends first

@@ -19,8 +19,8 @@ from typing import Any
 
 from minidist import LAUNCHER_SIZES
 from minidist.comm.comm import Comm
-from minidist.comm.local import LocalWorld
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.local.world import LocalWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Trace
 
 # Set by ``minidist trace``: where to leave traces, and how many local ranks there are to be.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minidist.array import work
+from minidist.engine.array import work
 
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
 

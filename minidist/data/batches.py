@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.data.augment import Augment
 from minidist.data.shuffle import Permutation
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.engine.seeds import draws, generator, uniform_rows
 from minidist.ops.losses import holds_classes
-from minidist.seeds import draws, generator, uniform_rows
 
 LISTED = 1 << 24  # samples whose order is kept as a list: of 128 MB
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from minidist import nn, ops
-from minidist.array import Array, to_host
+from minidist.engine.array import Array, to_host
+from minidist.engine.seeds import generator
+from minidist.engine.tensor import Tensor, no_grad
 from minidist.nn.init import normal
 from minidist.nn.module import LayerCost, Module, Parameter, Shape, in_a_row
-from minidist.seeds import generator
-from minidist.tensor import Tensor, no_grad
 
 STD = 0.02  # of the initial weights, as in GPT-2
 

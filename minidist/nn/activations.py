@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from minidist import ops
+from minidist.engine.tensor import Tensor
 from minidist.nn.module import LayerCost, Module, Shape
-from minidist.tensor import Tensor
 
 
 class ReLU(Module):
@@ -70,7 +70,7 @@ class SiLU(Module):
 class Dropout(Module):
     """In training, zero each element with probability ``rate`` and scale the others up.
 
-    The mask is keyed by the seed and step of the enclosing ``minidist.seeds.draws`` and by this
+    The mask is keyed by the seed and step of the enclosing ``minidist.engine.draws`` and by this
     layer's full name, so call a Dropout once a forward. In evaluation it passes x on.
     """
 

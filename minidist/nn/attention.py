@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
-from minidist.array import Array
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Linear
 from minidist.nn.module import Initialiser, LayerCost, Module, Shape, in_a_row
 from minidist.ops.attention import attention_blocks
-from minidist.tensor import Tensor
 
 
 class KeyValueCache:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.init import uniform_fan_in
 from minidist.nn.module import LayerCost, Module, Parameter, Shape
 from minidist.ops.convolution import convolved_length
-from minidist.tensor import Tensor, as_tensor
 
 
 class AddChannel(Module):

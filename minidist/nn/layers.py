@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.init import constant, normal, uniform_fan_in
 from minidist.nn.module import Initialiser, LayerCost, Module, Parameter, Shape, in_a_row
-from minidist.tensor import Tensor, as_tensor
 
 
 class Linear(Module):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
+from minidist.engine.tensor import Tensor
 from minidist.nn.module import LayerCost, Module, Shape
-from minidist.tensor import Tensor
 
 
 class CrossEntropy(Module):

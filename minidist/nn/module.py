@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import DType
+from minidist.engine import array as arrays
+from minidist.engine.array import DType
+from minidist.engine.seeds import generator
+from minidist.engine.tensor import Tensor
 from minidist.nn.cost import LayerCost, in_a_row
 from minidist.nn.parameter import Buffer, Flat, Initialiser, Parameter, Shape, UninitialisedError
-from minidist.seeds import generator
-from minidist.tensor import Tensor
 
 __all__ = [
     "Buffer",
@@ -181,7 +181,7 @@ class Module:
         raise TypeError(
             f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
             "and return a LayerCost (in_a_row adds up layers in a row: see nn/cost.py), or measure "
-            "with minidist.summary.layer_summary(model, x)"
+            "with minidist.inspect.layer_summary(model, x)"
         )
 
     def __repr__(self) -> str:

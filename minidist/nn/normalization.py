@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from minidist import ops
+from minidist.engine.tensor import Tensor
 from minidist.nn.init import constant
 from minidist.nn.module import Buffer, LayerCost, Module, Parameter, Shape
-from minidist.tensor import Tensor
 
 
 class LayerNorm(Module):

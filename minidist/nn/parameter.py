@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array, DType
-from minidist.tape import Into, Node
-from minidist.tensor import Tensor
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, DType
+from minidist.engine.tape import Into, Node
+from minidist.engine.tensor import Tensor
 
 Shape = tuple[int, ...]
 Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]

@@ -11,6 +11,7 @@ The operators and NumPy-style methods of ``Tensor`` are these functions, attache
 
 from __future__ import annotations
 
+from minidist.engine.tensor import Tensor
 from minidist.ops.activation import erf, gelu, relu, sigmoid, silu, tanh
 from minidist.ops.attention import attention, rotary, self_attention
 from minidist.ops.compare import (
@@ -65,7 +66,6 @@ from minidist.ops.shape import (
     transpose,
 )
 from minidist.ops.softmax import log_softmax, softmax
-from minidist.tensor import Tensor
 
 METHODS = {
     "__add__": add,

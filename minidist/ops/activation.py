@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from minidist.array import Array, fused
-from minidist.kernels import kernel, wide
+from minidist.engine.array import Array, fused
+from minidist.engine.kernels import kernel, wide
+from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
-from minidist.tensor import Tensor, as_tensor, recording
 
 
 def relu(x: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of, work
-from minidist.kernels import kernel
+from minidist.engine.array import Array, module_of, work
+from minidist.engine.kernels import kernel
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import ShapeError, same_device
-from minidist.tensor import Tensor, as_tensor
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidist.array import Array
+from minidist.engine.array import Array
 
 CHUNK = 128 * 1024  # bytes of a piece: with its scratch it fits a second-level cache of 1 MB
 

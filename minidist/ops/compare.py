@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minidist.array import Array
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor
 from minidist.ops.operands import pair
-from minidist.tensor import Tensor
 
 
 def equal(x: Any, y: Any) -> Array:

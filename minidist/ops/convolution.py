@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of, work
+from minidist.engine.array import Array, module_of, work
+from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.matmul import column_sums
 from minidist.ops.operands import ShapeError, same_device, same_dtype
-from minidist.tensor import Into, Tensor, as_tensor
 
 PATCHES = 1 << 20  # bytes of patches at a time
 

@@ -2,7 +2,7 @@
 
 Hinton et al., arXiv 1207.0580. Which elements fall out is keyed by (seed, name, step) and by each
 sample's position in the global batch, never by rank or by the order of calls: see
-``minidist.seeds.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
+``minidist.engine.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
 see the mask that serial training sees. A GPU draws the same numbers itself.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array, fused
-from minidist.seeds import draw_mask
-from minidist.tensor import Tensor, as_tensor
+from minidist.engine.array import Array, fused
+from minidist.engine.seeds import draw_mask
+from minidist.engine.tensor import Tensor, as_tensor
 
 
 def dropout(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, DType, module_of
+from minidist.engine.array import Array, DType, module_of
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import DTypeError, ShapeError, pair, unbroadcast, wanted
-from minidist.tensor import Tensor, as_tensor
 
 
 def add(x: Any, y: Any) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of
-from minidist.kernels import kernel
+from minidist.engine.array import Array, module_of
+from minidist.engine.kernels import kernel
+from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import DTypeError, ShapeError, same_device
-from minidist.tensor import Into, Tensor, as_tensor
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:

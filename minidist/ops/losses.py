@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, DType
-from minidist.kernels import accumulator, kernel
+from minidist.engine.array import Array, DType
+from minidist.engine.kernels import accumulator, kernel
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.activation import sigmoid_array
 from minidist.ops.operands import DTypeError, ShapeError, pair, same_device
-from minidist.tensor import Tensor, as_tensor
 
 
 def cross_entropy(

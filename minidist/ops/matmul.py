@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array, module_of, work
-from minidist.kernels import kernel
+from minidist.engine.array import Array, module_of, work
+from minidist.engine.kernels import kernel
+from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import ShapeError, same_device, same_dtype, unbroadcast
-from minidist.tensor import Into, Tensor, as_tensor
 
 
 def matmul(x: Any, y: Any) -> Tensor:

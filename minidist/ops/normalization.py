@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array
-from minidist.kernels import accumulator, kernel, wide
+from minidist.engine.array import Array
+from minidist.engine.kernels import accumulator, kernel, wide
+from minidist.engine.tensor import Into, Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_products, column_sums
 from minidist.ops.operands import ShapeError, same_device, same_dtype
-from minidist.tensor import Into, Tensor, as_tensor, recording
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float = 1e-5) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, DeviceError, module_of
-from minidist.tensor import Tensor, as_tensor
+from minidist.engine.array import Array, DeviceError, module_of
+from minidist.engine.tensor import Tensor, as_tensor
 
 Shape = tuple[int, ...]
 
@@ -62,7 +62,7 @@ def same_device(name: str, first: Tensor, *others: Tensor) -> None:
         if one != two:
             raise DeviceError(
                 f"{name}: one input {first.shape} is an array of {one}, another {other.shape} of "
-                f"{two}: move them to one device with minidist.array.to_device"
+                f"{two}: move them to one device with minidist.engine.to_device"
             )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array
-from minidist.kernels import kernel
+from minidist.engine.array import Array
+from minidist.engine.kernels import kernel
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.convolution import convolved_length, pad_images, window
 from minidist.ops.operands import ShapeError
-from minidist.tensor import Tensor, as_tensor
 
 
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:

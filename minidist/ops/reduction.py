@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import Shape, ShapeError
-from minidist.tensor import Tensor, as_tensor
 
 Axis = int | tuple[int, ...] | None
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minidist.array import Array
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import Shape, ShapeError, same_device, unbroadcast
-from minidist.tensor import Tensor, as_tensor
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:

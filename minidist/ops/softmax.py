@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minidist.array import Array
-from minidist.kernels import kernel
+from minidist.engine.array import Array
+from minidist.engine.kernels import kernel
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.reduction import keep_axes
-from minidist.tensor import Tensor, as_tensor
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:

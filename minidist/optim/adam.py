@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minidist.array import Array, fused, module_of
+from minidist.engine.array import Array, fused, module_of
 from minidist.optim.optimizer import LearningRate, Optimizer
 
 

@@ -10,7 +10,7 @@ Hinton, Coursera lecture 6.5, 2012.
 
 from __future__ import annotations
 
-from minidist.array import Array, module_of
+from minidist.engine.array import Array, module_of
 from minidist.optim.optimizer import LearningRate, Optimizer
 
 

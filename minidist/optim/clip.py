@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of
-from minidist.kernels import kernel
+from minidist.engine.array import Array, module_of
+from minidist.engine.kernels import kernel
 from minidist.optim.optimizer import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidist.array import Array, module_of, to_host
+from minidist.engine.array import Array, module_of, to_host
 from minidist.optim.adam import Adam
 from minidist.optim.optimizer import LearningRate, Optimizer
 from minidist.optim.sgd import Momentum

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, DType, fused, module_of
+from minidist.engine.array import Array, DType, fused, module_of
+from minidist.engine.tensor import Tensor
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer, Reduce
-from minidist.tensor import Tensor
 
 
 class MixedPrecision(Optimizer):

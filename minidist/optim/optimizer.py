@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.array import Array, module_of
+from minidist.engine.array import Array, module_of
 
 LearningRate = float | Callable[[int], float]
 Reduce = Callable[[np.ndarray], object]  # sums a float64 host array over all shards, in place

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.array import Array, module_of
+from minidist.engine.array import Array, module_of
 from minidist.optim.optimizer import LearningRate, Optimizer
 
 

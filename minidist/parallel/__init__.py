@@ -1,106 +1,42 @@
-"""Methods of parallel training, one a file, all with the interface of ``Method``.
+"""Methods of parallel training, all with the interface of ``Method``, a package a family.
 
-``METHODS`` maps "method/variant" to what makes it: a row in ``minidist compare`` each.
+Read ``method.py`` first, then ``serial.py``, whose numbers every exact method must give. The
+families, from the simplest on:
+
+    data_parallel/          every rank holds the whole model and takes a part of each batch
+    zero/                   the same, but no rank keeps all of the optimizer, gradients, parameters
+    gradient_compression/   fewer bytes for a gradient
+    averaging/              parameters are averaged, now and then, in place of gradients
+    server/                 some ranks keep the parameters, the others compute
+    pipeline/               every rank holds some of the model's blocks
+
+``METHODS`` has all of them by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from minidist.lazy import offer
 
-from minidist.parallel import compressors
-from minidist.parallel.backup_workers import BackupWorkers
-from minidist.parallel.compression import Compressed
-from minidist.parallel.data_parallel import DataParallel, Overlapped, PerParameter
-from minidist.parallel.easgd import ElasticAveraging
-from minidist.parallel.evaluation import evaluate
-from minidist.parallel.gossip import Gossip
-from minidist.parallel.key_ranges import ServerLost
-from minidist.parallel.local_sgd import DiLoCo, LocalSGD
-from minidist.parallel.look_ahead import LookAhead
-from minidist.parallel.method import Method, StepCost
-from minidist.parallel.parameter_server import ParameterServer
-from minidist.parallel.pipedream import PipeDream
-from minidist.parallel.pipeline import Pipeline
-from minidist.parallel.serial import Serial
-from minidist.parallel.stale_parameter_server import StaleParameterServer
-from minidist.parallel.symmetric import SymmetricDataParallel
-from minidist.parallel.zero import Zero1
-from minidist.parallel.zero2 import Zero2
-from minidist.parallel.zero3 import Zero3
+__path__.append(f"{__path__[0]}/../moved/parallel")  # modules under old names: see minidist/moved
 
-__all__ = [
-    "METHODS",
-    "BackupWorkers",
-    "Compressed",
-    "DataParallel",
-    "DiLoCo",
-    "ElasticAveraging",
-    "Gossip",
-    "LocalSGD",
-    "LookAhead",
-    "Method",
-    "Overlapped",
-    "ParameterServer",
-    "PerParameter",
-    "PipeDream",
-    "Pipeline",
-    "Serial",
-    "ServerLost",
-    "StaleParameterServer",
-    "StepCost",
-    "SymmetricDataParallel",
-    "Zero1",
-    "Zero2",
-    "Zero3",
-    "evaluate",
-]
-
-
-def two_if_possible(ranks: int) -> int:
-    """The servers of a sharded row: two, if that leaves a worker for each."""
-    return 2 if ranks >= 4 else 1
-
-
-# Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
-stale = partial(LookAhead, staleness_aware=True)
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "serial": Serial,
-    "data_parallel/per_parameter": PerParameter,
-    "data_parallel/ring": DataParallel,
-    "data_parallel/symmetric": SymmetricDataParallel,
-    "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
-    "parameter_server/bsp": ParameterServer,
-    "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_if_possible),
-    "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
-    "parameter_server/ssp": partial(stale, staleness=2),
-    "parameter_server/ssp_sharded": partial(stale, staleness=2, servers=two_if_possible),
-    "parameter_server/ssp_colocated": partial(stale, staleness=2, colocated=True),
-    "parameter_server/async": stale,
-    "parameter_server/async_sharded": partial(stale, servers=two_if_possible),
-    "parameter_server/async_colocated": partial(stale, colocated=True),
-    "parameter_server/backup": BackupWorkers,
-    "zero/1": Zero1,
-    "zero/2": Zero2,
-    "zero/3": Zero3,
-    "compression/float16": partial(Compressed, compressor=compressors.Float16),
-    "compression/bfloat16": partial(Compressed, compressor=compressors.BFloat16),
-    "compression/top_k": partial(Compressed, compressor=compressors.TopK),
-    "compression/random_k": partial(Compressed, compressor=partial(compressors.RandomK, 0.1)),
-    "compression/sign": partial(Compressed, compressor=compressors.Sign),
-    "compression/qsgd": partial(Compressed, compressor=compressors.Quantised),
-    "compression/power_sgd": partial(Compressed, compressor=compressors.PowerSGD),
-    "local_sgd/average": LocalSGD,
-    "local_sgd/diloco": DiLoCo,
-    "gossip/ring": Gossip,
-    "gossip/exponential": partial(Gossip, graph="exponential"),
-    "easgd/sync": ElasticAveraging,
-    "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
-    "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
-    "pipeline/1f1b": partial(Pipeline, schedule="one_f_one_b", microbatches=4),
-    "pipeline/interleaved": partial(Pipeline, schedule="interleaved", microbatches=4),
-    "pipeline/zero_bubble_h1": partial(Pipeline, schedule="zero_bubble_h1", microbatches=4),
-    "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),
-    "pipeline/pipedream": PipeDream,
-}
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "method": ["Method", "StepCost"],
+        "serial": ["Serial"],
+        "evaluation": ["evaluate"],
+        "variants": ["METHODS"],
+        "data_parallel": ["DataParallel", "Overlapped", "PerParameter", "SymmetricDataParallel"],
+        "zero": ["Zero1", "Zero2", "Zero3"],
+        "gradient_compression": ["Compressed"],
+        "averaging": ["DiLoCo", "ElasticAveraging", "Gossip", "LocalSGD"],
+        "server": [
+            "BackupWorkers",
+            "LookAhead",
+            "ParameterServer",
+            "ServerLost",
+            "StaleParameterServer",
+        ],
+        "pipeline": ["PipeDream", "Pipeline"],
+    },
+)

@@ -17,8 +17,8 @@ import numpy as np
 from minidist.collectives import all_reduce
 from minidist.comm.comm import Comm
 from minidist.data.batches import Dataset
+from minidist.engine.tensor import no_grad
 from minidist.nn.module import Module
-from minidist.tensor import no_grad
 
 
 def evaluate(

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidist.array import Array
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
+from minidist.engine.seeds import draws
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
-from minidist.seeds import draws
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidist import array as arrays
-from minidist.array import Array
 from minidist.collectives import ring
 from minidist.comm.comm import Comm
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
 from minidist.nn.module import Parameter
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method

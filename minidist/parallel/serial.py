@@ -3,15 +3,15 @@
 ``microbatches`` cuts the batch into parts whose gradients add up one after the other, as they do
 in a pipeline: the order of the additions is then the same, and so is every bit of the result.
 For the same reason the uses of a parameter that several blocks share (GPT's embedding) are then
-summed apart, and brought together at the end: see ``stages.separate``.
+summed apart, and brought together at the end: see ``pipeline/stages.py``.
 """
 
 from __future__ import annotations
 
-from minidist.array import Array
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
@@ -22,8 +22,8 @@ from minidist.parallel.method import (
     saved_bytes,
     training_flops,
 )
+from minidist.parallel.pipeline.stages import separate
 from minidist.parallel.resume import Resumable
-from minidist.parallel.stages import separate
 
 
 class Serial(Resumable, Method):

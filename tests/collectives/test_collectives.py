@@ -12,7 +12,6 @@ import strict
 from claims import MACHINE, all_collectives, broken_claims, data, lengths, measure, reduced
 
 from minidist import collectives
-from minidist.array import work
 from minidist.collectives import (
     auto,
     barrier,
@@ -26,6 +25,7 @@ from minidist.collectives import (
 )
 from minidist.comm import CommError, LocalWorld, launch
 from minidist.comm.machine import Link
+from minidist.engine.array import work
 
 COLLECTIVES = all_collectives()
 ALL_REDUCES = [one for one in COLLECTIVES if one.name.startswith("all_reduce")]

@@ -7,7 +7,7 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.comm import Crash, Deadlock, RankLost
-from minidist.comm.guard import timeout_from_environment
+from minidist.comm.mpi.watchdog import timeout_from_environment
 
 
 def run(function, ranks=3):
@@ -90,7 +90,7 @@ def test_what_was_sent_before_arrives_and_what_had_not_begun_does_not():
                 comm.recv(array, 1)
             assert array[0] == 7
         if comm.rank == 2:
-            from minidist.array import work
+            from minidist.engine.array import work
 
             work.flops += 10**9
             comm.send(array, 0)

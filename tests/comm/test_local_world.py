@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import strict
 
-from minidist.array import work
 from minidist.collectives import recursive_doubling, ring
 from minidist.comm import CommError, Deadlock, LocalWorld, Machine, launch
 from minidist.comm.comm import ANY
+from minidist.engine.array import work
 
 MACHINE = Machine("test", latency=1.0, bandwidth=8.0, reduce_bandwidth=4.0, flops=10.0)
 EIGHT = np.arange(1.0)  # 8 bytes: one second of latency, and one of bandwidth

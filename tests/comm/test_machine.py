@@ -116,7 +116,7 @@ def test_pauses_are_drawn_by_seed_and_rank_and_as_often_and_long_as_asked():
 
 def test_a_rank_that_pauses_is_late_and_in_every_run_the_same():
     def main(comm):
-        from minidist.array import work
+        from minidist.engine.array import work
 
         for _ in range(20):
             work.flops += 10

@@ -5,7 +5,7 @@ import os
 import pytest
 import strict
 
-from minidist import array as arrays
+from minidist.engine import array as arrays
 
 # tests/gpu/run sets it to "strict" to try itself out on a machine without a GPU.
 DEVICE = os.environ.get("MINIDIST_GPU_TESTS", "cuda")

@@ -29,11 +29,11 @@ def lines(results: dict[str, Found]) -> Iterator[str]:
     yield f"\n{datetime.date.today():%-d %B %Y}: {machine.get('card', 'card unknown')}, Python "
     yield f"{machine.get('python', '?')}, CUDA {machine.get('cuda', '-')}, {versions}."
     if "copy_gb_s" in machine:
+        float32, float16 = (machine[f"product_{d}_tflop_s"] for d in ("float32", "float16"))
         yield (
-            f"\nThe card's limits, measured in the same run: {machine['copy_gb_s']:,.0f} GB/s for a "
-            f"copy of 1 GB (read and written), {machine['product_float32_tflop_s']:.0f} TFLOP/s for "
-            f"a float32 product of 8192 × 8192 matrices, {machine['product_float16_tflop_s']:.0f} in "
-            "float16."
+            f"\nThe card's limits, measured in the same run: {machine['copy_gb_s']:,.0f} GB/s for "
+            f"a copy of 1 GB (read and written), {float32:.0f} TFLOP/s for a float32 product of "
+            f"8192 × 8192 matrices, {float16:.0f} in float16."
         )
     yield from _tests(results.get("tests"))
     for dtype in ("float32", "float16"):
@@ -102,8 +102,8 @@ def _ranks(found: Found | None) -> Iterator[str]:
         yield f"Not run: {found['skipped']}."
         return
     yield (
-        "| method | largest gap of a loss to serial | bytes sent a step | bytes staged a step | ms |"
-        "\n|---|---|---|---|---|"
+        "| method | largest gap of a loss to serial | bytes sent a step | bytes staged a step "
+        "| ms |\n|---|---|---|---|---|"
     )
     for row in found["methods"]:
         yield (

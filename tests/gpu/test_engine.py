@@ -10,10 +10,10 @@ import on_device
 import pytest
 from cases import CASES, assert_same_on, run
 
-from minidist import array as arrays
 from minidist import ops
 from minidist.bench import engine
-from minidist.tensor import Tensor
+from minidist.engine import array as arrays
+from minidist.engine.tensor import Tensor
 
 pytestmark = pytest.mark.gpu
 
@@ -65,9 +65,7 @@ def test_a_target_or_token_out_of_range_gives_nan(device):
     loss = ops.cross_entropy(logits, xp.asarray([0, 3]))
     loss.backward()
     assert np.isnan(loss.item())
-    np.testing.assert_array_equal(
-        np.isnan(arrays.to_host(logits.grad)), [[False] * 3, [True] * 3]
-    )
+    np.testing.assert_array_equal(np.isnan(arrays.to_host(logits.grad)), [[False] * 3, [True] * 3])
     rows = ops.embedding(xp.asarray([1, -1]), Tensor(xp.ones((2, 2), np.float32))).numpy()
     np.testing.assert_array_equal(np.isnan(rows), [[False] * 2, [True] * 2])
 

@@ -3,7 +3,6 @@
 The checks are those of tests/collectives and tests/parallel. Skipped without a GPU or greenlet.
 """
 
-import numpy as np
 import on_device
 import pytest
 
@@ -12,7 +11,7 @@ pytest.importorskip("greenlet")
 from claims import all_collectives, data
 
 from minidist import LocalWorld, launch
-from minidist import array as arrays
+from minidist.engine import array as arrays
 from minidist.parallel import METHODS
 from tests.parallel.checks import check_device
 

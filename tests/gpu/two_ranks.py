@@ -15,10 +15,10 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import strict
 
-from minidist import array as arrays
 from minidist import launch
 from minidist.comm import print_once
 from minidist.data import Batches, fashion_mnist
+from minidist.engine import array as arrays
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD

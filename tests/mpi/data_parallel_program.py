@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 
 from minidist import launch
-from minidist.array import defaults
 from minidist.collectives import central
 from minidist.comm import print_once
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.data import Batches
-from minidist.metrics import accuracy, mean_loss
+from minidist.engine.array import defaults
+from minidist.inspect.metrics import accuracy, mean_loss
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB
@@ -28,15 +28,15 @@ from tests.parallel.checks import (
     serial,
     train,
 )
-from tests.parallel.test_clipping import CLIPPED, LIMIT, check_clipped, expected
-from tests.parallel.test_data_parallel import (
+from tests.parallel.data_parallel.test_data_parallel import (
     FAMILY,
     TINY,
     VARIANTS,
     check_two_ranks_bitwise,
     check_unused,
 )
-from tests.parallel.test_zero import STAGES, check_shared_table
+from tests.parallel.test_clipping import CLIPPED, LIMIT, check_clipped, expected
+from tests.parallel.zero.test_zero import STAGES, check_shared_table
 
 
 def main(comm):

@@ -1,7 +1,7 @@
 """Every check of every method, on the ranks that mpiexec started: run by test_methods_mpi.py."""
 
 from minidist import launch
-from minidist.comm.mpi import MpiWorld
+from minidist.comm.mpi.world import MpiWorld
 from minidist.parallel import METHODS
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, is_exact
 

@@ -1,13 +1,13 @@
 """Pipelines of every schedule and model, on the ranks that mpiexec started.
 
-Run by test_methods_mpi.py: the checks are those of tests/parallel/test_pipeline.py.
+Run by test_methods_mpi.py: the checks are those of tests/parallel/pipeline/test_pipeline.py.
 """
 
 from minidist import launch
-from minidist.array import defaults
-from minidist.comm.mpi import MpiWorld
-from tests.parallel.test_pipedream import check_pipedream
-from tests.parallel.test_pipeline import (
+from minidist.comm.mpi.world import MpiWorld
+from minidist.engine.array import defaults
+from tests.parallel.pipeline.test_pipedream import check_pipedream
+from tests.parallel.pipeline.test_pipeline import (
     MODELS,
     SYNCHRONOUS,
     adam,

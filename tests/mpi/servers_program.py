@@ -9,7 +9,13 @@ from minidist import launch
 from minidist.comm import Crash
 from minidist.parallel import METHODS
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
-from tests.parallel.test_pushes import COMPRESSORS, KINDS, LOSSLESS, SYNCHRONOUS, check_clipped_here
+from tests.parallel.server.test_pushes import (
+    COMPRESSORS,
+    KINDS,
+    LOSSLESS,
+    SYNCHRONOUS,
+    check_clipped_here,
+)
 
 
 def checks(comm):

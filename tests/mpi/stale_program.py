@@ -5,9 +5,9 @@ import time
 import numpy as np
 
 from minidist import launch
-from minidist.array import defaults
+from minidist.engine.array import defaults
 from tests.parallel.checks import Setting
-from tests.parallel.test_stale_parameter_server import Logged, free_run, replay
+from tests.parallel.server.test_stale_parameter_server import Logged, free_run, replay
 
 BOUND = 2
 

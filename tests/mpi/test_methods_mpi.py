@@ -6,7 +6,7 @@ import pytest
 
 from minidist.parallel import METHODS
 from tests.mpi.run import mpiexec, needs_mpi
-from tests.parallel.test_pushes import KINDS, possible
+from tests.parallel.server.test_pushes import KINDS, possible
 
 
 @needs_mpi

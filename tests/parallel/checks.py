@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults, module, module_of
 from minidist.comm.comm import Comm
-from minidist.comm.local import LocalComm
+from minidist.comm.local.world import LocalComm
 from minidist.comm.machine import Machine
 from minidist.data import Batches, Dataset
-from minidist.meter import measure_saved
+from minidist.engine.array import defaults, module, module_of
+from minidist.inspect.meter import measure_saved
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Optimizer

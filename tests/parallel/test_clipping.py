@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults
 from minidist.collectives import ring
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD
@@ -23,9 +23,9 @@ from minidist.parallel import (
     Zero1,
     Zero2,
     Zero3,
-    zero,
 )
-from minidist.parallel.compressors import PowerSGD, RandomK, TopK
+from minidist.parallel.gradient_compression.compressors import PowerSGD, RandomK, TopK
+from minidist.parallel.zero import stage1
 from tests.parallel.checks import Setting, check_predictions, make, train
 
 LIMIT = 0.02
@@ -96,7 +96,7 @@ def test_with_layer_norms_of_shards_as_well(key):
 
 def by_the_norm_of_the_own_shard(monkeypatch):
     monkeypatch.setattr(Zero1, "clip_shards", lambda self, grads: [
-        np.multiply(grad, min(1, LIMIT / zero.global_norm(grad)), out=grad) for grad in grads
+        np.multiply(grad, min(1, LIMIT / stage1.global_norm(grad)), out=grad) for grad in grads
     ])  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def a_norm_nobody_sums(monkeypatch):
 def before_the_sum(monkeypatch):
     """Each rank clips what it has found itself."""
 
-    def wrong(self, comm, total, clip=zero.global_norm):
+    def wrong(self, comm, total, clip=stage1.global_norm):
         total *= min(1, LIMIT / clip(total[:-1]))
         ring.all_reduce(comm, total)
 

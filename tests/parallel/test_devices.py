@@ -3,8 +3,8 @@
 import pytest
 import strict
 
-from minidist import array as arrays
 from minidist.comm import CommError
+from minidist.engine import array as arrays
 from minidist.parallel import METHODS
 from tests.parallel.checks import check_device
 

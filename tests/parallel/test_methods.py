@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
-from minidist.array import defaults
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, DataParallel, ParameterServer, Pipeline, Serial
-from minidist.parallel.schedules import SCHEDULES
+from minidist.parallel.pipeline.schedules import SCHEDULES
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,

@@ -13,12 +13,13 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.collectives import central, ring, symmetric_memory
-from minidist.comm.local import Deadlock
+from minidist.comm.local.world import Deadlock
 from minidist.data.batches import Batch
-from minidist.parallel import data_parallel, executor, pipeline, schedules
-from minidist.parallel.data_parallel import DataParallel
-from minidist.parallel.pipeline import Pipeline
-from minidist.tensor import Deferred
+from minidist.engine.tensor import Deferred
+from minidist.parallel.data_parallel import data_parallel
+from minidist.parallel.data_parallel.data_parallel import DataParallel
+from minidist.parallel.pipeline import executor, pipeline, schedules
+from minidist.parallel.pipeline.pipeline import Pipeline
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.array import defaults
 from minidist.data import Batches, Dataset
+from minidist.engine.array import defaults
 from minidist.models import gpt
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, MixedPrecision, Nesterov, RMSprop

@@ -10,13 +10,16 @@ import pytest
 from minidist import LocalWorld, launch
 from minidist.collectives import ring
 from minidist.data import Batches, fashion_mnist
-from minidist.metrics import accuracy
+from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, GradientDescent
 from minidist.optim.schedules import linear
-from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD, compressors
-from minidist.parallel.compressors import (
+from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD
+from minidist.parallel.averaging.gossip import exponential_graph, ring_graph
+from minidist.parallel.averaging.local_sgd import LocalSGD as Local
+from minidist.parallel.gradient_compression import compressors
+from minidist.parallel.gradient_compression.compressors import (
     BFloat16,
     Float16,
     PowerSGD,
@@ -25,8 +28,6 @@ from minidist.parallel.compressors import (
     Sign,
     TopK,
 )
-from minidist.parallel.gossip import exponential_graph, ring_graph
-from minidist.parallel.local_sgd import LocalSGD as Local
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make
 
 RANKS = [1, 2, 3, 4]
@@ -344,7 +345,7 @@ def average_forgets_to_divide(monkeypatch):
 
 
 def gossip_to_one_side_only(monkeypatch):
-    from minidist.parallel import gossip
+    from minidist.parallel.averaging import gossip
 
     monkeypatch.setitem(gossip.GRAPHS, "ring", lambda step, size: [1])
 

@@ -1,0 +1,124 @@
+"""What the simulator moves about: tasks, messages and meetings; and what is said of a deadlock."""
+
+from __future__ import annotations
+
+from traceback import walk_stack
+from typing import Any
+
+from minidist.engine.array import Array
+
+
+class Deadlock(RuntimeError):
+    """No rank can go on: each waits for a message, or a partner, that can never come."""
+
+
+class Task:
+    """One stream of one rank: a greenlet with a clock."""
+
+    __slots__ = ("clock", "doing", "greenlet", "pending", "rank", "stream", "until")
+
+    def __init__(self, rank: int, stream: str, clock: float) -> None:
+        self.rank = rank
+        self.stream = stream
+        self.clock = clock
+        self.doing: Any = None  # what it waits for; None while it can run
+        self.pending = 0  # messages that it waits for and that have not begun
+        self.until = 0.0  # when the last of those that have begun is through
+        self.greenlet: Any = None
+
+
+class Group:
+    """What the ranks of one communicator share: who they are, and messages without a partner."""
+
+    def __init__(self, ranks: list[int]) -> None:
+        self.ranks = ranks  # world ranks, by rank of the group
+        self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
+        self.recvs: list[list[Transfer]] = [[] for _ in ranks]
+        self.meetings: dict[int, Meeting] = {}
+        self.told: list[set[int]] = [set() for _ in ranks]  # whose crash a receiver has heard of
+        self.stream: Group | None = None  # the same ranks' communication streams
+
+
+class Transfer:
+    """One side of a message: a send or a receive."""
+
+    __slots__ = (
+        "array",
+        "end",
+        "group",
+        "posted",
+        "receiver",
+        "sender",
+        "sending",
+        "tag",
+        "task",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        group: Group,
+        sending: bool,
+        sender: int,
+        receiver: int,
+        array: Array,
+        tag: int,
+    ) -> None:
+        self.task = task
+        self.group = group
+        self.sending = sending
+        self.sender = sender
+        self.receiver = receiver
+        self.array = array
+        self.tag = tag
+        self.posted = task.clock
+        self.end = -1.0  # not begun
+        self.waited = False
+
+    def __str__(self) -> str:
+        peer = f"to={self.receiver}" if self.sending else f"source={self.sender}"
+        peer = peer.replace("source=-1", "source=ANY")
+        call = "send" if self.sending else "recv"
+        return f"{call}({self.array.dtype}[{self.array.size}], {peer}, tag={self.tag})"
+
+
+class Meeting:
+    """A place where all ranks of a group must come: barrier and split."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.brought: dict[int, Any] = {}
+        self.waiting: list[Task] = []
+
+    def __str__(self) -> str:
+        return f"{self.name}, where only ranks {sorted(self.brought)} have come"
+
+
+def describe(stuck: list[Task], ranks: int) -> str:
+    lines = [f"{len({task.rank for task in stuck})} of {ranks} ranks wait for what cannot come:"]
+    sending = False
+    for task in sorted(stuck, key=lambda task: (task.rank, task.stream)):
+        stream = f" ({task.stream})" if task.stream else ""
+        doing = task.doing
+        if isinstance(doing, tuple):  # messages: those that have begun will come
+            unmet = [transfer for transfer in doing if transfer.end < 0]
+            sending = sending or (len(doing) == 1 and unmet[0].sending)
+            doing = " and ".join(str(transfer) for transfer in unmet)
+        lines.append(f"  rank {task.rank}{stream}: {doing}, {_where(task)}")
+    if sending:
+        lines.append(
+            "a send returns when its receive has been posted: let one side receive first, "
+            "or use sendrecv"
+        )
+    return "\n".join(lines)
+
+
+def _where(task: Task) -> str:
+    """The line of the user's code at which a paused task stands."""
+    frames = list(walk_stack(task.greenlet.gr_frame))
+    outside = [
+        pair for pair in frames if not pair[0].f_globals.get("__name__", "").startswith("minidist.")
+    ]
+    frame, line = (outside or frames[::-1])[0]
+    return f'at {frame.f_code.co_filename}:{line} in "{frame.f_code.co_name}"'

@@ -1,0 +1,16 @@
+"""The main job: every method trains the same model on the same data, side by side.
+
+``comparison.py`` trains and measures, ``report.py`` prints and draws.
+"""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "comparison": ["KINDS", "TASKS", "Record", "Task", "compare", "names", "relative_gap"],
+        "report": [],
+    },
+)

@@ -1,0 +1,309 @@
+"""Compare: train one model in every way, on the same data, and put the results side by side.
+
+Each method goes through the same call: same model, same seed, same global batches. What differs is
+measured, and stands beside what the method's own formula predicts:
+
+    loss and parameter gap   largest relative difference to serial, over all steps
+    bytes, messages          sent by each rank in a training step
+    peak bytes               parameters, gradients, optimizer state and saved activations of a
+                             rank; the work arrays of collectives are not counted
+    idle fraction            share of all ranks' time in which they do not compute
+    step seconds             median, the slowest rank's; virtual in the local world
+
+Every step begins together, after a barrier that is not counted. Set-up, the collection of
+parameters and evaluation lie between the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from minidist import __version__
+from minidist.collectives.calibrate import calibrate
+from minidist.comm.comm import Comm
+from minidist.comm.launch import launch
+from minidist.comm.local.world import LocalComm, LocalWorld
+from minidist.comm.machine import Machine
+from minidist.comm.mpi.world import MpiWorld
+from minidist.comm.trace import Event
+from minidist.data import Batches, Dataset, fashion_mnist
+from minidist.engine.array import DType, defaults
+from minidist.inspect.meter import measure_saved
+from minidist.inspect.metrics import accuracy
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.nn.layers import Sequential
+from minidist.optim import SGD, Optimizer
+from minidist.parallel import METHODS, Method
+from minidist.parallel.method import training_flops
+
+KINDS = ("parameters", "gradients", "optimizer", "activations")
+Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, the data it learns, and how: what all methods are given."""
+
+    name: str
+    model: Callable[[], Sequential]
+    data: Callable[[], tuple[Dataset, Dataset]]
+    optimizer: Callable[[], Optimizer]
+
+
+TASKS = {"mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9))}
+
+
+@dataclass
+class Record:
+    """What one rank saw of one method."""
+
+    exact: bool
+    predicted_messages: list[int]  # in all steps, by rank
+    predicted_nbytes: list[int]
+    losses: list[float] = field(default_factory=list)
+    messages: int = 0  # in all steps
+    nbytes: int = 0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    predicted_peak_bytes: dict[str, list[int]] = field(default_factory=dict)
+    busy: list[float] = field(default_factory=list)  # by step
+    seconds: list[float] = field(default_factory=list)
+    predicted_idle: list[float | None] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)  # of the last step
+    parameter_gap: float = 0.0  # to serial; rank 0 alone knows this and the next
+    accuracy: float = 0.0
+
+
+def names(selection: str) -> list[str]:
+    """The methods that a selection such as ``"data_parallel,pipeline/gpipe"`` means.
+
+    A method's name alone means all its variants, ``"all"`` everything; serial always comes first.
+    """
+    chosen = {"serial"}
+    for part in selection.split(","):
+        found = [key for key in METHODS if part in ("all", key, key.split("/")[0])]
+        if not found:
+            raise ValueError(f"unknown method {part!r}: choose among {', '.join(METHODS)}")
+        chosen.update(found)
+    return [key for key in METHODS if key in chosen]
+
+
+def compare(
+    methods: Sequence[str] = tuple(METHODS),
+    model: str = "mlp",
+    ranks: int = 4,
+    world: LocalWorld | MpiWorld | None = None,
+    steps: int = 50,
+    batch: int = 128,
+    dtype: DType = "float32",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], dict[str, list[list[Event]]]]:
+    """Run the comparison: the report (the content of compare.json), and timelines by method.
+
+    Under ``mpirun`` call it on every rank; ``ranks`` counts in the local world only.
+    ``progress`` is called on rank 0 after every step. Raises ValueError for unknown names.
+    """
+    if model not in TASKS:
+        raise ValueError(f"unknown model {model!r}: choose one of {', '.join(TASKS)}")
+    if steps < 1:
+        raise ValueError(f"compare needs at least one step, not {steps}")
+    task = TASKS[model]
+    keys = [key for key in METHODS if key in methods or key == "serial"]
+
+    def run(comm: Comm) -> dict[str, Record]:
+        with defaults(dtype=dtype):
+            return _run_all(comm, keys, task, steps, batch, seed, progress)
+
+    world = world or LocalWorld()
+    results = launch(run, ranks, world)
+    report: dict[str, Any] = {
+        "minidist": __version__,
+        "world": world.name,
+        "library": world.library,
+        "model": task.name,
+        "dataset": task.data()[0].name,
+        "ranks": len(results),
+        "steps": steps,
+        "batch": batch,
+        "dtype": str(np.dtype(dtype)),
+        "seed": seed,
+        "rows": [],
+    }
+    timelines = {}
+    for key in keys:
+        records = [result[key] for result in results if key in result]
+        report["rows"].append(_row(key, records, results[0]["serial"].losses, steps))
+        timelines[key] = [record.events for record in records]
+    return report, timelines
+
+
+def _run_all(
+    comm: Comm,
+    keys: list[str],
+    task: Task,
+    steps: int,
+    batch: int,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Record]:
+    """One rank's part: every method in turn, serial on rank 0 alone."""
+    records: dict[str, Record] = {}
+    oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
+    alone = comm.split(comm.rank)
+    machine = getattr(comm, "machine", Machine())
+    for key in keys:
+        comm.barrier()
+        if key == "serial":
+            if comm.rank == 0:
+                records[key] = _run(alone, key, task, steps, batch, seed, machine, oracle, progress)
+            comm.barrier()
+            if not isinstance(comm, LocalComm):
+                rate = _flop_rate(records.get(key), task, batch)
+                machine = calibrate(comm, rate)
+        else:
+            records[key] = _run(comm, key, task, steps, batch, seed, machine, oracle, progress)
+    return records
+
+
+def _run(
+    comm: Comm,
+    key: str,
+    task: Task,
+    steps: int,
+    batch: int,
+    seed: int,
+    machine: Machine,
+    oracle: list[dict[str, np.ndarray]],
+    progress: Progress | None,
+) -> Record:
+    """Train by one method, and measure; serial training fills the ``oracle``."""
+    training, test = task.data()
+    method = METHODS[key](task.model(), CrossEntropy(), task.optimizer(), comm, seed)
+    batches = Batches(training, batch, seed)
+    trace = comm.trace
+    record = Record(method.exact, [0] * comm.size, [0] * comm.size)
+    for step in range(steps):
+        part = batches[step]
+        comm.barrier()
+        trace.events.clear()
+        trace.record = step == steps - 1
+        before = trace.sent.messages, trace.sent.nbytes, trace.busy
+        start = comm.time()
+        if step == 0:
+            record.losses.append(_measured_step(method, part, record))
+        else:
+            record.losses.append(method.step(part))
+        end = comm.time()
+        trace.computed(end)
+        record.messages += trace.sent.messages - before[0]
+        record.nbytes += trace.sent.nbytes - before[1]
+        record.busy.append(trace.busy - before[2])
+        record.seconds.append(end - start)
+        if trace.record:
+            record.events = [_shifted(event, start) for event in trace.events]
+        trace.record = False
+
+        cost = method.cost(part, machine)
+        record.predicted_idle.append(cost.idle_fraction)
+        for rank in range(comm.size):
+            record.predicted_messages[rank] += cost.messages[rank]
+            record.predicted_nbytes[rank] += cost.nbytes[rank]
+        if step == 0:
+            record.predicted_peak_bytes = cost.peak_bytes
+        state = method.parameters()
+        if comm.rank == 0:
+            if key == "serial":
+                oracle.append(state)
+            record.parameter_gap = max(record.parameter_gap, relative_gap(state, oracle[step]))
+            if progress is not None:
+                progress(key, step + 1, steps, record.losses[-1])
+    if comm.rank == 0:
+        record.accuracy = accuracy(task.model().init().load(state), test)
+    return record
+
+
+def _measured_step(method: Method, batch: Any, record: Record) -> float:
+    """The first step, with every array that the tape saves weighed."""
+    held = [array for arrays in method.holds().values() for array in arrays]
+    owners = [array if array.base is None else array.base for array in held]
+    with measure_saved(exclude=owners) as meter:
+        loss = method.step(batch)
+    record.peak_bytes = {
+        kind: sum(array.nbytes for array in arrays) for kind, arrays in method.holds().items()
+    }
+    record.peak_bytes["activations"] = meter.peak
+    return loss
+
+
+def _shifted(event: Event, start: float) -> Event:
+    return replace(event, start=event.start - start, end=event.end - start)
+
+
+def _flop_rate(serial: Record | None, task: Task, batch: int) -> float:
+    """FLOPs a second of this model's own training step, as serial training measured them."""
+    if serial is None:
+        return Machine().flops
+    training, _ = task.data()
+    flops = sum(training_flops(task.model(), (batch, *training.input_shape)))
+    return flops / median(serial.seconds)
+
+
+def _row(
+    key: str,
+    records: list[Record],
+    serial_losses: list[float],
+    steps: int,
+) -> dict[str, Any]:
+    """One method's row of compare.json, from what all its ranks recorded."""
+    method, _, variant = key.partition("/")
+    first = records[0]
+    slowest = np.max([record.seconds for record in records], axis=0)  # by step
+    busy = np.mean([record.busy for record in records], axis=0)
+    return {
+        "method": method,
+        "variant": variant or None,
+        "exact": first.exact,
+        "loss": first.losses,
+        "loss_gap": max(
+            abs(loss - reference) / abs(reference)
+            for record in records
+            for loss, reference in zip(record.losses, serial_losses, strict=True)
+        ),
+        "parameter_gap": first.parameter_gap,
+        "accuracy": first.accuracy,
+        "bytes_sent": [_per_step(record.nbytes, steps) for record in records],
+        "predicted_bytes_sent": [_per_step(total, steps) for total in first.predicted_nbytes],
+        "messages_sent": [_per_step(record.messages, steps) for record in records],
+        "predicted_messages_sent": [_per_step(total, steps) for total in first.predicted_messages],
+        "peak_bytes": {kind: [record.peak_bytes[kind] for record in records] for kind in KINDS},
+        "predicted_peak_bytes": first.predicted_peak_bytes,
+        "idle_fraction": max(0.0, float(np.median(1 - busy / slowest))),
+        "predicted_idle_fraction": _median_known(first.predicted_idle),
+        "step_seconds": float(np.median(slowest)),
+    }
+
+
+def _median_known(values: list[float | None]) -> float | None:
+    """The median; None if the method's formula does not know."""
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
+
+
+def _per_step(total: int, steps: int) -> int | float:
+    """The mean a step: a whole number wherever every step was the same."""
+    return total // steps if total % steps == 0 else total / steps
+
+
+def relative_gap(state: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
+    """The largest difference of any parameter, relative to the largest value in its array."""
+    gaps = [0.0]
+    for name, values in reference.items():
+        largest = np.abs(values).max(initial=0.0)
+        gaps.append(float(np.abs(state[name] - values).max(initial=0.0) / (largest or 1.0)))
+    return max(gaps)

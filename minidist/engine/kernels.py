@@ -1,0 +1,218 @@
+"""One CUDA kernel beside the NumPy lines that it replaces.
+
+On a GPU every NumPy-like call is a kernel launch of its own, and each launch costs the host some
+10 µs and the GPU a way to memory and back. Where an op is a chain of such calls with a sum or a
+maximum in it, ``kernel`` puts one kernel beside the lines:
+
+    @kernel("const T *x, T *y", "y[i] = x[i] > 0 ? x[i] : T(0);")
+    def relu(xp, x, y):
+        xp.maximum(x, 0, out=y)
+
+``relu(xp, x, y)`` runs the lines on NumPy arrays and launches the kernel on CuPy arrays. Both have
+the same arguments and do the same work; ``tests/gpu`` compares them. (A chain without a sum is
+shorter with ``array.fused``, where CuPy writes the kernel from the NumPy lines.)
+
+In the CUDA text
+
+    T, A       the dtype of the first array, and the one to accumulate in: float for half and float
+    i, n       over="elements": a thread for each element of the first array; n elements
+    row, w     over="rows": a block of threads for each row of the first array; w elements a row.
+               ``total(v)`` and ``largest(v)`` combine one value of every thread of the block
+    column, n, w   over="columns": 8 columns a block, ``lane`` of 128 for each, over n rows
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from minidist.engine.array import Array
+
+FLOATS = {"e": ("__half", "float"), "f": ("float", "float"), "d": ("double", "double")}
+OTHERS = {
+    "long long": "ql",
+    "bool": "?",
+    "unsigned char": "B",
+    "double": "d",
+}  # dtype characters of NumPy
+NUMBERS: dict[str, Callable[[Any], Any]] = {"double": float, "long long": int, "bool": bool}
+
+COMMON = """
+typedef {T} T;
+typedef {A} A;
+
+template <class F> __device__ A combined(A v, A nothing, F f) {{
+    __shared__ A part[32];  // one value a warp of 32 threads
+    for (int k = 16; k; k /= 2) v = f(v, __shfl_xor_sync(~0u, v, k));
+    __syncthreads();  // an earlier call has been read by all
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = threadIdx.x % 32 < blockDim.x / 32 ? part[threadIdx.x % 32] : nothing;
+    for (int k = 16; k; k /= 2) v = f(v, __shfl_xor_sync(~0u, v, k));
+    return v;
+}}
+__device__ A total(A v) {{
+    return combined(v, A(0), [](A a, A b) {{ return a + b; }});
+}}
+__device__ A largest(A v) {{
+    return combined(v, A(__int_as_float(0xff800000)), [](A a, A b) {{ return a > b ? a : b; }});
+}}
+"""
+
+OPENING = {
+    "elements": """
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= n) return;
+""",
+    "rows": """
+    long long row = blockIdx.x;
+""",
+    "columns": """
+    long long column = blockIdx.x * 8 + threadIdx.x;
+    int lane = threadIdx.y;
+""",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What the CUDA text declares: an array of some dtypes, or a number."""
+
+    dtypes: dict[str, str]  # for each dtype of the kernel, the dtype characters that fit
+    read_only: bool
+    number: Callable[[Any], Any] | None
+
+    @classmethod
+    def of(cls, declared: str) -> Argument:
+        """``declared`` is one such as "const T *x" or "double rate"."""
+        match = re.fullmatch(r"(const )?([a-zA-Z ]+?) (\*?)(\w+)", declared.strip())
+        if match is None:
+            raise ValueError(f"kernel: cannot read the argument {declared!r}")
+        const, kind, pointer, _ = match.groups()
+        if not pointer:
+            return cls({}, True, NUMBERS[kind])
+        if kind == "T":
+            dtypes = {dtype: dtype for dtype in FLOATS}
+        elif kind == "A":
+            dtypes = {"e": "f", "f": "f", "d": "d"}
+        else:
+            dtypes = dict.fromkeys(FLOATS, OTHERS[kind])
+        return cls(dtypes, const is not None, None)
+
+
+class Kernel:
+    """A function of NumPy arrays and the CUDA kernel that does the same on a GPU."""
+
+    def __init__(
+        self, name: str, arguments: str, body: str, over: str, function: Callable[..., None]
+    ) -> None:
+        if over not in OPENING:
+            raise ValueError(f"kernel {name}: over must be one of {', '.join(OPENING)}, not {over}")
+        self.name = name
+        self.over = over
+        self.function = function
+        lengths = {"elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
+        declared = ", ".join([arguments, *(f"long long {length}" for length in lengths)])
+        self.text = f'extern "C" __global__ void {name}({declared}) {{{OPENING[over]}{body}\n}}\n'
+        self.arguments = [Argument.of(one) for one in re.split(r",\s*", arguments)]
+        self.floating = re.search(r"\b[TA]\b", arguments) is not None
+        self.compiled: dict[Any, Callable[..., None]] = {}
+
+    def source(self, dtype: str) -> str:
+        """The whole CUDA text for a dtype character: "e", "f" or "d"."""
+        header = "#include <cuda_fp16.h>\n" if dtype == "e" else ""
+        value, sum_of = FLOATS[dtype]
+        return header + COMMON.format(T=value, A=sum_of) + self.text
+
+    def prepared(self, xp: Any, dtype: str, given: tuple[Any, ...]) -> list[Any] | None:
+        """What the CUDA text declares, made of what was given; None if it cannot be."""
+        if dtype not in FLOATS:
+            return None
+        made = []
+        for argument, value in zip(self.arguments, given, strict=True):
+            if argument.number is not None:
+                made.append(argument.number(value))
+            elif value is None:
+                made.append(0)  # a null pointer
+            elif value.dtype.char not in argument.dtypes[dtype]:
+                return None
+            elif value.flags.c_contiguous:
+                made.append(value)
+            elif argument.read_only:
+                made.append(xp.ascontiguousarray(value))
+            else:
+                return None
+        return made
+
+    def launch(self, xp: Any, given: tuple[Any, ...]) -> None:
+        """Run on arrays of a GPU: as one kernel, or line by line where the kernel does not fit."""
+        first = given[0]
+        dtype = first.dtype.char if self.floating else "f"
+        made = self.prepared(xp, dtype, given)
+        if made is None or first.size == 0:
+            self.function(xp, *given)
+            return
+        size = first.size
+        grid: tuple[int, ...]
+        block: tuple[int, ...]
+        lengths: tuple[int, ...]
+        if self.over == "elements":
+            grid, block, lengths = ((size + 255) // 256,), (256,), (size,)
+        else:
+            width = first.shape[-1]
+            if self.over == "rows":
+                threads = min(1024, 32 * ((width + 127) // 128))  # about 4 elements a thread
+                grid, block, lengths = (size // width,), (threads,), (width,)
+            else:
+                grid, block, lengths = ((width + 7) // 8,), (8, 128), (size // width, width)
+        run = self.compiled.get((xp, dtype))
+        if run is None:
+            options = ("-std=c++17",)
+            run = xp.RawKernel(self.source(dtype), self.name, options=options)
+            self.compiled[xp, dtype] = run
+        run(grid, block, (*made, *lengths))
+
+
+KERNELS: dict[str, Kernel] = {}
+
+
+def kernel(
+    arguments: str, body: str, over: str = "elements"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Put a CUDA kernel beside ``function(xp, *arrays and numbers)``, which fills arrays in place.
+
+    ``arguments`` and ``body`` are CUDA. An array is a pointer there, and a missing one (None) a
+    null pointer; numbers are ``double``, ``long long`` or ``bool``. A ``const`` array that is not
+    contiguous is copied first. Where another array is not, or one is not of the declared type, a
+    GPU runs the NumPy lines instead.
+    """
+
+    def beside(function: Callable[..., None]) -> Callable[..., None]:
+        made = Kernel(function.__name__.lstrip("_"), arguments, body, over, function)
+        KERNELS[made.name] = made
+
+        @wraps(function)
+        def run(xp: Any, *given: Any) -> None:
+            if xp is np:
+                function(np, *given)
+            else:
+                made.launch(xp, given)
+
+        return run
+
+    return beside
+
+
+def accumulator(dtype: Any) -> np.dtype:
+    """The dtype to sum numbers of ``dtype`` in: float32 for float16, else itself."""
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+
+
+def wide(x: Array) -> Array:
+    """float16 as float32, everything else as it is: to compute in."""
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x

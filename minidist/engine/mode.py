@@ -1,0 +1,100 @@
+"""How ops record, and how a backward runs: switched inside a ``with`` block.
+
+    no_grad()                   nothing is recorded
+    enable_grad()               recorded again, inside ``no_grad``
+    defer_weight_gradients()    a backward computes input gradients now, the weights' later
+
+Kept per context (``contextvars``), so that ranks that share a process, and threads, do not mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+
+class Mode:
+    """How the current rank, or thread, records."""
+
+    __slots__ = ("deferred", "meter", "recording", "watchers")
+
+    def __init__(
+        self,
+        recording: bool = True,
+        deferred: list[Callable[[], None]] | None = None,
+        meter: Any = None,  # see inspect/meter.py
+        watchers: tuple[Any, ...] = (),  # see watch()
+    ) -> None:
+        self.recording = recording
+        self.deferred = deferred
+        self.meter = meter
+        self.watchers = watchers
+
+
+MODE: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 (never mutated)
+
+
+def current_mode() -> Mode:
+    """How this rank, or thread, records now."""
+    return MODE.get()
+
+
+@contextmanager
+def set_mode(**changes: Any) -> Iterator[None]:
+    """Change some of the current ``Mode`` inside."""
+    old = MODE.get()
+    new = Mode(old.recording, old.deferred, old.meter, old.watchers)
+    for name, value in changes.items():
+        setattr(new, name, value)
+    token = MODE.set(new)
+    try:
+        yield
+    finally:
+        MODE.reset(token)
+
+
+@contextmanager
+def watch(watcher: Any) -> Iterator[None]:
+    """Show ``watcher`` every op inside: anomalies.py and counters.py look on this way.
+
+    It is called after the forward of an op, ``after_forward(data, parents, backward)``, and after
+    its backward: ``after_backward(node, grad, parts)`` returns the parts, as they are or computed.
+    """
+    with set_mode(watchers=(*MODE.get().watchers, watcher)):
+        yield
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Compute without recording: for evaluation, and for updates of parameters."""
+    with set_mode(recording=False):
+        yield
+
+
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Record inside, also within ``no_grad``: for computing again during a backward."""
+    with set_mode(recording=True):
+        yield
+
+
+class Deferred(list):
+    """Weight gradients still to be computed; ``run()`` computes them, in order."""
+
+    def run(self) -> None:
+        while self:
+            self.pop(0)()
+
+
+@contextmanager
+def defer_weight_gradients() -> Iterator[Deferred]:
+    """Inside, a backward computes input gradients only and queues those of the weights.
+
+    Yields the queue. Zero-bubble pipelines (arXiv 2401.10241, section 2) send the input gradient
+    to the previous stage first and ``run()`` the queue when they would otherwise be idle.
+    """
+    queue = Deferred()
+    with set_mode(deferred=queue):
+        yield queue

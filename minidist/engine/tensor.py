@@ -1,0 +1,267 @@
+"""Tensor: an array that remembers how it was computed.
+
+An op computes its result and says how to turn the result's gradient into its inputs' gradients:
+
+    y = Tensor.of(array, (a, b), lambda grad: (gradient of a, gradient of b))
+
+``of`` leaves a node on the tape, and ``y.backward()`` walks the tape back: see tape.py. Whether
+anything is recorded, and what else happens meanwhile, is in mode.py. The operators and methods of
+``Tensor`` are the functions of ops/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, DType, module_of
+from minidist.engine.mode import (
+    MODE,
+    Deferred,
+    Mode,
+    current_mode,
+    defer_weight_gradients,
+    enable_grad,
+    no_grad,
+    set_mode,
+)
+from minidist.engine.tape import Backward, Gradients, Into, Node, run_backward
+
+__all__ = [
+    "Backward",
+    "Deferred",
+    "Gradients",
+    "Into",
+    "Mode",
+    "Node",
+    "Tensor",
+    "as_tensor",
+    "current_mode",
+    "defer_weight_gradients",
+    "enable_grad",
+    "no_grad",
+    "recording",
+    "set_mode",
+]
+
+
+class Tensor:
+    """An n-dimensional array that remembers how it was computed.
+
+    Parameters: ``data``, anything ``numpy.asarray`` takes. Python numbers become the default
+    dtype (float32) if they are floats; arrays keep their dtype and device and are not copied.
+    With ``requires_grad=True``, ``backward()`` leaves a gradient of the same shape in ``grad``.
+
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node")
+    __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
+
+    data: Array
+    grad: Array | None
+    node: Node | None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor(data) takes an array or numbers: use tensor.detach() to copy")
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            if data.dtype.kind == "f" and dtype is None:
+                dtype = arrays.default_dtype()
+            data = arrays.to_device(data)
+        self.data = data if dtype is None else data.astype(dtype, copy=False)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
+        self.grad = None
+        self.node = Node((), None, self.data.shape, self) if requires_grad else None
+
+    @staticmethod
+    def of(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> Tensor:
+        """The result of an op: ``data``, computed from ``parents``, and its backward."""
+        out = Tensor.__new__(Tensor)
+        if isinstance(data, np.generic):
+            data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
+        out.data = data
+        out.grad = None
+        nodes = tuple([parent.node for parent in parents])
+        mode = MODE.get()
+        if mode.watchers:
+            for watcher in mode.watchers:
+                watcher.after_forward(data, parents, backward)
+        if mode.recording and any(nodes):
+            out.node = Node(nodes, backward, data.shape)
+            if mode.meter is not None:
+                mode.meter.hold(out.node, backward)
+        else:
+            out.node = None
+        return out
+
+    if TYPE_CHECKING:  # the operators and methods are ops, attached in minidist/ops/__init__.py
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, exponent: float) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+
+    # What an array has, a tensor has.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def xp(self) -> Any:
+        """The array module that computes on this tensor: ``numpy`` or ``cupy``."""
+        return np if type(self.data) is np.ndarray else module_of(self.data)
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    def detach(self) -> Tensor:
+        """The same data, cut off from the tape."""
+        return Tensor(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The data as a NumPy array on the host (shared with the tensor if it is there)."""
+        return arrays.to_host(self.data)
+
+    def item(self) -> float:
+        """The value of a tensor of one element, as a Python number."""
+        return self.data.item()
+
+    def tolist(self) -> Any:
+        """The data as nested lists of Python numbers."""
+        return self.data.tolist()
+
+    def __array__(self, dtype: DType | None = None, copy: bool | None = None) -> np.ndarray:
+        """What NumPy's functions and matplotlib take, if no gradient gets lost by it."""
+        if self.node is not None:
+            raise TypeError(
+                f"NumPy was given a tensor {self.shape} whose gradient it would lose: use "
+                "minidist.ops, or tensor.numpy() to leave the tape"
+            )
+        return np.array(self.numpy(), dtype, copy=copy)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "a tensor is not written into, since an op may need what is there: use ops.where, or "
+            "tensor.data[index] = value where no tape depends on it"
+        )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({body}, dtype={self.dtype}{grad})"
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add to ``grad`` of every leaf the gradient of this tensor with respect to it.
+
+        ``grad`` is the gradient of the final result with respect to this tensor, of the same
+        shape: 1 if this is a scalar loss, and needed otherwise (a pipeline stage passes what the
+        next stage sent). What the tape saved is released on the way, so a second backward through
+        the same ops is an error.
+        """
+        if self.node is None:
+            raise RuntimeError(
+                "backward() on a tensor with no gradient to find: nothing it was computed from "
+                "requires gradients, or it was computed under no_grad()"
+            )
+        if grad is None:
+            if self.data.size != 1:
+                raise RuntimeError(
+                    f"backward() without a gradient needs a scalar, but the shape is {self.shape}: "
+                    "reduce it first, for example with .sum(), or pass grad="
+                )
+            grad = self.xp.empty(self.data.shape, self.data.dtype)
+            grad.fill(1)  # a third of the time of xp.ones
+        elif grad.shape != self.data.shape:
+            raise ValueError(f"backward(): gradient of {grad.shape} for a tensor of {self.shape}")
+        run_backward(self.node, grad)
+
+    def accumulate(self, grad: Any) -> None:
+        """Add one use's gradient, an array or a callable that returns one, to a leaf's ``grad``."""
+        if callable(grad):
+            grad = grad()
+        total = self.grad
+        if total is None:
+            # A copy: an op may have handed this array to others too.
+            self.grad = self.xp.array(grad, dtype=self.data.dtype)
+        else:
+            total += grad
+
+    def ready(self) -> None:
+        """Called when a backward has accumulated a leaf's last use (``Parameter`` runs hooks)."""
+
+    def register_hook(self, hook: Callable[[Array], Array | None]) -> None:
+        """Call ``hook`` with this tensor's whole gradient when a backward knows it.
+
+        What the hook returns, unless None, replaces the gradient from here on down. On a leaf the
+        hook sees the gradient of one backward, before it is added to ``grad``.
+        """
+        if self.node is None:
+            raise RuntimeError("register_hook: this tensor has no gradient (requires_grad=False)")
+        if self.node.hooks is None:
+            self.node.hooks = []
+        self.node.hooks.append(hook)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this tensor, the result of an op, in ``grad`` after a backward."""
+        if self.node is not None and self.node.leaf is not None:
+            return  # a leaf keeps its gradient anyway
+
+        def keep(grad: Array) -> None:
+            self.grad = grad if self.grad is None else self.grad + grad
+
+        self.register_hook(keep)
+
+
+def as_tensor(x: Any) -> Tensor:
+    """``x`` itself if it is a tensor, else a tensor of it."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def recording(*tensors: Tensor) -> bool:
+    """Whether an op on these tensors will have to go backward: else it need not save anything."""
+    return MODE.get().recording and any(tensor.node for tensor in tensors)
+
+
+# Last, so that it finds everything above: gives Tensor its operators and methods.
+import minidist.ops  # noqa: E402, F401

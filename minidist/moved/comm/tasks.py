@@ -1,0 +1,3 @@
+from minidist.moved import now
+
+now("minidist.comm.local.tasks", __name__)

@@ -1,0 +1,3 @@
+from minidist.moved import now
+
+now("minidist.inspect.metrics", __name__)

@@ -1,0 +1,3 @@
+from minidist.moved import now
+
+now("minidist.engine.seeds", __name__)

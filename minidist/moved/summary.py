@@ -1,0 +1,3 @@
+from minidist.moved import now
+
+now("minidist.inspect.summaries", __name__)

@@ -1,0 +1,199 @@
+"""Elastic averaging: every worker trains a copy of its own, tied to a centre by a spring.
+
+    worker 0   ●─●─●─●─●            each worker takes τ steps of its own; then the spring pulls
+                     ↖↘             the worker towards the centre, and the centre, as much,
+    centre            ◎             towards the worker
+                     ↙↗
+    worker 1   ○─○─○─○─○
+
+The copies may differ, and so explore; the spring keeps them within reach. Every τ-th step each
+worker i sends its parameters x_i, the centre answers with its own x̃, and both move by a part α of
+the difference:
+
+    x_i ← x_i - α(x_i - x̃)          x̃ ← x̃ + α Σ_i (x_i - x̃)
+
+The centre x̃ is the model that comes out. With W workers Wα is the centre's pull, called β in the
+paper, which advises Wα = 0.9; beyond 1 the centre overshoots. Each worker's gradient is the mean of
+its own shard, and its optimizer keeps its own state. With Ψ parameters of e bytes and p = W + 1:
+
+    a worker sends   n = Ψe bytes in 1 message every τ steps
+    the centre sends Wn bytes in W messages every τ steps, so τ times less than a synchronous server
+    memory           a worker: parameters, gradients, optimizer state; and n to receive the centre.
+                     The centre: its parameters, the sum of differences, and one worker's, arriving
+    time             compute, and every τ steps 2W(α + nβ) + Wnγ after the slowest
+
+Every step each worker tells the centre its loss, and the centre tells all the sum, which ``step``
+returns for people to see: 8 bytes either way. A worker that dies is left out; if the centre dies,
+``restore`` its last checkpoint, and all workers begin there again. Zhang, Choromanska, LeCun, "Deep
+learning with elastic averaging SGD", arXiv 1412.6651, equations 5 and 6.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.server.key_ranges import KeyRanges
+
+CENTRE = 0
+
+
+class ElasticAveraging(KeyRanges):
+    """Rank 0 is the centre; the others meet it every ``every`` steps (τ).
+
+    ``pull`` is Wα: how far the centre moves towards the mean of the workers, 0 to 1. A rank alone
+    is a worker with nobody to meet: serial training.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        every: int = 4,
+        pull: float = 0.9,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"elastic averaging meets every 1 or more steps, not {every}")
+        if not 0 <= pull <= 1:
+            raise ValueError(f"the pull of the centre is in [0, 1], not {pull}")
+        super().__init__(model, loss, optimizer, comm, seed, servers=1, colocated=False, extra=0)
+        self.every = every
+        self.alpha = pull / len(self.workers)
+        self.incoming: Array | None = None
+        if comm.size > 1:
+            like = self.model.flat.data if self.works else self.data
+            self.incoming = module_of(like).empty_like(like)
+
+    def step(self, batch: Batch) -> float:
+        loss = np.zeros(1)
+        if self.works:
+            loss[0] = self.train_alone(batch)
+        if self.meets_after(batch.step):
+            if self.works:
+                self.visit()
+            else:
+                self.receive_visits()
+        if self.comm.size > 1:
+            self.share(loss)
+        return float(loss[0])
+
+    def share(self, loss: np.ndarray) -> None:
+        """The sum of the workers' losses, on every rank; shards of the dead are like the others."""
+        if self.works:
+            with self.servers_must_live():
+                self.comm.send(loss, CENTRE)
+        else:
+            arrived, one = 0, np.zeros(1)
+            for worker in self.alive(self.workers):
+                with self.without_lost_workers():
+                    self.comm.wait_for(worker)
+                    self.comm.recv(one, worker)
+                    loss += one
+                    arrived += 1
+            loss *= len(self.workers) / arrived
+        self.tell(loss, CENTRE)
+
+    def meets_after(self, step: int) -> bool:
+        """Whether workers and centre meet after this step, counted from 0."""
+        return self.comm.size > 1 and (step + 1) % self.every == 0
+
+    def train_alone(self, batch: Batch) -> float:
+        """The worker: one step of its own, on the mean gradient of its shard."""
+        count = len(self.workers)
+        shard = batch.shard(self.workers.index(self.comm.rank), count)
+        self.model.zero_grad()
+        loss = self.forward_backward(shard)
+        if len(shard):  # the loss divides by the whole batch's targets: make it the shard's
+            self.model.flat.grad *= len(batch) / len(shard)
+            self.update()
+        return loss
+
+    def visit(self) -> None:
+        """The worker: show the centre its parameters, and go towards the centre's."""
+        data, centre = self.model.flat.data, self.incoming
+        with self.comm.step("visit"), self.servers_must_live():
+            self.comm.send(data, CENTRE)
+            self.comm.recv(centre, CENTRE)
+        centre -= data
+        centre *= self.alpha
+        data += centre
+
+    def receive_visits(self) -> None:
+        """The centre: add up the differences, answer with where it was, and then move."""
+        centre, moves, visitor = self.data, self.total, self.incoming
+        moves.fill(0)
+        for worker in self.alive(self.workers):
+            with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                self.comm.wait_for(worker)
+                self.comm.recv(visitor, worker)
+                visitor -= centre
+                self.comm.combine("sum", moves, visitor)
+        for worker in self.alive(self.workers):
+            with self.without_lost_workers(), self.comm.step(f"answer {worker}"):
+                self.comm.send(centre, worker)
+        moves *= self.alpha
+        centre += moves
+
+    def holds(self) -> dict[str, list[Array]]:
+        """What is received or summed at a meeting is counted as gradients."""
+        held = super().holds()
+        if self.incoming is not None:
+            held["gradients"].append(self.incoming)
+        return held
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """The formula above, exact for uneven shards: the visits one by one, then the losses."""
+        ranks, n = range(self.comm.size), self.psi * self.itemsize
+        clocks = Clocks(machine, self.comm.size)
+        activations, compute = [0 for _ in ranks], [0.0 for _ in ranks]
+        for index, rank in enumerate(self.workers):
+            shape = (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
+            compute[rank] = machine.compute(sum(training_flops(self.whole, shape)), rank)
+            activations[rank] = saved_bytes(self.whole, shape, self.itemsize, self.loss)
+        clocks.compute(compute)
+
+        def exchange(nbytes: int, adding: float) -> None:
+            """The workers send to the centre, one by one, and it answers them, one by one."""
+            for worker in self.workers:
+                begin = max(clocks.now[CENTRE], clocks.now[worker])
+                clocks.now[worker] = begin + machine.message(nbytes)
+                clocks.now[CENTRE] = clocks.now[worker] + adding
+                clocks.busy[CENTRE] += adding
+            for worker in self.workers:
+                clocks.now[CENTRE] += machine.message(nbytes)
+                clocks.now[worker] = clocks.now[CENTRE]
+                for sender in (worker, CENTRE):
+                    clocks.messages[sender] += 1
+                    clocks.nbytes[sender] += nbytes
+
+        if self.meets_after(batch.step):
+            exchange(n, machine.reduce(n))
+        if self.comm.size > 1:
+            exchange(8, 0.0)
+        slots = len(self.optimizer.slots)
+        met = self.comm.size > 1
+        return StepCost(
+            messages=clocks.messages,
+            nbytes=clocks.nbytes,
+            peak_bytes={
+                "parameters": [n for _ in ranks],
+                "gradients": [(1 + met) * n for _ in ranks],
+                "optimizer": [slots * n if rank in self.workers else 0 for rank in ranks],
+                "activations": activations,
+            },
+            busy=clocks.busy,
+            seconds=max(clocks.now),
+        )

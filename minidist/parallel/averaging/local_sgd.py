@@ -1,0 +1,157 @@
+"""Local SGD: train alone for H steps, then average the parameters.
+
+    rank 0   ●─●─●─●╮   ╭●─●─●─●╮   ╭●
+    rank 1   ●─●─●─●┤avg├●─●─●─●┤avg├●     H = 4 steps between averages
+    rank 2   ●─●─●─●╯   ╰●─●─●─●╯   ╰●
+
+Each rank goes down its own shards' slope, so the copies drift apart; the longer H, the less is
+sent and the more the average is one of strangers. "Post-local": begin with ``start`` steps at
+H = 1, while the gradients are large, and only then let go (Lin et al., arXiv 1808.07217).
+
+DiLoCo takes the average's move since the last one as a *gradient*, Δ = before - average, for an
+outer optimizer with Nesterov momentum: that bridges H in the hundreds.
+
+With Ψ parameters of e bytes and p ranks:
+
+    bytes a rank    2Ψe(p - 1)/p every H steps, so 1/H of data parallelism's
+    memory a rank   as data parallelism; DiLoCo keeps the start and a velocity: 2Ψ more
+    exact if        H = 1 and the optimizer is linear in the gradient (SGD, momentum); and DiLoCo
+                    if the outer step is plain, with a rate of 1
+
+A rank's gradient is multiplied by p, so that the average of the ranks' steps, over shards of any
+lengths, is the step of the global mean. (The loss that ``step`` returns, 8 bytes, is all-reduced
+each time, for people to see; training does not need it.) Stich, arXiv 1805.09767, algorithm 1;
+Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim import Nesterov
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.data_parallel.data_parallel import DataParallel
+from minidist.parallel.method import StepCost, parameter_count
+
+
+class LocalSGD(DataParallel):
+    """``every`` local steps between averages; every step is averaged before step ``start``."""
+
+    exact = False
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        every: int = 8,
+        start: int = 0,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed)
+        if every < 1:
+            raise ValueError(f"local SGD averages every 1 or more steps, not {every}")
+        self.every = every
+        self.start = start
+
+    def step(self, batch: Batch) -> float:
+        self.model.zero_grad()
+        loss = np.array([self.forward_backward(batch.shard(self.comm.rank, self.comm.size))])
+        self.model.flat.grad *= self.comm.size
+        self.update()
+        if self.averages_after(batch.step):
+            with self.comm.step("average"):
+                self.meet(batch.step)
+        ring.all_reduce(self.comm, loss)
+        return float(loss[0])
+
+    def averages_after(self, step: int) -> bool:
+        """Whether the ranks meet at the end of a step; ``every`` counts from ``start``."""
+        return step < self.start or (step - self.start + 1) % self.every == 0
+
+    def meet(self, step: int) -> None:
+        """All ranks leave with the same parameters."""
+        self.average(self.model.flat.data)
+
+    def average(self, data: Array) -> None:
+        """The mean over ranks, in place."""
+        ring.all_reduce(self.comm, data)
+        data /= self.comm.size
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The average of all ranks' models: the one to use. Changes none of them."""
+        flat = self.model.flat
+        mean = flat.data.copy()
+        self.average(mean)
+        host, named = arrays.to_host(mean), self.model.named_parameters()
+        return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """Compute; in every H-th step a ring; the loss."""
+        clocks = Clocks(machine, self.comm.size)
+        clocks.compute(
+            [self.compute_seconds(batch, machine, rank) for rank in range(self.comm.size)]
+        )
+        self.plan(clocks, batch.step)
+        clocks.all_reduce(1, 8)
+        peak = self.replica_bytes(batch)
+        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
+
+    def plan(self, clocks: Clocks, step: int) -> None:
+        if self.averages_after(step):
+            clocks.all_reduce(parameter_count(self.whole), self.itemsize)
+
+
+class DiLoCo(LocalSGD):
+    """Local SGD whose averages are steps of an ``outer`` optimizer."""
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        every: int = 8,
+        start: int = 0,
+        outer: Callable[[], Optimizer] = lambda: Nesterov(0.7, momentum=0.9),
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, every, start)
+        self.outer = outer()
+        self.outer.bind(self.model.flat.slices)
+        self.anchor = self.model.flat.data.copy()  # where all ranks last set out from
+        self.outer.prepare(self.anchor)
+
+    def meet(self, step: int) -> None:
+        flat = self.model.flat
+        self.average(flat.data)
+        outer_gradient = flat.grad  # its memory is free until the next step
+        outer_gradient[...] = self.anchor
+        outer_gradient -= flat.data
+        self.outer.step(self.anchor, outer_gradient)
+        flat.data[...] = self.anchor
+
+    def holds(self) -> dict[str, list[Array]]:
+        held = super().holds()
+        held["parameters"].append(self.anchor)
+        held["optimizer"] += self.outer.state.values()
+        return held
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        cost = super().cost(batch, machine)
+        n = parameter_count(self.whole) * self.itemsize
+        for kind, more in (("parameters", n), ("optimizer", len(self.outer.slots) * n)):
+            cost.peak_bytes[kind] = [held + more for held in cost.peak_bytes[kind]]
+        return cost

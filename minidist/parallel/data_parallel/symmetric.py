@@ -1,0 +1,68 @@
+"""Data parallelism over symmetric memory: gradients that nobody has to send.
+
+On one machine every rank can read every other's memory. So the ranks lay their gradients where
+all can see them, and rank r adds chunk r of all gradients where they lie and writes the sum where
+it belongs: ``collectives/symmetric_memory.py``.
+
+    rank 0   shard 0 → forward, backward → gradient 0 ┐
+    rank 1   shard 1 → forward, backward → gradient 1 ┼─ one memory: rank r adds everybody's chunk r
+    rank 2   shard 2 → forward, backward → gradient 2 ┘
+
+With p ranks and Ψ parameters of e bytes:
+
+    messages a rank  2⌈lg p⌉, all empty: two barriers
+    bytes a rank     0
+    memory a rank    as ``DataParallel``
+    time             T_f + T_b + 2⌈lg p⌉α + (Ψ + 1)e(p - 1)/p·γ
+
+It needs ranks of one machine and gradients on the host. PyTorch does the same between the GPUs of
+a node (``torch.distributed._symmetric_memory``), over NVLink.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidist.collectives import symmetric_memory
+from minidist.collectives.cost import Cost
+from minidist.comm.comm import Comm, CommError
+from minidist.comm.machine import Machine
+from minidist.engine.array import Array
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.data_parallel.data_parallel import DataParallel
+
+
+class SymmetricDataParallel(DataParallel):
+    """``DataParallel`` whose gradients lie in memory that all ranks see.
+
+    Raises CommError where the ranks are not on one machine, or the model is on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, "ring", microbatches, clip)
+        flat = self.model.flat
+        if not isinstance(flat.grad, np.ndarray):
+            raise CommError(
+                "symmetric data parallelism needs gradients on the host, whose memory all ranks "
+                "of a machine see: use DataParallel for a model on a GPU"
+            )
+        flat.hold_gradients(symmetric_memory.allocate(comm, flat.size + 1, flat.grad.dtype))
+
+    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
+        symmetric_memory.all_reduce(comm, total)
+
+    def all_reduce_cost(self, length: int, rank: int, machine: Machine) -> Cost:
+        return symmetric_memory.all_reduce_cost(
+            length, self.itemsize, rank, self.comm.size, machine
+        )

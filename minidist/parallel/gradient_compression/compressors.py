@@ -1,0 +1,215 @@
+"""Seven ways to make a gradient small, in order of increasing complexity.
+
+What each sends, whether it can be added on the way, and when it is exact: see compression.py.
+The seventh, PowerSGD, has a file of its own: power_sgd.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.engine import array as arrays
+from minidist.engine.array import Array, module_of
+from minidist.engine.seeds import generator
+from minidist.parallel.gradient_compression.compression import Compressor, gather
+from minidist.parallel.gradient_compression.power_sgd import PowerSGD
+
+__all__ = ["BFloat16", "Float16", "PowerSGD", "Quantised", "RandomK", "Sign", "TopK"]
+
+
+class Float16(Compressor):
+    """Half the bits: a ring all-reduce that adds in float16. Infinite beyond 65504."""
+
+    all_reducible = True
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        return [grad.astype(np.float16)]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        into += message[0]
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(self.size, np.float16)]
+
+    def sum(self, comm: Comm, grad: Array, step: int) -> None:
+        (half,) = self.encode(grad, step)
+        ring.all_reduce(comm, half)
+        grad[...] = half
+
+    def plan(self, clocks: Clocks, itemsize: int) -> None:
+        clocks.all_reduce(self.size, 2)
+
+
+class BFloat16(Compressor):
+    """The upper half of a float32: all its range, 8 significant bits; rounded to nearest even.
+
+    NumPy cannot add these, so they are gathered, and added in full precision.
+    """
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        bits = grad.astype(np.float32).view(np.uint32)
+        bits = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        return [bits.astype(np.uint16)]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        into += (message[0].astype(np.uint32) << 16).view(np.float32)
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(self.size, np.uint16)]
+
+
+class TopK(Compressor):
+    """The ``fraction`` of elements that are largest; each rank chooses its own (1712.01887)."""
+
+    feedback = True
+
+    def __init__(self, fraction: float = 0.01) -> None:
+        self.fraction = _fraction(fraction)
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        xp = module_of(grad)
+        owed = self.residual
+        owed += grad
+        k = self.count()
+        chosen = xp.argpartition(xp.abs(owed), self.size - k)[self.size - k :].astype(np.int32)
+        values = owed[chosen]
+        owed[chosen] = 0  # sent: no longer owed
+        return [values, chosen]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        values, chosen = message
+        into[chosen] += values  # no index twice in one message, so each is added
+
+    def count(self) -> int:
+        return math.ceil(self.fraction * self.size)
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(self.count(), self.dtype), (self.count(), np.int32)]
+
+
+class RandomK(TopK):
+    """A random ``fraction`` of elements, the same on all ranks: no indices to send; all-reduced.
+
+    Drawn by (seed, step), so nobody has to be told (arXiv 1809.07599, section 2).
+    """
+
+    all_reducible = True
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        owed, chosen = self.residual, self.chosen(step)
+        owed += grad
+        values = owed[chosen]
+        owed[chosen] = 0
+        return [values]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        into[self.chosen(step)] += message[0]
+
+    def chosen(self, step: int) -> Array:
+        draw = generator(self.seed, "random-k", step)
+        return arrays.to_device(draw.choice(self.size, self.count(), replace=False))
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(self.count(), self.dtype)]
+
+    def sum(self, comm: Comm, grad: Array, step: int) -> None:
+        (values,) = self.encode(grad, step)
+        ring.all_reduce(comm, values)
+        grad.fill(0)
+        self.decode([values], grad, step)
+
+    def plan(self, clocks: Clocks, itemsize: int) -> None:
+        clocks.all_reduce(self.count(), itemsize)
+
+
+class Sign(Compressor):
+    """One bit an element, and a majority vote over ranks (signSGD, arXiv 1802.04434, section 4).
+
+    An array of the gradient moves by the mean size that the ranks report for it, in the direction
+    that most of them want; a tie moves nothing. Each rank then owes what it wanted minus what it
+    contributed. Where there is nobody to vote with (a push to a server), a message means its signs
+    times its sizes (EF-signSGD, arXiv 1901.09847, algorithm 1).
+    """
+
+    feedback = True
+
+    def sizes_and_bits(self, grad: Array) -> tuple[np.ndarray, Array]:
+        """The mean size of each array of what is owed by now, (L,), and its signs, packed."""
+        xp = module_of(grad)
+        owed = self.residual
+        owed += grad
+        sizes = np.array([float(xp.abs(owed[part]).mean()) for part in self.parts])
+        return sizes, xp.packbits(owed >= 0)  # (⌈n/8⌉,)
+
+    def signs(self, bits: Array) -> Array:
+        """+1 or -1 for each element."""
+        return 2 * module_of(bits).unpackbits(bits)[: self.size].astype(np.int32) - 1
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        sizes, bits = self.sizes_and_bits(grad)
+        signs = self.signs(bits)
+        for part, size in zip(self.parts, sizes, strict=True):
+            self.residual[part] -= signs[part] * float(size)
+        return [sizes, bits]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        sizes, bits = message
+        signs = self.signs(bits)
+        for part, size in zip(self.parts, sizes, strict=True):
+            into[part] += signs[part] * float(size)
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(len(self.parts), np.float64), (-(-self.size // 8), np.uint8)]
+
+    def sum(self, comm: Comm, grad: Array, step: int) -> None:
+        xp = module_of(grad)
+        sizes, bits = self.sizes_and_bits(grad)
+        all_sizes, all_bits = gather(comm, sizes), gather(comm, bits)  # (p, L), (p, ⌈n/8⌉)
+        votes = xp.zeros(self.size, np.int32)
+        for row in all_bits:
+            votes += self.signs(row)
+        xp.sign(votes, out=votes)
+        for part, mine, total in zip(self.parts, sizes, all_sizes.sum(axis=0), strict=True):
+            grad[part] = votes[part] * float(total)
+            self.residual[part] -= votes[part] * float(mine)
+
+
+class Quantised(Compressor):
+    """Eight bits an element, rounded at random so that the mean is right (QSGD, 1610.02132).
+
+    q = ±⌊|g| / scale · 127 + u⌋ with u uniform in [0, 1) and the scale each array's largest |g|:
+    E[q] · scale / 127 = g, so no error feedback is needed.
+    """
+
+    levels = 127
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        xp = module_of(grad)
+        draw = generator(self.seed, "qsgd", step, self.rank)  # each rank rounds its own gradient
+        codes = arrays.to_device(draw.random(self.size, np.float32)).astype(grad.dtype)
+        scales = xp.empty(len(self.parts), grad.dtype)
+        for index, part in enumerate(self.parts):
+            scales[index] = xp.abs(grad[part]).max()
+            codes[part] += xp.abs(grad[part]) * (self.levels / (scales[index] or 1))
+        return [scales, (xp.floor(codes) * xp.sign(grad)).astype(np.int8)]
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        scales, codes = message
+        for part, scale in zip(self.parts, scales, strict=True):
+            into[part] += codes[part] * (scale / self.levels)
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        return [(len(self.parts), self.dtype), (self.size, np.int8)]
+
+
+def _fraction(fraction: float) -> float:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction to send must be in (0, 1], not {fraction}")
+    return fraction

@@ -1,0 +1,40 @@
+"""Pipelines: every rank holds some of the model's blocks, and microbatches pass from rank to rank.
+
+Read ``schedules.py`` first: in which order a stage works. ``programs.py`` adds the messages,
+``prover.py`` proves that a program can run, ``executor.py`` runs it, and ``pricing.py`` predicts
+its time and memory (by the clocks of ``stopwatch.py``). ``pipeline.py`` is the method:
+``stages.py`` cuts its model, ``cost.py`` says what a step costs. ``pipedream.py`` does not wait
+between steps.
+"""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "schedules": [
+            "SCHEDULES",
+            "Backward",
+            "Forward",
+            "InputGradient",
+            "Post",
+            "Recv",
+            "Reduce",
+            "Schedule",
+            "Send",
+            "Step",
+            "WeightGradient",
+        ],
+        "programs": ["program"],
+        "prover": ["ScheduleError", "validate"],
+        "executor": ["Run"],
+        "stopwatch": ["Price", "Span"],
+        "pricing": ["Memory", "price", "price_units"],
+        "stages": ["Bounds", "block_flops", "block_seconds", "cut", "join", "separate", "tied"],
+        "cost": [],
+        "pipeline": ["Pipeline"],
+        "pipedream": ["PipeDream"],
+    },
+)

@@ -1,0 +1,160 @@
+"""Prove that a pipeline's programs can run, before they do.
+
+``validate`` walks through all stages' lists as if time did not exist: a send leaves at once, a
+receive waits for its send. If everybody comes to the end, no timing can make it deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minidist.parallel.pipeline.schedules import (
+    Backward,
+    Compute,
+    Forward,
+    InputGradient,
+    Instruction,
+    Post,
+    Recv,
+    Reduce,
+    Schedule,
+    Send,
+    Step,
+    WeightGradient,
+)
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot run: the message names the stage and the instruction."""
+
+
+def validate(
+    programs: Sequence[Sequence[Instruction]], schedule: Schedule, microbatches: int
+) -> None:
+    """Prove that all stages' programs together train each microbatch once, and never get stuck.
+
+    Raises ScheduleError for work that is missing, double or before what it needs; for messages
+    that nobody sends, receives or has; and for a deadlock.
+    """
+    stages = len(programs)
+    last = stages * schedule.chunks - 1
+    # Messages and results that exist, each as (what, microbatch, part): on the way, and by stage.
+    travelling: set[tuple[Any, ...]] = set()
+    has: list[set[tuple[Any, ...]]] = [set() for _ in programs]
+    done: list[set[Instruction]] = [set() for _ in programs]
+    position = [0] * stages
+
+    def fail(stage: int, instruction: Instruction, why: str) -> None:
+        place = position[stage]
+        raise ScheduleError(f"stage {stage}: {instruction}, its instruction {place}, {why}")
+
+    def need(stage: int, instruction: Instruction, what: tuple[Any, ...], why: str) -> None:
+        if what not in has[stage]:
+            fail(stage, instruction, why)
+
+    def compute(stage: int, instruction: Compute) -> None:
+        microbatch, chunk = instruction.microbatch, instruction.chunk
+        if not (0 <= microbatch < microbatches and 0 <= chunk < schedule.chunks):
+            limits = f"{microbatches} microbatches and {schedule.chunks} chunks"
+            fail(stage, instruction, f"is not within {limits}")
+        part = schedule.part(stage, chunk, stages)
+        match instruction:
+            case Forward():
+                if part > 0:
+                    need(stage, instruction, ("activation", microbatch, part), "has no input yet")
+                has[stage].add(("forward", microbatch, part))
+                has[stage].add(("activation", microbatch, part + 1))
+            case Backward() | InputGradient():
+                forward = ("forward", microbatch, part)
+                need(stage, instruction, forward, "has no Forward before it, or is a second one")
+                if part < last:
+                    why = "has no gradient of its output yet"
+                    need(stage, instruction, ("gradient", microbatch, part + 1), why)
+                has[stage].discard(forward)
+                has[stage].add(("gradient", microbatch, part))
+                kind = "weights" if isinstance(instruction, Backward) else "input"
+                has[stage].add((kind, microbatch, part))
+            case WeightGradient():
+                before = ("input", microbatch, part)
+                need(stage, instruction, before, "has no InputGradient before it")
+                has[stage].discard(before)
+                has[stage].add(("weights", microbatch, part))
+
+    def run(stage: int, instruction: Instruction) -> bool:
+        """Do the instruction, if it can be done now."""
+        match instruction:
+            case Post() | Reduce() | Step():
+                pass
+            case Send(what, microbatch, peer, part):
+                key = (what, microbatch, part)
+                if what != "loss":
+                    need(stage, instruction, key, "sends what is not computed yet")
+                travelling.add((stage, peer, *key))
+            case Recv(what, microbatch, peer, part):
+                if Post(what, microbatch, peer, part) not in done[stage]:
+                    fail(stage, instruction, "has no Post before it")
+                if (peer, stage, what, microbatch, part) not in travelling:
+                    return False
+                travelling.discard((peer, stage, what, microbatch, part))
+                has[stage].add((what, microbatch, part))
+            case _:
+                compute(stage, instruction)
+        if isinstance(instruction, Step):
+            return True
+        if instruction in done[stage]:
+            fail(stage, instruction, "comes a second time")
+        done[stage].add(instruction)
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for stage, instructions in enumerate(programs):
+            while position[stage] < len(instructions) and run(stage, instructions[position[stage]]):
+                position[stage] += 1
+                moved = True
+    _check_stuck(programs, position)
+    for sender, peer, what, microbatch, part in sorted(travelling):
+        lost = Send(what, microbatch, peer, part)
+        raise ScheduleError(f"stage {sender}: {lost} is never received by stage {peer}")
+    for stage, instructions in enumerate(programs):
+        _check_complete(stage, instructions, schedule, microbatches)
+
+
+def _check_stuck(programs: Sequence[Sequence[Instruction]], position: list[int]) -> None:
+    """Raise ScheduleError if a stage stands still; one that nobody ever serves is named first."""
+    stuck = []
+    for stage, instructions in enumerate(programs):
+        if position[stage] < len(instructions):
+            waiting = instructions[position[stage]]
+            assert isinstance(waiting, Recv)  # nothing else waits
+            send = Send(waiting.what, waiting.microbatch, stage, waiting.part)
+            comes = send in programs[waiting.peer][position[waiting.peer] :]
+            stuck.append((comes, stage, waiting))
+    for comes, stage, waiting in sorted(stuck, key=lambda one: one[:2]):
+        why = "waits itself before it sends that" if comes else "never sends that"
+        raise ScheduleError(
+            f"stage {stage} can never run {waiting}, its instruction {position[stage]}: "
+            f"stage {waiting.peer} {why}"
+        )
+
+
+def _check_complete(
+    stage: int, instructions: Sequence[Instruction], schedule: Schedule, microbatches: int
+) -> None:
+    """Every microbatch has passed every chunk before the last Step."""
+    steps = [place for place, item in enumerate(instructions) if isinstance(item, Step)]
+    before = instructions[: steps[-1]] if steps else []
+    done = {
+        (item.microbatch, item.chunk)
+        for item in before
+        if isinstance(item, (Backward, WeightGradient))
+    }
+    for chunk in range(schedule.chunks):
+        missing = [micro for micro in range(microbatches) if (micro, chunk) not in done]
+        if missing:
+            raise ScheduleError(
+                f"stage {stage}: Step() before the gradients of microbatches {missing}"
+                + (f" of chunk {chunk}" if schedule.chunks > 1 else "")
+            )

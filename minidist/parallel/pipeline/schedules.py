@@ -1,0 +1,289 @@
+"""Pipeline schedules as data: in which order each stage computes, as a list of instructions.
+
+A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing, and
+says only what a stage *computes*, and when. ``programs.py`` adds the messages that follow from it.
+Four readers share the resulting list: ``prover.py`` proves that it can run, ``pricing.py``
+predicts its time, memory and messages, ``executor.py`` runs it, and ``minidist.plots.pipeline``
+draws it. What is drawn is what runs.
+
+F forward, B backward, and B's two halves: I, the gradient of the input, which the previous stage
+waits for, and W, the gradient of the weights, which nobody waits for. With p stages, m
+microbatches and v chunks a stage (all stages equal, messages free, idle as a share of the step):
+
+    schedule         idle                          activations kept by a stage, in microbatches
+    naive            (p - 1)/p                     1
+    gpipe            (p - 1)/(m + p - 1)           m                      arXiv 1811.06965, 2.3
+    one_f_one_b      (p - 1)/(m + p - 1)           min(p - stage, m)      arXiv 2104.04473, 2.2.1
+    interleaved      (p - 1)/(v·m + p - 1)         up to p + (p - 1)/v    arXiv 2104.04473, 2.2.2
+    zero_bubble_h1   (p - 1)/(3m + p - 1)          p                      arXiv 2401.10241, 2.1
+    zero_bubble_v    (p - 1)/(6m + p - 1), m ≥ 2p  p                      arXiv 2401.10241, 6
+    pipedream        as 1F1B until it drains       min(p - stage, m)      SOSP'19, section 3.3
+
+The zero-bubble shares are for F = I = W. In general ZB-H1 waits (p - 1)(F + I - W), 1F1B
+(p - 1)(F + I + W), and ZB-V only for its first microbatch to arrive, half a forward a stage.
+
+1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
+something else to do: another chunk of the model (interleaved), or weight gradients kept for
+later (zero bubble).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Run a chunk's layers on a microbatch (and the loss, in the model's last part)."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Both halves of the backward of a microbatch, mixed layer by layer."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """Backward of a microbatch, but for the weights: what the previous stage waits for."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """What ``InputGradient`` left: the gradients of the weights."""
+
+    microbatch: int
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Make a buffer ready for a message, which may then come while the stage computes."""
+
+    what: str
+    microbatch: int
+    peer: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Recv:
+    """Wait for a message: ``what`` ("activation", "gradient" or "loss") from stage ``peer``.
+
+    ``part`` is the part of the model whose input, or whose input's gradient, it is.
+    """
+
+    what: str
+    microbatch: int
+    peer: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """Start to send ``what`` of a microbatch to stage ``peer``, and go on at once."""
+
+    what: str
+    microbatch: int
+    peer: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Add up over ranks that hold the same parameters.
+
+    "replicas": a chunk's gradients, over the copies of this pipeline, while the stage goes on.
+    "tied": the gradients of parameters that several stages share. "loss": of all copies.
+    """
+
+    what: str
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The optimizer's step."""
+
+
+Compute = Forward | Backward | InputGradient | WeightGradient
+Instruction = Compute | Post | Recv | Send | Reduce | Step
+Order = Callable[[int, int, int], Iterator[Compute | Step]]
+COMPUTE = (Forward, Backward, InputGradient, WeightGradient)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An order, and where the parts of the model lie that it speaks of.
+
+    Each of p stages holds ``chunks`` parts of the model. Chunk c of stage s is part c·p + s: one
+    loop through all stages after the other. With ``vee`` every second loop runs backwards, so
+    that the last stage of one is the first of the next.
+    """
+
+    order: Order
+    chunks: int = 1
+    vee: bool = False
+
+    def part(self, stage: int, chunk: int, stages: int) -> int:
+        """Which part of the model a stage's chunk is."""
+        within = stages - 1 - stage if self.vee and chunk % 2 else stage
+        return chunk * stages + within
+
+    def stage(self, part: int, stages: int) -> int:
+        """Which stage holds a part."""
+        chunk, within = divmod(part, stages)
+        return stages - 1 - within if self.vee and chunk % 2 else within
+
+
+# One after the other: from the simplest to the most even.
+
+
+def naive(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """One microbatch at a time, forward and back through all stages: one stage works at a time."""
+    for microbatch in range(microbatches):
+        yield Forward(microbatch)
+        yield Backward(microbatch)
+
+
+def gpipe(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """All microbatches forward, one behind the other; then all backward, in the same order."""
+    for microbatch in range(microbatches):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches):
+        yield Backward(microbatch)
+
+
+def one_f_one_b(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """Backward as soon as possible: then a stage keeps few microbatches, and forgets in turn."""
+    warm_up = min(stages - 1 - stage, microbatches)
+    for microbatch in range(warm_up):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches - warm_up):
+        yield Forward(warm_up + microbatch)
+        yield Backward(microbatch)
+    for microbatch in range(microbatches - warm_up, microbatches):
+        yield Backward(microbatch)
+
+
+def interleaved(stage: int, stages: int, microbatches: int, chunks: int = 2) -> Iterator[Compute]:
+    """1F1B over several small chunks a stage: the pipeline fills after a chunk, not a stage.
+
+    Microbatches go in groups of p: a group passes chunk 0 of all stages, then chunk 1, and so on.
+    Where the last group is not full, its places stay empty: the order of the rest is kept.
+    """
+    groups = [range(first, first + stages) for first in range(0, microbatches, stages)]
+    ahead = [(m, chunk) for group in groups for chunk in range(chunks) for m in group]
+    back = [(m, chunk) for group in groups for chunk in reversed(range(chunks)) for m in group]
+    warm_up = min(2 * (stages - 1 - stage) + (chunks - 1) * stages, len(ahead))
+    order: list[Compute] = [Forward(*place) for place in ahead[:warm_up]]
+    for place, returning in zip(ahead[warm_up:], back, strict=False):
+        order += [Forward(*place), Backward(*returning)]
+    order += [Backward(*returning) for returning in back[len(ahead) - warm_up :]]
+    yield from (work for work in order if work.microbatch < microbatches)
+
+
+def zero_bubble_h1(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """1F1B with weight gradients kept for the gaps: stage s computes them s microbatches later.
+
+    The later stages go backward first and would wait last, so they keep most for the end. No
+    stage keeps more than p microbatches, which is what 1F1B's first stage keeps anyway.
+    """
+    warm_up = min(stages - 1 - stage, microbatches)
+    kept = min(stage, microbatches)
+    for microbatch in range(warm_up):
+        yield Forward(microbatch)
+    for microbatch in range(microbatches):
+        if warm_up + microbatch < microbatches:
+            yield Forward(warm_up + microbatch)
+        yield InputGradient(microbatch)
+        if microbatch >= kept:
+            yield WeightGradient(microbatch - kept)
+    for microbatch in range(microbatches - kept, microbatches):
+        yield WeightGradient(microbatch)
+
+
+def zero_bubble_v(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    """Two chunks a stage, down and up again like a V: the loss comes out where the input went in.
+
+    The first stage then knows a microbatch's gradient right after its forward, and every stage
+    has F, I and W of two chunks to fill its gaps with. It is made for m ≥ 2p - 1: with fewer,
+    the same order is kept and what concerns missing microbatches is left out.
+    """
+    for instruction in _vee(stage, stages, max(microbatches, 2 * stages - 1)):
+        if instruction.microbatch < microbatches:
+            yield instruction
+
+
+def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
+    down, up = 0, 1  # the chunks
+    kinds = (Forward, InputGradient, WeightGradient)
+    done = {(kind, chunk): 0 for kind in kinds for chunk in (down, up)}
+
+    def run(kind: Any, chunk: int) -> Iterator[Compute]:
+        """The next microbatch of this kind."""
+        yield kind(done[kind, chunk], chunk)
+        done[kind, chunk] += 1
+
+    # Warm-up: the first microbatches go down the V, and come up again in the gaps.
+    for _ in range(2 * (stages - stage) - 1):
+        yield from run(Forward, down)
+    for _ in range(stage):
+        yield from run(Forward, up)
+        yield from run(Forward, down)
+    for _ in range(stages - stage):
+        yield from run(Forward, up)
+        yield from run(InputGradient, up)
+        yield from run(WeightGradient, up)
+    # Steady: all six kinds of work in turn.
+    while done[Forward, up] < microbatches:
+        if done[Forward, down] < microbatches:
+            yield from run(Forward, down)
+        yield from run(InputGradient, down)
+        yield from run(WeightGradient, down)
+        yield from run(Forward, up)
+        yield from run(InputGradient, up)
+        yield from run(WeightGradient, up)
+    # Cool-down: what others wait for first.
+    for _ in range(stage):
+        yield from run(InputGradient, down)
+        yield from run(InputGradient, up)
+    for _ in range(stages - stage):
+        yield from run(InputGradient, down)
+        yield from run(WeightGradient, down)
+    for chunk in (up, down):
+        while done[WeightGradient, chunk] < microbatches:
+            yield from run(WeightGradient, chunk)
+
+
+def pipedream(stage: int, stages: int, microbatches: int) -> Iterator[Compute | Step]:
+    """1F1B with a step of the optimizer after every backward: nobody waits for anybody's step.
+
+    A microbatch that is under way keeps the weights it went forward with: see ``pipedream.py``.
+    """
+    for instruction in one_f_one_b(stage, stages, microbatches):
+        yield instruction
+        if isinstance(instruction, Backward):
+            yield Step()
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "naive": Schedule(naive),
+    "gpipe": Schedule(gpipe),
+    "one_f_one_b": Schedule(one_f_one_b),
+    "interleaved": Schedule(partial(interleaved, chunks=2), chunks=2),
+    "zero_bubble_h1": Schedule(zero_bubble_h1),
+    "zero_bubble_v": Schedule(zero_bubble_v, chunks=2, vee=True),
+    "pipedream": Schedule(pipedream),
+}

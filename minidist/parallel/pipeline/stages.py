@@ -1,0 +1,231 @@
+"""Where a pipeline cuts a model, and what each part of it costs: FLOPs and memory.
+
+A model is a list of blocks; a part is a few consecutive ones. ``cut`` makes the parts as even as
+can be, by counted cost (``block_flops``), by measured cost (``block_seconds``), or by any other
+numbers. ``part_cost`` says what a part computes and keeps for one microbatch, exactly, since the
+blocks say what they save and what a delayed weight gradient keeps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidist.collectives import broadcast
+from minidist.comm.comm import Comm
+from minidist.data.batches import Batch
+from minidist.engine.array import module_of
+from minidist.engine.tensor import Tensor
+from minidist.nn.layers import Sequential
+from minidist.nn.module import LayerCost, Module, Parameter, Shape
+from minidist.parallel.method import saved_bytes, training_flops
+from minidist.parallel.pipeline.pricing import Memory
+
+Bounds = list[tuple[int, int]]
+
+
+def block_flops(model: Sequential) -> list[int]:
+    """Forward FLOPs of every block for one sample: what stages are cut by."""
+    if model.input_shape is None:
+        raise ValueError(
+            "a pipeline cuts the model by FLOPs and does not know its input: build it as "
+            "Sequential(..., input_shape=(...)), or cut by hand with bounds=[(start, stop), ...]"
+        )
+    return [cost.flops for cost in model.costs((1, *model.input_shape))]
+
+
+def block_seconds(model: Sequential, batch: Batch, comm: Comm, repeats: int = 3) -> list[float]:
+    """Seconds that rank 0 needs for every block's forward and backward, the same on every rank.
+
+    ``model`` is a copy to measure on, not the one to train: it is initialised here.
+    """
+    seconds = np.zeros(len(model))
+    if comm.rank == 0:
+        model.init(0)
+        best = np.full(len(model), np.inf)
+        for _ in range(repeats):
+            x = batch.inputs
+            for index, block in enumerate(model.blocks.values()):
+                start = time.perf_counter()
+                if getattr(x, "dtype", None) is not None and x.dtype.kind == "f" and index:
+                    x = Tensor(x, requires_grad=True)
+                y = block(x)
+                if y.requires_grad:
+                    y.backward(y.xp.ones_like(y.data))
+                best[index] = min(best[index], time.perf_counter() - start)
+                x = y.data
+        seconds = best
+    broadcast(comm, seconds, root=0)
+    return [float(value) for value in seconds]
+
+
+def cut(costs: Sequence[float], parts: int) -> Bounds:
+    """Cut blocks of these costs into consecutive parts, as even as can be: (start, stop) each.
+
+    Least sum of squares, by dynamic programming; a block that costs nothing stays with the one
+    before it.
+    """
+    if parts > len(costs):
+        raise ValueError(
+            f"{parts} stages need as many blocks, and the model has {len(costs)}: "
+            "use fewer ranks or a deeper model"
+        )
+    total: list[float] = [0]
+    for cost in costs:
+        total.append(total[-1] + cost)
+    # best[stop]: (cost, starts) of the best cut of the first ``stop`` blocks so far
+    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
+    for _ in range(parts):
+        following: dict[int, tuple[float, list[int]]] = {}
+        for start, (cost, starts) in best.items():
+            for stop in range(start + 1, len(costs) + 1):
+                candidate = (cost + (total[stop] - total[start]) ** 2, [*starts, start])
+                if stop not in following or (candidate[0], [-s for s in candidate[1]]) < (
+                    following[stop][0],
+                    [-s for s in following[stop][1]],
+                ):
+                    following[stop] = candidate
+        best = following
+    starts = best[len(costs)][1]
+    return list(zip(starts, [*starts[1:], len(costs)], strict=True))
+
+
+def join(parts: Sequence[Sequential]) -> Sequential:
+    """Parts of one model, that need not be neighbours, as one model with the same names."""
+    joined = Sequential()
+    for part in parts:
+        joined.blocks |= part.blocks
+    return joined
+
+
+def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
+    """Parameters that several parts share, by name: in which parts each is."""
+    holders: dict[str, list[int]] = {}
+    for index, part in enumerate(parts):
+        for name in part.named_parameters():
+            holders.setdefault(name, []).append(index)
+    return {name: where for name, where in holders.items() if len(where) > 1}
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What one part of a model costs on one microbatch: FLOPs, and bytes kept."""
+
+    forward: int
+    input_gradient: int
+    weight_gradient: int
+    memory: Memory  # where both halves of the backward are mixed
+    split: Memory  # where the weights' gradient comes later
+    output: Shape
+
+
+def part_cost(
+    part: Sequential,
+    shape: Shape,
+    itemsize: int,
+    loss: Module | None,
+    first: bool,
+    recompute: bool,
+) -> PartCost:
+    """The cost of ``part`` on an input of ``shape``; ``loss`` if the model ends in it.
+
+    The model's first part wants no gradient of its input. With ``recompute`` a microbatch keeps
+    its input alone (the first part not even that: it is in the batch), and goes forward again.
+    """
+    costs = part.costs(shape, itemsize)
+    output = costs[-1].shape if costs else shape
+    forward, backward = training_flops(part, shape, input_grad=not first)
+    weight = sum(cost.weight_flops for cost in costs)
+    saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
+    highest, kept = _walk_back(costs, shape, itemsize, loss)
+    again = forward if recompute else 0
+    if recompute:
+        own = 0 if first else int(np.prod(shape)) * itemsize
+        if not _saves_input(costs, loss):  # then the input is held beside what is saved
+            saved, highest = saved + own, highest + own
+        during, saved = saved, own
+    else:
+        during = saved
+    return PartCost(
+        forward=forward,
+        input_gradient=backward - weight + again,
+        weight_gradient=weight,
+        memory=Memory(saved, during),
+        split=Memory(saved, max(during, highest), kept),
+        output=output,
+    )
+
+
+def _saves_input(costs: Sequence[LayerCost], loss: Module | None) -> bool:
+    """Whether the input's own memory is among what the part saves."""
+    for cost in costs:
+        if cost.saves_input:
+            return True
+        if not cost.view:
+            return False
+    return False
+
+
+def _walk_back(
+    costs: Sequence[LayerCost], shape: Shape, itemsize: int, loss: Module | None
+) -> tuple[int, int]:
+    """Bytes kept while going backward without the weights: at the highest, and at the end.
+
+    A block frees what it saved, and a block with weights keeps its input and the gradient of its
+    output for later. What lies between two blocks is one array, whoever keeps it.
+    """
+    shapes = [shape, *(cost.shape for cost in costs)]
+    place = [0]  # the array that lies before each block: a view is the same array
+    for index, cost in enumerate(costs):
+        place.append(place[-1] if cost.view else index + 1)
+    sizes = {place[i]: int(np.prod(shapes[place[i]])) * itemsize for i in range(len(place))}
+    users: dict[int, int] = {}
+
+    def use(boundary: int, count: int) -> None:
+        users[boundary] = users.get(boundary, 0) + count
+
+    own = 0
+    for index, cost in enumerate(costs):
+        use(place[index], cost.saves_input)
+        use(place[index + 1], cost.saves_output)
+        own += cost.saved_bytes
+    highest = now = own + sum(sizes[b] for b, count in users.items() if count)
+    if loss is not None:
+        highest += loss.cost(shapes[-1], itemsize).saved_bytes
+    for index in reversed(range(len(costs))):
+        cost = costs[index]
+        use(place[index], cost.defers_input - cost.saves_input)
+        use(place[index + 1], -int(cost.saves_output))
+        own += cost.deferred_bytes - cost.saved_bytes
+        now = own + sum(sizes[b] for b, count in users.items() if count)
+        highest = max(highest, now)
+    return highest, now if costs else 0
+
+
+def separate(model: Sequential) -> list[tuple[Parameter, Parameter]]:
+    """Give every further block that shares a parameter a gradient of its own: (first, twin) each.
+
+    The twin has the same values in the same memory. Uses in different blocks are then summed
+    apart and brought together at the end, which is the order in which pipeline stages on
+    different ranks must do it; with one microbatch it changes no bit.
+    """
+    seen: dict[int, Parameter] = {}
+    twins: list[tuple[Parameter, Parameter]] = []
+    for block in model.blocks.values():
+        here: dict[int, Parameter] = {}
+        for module in block.named_modules().values():
+            for attribute, value in list(vars(module).items()):
+                if not isinstance(value, Parameter):
+                    continue
+                if id(value) not in seen:
+                    here[id(value)] = value
+                    continue
+                twin = Parameter(value.declared, value.initialiser, value.name)
+                twin.data, twin.grad = value.data, module_of(value.grad).zeros_like(value.grad)
+                setattr(module, attribute, twin)
+                twins.append((value, twin))
+        seen |= here
+    return twins

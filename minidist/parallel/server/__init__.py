@@ -1,0 +1,23 @@
+"""Parameter servers: some ranks keep the parameters, the others compute gradients and push them.
+
+Read ``parameter_server.py`` first: all wait for all. In ``stale_parameter_server.py`` workers run
+ahead of each other, in ``look_ahead.py`` they make up for it, and in ``backup_workers.py`` the
+slowest are not waited for. ``key_ranges.py`` says which server has which parameters, ``pushes.py``
+what a gradient is on its way.
+"""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "parameter_server": ["ParameterServer"],
+        "stale_parameter_server": ["StaleParameterServer"],
+        "look_ahead": ["LookAhead"],
+        "backup_workers": ["BackupWorkers"],
+        "key_ranges": ["KeyRanges", "ServerLost", "Servers", "flat_slices", "roles"],
+        "pushes": ["Pushes"],
+    },
+)

@@ -1,0 +1,164 @@
+"""Backup workers: synchronous training that does not wait for the slowest.
+
+    worker 0   ████ push ─────── pull ████ push         the server wants W - b pushes of a clock,
+    worker 1   █████ push ────── pull █████ push        here 3 of 4 ...
+    worker 2   ██████ push ───── pull ██████ push
+    worker 3   ██████████████ push (late: dropped)      ... and the last one has computed in vain
+
+The server takes the first W - b gradients of every clock, scales their sum up to the whole batch,
+steps, and answers those that sent them. A later gradient of that clock is dropped: stale it never
+is, only wasted. Its worker is answered at once, and told which clock it is by then, so it skips
+what it has missed. With b = 0 this is bulk synchronous training.
+
+For one global batch, W workers and one server, of n = Ψe bytes:
+
+    a worker sends     2 messages, 16 + n bytes
+    the server sends   2W messages, W(8 + n) bytes, and the losses (see stale_parameter_server.py)
+    memory             as the synchronous server: the sum, and the gradient arriving
+
+It helps against pauses that hit another worker each time. A worker that is *always* slow is always
+dropped: its share of the data is then never learnt. Chen et al., "Revisiting distributed
+synchronous SGD", arXiv 1604.00981, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from minidist.comm.comm import ANY, Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.method import StepCost
+from minidist.parallel.server.pushes import PUSH
+from minidist.parallel.server.stale_parameter_server import PULL, StaleParameterServer
+
+
+class BackupWorkers(StaleParameterServer):
+    """``backups`` of the workers may be late; ``dropped`` counts the gradients that were."""
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        backups: int = 1,
+        compressor: Callable[[], Compressor] | None = None,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, compressor=compressor, clip=clip)
+        if backups < 0:
+            raise ValueError(f"the number of backup workers is 0 or more, not {backups}")
+        self.backups = min(backups, len(self.workers) - 1)  # somebody must work
+        self.dropped = 0
+        self.incoming: Array | None = None
+        if comm.size > 1 and self.serves and not self.pushes.compressed:
+            self.incoming = module_of(self.data).empty_like(self.data)
+
+    def work(self, batches: Sequence[Batch]) -> None:
+        """Compute, push, pull; then the batch that the server says is next."""
+        index, server = self.workers.index(self.comm.rank), self.servers[0]
+        clock, end, header = self.clock, self.clock + len(batches), np.empty(1)
+        while clock < end:
+            self.model.zero_grad()
+            shard = batches[clock - self.clock].shard(index, len(self.workers))
+            loss = self.forward_backward(shard)
+            message = [np.array([clock, loss]), self.pushes.pack(0, self.model.flat.grad, clock)]
+            with self.servers_must_live(), self.comm.step("push"):
+                pulls = [
+                    self.comm.irecv(answer, server, PULL)
+                    for answer in (header, self.model.flat.data)
+                ]
+                self.push(server, message)
+            with self.servers_must_live(), self.comm.step("pull"):
+                for pull in pulls:
+                    pull.wait()
+            clock = int(header[0])
+
+    def serve(self, clock: int) -> None:
+        """Clock by clock, until every living worker has been told that the last one is over."""
+        now, arrived, working = self.clock, list[int](), set(self.workers) - self.lost
+        while working:
+            with self.without_lost_workers():
+                worker, its_clock = self.take_into_sum(now, first=not arrived)
+                if its_clock == now:
+                    arrived.append(worker)
+                elif its_clock >= 0:
+                    self.dropped += 1
+                    self.tell_clock(worker, now, working, clock)
+            working -= self.lost
+            if arrived and len(arrived) >= min(self.wanted, len(self.workers) - len(self.lost)):
+                self.total *= len(self.workers) / len(arrived)
+                self.losses[now - self.clock] *= len(self.workers) / len(arrived)
+                self.clip_total()
+                self.update_keys()
+                now += 1
+                for worker in arrived:
+                    with self.without_lost_workers():
+                        self.tell_clock(worker, now, working, clock)
+                arrived = []
+
+    @property
+    def wanted(self) -> int:
+        """How many gradients make a step."""
+        return len(self.workers) - self.backups
+
+    def take_into_sum(self, now: int, first: bool) -> tuple[int, int]:
+        """Receive a push, and add it to the sum if it is of clock ``now``; its worker and clock.
+
+        The clock is -1 if the push has come before: it is drained, and nobody waits for an answer.
+        """
+        header = np.empty(2)
+        with self.comm.step("wait for a push"):
+            worker = self.comm.recv(header, ANY, PUSH)
+        clock = int(header[0])
+        new, wanted = clock >= self.clocks[worker], clock == now
+        with self.comm.step(f"collect from {worker}"):
+            into = self.total if new and wanted and first else self.incoming
+            self.pushes.receive(self.comm, worker, into)
+            if not new:
+                self.repeated += 1
+                return worker, -1
+            self.clocks[worker] = clock + 1
+            if wanted:
+                self.pushes.add(self.comm, self.total, into, first, clock)
+                self.losses[now - self.clock] += header[1]
+        return worker, clock
+
+    def tell_clock(self, worker: int, now: int, working: set[int], end: int) -> None:
+        """Answer a worker with the clock that it is by now, and the parameters."""
+        with self.comm.step(f"answer {worker}"):
+            self.comm.send(np.array([float(now)]), worker, PULL)
+            self.comm.send(self.data, worker, PULL)
+        if now >= end:
+            working.discard(worker)
+
+    def holds(self) -> dict[str, list[Array]]:
+        held = super().holds()
+        if self.incoming is not None:
+            held["gradients"].append(self.incoming)
+        return held
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """As the asynchronous server, and a clock with every answer; gradients are added."""
+        cost, workers = super().cost(batch, machine), len(self.workers)
+        if self.comm.size > 1:
+            n = self.psi * self.itemsize
+            server = self.servers[0]
+            cost.messages[server] += workers
+            cost.nbytes[server] += 8 * workers
+            if self.pushes.compressed:
+                flops = self.wanted * self.pushes.decode_flops(0)  # late ones are not unpacked
+                cost.busy[server] = machine.compute(flops, server)
+            else:
+                cost.busy[server] += (self.wanted - 1) * machine.reduce(n)
+                cost.peak_bytes["gradients"][server] += n
+        return cost

@@ -1,0 +1,279 @@
+"""The parameter server, synchronous: workers compute gradients, servers own the parameters.
+
+    worker 0 ── push gradient ──▶ ╭────────╮ ── pull parameters ──▶ worker 0
+    worker 1 ── push gradient ──▶ │ server │ ── pull parameters ──▶ worker 1
+    worker 2 ── push gradient ──▶ ╰────────╯ ── pull parameters ──▶ worker 2
+                                adds, then steps
+
+The server waits for every worker (bulk synchronous, BSP), adds the gradients, takes one optimizer
+step and answers with the new parameters. Workers keep no optimizer state. One server's port must
+take and give everything, so the keys are cut into S ranges with a server each (key_ranges.py). In
+round k worker w meets server w + k, so no two workers begin at the same one; a server answers
+while its workers still push to others.
+
+With W workers, S servers, n = (Ψ + 1)e bytes (one element is the loss), all ranges even:
+
+    a worker sends      n in S messages, one to each server
+    a server sends      nW/S in W messages, and receives as much (and the last one, which adds the
+                        losses up, sends the sum to the S - 1 others)
+    memory of a server  n/S parameters, 2n/S gradients (the sum, and the one arriving), and
+                        1/S of the optimizer's state, of which workers have none
+    time                compute/W + 2W(α + n/S·β) + (W - 1)n/S·γ, if S ≤ W
+
+Where every one of p ranks is a worker with a server beside it, W = S = p and what one would send
+to itself stays: 2(p - 1) messages, 2n(p - 1)/p bytes, and the time of a ring all-reduce, to the
+last term. Sharding removes the bottleneck; it cannot send less than an all-reduce.
+
+Pushes may be compressed (pushes.py). To ``clip``, the servers sum the squares of their ranges: a
+ring all-reduce of 8 bytes among them, and then all scale alike, as serial training would.
+
+A worker that dies is left out, and the gradient of the others scaled up to the whole batch; a
+server that dies takes its keys with it. Li et al., "Scaling distributed machine learning with the
+parameter server", OSDI'14, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from minidist.collectives import chunks
+from minidist.comm.comm import Comm, Request
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.engine.array import Array, module_of
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.server.key_ranges import KeyRanges, Servers
+from minidist.parallel.server.pushes import PUSH
+
+PULL, LOSS = 2, 3  # tags: two colocated ranks push and pull in both directions
+
+
+def push_tag(step: int) -> int:
+    """So a push that comes again, or late, is not taken for one of another step."""
+    return PUSH + 3 * (step % 1000)
+
+
+class ParameterServer(KeyRanges):
+    """``servers`` ranks serve and the others work; or all do both, if ``colocated``."""
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        servers: Servers = 1,
+        colocated: bool = False,
+        compressor: Callable[[], Compressor] | None = None,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            servers,
+            colocated,
+            extra=1,
+            compressor=compressor,
+            clip=clip,
+        )
+        self.exact = not self.pushes.compressed
+        self.incoming: Array | None = None
+        if self.serves and len(self.workers) > 1 and not self.pushes.compressed:
+            self.incoming = module_of(self.data).empty_like(self.data)
+
+    def step(self, batch: Batch) -> float:
+        requests: list[Request] = []
+        if self.works:
+            requests = self.work(batch)
+        if self.serves:
+            self.serve(batch.step)
+        with self.comm.step("pull"), self.servers_must_live():
+            for request in requests:
+                request.wait()
+        values = self.model.flat.data_and_loss if self.works else self.data
+        return float(values[-1]) if self.works or self.owns_loss else self.hear_loss()
+
+    def work(self, batch: Batch) -> list[Request]:
+        """The worker: compute a gradient, then start to push it and to pull the answers."""
+        index, flat = self.workers.index(self.comm.rank), self.model.flat
+        self.model.zero_grad()
+        loss = self.forward_backward(batch.shard(index, len(self.workers)))
+        flat.grad_and_loss[-1] = loss
+        others = [
+            (server, self.servers[server])
+            for worker, server in self.meetings()
+            if worker == index and self.servers[server] != self.comm.rank
+        ]
+        messages = [
+            self.pushes.pack(server, flat.grad_and_loss, batch.step) for server, _ in others
+        ]
+        with self.comm.step("push"):
+            pulls = [
+                self.comm.irecv(flat.data_and_loss[self.ranges[server]], to, PULL)
+                for server, to in others
+            ]
+            pushes = [
+                self.comm.isend(message, to, push_tag(batch.step))
+                for message, (_, to) in zip(messages, others, strict=True)
+            ]
+        return pushes + pulls
+
+    def serve(self, step: int) -> None:
+        """The server: collect a gradient from every worker, update, answer every worker."""
+        index = self.servers.index(self.comm.rank)
+        clients = [self.workers[worker] for worker, server in self.meetings() if server == index]
+        if self.works:
+            clients.remove(self.comm.rank)  # its own gradient lies in the sum already
+        arrived = int(self.works)
+        for worker in self.alive(clients):
+            with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
+                if not self.works:
+                    self.comm.wait_for(worker, push_tag(step))
+                into = self.incoming if arrived else self.total
+                self.pushes.receive(self.comm, worker, into, push_tag(step))
+                self.pushes.add(self.comm, self.total, into, arrived == 0, step)
+                arrived += 1
+        self.make_up_for(arrived)
+        self.clip_total()
+        self.update_keys()
+        if self.owns_loss:
+            self.data[-1] = self.total[-1]
+        for worker in self.alive(clients):
+            with self.without_lost_workers(), self.comm.step(f"answer {worker}"):
+                self.comm.send(self.data, worker, PULL)
+        if self.owns_loss and not self.works:
+            for server in self.servers[:-1]:
+                self.comm.send(self.data[-1:], server, LOSS)
+
+    def make_up_for(self, arrived: int) -> None:
+        """Shards of workers that died are taken to be like the others."""
+        if arrived < len(self.workers):
+            self.total *= len(self.workers) / arrived
+
+    def hear_loss(self) -> float:
+        """A server that does not own the loss is told it by the one that does."""
+        loss = self.total[:1]  # the step is over: the sum is not needed any more
+        with self.servers_must_live():
+            self.comm.recv(loss, self.servers[-1], LOSS)
+        return float(loss[0])
+
+    @property
+    def owns_loss(self) -> bool:
+        """Whether the loss, the slot after the last key, is in this server's range."""
+        return self.serves and self.comm.rank == self.servers[-1]
+
+    def meetings(self) -> Iterator[tuple[int, int]]:
+        """(worker, server), by round: in round k worker w meets server (w + k) mod S."""
+        count = len(self.servers)
+        for round in range(count):
+            for worker in range(len(self.workers)):
+                yield worker, (worker + round) % count
+
+    def holds(self) -> dict[str, list[Array]]:
+        held = super().holds()
+        if self.incoming is not None:
+            held["gradients"].append(self.incoming[self.owned])
+        return held
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """The formula above for uneven ranges and shards too: the meetings, one by one.
+
+        A message begins when its server, its worker and both their ports are free.
+        """
+        ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
+        wire = [(part.stop - part.start) * e for part in self.ranges]
+        own = [(keys.stop - keys.start) * e for keys in self.keys]
+        shapes = {
+            rank: (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
+            for index, rank in enumerate(self.workers)
+        }
+        busy = [0.0 for _ in ranks]
+        for rank, shape in shapes.items():
+            flops = sum(training_flops(self.whole, shape))
+            busy[rank] = machine.compute(flops + pushes.encode_flops(self.clients_of(rank)), rank)
+        messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
+        clock, out_free, in_free = list(busy), list(busy), [0.0 for _ in ranks]
+
+        def move(sender: int, receiver: int, ready: float, size: int) -> float:
+            begin = max(ready, out_free[sender], in_free[receiver])
+            out_free[sender] = in_free[receiver] = begin + machine.message(size)
+            messages[sender] += 1
+            nbytes[sender] += size
+            return out_free[sender]
+
+        def work(rank: int, seconds: float) -> None:
+            clock[rank] += seconds
+            busy[rank] += seconds
+
+        meetings = [
+            (self.workers[worker], server, self.servers[server])
+            for worker, server in self.meetings()
+            if self.workers[worker] != self.servers[server]
+        ]
+        summing = set(self.workers)  # servers whose sum has something in it
+        for worker, index, server in meetings:
+            clock[server] = move(worker, server, clock[server], pushes.nbytes(index))
+            work(server, machine.compute(pushes.decode_flops(index), server))
+            if server in summing and not pushes.compressed:
+                work(server, machine.reduce(wire[index]))
+            summing.add(server)
+        for numbers in self.norms():  # a ring of the servers
+            count = len(self.servers)
+            parts = [8 * (part.stop - part.start) for part in chunks(numbers, count)]
+            for turn in range(2 * (count - 1)):
+                adding = turn < count - 1
+                sizes = [parts[(index - turn) % count] for index in range(count)]
+                ends = []
+                for index, server in enumerate(self.servers):
+                    right = self.servers[(index + 1) % count]
+                    ready = max(clock[server], clock[right])
+                    ends.append(move(server, right, ready, sizes[index]))
+                for index, server in enumerate(self.servers):
+                    clock[server] = max(ends[index], ends[index - 1])
+                    work(server, adding * machine.reduce(sizes[index - 1]))
+        for worker, index, server in meetings:
+            clock[server] = move(server, worker, clock[server], wire[index])
+        if len(self.servers) < self.comm.size:
+            for server in self.servers[:-1]:
+                last = self.servers[-1]
+                ready = max(clock[last], clock[server])
+                clock[last] = clock[server] = move(last, server, ready, e)
+
+        owned = [0 for _ in ranks]
+        for server, size in zip(self.servers, own, strict=True):
+            owned[server] = size
+        whole = [self.psi * e if rank in shapes else owned[rank] for rank in ranks]
+        arriving = len(self.workers) > 1 and not pushes.compressed
+        pushed = [
+            pushes.kept_bytes(self.clients_of(rank)) if rank in shapes else 0 for rank in ranks
+        ]
+        for index, server in enumerate(self.servers):
+            pushed[server] += pushes.arriving_bytes(index) if self.comm.size > 1 else 0
+        return StepCost(
+            messages=messages,
+            nbytes=nbytes,
+            peak_bytes={
+                "parameters": whole,
+                "gradients": [
+                    whole[rank] + owned[rank] * arriving + pushed[rank] for rank in ranks
+                ],
+                "optimizer": [len(self.optimizer.slots) * size for size in owned],
+                "activations": [
+                    saved_bytes(self.whole, shapes[rank], e, self.loss) if rank in shapes else 0
+                    for rank in ranks
+                ],
+            },
+            busy=busy,
+            # More servers than workers: idle ones overtake, and the rounds are no longer in order.
+            seconds=(
+                max(*clock, *out_free, *in_free) if len(self.servers) <= len(self.workers) else None
+            ),
+        )

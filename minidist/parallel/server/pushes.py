@@ -1,0 +1,184 @@
+"""Pushes: how a gradient travels from a worker to the servers, whole or compressed.
+
+    worker   gradient ─▶ cut by key ranges ─▶ encode each ─▶ ···· ─▶ server 0: decode, add
+                                                 ▲                   server 1: decode, add
+                                                 ╰─ error: kept for the next push to that server
+
+A worker has one compressor for each server, so error feedback works range by range: nothing is
+lost, it is only late (gradient_compression/compression.py). Where a range begins or ends inside a
+matrix, its whole rows stay a matrix, for PowerSGD; the torn rows travel as they are. Nobody votes
+on the way, so ``Sign`` means EF-signSGD here. Pulls are parameters, and not compressed.
+
+A push to a server is one message: ke bytes for its k keys as they are, else what the compressor's
+``wire`` says, its arrays one behind the other. What is no key (the loss, where it rides behind
+them) is never compressed: 8 bytes in front. Decoding is not charged to the virtual clock, but for
+its matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minidist.comm.comm import Comm
+from minidist.engine.array import Array, module_of
+from minidist.nn.module import Module, Shape
+from minidist.parallel.gradient_compression.compression import Compressor, make_compressor
+
+PUSH = 1  # tag
+
+
+class Pushes:
+    """One rank's end of all pushes: workers ``pack``, servers ``receive`` and ``add``.
+
+    ``ranges`` are the servers' parts of the flat gradient, ``keys`` the same without what rides
+    behind. ``compressor`` makes a compressor; None: gradients travel as they are.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        ranges: Sequence[slice],
+        keys: Sequence[slice],
+        compressor: Callable[[], Compressor] | None,
+        dtype: np.dtype,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self.ranges, self.keys, self.dtype = ranges, keys, dtype
+        self.codecs: list[Compressor] = []  # by server; enough to decode, and for the formulas
+        self.senders: dict[int, Compressor] = {}  # by server, on a worker; they remember errors
+        self.arriving: Array | None = None  # on a server: a compressed push, as it came; bytes
+        if compressor is not None:
+            for part in keys:
+                codec = make_compressor(compressor)
+                codec.describe(shapes_in(model, part), dtype, seed, rank)
+                self.codecs.append(codec)
+
+    @property
+    def compressed(self) -> bool:
+        return bool(self.codecs)
+
+    # The worker
+
+    def start_sending(self, grad: Array, servers: Iterable[int]) -> None:
+        """Told once: a gradient to come, and to which servers its parts will go."""
+        if self.compressed:
+            for server in servers:
+                sender = self.senders[server] = self.codecs[server]
+                sender.start(grad[self.keys[server]], sender.shapes, sender.seed, sender.rank)
+
+    def pack(self, server: int, grad: Array, step: int) -> Array:
+        """The push to ``server``: its part of ``grad``, and what rides behind the keys."""
+        if not self.compressed:
+            return grad[self.ranges[server]]
+        keys, behind = self.keys[server], slice(self.keys[server].stop, self.ranges[server].stop)
+        arrays = [grad[behind].astype(np.float64), *self.senders[server].encode(grad[keys], step)]
+        xp = module_of(grad)
+        return xp.concatenate([xp.asarray(array).view(np.uint8) for array in arrays])
+
+    # The server
+
+    def start_receiving(self, server: int, like: Array) -> None:
+        """Told once, on that server: allocates what compressed pushes arrive in."""
+        self.server = server
+        self.owned = slice(0, self.keys[server].stop - self.keys[server].start)
+        if self.compressed:
+            self.arriving = module_of(like).empty(self.nbytes(server), np.uint8)
+
+    def receive(self, comm: Comm, worker: int, into: Array, tag: int = PUSH) -> None:
+        """A push of ``worker``: into ``into`` as it is, or packed, to be unpacked by ``add``."""
+        comm.recv(into if self.arriving is None else self.arriving, worker, tag)
+
+    def add(self, comm: Comm, total: Array, arrived: Array, first: bool, step: int) -> None:
+        """Add to ``total``, or if ``first`` begin it with, what was received last.
+
+        If that came as it is, it lies in ``arrived``; the first may have come into ``total``.
+        """
+        if self.arriving is not None:
+            if first:
+                total.fill(0)
+            start, arrays = 0, list[Array]()
+            for length, dtype in self.layout(self.server):
+                stop = start + length * np.dtype(dtype).itemsize
+                arrays.append(self.arriving[start:stop].view(dtype))
+                start = stop
+            behind, *message = arrays
+            self.codecs[self.server].decode(message, total[self.owned], step)
+            total[self.owned.stop :] += behind
+        elif not first:
+            comm.combine("sum", total, arrived)
+
+    # The formula
+
+    def layout(self, server: int) -> list[tuple[int, DTypeLike]]:
+        """Lengths and dtypes of what a compressed push consists of: longest elements first."""
+        behind = self.ranges[server].stop - self.keys[server].stop
+        return [(behind, np.float64), *self.codecs[server].wire()]
+
+    def nbytes(self, server: int) -> int:
+        """Bytes of a push to ``server``."""
+        if not self.compressed:
+            part = self.ranges[server]
+            return (part.stop - part.start) * self.dtype.itemsize
+        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.layout(server))
+
+    def arriving_bytes(self, server: int) -> int:
+        """What a server holds of a compressed push."""
+        return self.nbytes(server) if self.compressed else 0
+
+    def kept_bytes(self, servers: Iterable[int]) -> int:
+        """What a worker remembers that pushes to these servers."""
+        return sum(self.codecs[server].kept_bytes() for server in servers if self.compressed)
+
+    def encode_flops(self, servers: Iterable[int]) -> int:
+        """FLOPs of packing a push to each of these servers."""
+        return sum(self.codecs[server].encode_flops() for server in servers if self.compressed)
+
+    def decode_flops(self, server: int) -> int:
+        """FLOPs of unpacking one push at ``server``."""
+        return self.codecs[server].decode_flops() if self.compressed else 0
+
+    # Memory
+
+    def holds(self) -> list[Array]:
+        """Errors kept for the next push, and the push that arrives."""
+        kept = [array for sender in self.senders.values() for array in sender.holds()]
+        return kept + ([] if self.arriving is None else [self.arriving])
+
+    def remembered(self) -> dict[str, Array]:
+        """What a worker must keep to go on later, by name."""
+        return {
+            f"push to {server}, {index}": array
+            for server, sender in self.senders.items()
+            for index, array in enumerate(sender.holds())
+        }
+
+
+def shapes_in(model: Module, keys: slice) -> dict[str, Shape]:
+    """What lies in a key range: parameters, or the whole rows of one, or pieces of a row.
+
+    >>> from minidist.nn import Linear
+    >>> shapes_in(Linear(4, 3), slice(2, 14))
+    {'weight[2:3]': (1,), 'weight[3:12]': (3, 3), 'bias[0:2]': (2,)}
+    """
+    shapes: dict[str, Shape] = {}
+    start = 0
+    for name, parameter in model.named_parameters().items():
+        low = max(keys.start - start, 0)
+        high = min(keys.stop - start, parameter.size)
+        start += parameter.size
+        if low >= high:
+            continue
+        row = int(np.prod(parameter.declared[1:]))
+        first, last = -(-low // row) * row, high // row * row
+        if len(parameter.declared) < 2 or first >= last:
+            first = last = high
+        for begin, end in ((low, first), (first, last), (last, high)):
+            if begin < end:
+                whole = (begin, end) == (first, last)
+                rows = ((end - begin) // row, *parameter.declared[1:])
+                shapes[f"{name}[{begin}:{end}]"] = rows if whole else (end - begin,)
+    return shapes

@@ -1,0 +1,73 @@
+"""``METHODS`` maps "method/variant" to what makes it: a row in ``minidist compare`` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from minidist.parallel import gradient_compression as compressors
+from minidist.parallel.averaging.easgd import ElasticAveraging
+from minidist.parallel.averaging.gossip import Gossip
+from minidist.parallel.averaging.local_sgd import DiLoCo, LocalSGD
+from minidist.parallel.data_parallel.data_parallel import DataParallel, Overlapped, PerParameter
+from minidist.parallel.data_parallel.symmetric import SymmetricDataParallel
+from minidist.parallel.gradient_compression.compression import Compressed
+from minidist.parallel.method import Method
+from minidist.parallel.pipeline.pipedream import PipeDream
+from minidist.parallel.pipeline.pipeline import Pipeline
+from minidist.parallel.serial import Serial
+from minidist.parallel.server.backup_workers import BackupWorkers
+from minidist.parallel.server.look_ahead import LookAhead
+from minidist.parallel.server.parameter_server import ParameterServer
+from minidist.parallel.zero.stage1 import Zero1
+from minidist.parallel.zero.stage2 import Zero2
+from minidist.parallel.zero.stage3 import Zero3
+
+
+def two_if_possible(ranks: int) -> int:
+    """The servers of a sharded row: two, if that leaves a worker for each."""
+    return 2 if ranks >= 4 else 1
+
+
+# Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
+stale = partial(LookAhead, staleness_aware=True)
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "serial": Serial,
+    "data_parallel/per_parameter": PerParameter,
+    "data_parallel/ring": DataParallel,
+    "data_parallel/symmetric": SymmetricDataParallel,
+    "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
+    "parameter_server/bsp": ParameterServer,
+    "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_if_possible),
+    "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
+    "parameter_server/ssp": partial(stale, staleness=2),
+    "parameter_server/ssp_sharded": partial(stale, staleness=2, servers=two_if_possible),
+    "parameter_server/ssp_colocated": partial(stale, staleness=2, colocated=True),
+    "parameter_server/async": stale,
+    "parameter_server/async_sharded": partial(stale, servers=two_if_possible),
+    "parameter_server/async_colocated": partial(stale, colocated=True),
+    "parameter_server/backup": BackupWorkers,
+    "zero/1": Zero1,
+    "zero/2": Zero2,
+    "zero/3": Zero3,
+    "compression/float16": partial(Compressed, compressor=compressors.Float16),
+    "compression/bfloat16": partial(Compressed, compressor=compressors.BFloat16),
+    "compression/top_k": partial(Compressed, compressor=compressors.TopK),
+    "compression/random_k": partial(Compressed, compressor=partial(compressors.RandomK, 0.1)),
+    "compression/sign": partial(Compressed, compressor=compressors.Sign),
+    "compression/qsgd": partial(Compressed, compressor=compressors.Quantised),
+    "compression/power_sgd": partial(Compressed, compressor=compressors.PowerSGD),
+    "local_sgd/average": LocalSGD,
+    "local_sgd/diloco": DiLoCo,
+    "gossip/ring": Gossip,
+    "gossip/exponential": partial(Gossip, graph="exponential"),
+    "easgd/sync": ElasticAveraging,
+    "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
+    "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
+    "pipeline/1f1b": partial(Pipeline, schedule="one_f_one_b", microbatches=4),
+    "pipeline/interleaved": partial(Pipeline, schedule="interleaved", microbatches=4),
+    "pipeline/zero_bubble_h1": partial(Pipeline, schedule="zero_bubble_h1", microbatches=4),
+    "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),
+    "pipeline/pipedream": PipeDream,
+}

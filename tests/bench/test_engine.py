@@ -1,0 +1,157 @@
+"""The bench's parts: what it times is the same model everywhere, and its numbers are sane."""
+
+import json
+import tracemalloc
+import types
+
+import numpy as np
+import pytest
+
+from minidist import models
+from minidist.bench import engine, timing
+from minidist.engine import array as arrays
+from minidist.nn import CrossEntropy
+
+
+def test_ratios_are_of_the_same_round():
+    times = {"ours": [1.0, 2.0, 100.0], "theirs": [2.0, 4.0, 200.0]}
+    assert timing.ratio(times, "ours", "theirs") == 0.5
+    assert timing.ratio(times, "ours", "absent") is None
+    counts = {"a": 0, "b": 0}
+
+    def step(name):
+        counts[name] += 1
+
+    got = timing.interleaved({n: (lambda n=n: step(n)) for n in counts}, 0.0, rounds=4)
+    assert counts == {"a": 6, "b": 6} and [len(t) for t in got.values()] == [4, 4]
+
+
+def test_peak_bytes_sees_arrays_that_come_and_go():
+    peak = timing.peak_bytes(lambda: np.ones(1 << 20, np.uint8).sum())
+    assert 1 << 20 <= peak < 1.2 * (1 << 20)
+    assert not tracemalloc.is_tracing()
+
+
+def test_peak_bytes_on_a_gpu_is_what_the_pool_had_to_add(monkeypatch):
+    class Pool:
+        held, spare = 100, 50
+
+        def free_all_blocks(self):
+            self.spare = 0
+
+        def total_bytes(self):
+            return self.held + self.spare
+
+    pool = Pool()
+    module = types.SimpleNamespace(get_default_memory_pool=lambda: pool)
+    monkeypatch.setitem(arrays.DEVICES, "fake", lambda: module)
+
+    def step():
+        pool.spare = 30  # taken and given back: the pool keeps it
+
+    assert timing.peak_bytes(step, "fake") == 30
+
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "peers", lambda device: {})
+    monkeypatch.setattr(engine, "microseconds", lambda step, clock: 1.0)
+    file = tmp_path / "engine.json"
+    assert engine.run(["--seconds", "0", "--only", "MLP 32", "--json", str(file)]) == 0
+    results = json.loads(file.read_text())
+    (row,) = results["cases"]
+    assert row["case"] in capsys.readouterr().out
+    assert row["ratio_to_torch"] is None and row["minidist_ms"] > 0
+    products = 784 * 128 + 128 * 128 + 128 * 10
+    assert row["flops"] == 2 * 32 * (3 * products - 784 * 128), "no gradient of the data"
+    parameters_and_gradients = 0  # held before the step
+    assert row["peak_bytes"] > parameters_and_gradients
+    assert row["mfu"] == pytest.approx(row["matmul_ms"] / row["minidist_ms"])
+
+
+def test_a_device_that_is_not_there_is_an_error_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        engine.run(["--device", "tpu"])
+    assert stopped.value.code == 2
+    assert "unknown device 'tpu': choose one of cpu, cuda" in capsys.readouterr().err
+
+
+def numbers(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
+PEERS = {
+    "mlp": (lambda: models.mlp((12, 8, 8, 5)), numbers(4, 12), (4,), "mlp", ((12, 8, 8, 5),)),
+    "cnn": (lambda: models.cnn(2, 5, 8), numbers(4, 8, 8), (4,), "cnn", (2, 5, 8, 128)),
+    "gpt": (
+        lambda: models.gpt(7, 6, 8, 2, 2), np.arange(12).reshape(2, 6) % 7, (2, 6), "GPT",
+        (7, 6, 8, 2, 2),
+    ),
+}  # fmt: skip
+
+
+def ours(make, inputs, labels):
+    model = make().init(0, dtype="float64")
+    model.zero_grad()
+    loss = CrossEntropy()(model(inputs), labels)
+    loss.backward()
+    return model, loss.item()
+
+
+def labels_for(shape):
+    return np.arange(int(np.prod(shape))).reshape(shape) % 5
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_losses_and_gradients_equal_pytorch(name):
+    torch = pytest.importorskip("torch")
+    from minidist.bench import peer_torch
+
+    make, inputs, shape, builder, arguments = PEERS[name]
+    labels = labels_for(shape)
+    model, loss = ours(make, inputs, labels)
+    peer = getattr(peer_torch, builder)(*arguments).double()
+    theirs = list(peer.parameters())
+    mine = list(model.parameters())
+    if name == "gpt":  # PyTorch lists a module's own parameters first
+        mine[0], mine[1] = mine[1], mine[0]
+    assert len(mine) == len(theirs)
+    for parameter, other in zip(mine, theirs, strict=True):
+        value = torch.tensor(turned(parameter.data, tuple(other.shape)))
+        with torch.no_grad():
+            other.copy_(value)
+    logits = peer(torch.tensor(inputs))
+    expected = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.tensor(labels).reshape(-1)
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-10)
+    for parameter, other in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(
+            turned(parameter.grad, tuple(other.shape)), other.grad, rtol=1e-10, atol=1e-12,
+            err_msg=parameter.name,
+        )  # fmt: skip
+
+
+def turned(array, shape):
+    """PyTorch stores a linear weight (out, in)."""
+    linear = array.ndim == 2 and (array.shape != shape or array.shape[0] == array.shape[1])
+    return array.T.copy() if linear else array
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_losses_and_gradients_equal_autograd(name):
+    pytest.importorskip("autograd")
+    from autograd import grad
+
+    from minidist.bench import peer_autograd
+
+    make, inputs, shape, builder, _ = PEERS[name]
+    labels = labels_for(shape)
+    model, _ = ours(make, inputs, labels)
+    forward = peer_autograd.gpt(2) if name == "gpt" else getattr(peer_autograd, builder)
+    parameters = [parameter.data.copy() for parameter in model.parameters()]
+    gradients = grad(lambda p: peer_autograd.cross_entropy(forward(p, inputs), labels))(parameters)
+    for parameter, expected in zip(model.parameters(), gradients, strict=True):
+        np.testing.assert_allclose(
+            parameter.grad, expected, rtol=1e-10, atol=1e-12, err_msg=parameter.name
+        )

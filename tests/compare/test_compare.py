@@ -1,0 +1,168 @@
+"""``minidist compare``: its report is what it says, in both worlds, and its picture is drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from minidist import LocalWorld, __version__
+from minidist.cli import main
+from minidist.compare import compare, names
+from minidist.compare import report as reports
+from minidist.parallel import METHODS
+from tests.mpi.run import mpiexec, needs_mpi
+
+KEYS = {"minidist", "world", "library", "model", "dataset", "ranks", "steps", "batch", "dtype"}
+ROW = {
+    "method",
+    "variant",
+    "exact",
+    "loss",
+    "loss_gap",
+    "parameter_gap",
+    "accuracy",
+    "bytes_sent",
+    "predicted_bytes_sent",
+    "messages_sent",
+    "predicted_messages_sent",
+    "peak_bytes",
+    "predicted_peak_bytes",
+    "idle_fraction",
+    "predicted_idle_fraction",
+    "step_seconds",
+}
+
+
+def check_report(report, ranks, bound):
+    assert report.keys() >= KEYS | {"seed", "rows"}
+    assert report["minidist"] == __version__
+    assert [f"{row['method']}/{row['variant']}" for row in report["rows"][1:]] == [
+        key for key in METHODS if key != "serial"
+    ]
+    for row in report["rows"]:
+        assert row.keys() == ROW, row.keys() ^ ROW
+        assert len(row["loss"]) == report["steps"]
+        assert 0 <= row["accuracy"] <= 1
+        width = 1 if row["method"] == "serial" else ranks
+        for measured, predicted in (
+            (row["bytes_sent"], row["predicted_bytes_sent"]),
+            (row["messages_sent"], row["predicted_messages_sent"]),
+            *(
+                (row["peak_bytes"][kind], row["predicted_peak_bytes"][kind])
+                for kind in ("parameters", "gradients", "optimizer", "activations")
+            ),
+        ):
+            assert measured == predicted, f"{row['method']}: {measured}, formula {predicted}"
+            assert len(measured) == width
+        if row["exact"]:
+            assert row["loss_gap"] <= bound, (row["method"], row["loss_gap"])
+            assert row["parameter_gap"] <= bound, (row["method"], row["parameter_gap"])
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_local_world(ranks, dtype, bound):
+    world = LocalWorld()
+    report, timelines = compare(ranks=ranks, world=world, steps=4, batch=50, dtype=dtype)
+    check_report(report, ranks, bound)
+    assert report["library"] is None
+    for row in report["rows"]:
+        predicted = row["predicted_idle_fraction"]
+        if predicted is None:  # who waits depends on who comes first
+            assert row["variant"].split("_")[0] in ("ssp", "async", "backup")
+        else:
+            assert row["idle_fraction"] == pytest.approx(predicted, abs=1e-9)
+    for key, timeline in timelines.items():
+        assert any(event.kind == "compute" for event in timeline[0]) or "server" in key
+
+
+def test_a_short_last_batch_of_an_epoch_is_counted_as_it_is():
+    report, _ = compare(["pipeline/gpipe"], ranks=2, steps=3, batch=7000)
+    row = report["rows"][1]
+    assert row["bytes_sent"] == row["predicted_bytes_sent"]
+    full, _ = compare(["pipeline/gpipe"], ranks=2, steps=1, batch=7000)
+    assert row["bytes_sent"][0] < full["rows"][1]["bytes_sent"][0], "the second batch has 3000"
+
+
+@needs_mpi
+def test_mpi_world_writes_table_picture_and_json(tmp_path):
+    command = ["-m", "minidist", "compare", "--steps", "4", "--batch", "50", "--dtype", "float64"]
+    done = mpiexec(3, *command, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "data parallel ring" in done.stdout
+    report = json.loads((tmp_path / "compare.json").read_text())
+    check_report(report, 3, 1e-12)
+    assert report["world"] == "mpi" and report["library"]
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_line_in_the_local_world(tmp_path, capsys):
+    command = ["compare", "--world", "local", "--ranks", "2", "--steps", "2", "--batch", "20"]
+    assert main([*command, "--methods", "pipeline", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "local world: 2 ranks in this process" in printed and "pipeline gpipe" in printed
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert {row["method"] for row in report["rows"]} == {"serial", "pipeline"}
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("width", [80, 100, 170])
+def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
+    found, _ = compare(["parameter_server/async_colocated"], ranks=2, steps=2, batch=20)
+    console = Console(width=width, record=True, file=io.StringIO())
+    reports.show(found, (), console)
+    printed = console.export_text()
+    assert "…" not in printed
+    for heading in reports.CELLS:
+        assert printed.count(f" {heading} ┃") == 1, printed
+    parts = printed.count("│ parameter server async colocated │")
+    assert parts == {80: 3, 100: 2, 170: 1}[width]
+
+
+@needs_mpi
+def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
+    terminal, inside = pty.openpty()  # 0 by 0
+    command = [sys.executable, "-m", "minidist", "compare", "--world", "mpi", "--ranks", "2"]
+    command += ["--methods", "serial", "--steps", "2", "--batch", "20", "--out", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside, env=environment
+    )
+    os.close(inside)
+    printed = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            printed += chunk
+    except OSError:  # how Linux says that the other side has closed
+        pass
+    os.close(terminal)
+    assert process.wait() == 0, printed.decode()
+    assert "accuracy" in printed.decode() and "ms a step" in printed.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "telepathy"], "telepathy"),
+        (["--ranks", "0"], "--ranks must be at least 1, not 0"),
+        (["--batch", "0"], "--batch must be"),
+        (["--steps", "0"], "at least one step, not 0"),
+        (["--ranks", "40", "--methods", "pipeline"], "40 stages need as many blocks"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(options, message, capsys, tmp_path):
+    assert main(["compare", "--world", "local", "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names():
+    assert names("all") == list(METHODS)
+    assert names("pipeline/gpipe") == ["serial", "pipeline/gpipe"]
+    assert set(names("pipeline,data_parallel")) > {"serial", "data_parallel/ring"}

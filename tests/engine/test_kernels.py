@@ -1,0 +1,60 @@
+"""Every CUDA kernel does what the NumPy lines beside it do (here compiled as C++)."""
+
+import kernel_examples
+import numpy as np
+import pytest
+import strict
+from cuda_on_host import library
+
+from minidist.engine import array as arrays
+from minidist.engine.kernels import KERNELS, Argument, kernel
+
+
+@pytest.fixture(autouse=True)
+def strict_device(monkeypatch):
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+
+
+def test_every_kernel_has_an_example():
+    assert sorted(KERNELS) == sorted(kernel_examples.EXAMPLES)
+
+
+@pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sorted(kernel_examples.EXAMPLES))
+def test_kernel_equals_its_numpy_lines(name, dtype):
+    strict.counts.clear()
+    kernel_examples.check("strict", name, dtype)
+    assert strict.counts[name] == strict.counts["kernels"] > 0, "not as one kernel"
+
+
+def test_float16_runs_the_lines_where_there_is_no_compiler_for_it():
+    kernel_examples.check("strict", "normalise", "float16")
+
+
+def doubled(xp, out, x):
+    xp.multiply(x, 2, out=out)
+
+
+@pytest.fixture
+def double(monkeypatch):
+    monkeypatch.setattr("minidist.engine.kernels.KERNELS", dict(KERNELS))
+    return kernel("T *out, const T *x", "out[i] = 2 * x[i];")(doubled)
+
+
+def test_arrays_that_the_text_does_not_declare_run_the_lines(double):
+    x, out = strict.asarray(np.arange(6)), strict.asarray(np.zeros(6, int))
+    double(strict, out, x)  # integers: no float, half or double
+    np.testing.assert_array_equal(strict.asnumpy(out), 2 * np.arange(6))
+    out = strict.asarray(np.zeros((2, 3)))
+    double(strict, out.T, strict.asarray(np.ones((3, 2))))  # what is filled is not contiguous
+    np.testing.assert_array_equal(strict.asnumpy(out), 2)
+    double(strict, out, strict.asarray(np.ones((2, 3), np.float32)))  # two dtypes
+    np.testing.assert_array_equal(strict.asnumpy(out), 2)
+
+
+def test_a_kernel_says_what_it_cannot_read():
+    with pytest.raises(ValueError, match="cannot read the argument"):
+        Argument.of("T& x")
+    with pytest.raises(ValueError, match="over must be one of"):
+        kernel("T *x", "", over="columms")(doubled)
