@@ -32,24 +32,28 @@ def test_peak_bytes_sees_arrays_that_come_and_go():
     assert not tracemalloc.is_tracing()
 
 
-def test_peak_bytes_on_a_gpu_is_what_the_pool_had_to_add(monkeypatch):
-    class Pool:
-        held, spare = 100, 50
+def test_peak_bytes_on_a_gpu_is_the_most_that_the_pool_handed_out(monkeypatch):
+    hooks = []
 
-        def free_all_blocks(self):
-            self.spare = 0
+    class MemoryHook:  # CuPy's: told of each block that is taken and given back
+        def __enter__(self):
+            hooks.append(self)
+            return self
 
-        def total_bytes(self):
-            return self.held + self.spare
+        def __exit__(self, *error):
+            hooks.remove(self)
 
-    pool = Pool()
-    module = types.SimpleNamespace(get_default_memory_pool=lambda: pool)
+    module = types.SimpleNamespace(cuda=types.SimpleNamespace(MemoryHook=MemoryHook))
     monkeypatch.setitem(arrays.DEVICES, "fake", lambda: module)
 
     def step():
-        pool.spare = 30  # taken and given back: the pool keeps it
+        (hook,) = hooks
+        hook.malloc_postprocess(device_id=0, size=20, mem_size=512, mem_ptr=1, pmem_id=1)
+        hook.free_postprocess(device_id=0, mem_size=512, mem_ptr=1, pmem_id=1)
+        for start in (1, 2):
+            hook.malloc_postprocess(device_id=0, size=9, mem_size=1024, mem_ptr=start, pmem_id=1)
 
-    assert timing.peak_bytes(step, "fake") == 30
+    assert timing.peak_bytes(step, "fake") == 2048
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
