@@ -14,21 +14,25 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from minidist.collectives import double_tree, halving_doubling, recursive_doubling, ring
-from minidist.collectives import segmented_ring as segmented
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.tables import ALL_REDUCE
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 # What the formulas choose among: algorithms for any ranks that send messages.
 CANDIDATES = {
-    "recursive_doubling": recursive_doubling.all_reduce_cost,
-    "halving_doubling": halving_doubling.all_reduce_cost,
-    "ring": ring.all_reduce_cost,
-    "segmented_ring": segmented.all_reduce_cost,
-    "double_tree": double_tree.all_reduce_cost,
+    name: ALL_REDUCE[name]
+    for name in ("recursive_doubling", "halving_doubling", "ring", "segmented_ring", "double_tree")
 }
+
+
+@algorithm("auto")
+def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
+    """Reduce ``array`` over all ranks, in place, by the algorithm that is chosen for it."""
+    name = comm.chosen.get((array.size, array.itemsize)) or choose(comm, array)
+    ALL_REDUCE[name](comm, array, op)
 
 
 def choose(comm: Comm, array: Array) -> str:
@@ -43,7 +47,8 @@ def choose(comm: Comm, array: Array) -> str:
 def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
     """The candidate that takes the fewest seconds on ``machine``."""
     return min(
-        CANDIDATES, key=lambda name: CANDIDATES[name](length, itemsize, 0, size, machine).seconds
+        CANDIDATES,
+        key=lambda name: CANDIDATES[name].cost(length, itemsize, 0, size, machine).seconds,
     )
 
 
@@ -57,8 +62,8 @@ def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | N
     return measured[min(bisect_left(sizes, nbytes), len(sizes) - 1)][1]
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What the algorithm that the formulas choose costs."""
-    return CANDIDATES[by_formula(length, itemsize, size, machine)](
-        length, itemsize, rank, size, machine
-    )
+    name = by_formula(length, itemsize, size, machine)
+    return CANDIDATES[name].cost(length, itemsize, rank, size, machine)

@@ -24,6 +24,7 @@ Gropp, IJHPCA 19(1) 2005, sections 4.2 and 4.5.
 
 from __future__ import annotations
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -40,6 +41,7 @@ def relatives(place: int, size: int) -> tuple[int, list[int]]:
     return place & (place - 1), [place + bit for bit in bits if place + bit < size]
 
 
+@algorithm("binomial")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     place = (comm.rank - root) % comm.size
@@ -52,6 +54,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
             comm.send(array, (child + root) % comm.size)
 
 
+@algorithm("binomial")
 def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     """Reduce ``array`` over all ranks into that of ``root``; the others' is left half done."""
     place = (comm.rank - root) % comm.size
@@ -66,12 +69,14 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
             comm.send(array, (parent + root) % comm.size)
 
 
+@algorithm("binomial")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     reduce(comm, array, op)
     broadcast(comm, array)
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -82,6 +87,7 @@ def broadcast_cost(
     return Cost(len(children), len(children) * nbytes, rounds * machine.message(nbytes))
 
 
+@reduce.costs
 def reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -94,6 +100,7 @@ def reduce_cost(
     return Cost(messages, messages * nbytes, seconds, len(children) * nbytes)
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: both."""
     here = (length, itemsize, rank, size, machine)

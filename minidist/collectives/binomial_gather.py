@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.binomial import relatives
-from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -40,6 +41,7 @@ def bundle_ends(length: int, size: int, root: int) -> list[int]:
     return [0, *accumulate(lengths[root:] + lengths[:root])]
 
 
+@algorithm("binomial")
 def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     """Chunk r of the root's ``array`` goes to rank r, to its place in ``array``; returns a view."""
     flat, size = comm.flat(array), comm.size
@@ -63,6 +65,7 @@ def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     return mine
 
 
+@algorithm("binomial")
 def gather(comm: Comm, array: Array, root: int = 0) -> None:
     """Chunk r of rank r's ``array`` goes to its place in the root's."""
     flat, size = comm.flat(array), comm.size
@@ -88,6 +91,7 @@ def gather(comm: Comm, array: Array, root: int = 0) -> None:
 # Exact for uneven chunks and any p: the tree is followed, as it depends on both who is the last.
 
 
+@scatter.costs
 def scatter_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -109,6 +113,7 @@ def scatter_cost(
     return Cost(len(sent), sum(sent), last(0, 0.0))
 
 
+@gather.costs
 def gather_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:

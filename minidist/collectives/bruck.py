@@ -21,14 +21,16 @@ message-passing systems", IEEE TPDS 8(11) 1997.
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.collectives.pairwise import check_blocks
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("bruck")
 def all_gather(comm: Comm, array: Array) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = comm.flat(array)
@@ -51,6 +53,7 @@ def all_gather(comm: Comm, array: Array) -> None:
         flat[parts[owner]] = turned[ends[place] : ends[place + 1]]
 
 
+@algorithm("bruck")
 def all_to_all(comm: Comm, send: Array, recv: Array) -> None:
     """``send[r]`` goes to rank r, and ``recv[r]`` comes from it; rows of equal length."""
     check_blocks(comm, send, recv)
@@ -72,6 +75,7 @@ def all_to_all(comm: Comm, send: Array, recv: Array) -> None:
         recv[(rank - place) % size] = blocks[place].reshape(recv[0].shape)
 
 
+@all_gather.costs
 def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_gather`` to ``length`` elements costs: rank 0 always sends the most."""
     lengths = chunk_lengths(length, size)
@@ -85,6 +89,7 @@ def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: M
     return cost
 
 
+@all_to_all.costs
 def all_to_all_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_to_all`` of ``length`` elements on each rank costs; ``size`` divides them."""
     cost = Cost(0, 0, 0.0)

@@ -18,8 +18,9 @@ MPI collective operations", Cluster Computing 10 2007, section 4.
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -32,6 +33,7 @@ def piece_count(nbytes: int) -> int:
     return max(1, -(-nbytes // PIECE))
 
 
+@algorithm("chain")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     flat = comm.flat(array)
@@ -49,6 +51,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
         request.wait()
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:

@@ -35,8 +35,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks, power_below
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -124,6 +125,7 @@ def step_count(size: int, k: int) -> int:
     return max((edge.start for edge in edges(size)), default=-1) + 2 * k - 1 if size > 1 else 0
 
 
+@algorithm("double_tree")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     flat = comm.flat(array)
@@ -174,6 +176,7 @@ def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, i
         comm.recv(*into[0])
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs."""
     k = piece_count(length, itemsize)

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks, power_below
 from minidist.collectives.recursive_doubling import (
     double,
     double_cost,
@@ -43,6 +44,7 @@ from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("halving_doubling")
 def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
     """Reduce over all ranks; rank r gets chunk r of the result, in its place in ``array``.
 
@@ -60,6 +62,7 @@ def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
     return flat[parts[comm.rank]]
 
 
+@algorithm("halving_doubling")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     flat = comm.flat(array)
@@ -104,6 +107,7 @@ def halve_cost(parts: list[int], itemsize: int, worker: int | None, machine: Mac
     return cost
 
 
+@reduce_scatter.costs
 def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``reduce_scatter`` of ``length`` elements costs: the formula above."""
     lengths = chunk_lengths(length, size)
@@ -119,6 +123,7 @@ def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machin
     return cost
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     parts = chunk_lengths(length, power_below(size))

@@ -10,7 +10,7 @@ at its place already.
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import ITSELF, Comm
 from minidist.engine.array import Array
 

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("pairwise")
 def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence[Array]) -> None:
     """``send[r]`` goes to rank r, and ``recv[r]`` comes from it.
 
@@ -40,6 +42,7 @@ def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence
         comm.sendrecv(send[to], to, recv[source], source)
 
 
+@all_to_all.costs
 def all_to_all_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_to_all`` of ``length`` elements on each rank costs; ``size`` divides them."""
     block = length // size * itemsize

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks, power_below
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -68,6 +69,7 @@ def unfold(comm: Comm, array: Array) -> None:
             comm.send(array, comm.rank + 1)
 
 
+@algorithm("recursive_doubling")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     worker = fold(comm, array, op)
@@ -82,6 +84,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     unfold(comm, array)
 
 
+@algorithm("recursive_doubling")
 def all_gather(comm: Comm, array: Array) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = comm.flat(array)
@@ -137,6 +140,7 @@ def unfold_cost(nbytes: int, rank: int, size: int, machine: Machine) -> Cost:
     return Cost(messages, messages * nbytes, machine.message(nbytes) if folded else 0.0)
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     nbytes = length * itemsize
@@ -167,6 +171,7 @@ def double_cost(parts: list[int], itemsize: int, worker: int | None, machine: Ma
     return cost
 
 
+@all_gather.costs
 def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_gather`` to ``length`` elements costs: the formula above."""
     lengths = chunk_lengths(length, size)

@@ -33,13 +33,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("ring")
 def reduce_scatter(
     comm: Comm, array: Array, op: str = "sum", parts: Sequence[slice] | None = None
 ) -> Array:
@@ -63,6 +65,7 @@ def reduce_scatter(
     return flat[parts[comm.rank]]
 
 
+@algorithm("ring")
 def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = comm.flat(array)
@@ -74,6 +77,7 @@ def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -
         comm.sendrecv(sending, right, flat[parts[(comm.rank - round) % comm.size]], left)
 
 
+@algorithm("ring")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result.
 
@@ -88,6 +92,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 # Exact for uneven chunks too: the longest chunk, always on its way, sets the time.
 
 
+@reduce_scatter.costs
 def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``reduce_scatter`` of ``length`` elements costs: a rank never sends its own chunk."""
     lengths = chunk_lengths(length, size)
@@ -100,6 +105,7 @@ def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machin
     )
 
 
+@all_gather.costs
 def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_gather`` to ``length`` elements costs: the chunk of the right is never sent."""
     lengths = chunk_lengths(length, size)
@@ -107,6 +113,7 @@ def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: M
     return Cost(size - 1, sent, (size - 1) * machine.message(lengths[0] * itemsize))
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the halves, by whose chunk is the rank's.
 

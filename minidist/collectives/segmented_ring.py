@@ -26,9 +26,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.arrivals import arrivals
-from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm, Request, Step
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -42,6 +43,7 @@ def segment_count(length: int, itemsize: int, size: int) -> int:
     return max(1, -(-longest // SEGMENT))
 
 
+@algorithm("segmented_ring")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     if comm.size == 1:
@@ -89,6 +91,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         request.wait()
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs."""
     if size == 1:

@@ -32,9 +32,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.collectives.barrier import barrier, barrier_cost
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.dissemination import barrier, barrier_cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, module_of, to_host
@@ -44,6 +45,7 @@ HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank redu
 LINE = 64  # bytes that caches move at once
 
 
+@algorithm("shared_memory")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place; each part is added by one rank, for all.
 
@@ -147,6 +149,7 @@ def segment_slices(length: int, itemsize: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, max(1, length), step)]
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     if size == 1:

@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.collectives.barrier import barrier, barrier_cost
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
-from minidist.collectives.shared_memory import check_agreement, kind_of
+from minidist.collectives.dissemination import barrier, barrier_cost
+from minidist.collectives.partition import chunk_lengths, chunks
+from minidist.collectives.shared.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, DType
@@ -54,6 +55,7 @@ def allocate(comm: Comm, length: int, dtype: DType = "float32") -> np.ndarray:
     return array
 
 
+@algorithm("symmetric_memory")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array``, or the same slice of it on all ranks, in place.
 
@@ -94,6 +96,7 @@ def find(comm: Comm, array: Array) -> tuple[list[np.ndarray], int]:
     )
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     if size == 1:
