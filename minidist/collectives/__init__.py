@@ -56,5 +56,6 @@ __getattr__, __dir__, __all__ = offer(
         "ring": [],
         "scatter_all_gather": [],
         "segmented_ring": [],
+        "two_trees": [],
     },
 )

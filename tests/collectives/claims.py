@@ -254,3 +254,34 @@ def broken_claims(
     for found, trace in zip(measured, world.traces, strict=True):
         found["busy"] = trace.busy
     return differences(collective, measured, length, dtype, op, machine)
+
+
+def mine(comm, array, op="sum"):
+    """A user's: everything to rank 0, and back."""
+    other = np.empty_like(array)
+    for peer in range(1, comm.size):
+        if comm.rank == 0:
+            comm.recv(other, peer)
+            comm.combine(op, array, other)
+        elif comm.rank == peer:
+            comm.send(array, 0)
+    for peer in range(1, comm.size):
+        if comm.rank == 0:
+            comm.send(array, peer)
+        elif comm.rank == peer:
+            comm.recv(array, 0)
+
+
+def check_a_users_function(comm: Comm) -> None:
+    """``algorithm=mine`` sums over these ranks, and data parallelism by it equals serial."""
+    from minidist.parallel import METHODS, DataParallel
+    from tests.parallel.checks import Setting, check_equals_serial
+
+    array = np.arange(5.0) + comm.rank
+    collectives.all_reduce(comm, array, algorithm=mine)
+    assert array.tolist() == [comm.size * i + sum(range(comm.size)) for i in range(5)]
+    METHODS["data_parallel/mine"] = functools.partial(DataParallel, algorithm=mine)
+    try:
+        check_equals_serial(comm, "data_parallel/mine", Setting())
+    finally:
+        METHODS.pop("data_parallel/mine", None)  # another rank of this process may have done it

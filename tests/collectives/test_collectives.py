@@ -93,6 +93,22 @@ def test_pieces_of_any_length_keep_the_time_exact(nbytes, size, monkeypatch):
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.parametrize("size", range(1, 10))
+@pytest.mark.parametrize("name", ("segmented_ring", "double_tree"))
+def test_a_formula_that_follows_every_step_equals_the_clock_in_every_bit(name, size):
+    """Simulator and formula call one rule, and add in one order."""
+    for length in (0, 1, 97, 70_001):
+        world = LocalWorld(MACHINE)
+        launch(
+            lambda comm, n=length: collectives.all_reduce(comm, np.ones(n), algorithm=name),
+            ranks=size,
+            world=world,
+        )
+        assert (
+            world.seconds == collectives.ALL_REDUCE[name].cost(length, 8, 0, size, MACHINE).seconds
+        )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("collective", COLLECTIVES, ids=str)
 def test_every_operation_on_every_dtype(collective, dtype):

@@ -140,8 +140,8 @@ MUTANTS = [
         Mutant(
             HOME + "double_tree",
             "only one of the trees is there",
-            "for tree in (0, 1):",
-            "for tree in (0,):",
+            "in (edge.child, edge.parent)]",
+            "in (edge.child, edge.parent) and edge.tree == 0]",
         ),
         "all_reduce",
         "all_reduce/double_tree",
