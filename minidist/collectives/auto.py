@@ -1,11 +1,12 @@
-"""Which algorithm? The one that was fastest here, or the one whose formula is the least.
+"""Choosing an all-reduce: the fastest measured on this machine, or the least by formula.
 
 No algorithm is best everywhere: recursive doubling has the fewest rounds, a ring the fewest bytes
-in the longest messages, halving and doubling is in between. So every MPI library decides by size
-and rank count, from tables measured on somebody's machine. Here the table is measured on yours:
+in the longest messages, halving and doubling is in between. So every MPI library chooses by size
+and rank count, from tables measured on other machines. Here the table is measured on yours:
 ``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Until
 then ranks of one machine follow a short table that was measured on two cores. Elsewhere, and in
-the local world, the formulas are evaluated for the machine, and the least wins.
+the local world, the formulas are evaluated for the machine, and the algorithm with the shortest
+time is taken.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Binomial tree: whoever knows tells somebody who does not, so those who know double each round.
+"""Binomial tree: each rank that has the array sends it to one that has not, so they double a round.
 
     broadcast, p = 8, root 0              the tree
 
@@ -10,15 +10,16 @@
                                          │
                                          7
 
-Reduce is the same tree backward, adding on the way up. Ranks are counted from the root, and p need
-not be a power of two: ranks that are not there are not told. With p ranks and n bytes
+Reduce is the same tree in reverse, adding on the way up. Ranks are counted from the root, and p
+need not be a power of two: messages to ranks that do not exist are left out. With p ranks and n
+bytes
 
     broadcast     ⌈lg p⌉(α + nβ)
     reduce        ⌈lg p⌉(α + nβ + nγ)
     all_reduce    2⌈lg p⌉(α + nβ) + ⌈lg p⌉nγ     reduce to the root, then broadcast
 
-The latency is logarithmic, and the root is no longer alone in sending. But every byte is sent as a
-whole ⌈lg p⌉ times one after the other, which a large array does not forgive. Thakur, Rabenseifner,
+The latency is logarithmic, since all ranks that have the array send it. But the whole array is sent
+⌈lg p⌉ times one after the other, which makes it slow for large arrays. Thakur, Rabenseifner,
 Gropp, IJHPCA 19(1) 2005, sections 4.2 and 4.5.
 """
 
@@ -56,7 +57,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
 
 @algorithm("binomial")
 def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
-    """Reduce ``array`` over all ranks into that of ``root``; the others' is left half done."""
+    """Reduce ``array`` over all ranks into that of ``root``; the others' holds partial sums."""
     place = (comm.rank - root) % comm.size
     parent, children = relatives(place, comm.size)
     incoming = comm.scratch(array.size, array).reshape(array.shape)

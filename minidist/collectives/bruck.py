@@ -1,4 +1,4 @@
-"""Bruck's algorithms: logarithmic rounds for any number of ranks, by counting from oneself.
+"""Bruck's algorithms: ⌈lg p⌉ rounds for any number of ranks.
 
 All-gather: every rank lists the chunks in the order rank, rank + 1, ... . In round k it has the
 first 2ᵏ of its list, sends them to rank - 2ᵏ, and gets the next 2ᵏ from rank + 2ᵏ:
@@ -6,7 +6,7 @@ first 2ᵏ of its list, sends them to rank - 2ᵏ, and gets the next 2ᵏ from r
     p = 3      rank 0     rank 1     rank 2
       has      0          1          2
       round 1  0 1        1 2        2 0
-      round 2  0 1 2      1 2 0      2 0 1       one chunk was enough; then turn the list back
+      round 2  0 1 2      1 2 0      2 0 1       one chunk is enough; then sort the list
 
 All-to-all: block i of the list must go i ranks to the right. Write i in binary: in round k all
 blocks whose bit k is set move 2ᵏ to the right, together in one message.
@@ -14,7 +14,7 @@ blocks whose bit k is set move 2ᵏ to the right, together in one message.
     all_gather    ⌈lg p⌉α + n(p - 1)/p·β        n bytes in the end
     all_to_all    ⌈lg p⌉α + about (n/2)⌈lg p⌉β   n bytes on each rank: each is sent ⌈lg p⌉/2 times
 
-Both copy their data once or twice more than others do, so they are for small arrays. Bruck, Ho,
+Both copy the data once or twice more than other algorithms, so they suit small arrays. Bruck, Ho,
 Kipnis, Upfal, Weathersby, "Efficient algorithms for all-to-all communications in multiport
 message-passing systems", IEEE TPDS 8(11) 1997.
 """
@@ -36,21 +36,23 @@ def all_gather(comm: Comm, array: Array) -> None:
     flat = comm.flat(array)
     size, rank = comm.size, comm.rank
     parts = chunks(flat.size, size)
-    order = [(rank + place) % size for place in range(size)]  # whose chunk each of my places has
+    order = [
+        (rank + place) % size for place in range(size)
+    ]  # by place in this rank's list: whose chunk
     ends = [0]
     for owner in order:
         ends.append(ends[-1] + parts[owner].stop - parts[owner].start)
-    turned = comm.scratch(flat.size, flat)
-    turned[: ends[1]] = flat[parts[rank]]
+    listed = comm.scratch(flat.size, flat)  # the chunks in that order
+    listed[: ends[1]] = flat[parts[rank]]
 
     distance = 1
     for _ in comm.rounds("all-gather", (size - 1).bit_length()):
         count = min(distance, size - distance)
-        sending, arriving = turned[: ends[count]], turned[ends[distance] : ends[distance + count]]
+        sending, arriving = listed[: ends[count]], listed[ends[distance] : ends[distance + count]]
         comm.sendrecv(sending, (rank - distance) % size, arriving, (rank + distance) % size)
         distance *= 2
     for place, owner in enumerate(order):
-        flat[parts[owner]] = turned[ends[place] : ends[place + 1]]
+        flat[parts[owner]] = listed[ends[place] : ends[place + 1]]
 
 
 @algorithm("bruck")

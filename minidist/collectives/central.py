@@ -1,4 +1,4 @@
-"""Central algorithms: one rank does it all. The simplest, and the bottleneck to be beaten.
+"""Central algorithms: every message goes to or from one rank. The simplest, and the slowest.
 
     all_reduce          1   2   3          1   2   3
                          ╲  │  ╱            ↖  ↑  ↗
@@ -10,10 +10,10 @@ Every message goes through the root's one port, so with p ranks and n bytes
     broadcast         (p - 1)(α + nβ)
     reduce            (p - 1)(α + nβ + nγ)
     all_reduce        2(p - 1)(α + nβ) + (p - 1)nγ
-    gather, scatter   (p - 1)(α + nβ/p): here the root sends or receives no byte twice
+    gather, scatter   (p - 1)(α + nβ/p): the root sends or receives each byte once
 
-The root sends (p - 1)n bytes: p times as much data needs p times as long, which is why nobody
-trains this way on more than a few ranks.
+The root sends (p - 1)n bytes, so the time grows with the number of ranks: nobody trains this way on
+more than a few.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
 def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     """Reduce ``array`` over all ranks into that of ``root``; the others keep theirs.
 
-    The root adds in order of rank, so the result does not depend on who was fastest.
+    The root adds in order of rank, so the result does not depend on whose message came first.
     """
     if comm.rank != root:
         with comm.step("reduce to", root):

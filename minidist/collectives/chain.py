@@ -1,5 +1,4 @@
-"""Pipelined chain: cut the array into pieces, and let each rank pass a piece on while the next
-arrives.
+"""Pipelined chain: each rank passes a piece of the array on while the next piece arrives.
 
     rank 0 → rank 1 → rank 2 → rank 3       time →
       link 0→1   │ 0 │ 1 │ 2 │ 3 │
@@ -11,9 +10,10 @@ more links to go:
 
     broadcast    (p - 2 + k)(α + nβ/k)       k* = √((p - 2)nβ/α)
 
-For long arrays the time is nβ, whatever p: no broadcast can be faster than once through a port.
-For short ones the chain is the worst there is. Pješivac-Grbović et al., "Performance analysis of
-MPI collective operations", Cluster Computing 10 2007, section 4.
+For long arrays the time is about nβ for any p: no broadcast can be faster, since every byte must
+pass a port once. For short arrays the chain is slow: p - 1 latencies, one after the other.
+Pješivac-Grbović et al., "Performance analysis of MPI collective operations", Cluster Computing 10
+2007, section 4.
 """
 
 from __future__ import annotations

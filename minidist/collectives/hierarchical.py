@@ -1,4 +1,4 @@
-"""Hierarchical all-reduce: few bytes over the slow links between nodes, the rest inside them.
+"""Hierarchical all-reduce: few bytes over the slow links between nodes, most inside the nodes.
 
     node A: ranks 0 1      node B: ranks 2 3          n = the whole array, g = 2 ranks a node
 

@@ -12,10 +12,10 @@ All ranks add the same pairs, so all get the same bits. With p a power of two an
     all_reduce    lg p (α + nβ + nγ)
     all_gather    lg p α + n(p - 1)/p·β      what is exchanged doubles too: n/p, 2n/p, ...
 
-No all-reduce has fewer rounds: best for small arrays. Other p fold: with p' the power of two below,
-the first p - p' odd ranks hand their part to the even rank on their left, sit out, and are handed
-the result: another α + nβ + nγ before and α + nβ after. Thakur, Rabenseifner, Gropp, IJHPCA 19(1)
-2005, sections 4.1 and 4.5.
+No all-reduce has fewer rounds: best for small arrays. Other p are folded to p', the power of two
+below: the first p - p' odd ranks send their array to the even rank on their left, take no part in
+the rounds, and receive the result: another α + nβ + nγ before and α + nβ after. Thakur,
+Rabenseifner, Gropp, IJHPCA 19(1) 2005, sections 4.1 and 4.5.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minidist.engine.array import Array
 
 
 def worker_of(rank: int, size: int) -> int | None:
-    """The rank's number among the p' that work; None for one that is folded into its left."""
+    """The rank's number among the p' that take part; None for one that is folded."""
     folded = size - power_below(size)
     if rank >= 2 * folded:
         return rank - folded
@@ -59,7 +59,7 @@ def fold(comm: Comm, array: Array, op: str) -> int | None:
 
 
 def unfold(comm: Comm, array: Array) -> None:
-    """The working ranks hand the result to those that sat out."""
+    """The ranks that took part send the result to those that did not."""
     worker = worker_of(comm.rank, comm.size)
     if worker is None:
         with comm.step("unfold"):
@@ -101,7 +101,7 @@ def all_gather(comm: Comm, array: Array) -> None:
 
 
 def double(comm: Comm, flat: Array, parts: Sequence[slice], worker: int) -> None:
-    """All-gather among the workers, of whose parts ``parts`` are the places."""
+    """All-gather among the workers: worker w brings ``parts[w]``."""
     distance = 1
     for _ in comm.rounds("all-gather", len(parts).bit_length() - 1):
         mine = worker // distance * distance  # the first of the block that this worker has

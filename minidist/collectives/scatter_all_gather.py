@@ -1,4 +1,4 @@
-"""Broadcast as scatter and all-gather: give every rank a part, and let them exchange the parts.
+"""Broadcast by scatter and all-gather: each rank gets a part, then all exchange their parts.
 
     p = 4            rank 0     rank 1     rank 2     rank 3
       at first       A B C D
@@ -7,7 +7,7 @@
       all-gather     A B C D    A B C D    A B C D    A B C D      ring
 
 A binomial broadcast sends n bytes ⌈lg p⌉ times, one after the other. Here the root sends each byte
-about once, and then all ports work at the same time:
+about once, and then all ranks send and receive at the same time:
 
     broadcast    (⌈lg p⌉ + p - 1)α + 2n(p - 1)/p·β
 
