@@ -55,7 +55,7 @@ class Algorithm(Generic[P, R]):
         self.cost = formula
         return formula
 
-    def _no_cost(self, *arguments: Any) -> NoReturn:
+    def _no_cost(self, *arguments: Any, **options: Any) -> NoReturn:
         raise UnknownCost(
             f"what {self.name} costs is unknown: it has no formula. Give it one, "
             "Algorithm(name, run, cost), or measure it"

@@ -54,7 +54,7 @@ def all_reduce_cost(
 def reduce(
     comm: Comm, array: Array, op: str = "sum", root: int = 0, algorithm: Choice = "binomial"
 ) -> None:
-    """Reduce ``array`` over all ranks into that of ``root``; the others' may hold partial results."""
+    """Reduce ``array`` into that of ``root``; those of other ranks may hold partial results."""
     find(REDUCE, algorithm)(comm, array, op, root)
 
 
