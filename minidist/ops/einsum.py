@@ -31,9 +31,7 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
     inputs, output = _parse(subscripts, tensors)
     same_device("einsum", *tensors)
     if len({tensor.dtype for tensor in tensors}) > 1:
-        raise DTypeError(
-            f"einsum: the operands are {[str(t.dtype) for t in tensors]}: convert them"
-        )
+        raise DTypeError(f"einsum: convert to one dtype, not {[str(t.dtype) for t in tensors]}")
     lengths = _lengths(subscripts, inputs, tensors)
     xp, arrays = tensors[0].xp, [tensor.data for tensor in tensors]
     flops = 2 * math.prod(lengths.values()) if len(tensors) > 1 else 0
