@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = offer(
         "engine.tensor": ["Tensor"],
         "engine.mode": ["no_grad"],
         "inspect.anomalies": ["detect_anomaly"],
-        "comm.launch": ["launch"],
+        "comm.launcher": ["launch"],
         "comm.local.world": ["LocalWorld"],
         "comm.machine": ["Machine"],
         "collectives": [],

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from minidist import __version__
-from minidist.comm.launch import find_mpiexec, launched_size, mpi_environment
+from minidist.comm.launcher import find_mpiexec, launched_size, mpi_environment
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
 
@@ -179,7 +179,7 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
 
 
 def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
-    from minidist.comm.launch import TRACE_FOLDER, TRACE_RANKS
+    from minidist.comm.launcher import TRACE_FOLDER, TRACE_RANKS
 
     script, folder = Path(options.script), Path(options.out).resolve()
     if not script.is_file():

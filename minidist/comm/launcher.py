@@ -84,7 +84,7 @@ def find_mpiexec() -> str | None:
 def mpi_environment(threads: int = 1) -> dict[str, str]:
     """The environment for an ``mpiexec``: ``threads`` a rank, and more ranks than cores allowed.
 
-    MPICH needs nothing said; Open MPI must be told that oversubscription, and root, are meant.
+    MPICH needs no setting for that; Open MPI must be allowed oversubscription, and root.
     """
     return os.environ | {
         "OMP_NUM_THREADS": str(threads),
