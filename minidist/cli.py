@@ -216,10 +216,14 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 
 def _bench(arguments: list[str]) -> int:
-    """A bench with arguments of its own, on one thread: libraries read how many at their start."""
-    if "OMP_NUM_THREADS" not in os.environ and launched_size() is None:
+    """A bench with arguments of its own, on one thread unless the user's environment says more.
+
+    It runs in a process of its own, since libraries read the environment when they start.
+    """
+    environment = mpi_environment(os.environ.get("OMP_NUM_THREADS", 1))
+    if launched_size() is None and os.environ != environment:
         command = [sys.executable, "-m", "minidist", *arguments]
-        return subprocess.run(command, env=mpi_environment(), check=False).returncode
+        return subprocess.run(command, env=environment, check=False).returncode
     return import_module(BENCHES[arguments[1]][0]).run(arguments[2:])
 
 
