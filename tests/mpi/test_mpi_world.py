@@ -111,9 +111,10 @@ def test_a_split_that_one_rank_never_calls_is_ended(monkeypatch):
     assert re.search(r"rank 1: barrier\(\), at .*faults.py", text), text
 
 
-def test_the_watchdog_is_patient_with_many_short_waits(monkeypatch):
+@pytest.mark.parametrize("fault", ["patient", "computes"])
+def test_many_short_waits_and_long_computing_are_no_long_wait(fault, monkeypatch):
     monkeypatch.setenv("MINIDIST_TIMEOUT", "1.5")
-    done = mpiexec(2, str(HERE / "faults.py"), "patient", timeout=45)
+    done = mpiexec(2, str(HERE / "faults.py"), fault, timeout=45)
     assert done.returncode == 0, done.stderr
 
 
