@@ -89,6 +89,7 @@ def test_requests_and_the_communication_stream_are_watched_too(monkeypatch):
     waits = r"rank 0: wait of recv\(float32\[5\], source=2, tag=3\), at .*faults.py"
     assert re.search(waits, text), text
     stream = r"send\(float64\[1048576\], to=2, tag=0\) on the communication stream"
+    stream += r', at .*faults.py:\d+ in "<lambda>"'
     assert re.search(r"rank 1: .*" + stream, text), text
 
 
