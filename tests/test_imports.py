@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_no_package_imports_from_a_higher_one():
     missing = {imports.layer(name) for name in SOURCES} - set(LAYERS)
     assert not missing, f"LAYERS does not say where {missing} stand"
     assert imports.upward(FOUND, LAYERS) == []
+
+
+def test_the_rows_of_the_readme_stand_in_that_order():
+    """Its table says that a package imports only from rows above its own."""
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) > 10
+    found = {
+        name: {target: line for target, line in targets.items() if imports.layer(target) in rows}
+        for name, targets in FOUND.items()
+        if imports.layer(name) in rows
+    }
+    assert imports.upward(found, rows[::-1]) == []
 
 
 def test_most_imports_were_found():
