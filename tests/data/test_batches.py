@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidist.data import Augment, Batches, Dataset, fashion_mnist
+from tests.examples import examples
 
 
 def images(count=23):
@@ -112,6 +113,7 @@ def test_errors_say_what_is_wrong():
         Dataset("uneven", np.zeros(2), np.zeros(3), 1)
 
 
+@examples(100)
 @given(
     size=st.integers(1, 23),
     step=st.integers(0, 60),

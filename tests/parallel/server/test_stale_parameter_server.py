@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minidist import LocalWorld, Machine, launch
@@ -21,6 +21,7 @@ from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, LookAhead, ParameterServer, StaleParameterServer
 from minidist.parallel.server import key_ranges
 from minidist.parallel.server.key_ranges import flat_slices
+from tests.examples import examples
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}
@@ -100,7 +101,7 @@ def check_bound(begun, updates, bound, workers):
                 )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     bound=st.integers(0, 3),
