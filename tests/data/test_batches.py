@@ -88,6 +88,7 @@ def test_split_is_disjoint_complete_and_by_seed():
     np.testing.assert_array_equal(again.inputs, train.inputs)
     with pytest.raises(ValueError, match="one side empty"):
         images().split(0.001)
+    assert [len(part) for part in images(20).split()] == [18, 2], "a tenth, unless told otherwise"
 
 
 def test_shipped_fashion_mnist():
