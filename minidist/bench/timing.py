@@ -59,7 +59,7 @@ def peak_bytes(step: Step, device: str = "cpu") -> int:
     On a GPU: of what CuPy's memory pool hands out, in blocks of a multiple of 512 bytes.
     """
     cuda = getattr(arrays.module(device), "cuda", None)
-    if cuda is not None:
+    if hasattr(cuda, "MemoryHook"):
         return _peak_on_gpu(step, cuda)
     tracemalloc.start()
     try:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of, work
+from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.matmul import column_sums
@@ -78,7 +79,7 @@ def conv2d(
                 images = pad_images(data[part, inputs], padding)
                 rows = patch_matrix(images, kh, kw, oh, ow, stride)
                 # (kh·kw·c/g, m·oh·ow) @ (m·oh·ow, o/g) -> (kh·kw·c/g, o/g)
-                total[g] += rows.T @ grad[part].reshape(-1, o)[:, outputs]
+                product(xp, rows.T, grad[part].reshape(-1, o)[:, outputs], total[g], add=True)
             out = xp.empty(kernel_shape, grad.dtype) if out is None else out
             turned = total.reshape(groups, kh * kw, cg, o // groups).transpose(0, 3, 2, 1)
             out[...] = turned.reshape(kernel_shape)
@@ -100,7 +101,9 @@ def conv2d(
                 matrix = kernel_matrix(kernels, groups)
                 for part, inputs, outputs, g in _pieces(data, grad, kernels, groups):
                     # (m·oh·ow, o/g) @ (o/g, kh·kw·c/g) -> (m·oh·ow, kh·kw·c/g)
-                    rows = grad[part].reshape(-1, o)[:, outputs] @ matrix[g].T
+                    pixels = grad[part].reshape(-1, o)[:, outputs]
+                    rows = xp.empty((len(pixels), matrix.shape[1]), grad.dtype)
+                    product(xp, pixels, matrix[g].T, rows)
                     add_patches(grad_x[part, :, :, inputs], rows, kh, kw, oh, ow, stride)
                 grad_x = grad_x[:, padding : padding + h, padding : padding + w]
             grad_x = grad_x.transpose(0, 3, 1, 2)  # (n, c, h, w)
@@ -128,7 +131,7 @@ def correlate(
         rows = patch_matrix(pad_images(images[part, inputs], padding), kh, kw, oh, ow, stride)
         pixels = out[part].reshape(-1, o)[:, outputs]  # (m·oh·ow, o/g), the same memory
         # (m·oh·ow, kh·kw·c/g) @ (kh·kw·c/g, o/g) -> (m·oh·ow, o/g)
-        xp.matmul(rows, matrix[g], out=pixels)
+        product(xp, rows, matrix[g], pixels)
 
 
 def _pieces(
