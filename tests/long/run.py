@@ -48,6 +48,7 @@ JOBS = {
         [*PYTEST, "-m", "hypothesis", "tests"],
         {"MINIDIST_EXAMPLES": "50"},
     ),
+    "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
         [*COMPARE, "--world", "mpi", "--steps", "500", "--out", "out/long/compare"],
