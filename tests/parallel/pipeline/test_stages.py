@@ -49,8 +49,8 @@ def test_block_seconds_are_the_least_of_forward_and_backward_together(monkeypatc
         model = Sequential(
             Linear(3, 4),
             # Only rank 0 measures: on the others the clock would run out of seconds to take.
-            Takes(clock, [5.0, 1.0, 9.0][: 3 * (comm.rank == 0)], [10.0, 20.0, 2.0]),
-            Takes(clock, [4.0, 4.0, 3.0], [0.5, 0.25, 0.5]),
+            Takes(clock, [9.0, 5.0, 1.0][: 3 * (comm.rank == 0)], [10.0, 6.0, 20.0]),
+            Takes(clock, [4.0, 3.0, 4.0], [0.5, 0.5, 0.25]),
             input_shape=(3,),
         )
         return stages.block_seconds(model, Batches(data, 4, seed=1)[0], comm)
