@@ -66,6 +66,7 @@ def check_report(report, ranks, bound):
             assert row["parameter_gap"] <= bound, (row["method"], row["parameter_gap"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "dtype", "bound"),
     [(2, "float64", 1e-12), (3, "float32", 1e-4), (4, "float64", 1e-12)],

@@ -12,6 +12,7 @@ import pytest
 from tests.long.notebooks import execute
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
+pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
 DISTRIBUTED = [
