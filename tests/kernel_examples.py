@@ -94,6 +94,10 @@ EXAMPLES: dict[str, list[Any]] = {
         lambda t: _normalise(t, False, False),
     ],
     "normalise_backward": [_normalise_backward],
+    "patches": [
+        lambda t: (rubbish(t, 2 * 3 * 4, 6 * 3), some(t, 2, 5, 6, 3), 5, 6, 3, 2, 3, 3, 4, 2, 1),
+        lambda t: (rubbish(t, 2 * 4 * 4, 4), some(t, 2, 5, 5, 1), 5, 5, 1, 2, 2, 4, 4, 1, 0),
+    ],
     "pointers": [
         lambda t: (rubbish(np.uint64, 3, 24), 1000, 2000, 3000, 4, 2, *range(10, 19)),
         lambda t: (rubbish(np.uint64, 3, 5), 1000, 2000, 3000, 1, 5, *range(10, 19)),

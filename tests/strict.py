@@ -302,7 +302,7 @@ def _gemm_batched(dtype: str) -> Any:
 class _Quiet:
     """A device, stream or event: on the host nothing is ever behind."""
 
-    id = 0
+    id = ptr = 0
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def __enter__(self) -> "_Quiet":

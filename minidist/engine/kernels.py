@@ -126,7 +126,7 @@ class Kernel:
     def prepared(self, xp: Any, dtype: str, given: tuple[Any, ...]) -> list[Any] | None:
         """What the CUDA text declares, made of what was given; None if it cannot be."""
         made = []
-        for (number, dtypes, read_only), value in zip(self.expected[dtype], given, strict=True):
+        for (number, dtypes, read_only), value in zip(self.expected[dtype], given):  # noqa: B905
             if number is not None:
                 made.append(number(value))
             elif value is None:

@@ -15,6 +15,7 @@ ask for Cᵀ = Bᵀ Aᵀ: the operands change places.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,8 @@ from minidist.engine.kernels import kernel
 # Of a dtype's character: cuBLAS's code, and the code of the dtype that it computes in.
 CODES = {"e": (2, 68), "f": (0, 68), "d": (1, 70)}
 DEFAULT = -1  # let cuBLAS choose its algorithm
+
+Shape = tuple[int, ...]
 
 
 def product(xp: Any, a: Array, b: Array, out: Array, scale: float = 1.0, add: bool = False) -> None:
@@ -50,53 +53,86 @@ def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool)
     dtype = out.dtype.char
     if cuda is None or dtype not in CODES or not a.dtype.char == b.dtype.char == dtype:
         return False
-    if out.size == 0 or a.size == 0 or out.ndim > 5:
+    call = _plan(dtype, a.shape, a.strides, b.shape, b.strides, out.shape, out.strides)
+    if call is None:
         return False
-    stack = out.shape[:-2]
-    if stack and dtype == "e":
-        return False  # CuPy offers no list of float16 matrices
-    size = out.itemsize
-    out_order = _order(out, size)
-    if out_order is None or out_order[0]:
-        return False
-    (a, (turn_a, ld_a)), (b, (turn_b, ld_b)) = (_readable(xp, x, size) for x in (a, b))
-    m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
+    if call.copy_a:
+        a = xp.ascontiguousarray(a)
+    if call.copy_b:
+        b = xp.ascontiguousarray(b)
     alpha, beta = _number(scale, dtype), _number(float(add), dtype)
     handle = cuda.get_cublas_handle()
-    if not stack:
+    starts = a.data.ptr, b.data.ptr, out.data.ptr
+    if not call.count:
         code, compute = CODES[dtype]
         cuda.cublas.gemmEx(
-            *(handle, turn_b, turn_a, n, m, k, alpha, b.data.ptr, code, ld_b),
-            *(a.data.ptr, code, ld_a, beta, out.data.ptr, code, out_order[1], compute, DEFAULT),
+            *(handle, *call.turns_and_sizes, alpha, starts[1], code, call.ld_b),
+            *(starts[0], code, call.ld_a, beta, starts[2], code, call.ld_out, compute, DEFAULT),
         )
         return True
-    count = math.prod(stack)
-    pointers = xp.empty((3, count), np.uint64)
-    strides = [s for x in (a, b, out) for s in _stack_strides(x, stack)]
-    middle, inner = (1, 1, *stack)[-2:]
-    _pointers(xp, pointers, a.data.ptr, b.data.ptr, out.data.ptr, middle, inner, *strides)
-    first = pointers.data.ptr
+    first = _listed(xp, starts, call, cuda.get_current_stream().ptr).data.ptr
     run = cuda.cublas.sgemmBatched if dtype == "f" else cuda.cublas.dgemmBatched
     run(
-        *(handle, turn_b, turn_a, n, m, k, alpha, first + 8 * count, ld_b, first, ld_a),
-        *(beta, first + 16 * count, out_order[1], count),
+        *(handle, *call.turns_and_sizes, alpha, first + 8 * call.count, call.ld_b),
+        *(first, call.ld_a, beta, first + 16 * call.count, call.ld_out, call.count),
     )
     return True
 
 
-def _readable(xp: Any, x: Array, size: int) -> tuple[Array, tuple[int, int]]:
-    """``x`` and how cuBLAS has to read it; a copy of ``x`` where it cannot."""
-    order = _order(x, size)
-    if order is None:
-        x = xp.ascontiguousarray(x)
-        return x, (0, x.shape[-1])
-    return x, order
+@dataclass(frozen=True)
+class Call:
+    """What cuBLAS has to be told about arrays of some shapes and strides.
+
+    ``turns_and_sizes``: whether B and A are stored by columns, then n, m and k. ``ld``: leading
+    dimensions. ``count`` matrices in a stack, 0 for no stack; ``axes`` are the lengths of the
+    stack's last two axes, and ``steps`` the bytes between matrices along three axes of each array.
+    """
+
+    turns_and_sizes: tuple[int, ...]
+    ld_a: int
+    ld_b: int
+    ld_out: int
+    copy_a: bool
+    copy_b: bool
+    count: int
+    axes: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
-def _order(x: Array, size: int) -> tuple[int, int] | None:
+@lru_cache(maxsize=1024)
+def _plan(dtype: str, *layout: tuple[int, ...]) -> Call | None:
+    """How to call cuBLAS for shapes and strides of a, b and out; None if it cannot be done."""
+    shape_a, strides_a, shape_b, strides_b, shape, strides = layout
+    size = np.dtype(dtype).itemsize
+    stack = shape[:-2]
+    if 0 in shape or 0 in shape_a or len(stack) > 3:
+        return None
+    if stack and dtype == "e":
+        return None  # CuPy has no call for a list of float16 matrices
+    by_columns, ld_out = _order(shape, strides, size) or (1, 0)
+    if by_columns:
+        return None
+    order_a, order_b = _order(shape_a, strides_a, size), _order(shape_b, strides_b, size)
+    turn_a, ld_a = order_a or (0, shape_a[-1])
+    turn_b, ld_b = order_b or (0, shape_b[-1])
+    if order_a is None:
+        strides_a = _contiguous(shape_a, size)
+    if order_b is None:
+        strides_b = _contiguous(shape_b, size)
+    steps = [
+        _stack_steps(*one) for one in ((shape_a, strides_a), (shape_b, strides_b), (shape, strides))
+    ]
+    return Call(
+        (turn_b, turn_a, shape[-1], shape[-2], shape_a[-1]),
+        *(ld_a, ld_b, ld_out, order_a is None, order_b is None),
+        *(math.prod(stack) if stack else 0, (1, 1, *stack)[-2:], tuple(sum(steps, ()))),
+    )
+
+
+def _order(shape: Shape, strides: Shape, size: int) -> tuple[int, int] | None:
     """(0, distance between rows) if rows are contiguous, (1, ... columns) if columns are."""
-    rows, columns = x.shape[-2:]
-    down, right = x.strides[-2] // size, x.strides[-1] // size
+    rows, columns = shape[-2:]
+    down, right = strides[-2] // size, strides[-1] // size
     if (right == 1 or columns == 1) and (rows == 1 or down >= columns):
         return 0, (columns if rows == 1 else down)
     if (down == 1 or rows == 1) and (columns == 1 or right >= rows):
@@ -104,14 +140,30 @@ def _order(x: Array, size: int) -> tuple[int, int] | None:
     return None
 
 
-def _stack_strides(x: Array, stack: tuple[int, ...]) -> tuple[int, ...]:
-    """Bytes from one matrix to the next along each axis of the stack; 0 where x is repeated."""
-    missing = len(stack) - (x.ndim - 2)
+def _contiguous(shape: Shape, size: int) -> Shape:
+    """The strides of a contiguous array."""
+    return tuple(size * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _stack_steps(shape: Shape, strides: Shape) -> Shape:
+    """Bytes from one matrix to the next along three axes; 0 where the matrix is repeated."""
     own = tuple(
         0 if length == 1 else stride
-        for length, stride in zip(x.shape[:-2], x.strides[:-2], strict=True)
+        for length, stride in zip(shape[:-2], strides[:-2], strict=True)
     )
-    return (0,) * (3 - len(stack) + missing) + own
+    return (0,) * (3 - len(own)) + own
+
+
+@lru_cache(maxsize=4096)
+def _listed(xp: Any, starts: tuple[int, ...], call: Call, stream: int) -> Array:
+    """Where every matrix of three stacks begins, (3, count), on the GPU.
+
+    Kept: a memory pool hands out the same places in every step. ``stream`` is part of the key,
+    because a list is ready for the stream that it was made on.
+    """
+    pointers = xp.empty((3, call.count), np.uint64)
+    _pointers(xp, pointers, *starts, *call.axes, *call.steps)
+    return pointers
 
 
 @lru_cache(maxsize=256)
