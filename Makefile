@@ -1,6 +1,6 @@
 # make compare   train one model in every way and put the results side by side
 # make test      run every test
-# make check     what to run after each change: the linters and the quick tests, under a minute
+# make check     what to run after each change: the linters, and a few cases of each quick test
 # make long      jobs too long for every day; a second call goes on where the first one ended
 # Each makes .venv and installs into it first, once. Nothing else on the machine is needed
 # but Python >= 3.11: MPI itself comes as a wheel.
@@ -18,7 +18,7 @@ WORKERS ?= 2
 help:
 	@echo "make compare        train one model in every way on $(RANKS) MPI ranks, side by side (writes out/)"
 	@echo "make test           run every test"
-	@echo "make check          the linters and the quick tests, after every change"
+	@echo "make check          the linters, and a few cases of each quick test"
 	@echo "make test-openmpi   the tests on real ranks, with Open MPI in place of MPICH"
 	@echo "make long           what takes too long for every day; goes on where it ended (out/long/)"
 	@echo "make lint           ruff and mypy"
