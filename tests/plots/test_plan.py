@@ -20,6 +20,7 @@ from minidist.plots.pipeline import COLOURS, draw_price, draw_run, measured_span
 from tests.parallel.checks import images
 
 
+@pytest.mark.slow
 def test_the_command_prices_and_draws_every_schedule(tmp_path, capsys):
     out = str(tmp_path / "plan")
     status = main(["plan", "pipeline", "--stages", "8", "--microbatches", "32", "--out", out])

@@ -444,6 +444,7 @@ def compared():
     return {str(row["variant"]): row for row in report["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["", "_sharded", "_colocated"])
 @pytest.mark.parametrize("rule", ["ssp", "async"])
 def test_rows_of_compare_converge_within_a_margin(rule, layout, compared):
@@ -456,6 +457,7 @@ def test_rows_of_compare_converge_within_a_margin(rule, layout, compared):
     assert row["accuracy"] > serial["accuracy"] - 0.06
 
 
+@pytest.mark.slow
 def test_momentum_needs_the_remedies(monkeypatch):
     """What the margin above would be without looking ahead, and without either."""
     aware = partial(StaleParameterServer, staleness_aware=True)
