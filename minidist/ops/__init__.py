@@ -6,12 +6,12 @@ One family a file. An op reads like its formula, and a user's own op is written 
         data = x.data
         return Tensor.of(data**3, (x,), lambda grad: (grad * 3 * data**2,))
 
-The operators and NumPy-style methods of ``Tensor`` are these functions, attached below.
+The operators and NumPy-style methods of ``Tensor`` are these functions, added to it below.
 """
 
 from __future__ import annotations
 
-from minidist.engine.tensor import Tensor
+from minidist.engine.tensor import add_methods
 from minidist.ops.activation import (
     erf,
     gelu,
@@ -117,8 +117,7 @@ METHODS |= {
     )
 }  # fmt: skip
 
-for _name, _function in METHODS.items():
-    setattr(Tensor, _name, _function)
+add_methods(METHODS)
 
 __all__ = [
     "DTypeError",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minidist.comm.launch import find_mpiexec, mpi_environment
+from minidist.comm.launcher import find_mpiexec, mpi_environment
 
 ROOT = Path(__file__).parents[2]
 
