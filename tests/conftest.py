@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "collect
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("mpi"):
-        from minidist.comm.launch import find_mpiexec
+        from minidist.comm.launcher import find_mpiexec
 
         if find_mpiexec() is None:
             pytest.skip("no mpiexec on this machine")
