@@ -16,7 +16,7 @@ import sys
 
 from minidist.lazy import COMPLETED_BY, offer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.engine.array import Array, module_of, work
-from minidist.engine.kernels import kernel
+from minidist.engine.kernels import kernel, wide
+from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import ShapeError, same_device, same_dtype, unbroadcast
 
@@ -68,7 +69,8 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     inputs, outputs = weight.shape
     rows = x.data.reshape(-1, inputs)  # (n, i)
     matrix = weight.data
-    out = rows @ matrix  # (n, i) @ (i, o) -> (n, o)
+    out = xp.empty((len(rows), outputs), matrix.dtype)
+    product(xp, rows, matrix, out)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nobody else has seen this array yet
     flops = 2 * len(rows) * inputs * outputs
@@ -82,12 +84,16 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
         def weight_grad(out: Array | None) -> Array:
             work.flops += flops
-            return xp.matmul(rows.T, grad, out=out)  # (i, n) @ (n, o) -> (i, o)
+            out = xp.empty((inputs, outputs), grad.dtype) if out is None else out
+            product(xp, rows.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
+            return out
 
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            grad_x = (grad @ matrix.T).reshape(shape)  # (n, o) @ (o, i) -> (n, i)
+            grad_x = xp.empty((len(grad), inputs), grad.dtype)
+            product(xp, grad, matrix.T, grad_x)  # (n, o) @ (o, i) -> (n, i)
+            grad_x = grad_x.reshape(shape)
         if not biased:
             return grad_x, Into(weight_grad)
         return grad_x, Into(weight_grad), Into(lambda out: column_sums(grad, out))
@@ -127,7 +133,8 @@ def column_products(a: Array, b: Array | None, out: Array | None = None) -> Arra
     over="columns",
 )
 def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
+    a = wide(a)
     if b is None:  # a product with ones: BLAS adds faster than NumPy
         xp.matmul(xp.ones(len(a), a.dtype), a, out=out)  # (n,) @ (n, w) -> (w,)
     else:
-        out[...] = xp.einsum("nw,nw->w", a, b)
+        out[...] = xp.einsum("nw,nw->w", a, wide(b))

@@ -7,7 +7,7 @@ import strict
 from cuda_on_host import library
 
 from minidist.engine import array as arrays
-from minidist.engine.kernels import KERNELS, Argument, kernel
+from minidist.engine.kernels import KERNELS, kernel
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,6 @@ def test_arrays_that_the_text_does_not_declare_run_the_lines(double):
 
 def test_a_kernel_says_what_it_cannot_read():
     with pytest.raises(ValueError, match="cannot read the argument"):
-        Argument.of("T& x")
+        kernel("T& x", "")(doubled)
     with pytest.raises(ValueError, match="over must be one of"):
         kernel("T *x", "", over="columms")(doubled)
