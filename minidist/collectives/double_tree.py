@@ -207,14 +207,14 @@ def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) 
         moving = (waits == 0) & (piece >= 0) & (piece < k)
         sender, receiver = senders[moving], receivers[moving]
         size_of = nbytes[tree[moving], piece[moving]]
-        end = np.maximum(now[sender], now[receiver]) + machine.latency + size_of / machine.bandwidth
+        end = np.maximum(now[sender], now[receiver]) + machine.message(size_of)
         now[sender] = end  # a rank sends once in a step, and receives once
         now[receiver] = np.maximum(now[receiver], end)
         return receiver, size_of
 
     for step in range(step_count(size, k)):
         receiver, added = move(step, child, parent)
-        now[receiver] += added / machine.reduce_bandwidth
+        now[receiver] += machine.reduce(added)
     for step in reversed(range(step_count(size, k))):
         move(step, parent, child)
     return float(now.max())

@@ -119,10 +119,10 @@ def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) 
     for number in range(2 * rounds * k):
         moving = nbytes[(ranks - 1 - number // k) % size, number % k]  # by sender
         end = np.maximum(np.maximum(ready[number], np.roll(posted, -1)), end)
-        end = end + machine.latency + moving / machine.bandwidth
+        end = end + machine.message(moving)
         posted = now
         now = np.maximum(now, np.roll(end, 1))
         if number < rounds * k:
-            now = now + np.roll(moving, 1) / machine.reduce_bandwidth
+            now = now + machine.reduce(np.roll(moving, 1))
         ready.append(now)
     return float(now.max())

@@ -2,11 +2,11 @@
 
 Every stream of every rank is a ``Task``: a greenlet, a function that can be paused inside a call
 and resumed later, with a clock of its own. The rule that keeps the clocks honest: *the task that
-runs is always the one furthest behind*. So whatever it does happens in nobody's past, and every
-run of a program is the same run.
+runs is always the one furthest behind*. So what it does cannot affect events that came earlier,
+and every run of a program is the same run.
 
-A message begins when both sides have posted it and the sender's outgoing and the receiver's
-incoming port are free, and holds both ports for the machine's α + nβ.
+A message begins when both sides have posted it and both ports are free; how long it takes is the
+machine's rule (``Machine.message`` and ``Ports`` in ``comm/machine.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import greenlet
 
 from minidist.comm.comm import ANY, CommError, Crash, RankLost
 from minidist.comm.local.tasks import Deadlock, Group, Meeting, Task, Transfer, describe
-from minidist.comm.machine import Interrupted, Links, Machine
+from minidist.comm.machine import Interrupted, Links, Machine, Ports
 from minidist.engine.array import module_of, work
 
 
@@ -42,8 +42,7 @@ class Simulator:
         self.tasks: list[Task] = []
         self.current: Task
         self.error: BaseException | None = None
-        self.out_free = [0.0] * ranks  # when each rank's outgoing port is free
-        self.in_free = [0.0] * ranks
+        self.ports = Ports(ranks)
         self.charged = 0  # FLOPs on the counter that have been charged to a clock
         self.lost: set[int] = set()  # ranks that crashed
 
@@ -194,13 +193,12 @@ class Simulator:
                 f"{send.tag}): both sides of a message must be on the host, or both on a device"
             )
         sender, receiver = send.task.rank, recv.task.rank
-        begin = max(send.posted, recv.posted, self.out_free[sender], self.in_free[receiver])
         nbytes = source.nbytes
         if self.links is None:
-            end = begin + self.machine.message(nbytes)
+            seconds = self.machine.message(nbytes)
         else:
-            end = begin + self.links.message(sender, receiver, nbytes)
-        self.out_free[sender] = self.in_free[receiver] = end
+            seconds = self.links.message(sender, receiver, nbytes)
+        end = self.ports.carry(sender, receiver, max(send.posted, recv.posted), seconds)
         if source.ndim == target.ndim == 1:
             target[...] = source
         else:
