@@ -64,6 +64,10 @@ EXAMPLES: dict[str, list[Any]] = {
         lambda t: (rubbish(bool, 3, 13), None, 5, *KEY, 2**31, 13),
         lambda t: (rubbish(bool, 3, 13), np.array([9, 2, 4]), 9, *KEY, 2**30, 13),
     ],
+    "kept": [
+        lambda t: (rubbish(t, 3, 50), some(t, 3, 50), random.random((3, 50)) > 0.4, 1.0),
+        lambda t: (rubbish(t, 3, 50), some(t, 3, 50) * np.inf, random.random((3, 50)) > 0.4, 2.0),
+    ],
     "log_softmax": [lambda t: (rubbish(t, 4, 200), some(t, 4, 200) * 9)],
     "log_softmax_backward": [
         lambda t: (rubbish(t, 4, 200), some(t, 4, 200), np.log(softmax(some(t, 4, 200)))),

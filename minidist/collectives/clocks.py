@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunks
+from minidist.collectives.partition import chunks
 from minidist.comm.machine import Machine, Ports
 
 

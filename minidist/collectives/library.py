@@ -1,8 +1,8 @@
-"""The MPI library's own collectives: what all of ours are compared with.
+"""The MPI library's own collectives, to compare ours with.
 
-A library chooses an algorithm by size and rank count, as ``auto`` does, and runs it in C. Nobody
-can see which, so messages and bytes cannot be counted and there are no formulas here: the trace
-counts such calls in ``trace.uncounted``. There is no library in the local world.
+A library chooses an algorithm by size and rank count, as ``auto`` does, and runs it in C. It does
+not say which, so messages and bytes cannot be counted and there are no formulas here; the trace
+counts the calls in ``trace.uncounted``. There is no library in the local world.
 
 Arguments are those of our own functions of the same name; ``IN_PLACE`` stands for an array that is
 at its place already.
@@ -10,7 +10,7 @@ at its place already.
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import IN_PLACE, Comm
 from minidist.engine.array import Array
 

@@ -85,7 +85,7 @@ class Timeline:
                     waiting = sent[source, rank, event.stream]
                     if waiting:
                         send = waiting.popleft()
-                        # Aligned clocks differ a little: an arrow may not end before it begins.
+                        # Clocks still differ a little: an arrow must not end before it begins.
                         end = max(send.start, event.end)
                         arrow = Arrow(source, rank, send.start, end, send.nbytes, event.stream)
                         found.append(arrow)

@@ -15,7 +15,9 @@ shorter with ``array.fused``, where CuPy writes the kernel from the NumPy lines.
 In the CUDA text
 
     T, A       the dtype of the first array, and the one to accumulate in: float for half and float
-    i, n       over="elements": a thread for each element of the first array; n elements
+    i, n       over="elements": a thread for each element of the first array; n elements.
+               over="points": the same for a text in which i is nothing but the index of all
+               arrays: these may lie in any one order, such as images with their channels last
     row, w     over="rows": a block of threads for each row of the first array; w elements a row.
                ``total(v)`` and ``largest(v)`` combine one value of every thread of the block
     column, n, w   over="columns": 8 columns a block, ``lane`` of 128 for each, over n rows
@@ -69,6 +71,10 @@ OPENING = {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= n) return;
 """,
+    "points": """
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= n) return;
+""",
     "rows": """
     long long row = blockIdx.x;
 """,
@@ -98,6 +104,14 @@ def _expected(declared: str, dtype: str) -> Expected:
     return None, own.get(kind) or OTHERS[kind], const is not None
 
 
+def _order(array: Array) -> tuple[Any, ...] | None:
+    """Shape and strides in elements, if the array has no gaps: equal for arrays in one order."""
+    size = array.itemsize
+    steps = tuple(stride // size for stride in array.strides)
+    span = 1 + sum((length - 1) * step for length, step in zip(array.shape, steps, strict=True))
+    return (array.shape, steps) if span == array.size else None
+
+
 class Kernel:
     """A function of NumPy arrays and the CUDA kernel that does the same on a GPU."""
 
@@ -109,7 +123,7 @@ class Kernel:
         self.name = name
         self.over = over
         self.function = function
-        lengths = {"elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
+        lengths = {"points": ["n"], "elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
         declared = ", ".join([arguments, *(f"long long {length}" for length in lengths)])
         self.text = f'extern "C" __global__ void {name}({declared}) {{{OPENING[over]}{body}\n}}\n'
         each = re.split(r",\s*", arguments)
@@ -126,6 +140,9 @@ class Kernel:
     def prepared(self, xp: Any, dtype: str, given: tuple[Any, ...]) -> list[Any] | None:
         """What the CUDA text declares, made of what was given; None if it cannot be."""
         made = []
+        order = None
+        if self.over == "points" and not given[0].flags.c_contiguous:
+            order = _order(given[0])
         for (number, dtypes, read_only), value in zip(self.expected[dtype], given):  # noqa: B905
             if number is not None:
                 made.append(number(value))
@@ -133,9 +150,9 @@ class Kernel:
                 made.append(0)  # a null pointer
             elif value.dtype.char not in dtypes:
                 return None
-            elif value.flags.c_contiguous:
+            elif value.flags.c_contiguous if order is None else _order(value) == order:
                 made.append(value)
-            elif read_only:
+            elif read_only and order is None:
                 made.append(xp.ascontiguousarray(value))
             else:
                 return None
@@ -153,7 +170,7 @@ class Kernel:
         grid: tuple[int, ...]
         block: tuple[int, ...]
         lengths: tuple[int, ...]
-        if self.over == "elements":
+        if self.over in ("elements", "points"):
             grid, block, lengths = ((size + 255) // 256,), (256,), (size,)
         else:
             width = first.shape[-1]

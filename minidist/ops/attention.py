@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of, work
-from minidist.engine.kernels import kernel
+from minidist.engine.kernels import kernel, wide
 from minidist.engine.products import product
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.tensor import Tensor
 from minidist.ops.chunks import chunks
-from minidist.ops.operands import ShapeError, same_device
+from minidist.ops.operands import ShapeError, floating_only, same_device
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache
@@ -43,7 +43,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     length, d). If there are more keys than queries, the queries are the *last* positions, as when
     sampling with a cache. ``causal=False`` lets every query read every key.
     """
-    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
+    q, k, v = (floating_only("attention", one) for one in (q, k, v))
     _check(q, k, v)
     same_device("attention", q, k, v)
     xp = q.xp
@@ -72,7 +72,7 @@ def self_attention(
     calling ``attention``, without the copies: the backward writes the three gradients into one
     array, which the layer before takes as it is.
     """
-    qkv = as_tensor(qkv)
+    qkv = floating_only("self_attention", qkv)
     groups = groups or heads
     if qkv.ndim != 3 or heads % groups or qkv.shape[2] % (heads + 2 * groups):
         raise ShapeError(
@@ -210,12 +210,15 @@ def attention_backward(
 def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
     """Turn scores (.., rows, keys) into weights; the queries are the last of the keys' places."""
     seen = p.shape[-1]
+    e = wide(p)  # p itself, but for float16
     if causal:
-        p[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, p.dtype), 1)
-    p -= p.max(axis=-1, keepdims=True)
-    xp.exp(p, out=p)
-    total = p @ xp.ones((seen, 1), p.dtype)  # (.., l, 1): the row sums
-    p *= 1 / total
+        e[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, e.dtype), 1)
+    e -= e.max(axis=-1, keepdims=True)
+    xp.exp(e, out=e)
+    total = e @ xp.ones((seen, 1), e.dtype)  # (.., l, 1): the row sums
+    e *= 1 / total
+    if e is not p:
+        p[...] = e
 
 
 @kernel(
@@ -232,7 +235,7 @@ def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
 )
 def _masked_softmax_backward(xp: Any, ds: Array, p: Array) -> None:
     """Turn dP into dS = P · (dP - Σ P · dP), in place; P is 0 where it was masked."""
-    ds -= xp.einsum("...ls,...ls->...l", ds, p)[..., None]
+    ds -= xp.einsum("...ls,...ls->...l", wide(ds), wide(p))[..., None].astype(ds.dtype, copy=False)
     ds *= p
 
 
@@ -292,7 +295,7 @@ def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
     the second are turned by position · base^(-2i/d), so that q·k depends on the *distance* of
     their positions. ``start`` is the position of the first row. The backward turns back.
     """
-    x = as_tensor(x)
+    x = floating_only("rotary", x)
     if x.ndim < 2:
         raise ShapeError(f"rotary: needs (..., length, d), not {x.shape}")
     xp, (length, d), dtype = x.xp, x.shape[-2:], x.dtype

@@ -77,7 +77,7 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     shape = indices.shape
 
     def backward(grad: Array) -> Any:
-        grad = grad.reshape(-1, width)  # (n, width)
+        grad = grad.reshape(len(flat), width)  # (n, width)
 
         def write(out: Array | None) -> Array:
             out = xp.empty((rows, width), grad.dtype) if out is None else out

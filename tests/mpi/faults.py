@@ -22,7 +22,7 @@ def main(comm):
     if FAULT == "stall":
         if comm.rank == last:
             time.sleep(60)
-        all_reduce(comm, np.zeros(6))
+        all_reduce(comm, np.zeros(6), algorithm="ring")
     if FAULT == "waits":  # started earlier, and on the communication stream
         comm.spawn(lambda stream: None).wait()
         if comm.rank == last:

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / "collectives")]
 
 import numpy as np
-from claims import all_collectives, differences, measure
+from claims import all_collectives, check_a_users_function, differences, measure
 
 from minidist.collectives import all_reduce
 from minidist.comm import CommError, launch
@@ -125,6 +125,7 @@ def main(comm):
     long_messages_go_in_pieces(comm)
     sharing_more_memory_than_there_is(comm)
     the_library_and_auto(comm)
+    check_a_users_function(comm)
     requests_and_groups(comm)
     return collectives_hold(comm)
 
