@@ -46,6 +46,16 @@ def outside(sources: Sources) -> Iterator[tuple[str, str]]:
                 yield name, target.partition(".")[0]
 
 
+def computed(sources: Sources) -> set[str]:
+    """The modules that import one whose name is computed: these imports are not in the graph."""
+    return {
+        name
+        for name, tree in sources.items()
+        for node in ast.walk(tree)
+        if not isinstance(_imported_by_call(node), ast.Constant | type(None))
+    }
+
+
 def circle(found: Graph) -> list[str]:
     """The shortest way from a module through its imports back to it; [] if there is none."""
     ways = [way for start in found if (way := _way_back(found, start))]
@@ -101,11 +111,16 @@ def _statements(module: str, tree: ast.Module) -> Iterator[tuple[str, str, int]]
             assert not node.level, f"{module}:{node.lineno}: a relative import: write the full name"
             for alias in node.names:
                 yield str(node.module), alias.name, node.lineno
-        elif isinstance(node, ast.Call) and node.args:
-            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            first = node.args[0]
-            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
-                yield str(first.value), "", node.lineno
+        elif (first := _imported_by_call(node)) is not None and isinstance(first, ast.Constant):
+            yield str(first.value), "", node.lineno
+
+
+def _imported_by_call(node: ast.AST) -> ast.expr | None:
+    """What ``import_module`` is called with, if this is such a call."""
+    if not (isinstance(node, ast.Call) and node.args):
+        return None
+    called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    return node.args[0] if called in ("import_module", "__import__") else None
 
 
 def _offered(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:

@@ -13,9 +13,11 @@ from textwrap import dedent
 import imports
 import pytest
 
+from minidist.lazy import COMPLETED_BY
+
 ROOT = Path(__file__).parents[1]
 
-# From the top down. What stands in one line is one layer.
+# From the top down, a layer a line.
 LAYERS = [
     "__main__",
     "cli",
@@ -92,6 +94,14 @@ def test_most_imports_were_found():
     assert "minidist.plan" in FOUND["minidist.cli"]  # inside a function
     assert "minidist.parallel.variants" in FOUND["minidist.cli"]  # METHODS, through a lazy face
     assert all(not name.endswith(".__init__") for name in FOUND)
+
+
+def test_names_of_modules_are_computed_in_few_places():
+    """Faces and what completes a module (lazy), benches by name, and peers of the benches."""
+    allowed = {"minidist.lazy", "minidist.cli", "minidist.bench.engine"}
+    assert imports.computed(SOURCES) <= allowed
+    # The one module to which a higher package adds: Tensor gets its operators when it is loaded.
+    assert COMPLETED_BY == {"minidist.engine.tensor": "minidist.ops"}
 
 
 def test_libraries_that_not_everybody_has_are_imported_in_one_place():

@@ -10,8 +10,8 @@ anything is recorded is in mode.py.
 The operators and methods of ``Tensor``, such as ``+`` and ``sum``, are the functions of ops/. That
 package imports this file, so this file cannot import it. Instead ops/ calls ``add_methods``, which
 makes its functions attributes of the class: ``x + y`` then calls ``ops.add`` directly. The last
-line of this file loads ops/ through ``minidist.lazy.complete``, so whoever imports ``Tensor``, by
-any path, gets it with its operators.
+line of this file loads ops/ through ``minidist.lazy.complete``, which knows its name from
+minidist/__init__.py. So whoever imports ``Tensor``, by any path, gets it with its operators.
 """
 
 from __future__ import annotations
