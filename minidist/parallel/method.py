@@ -21,11 +21,23 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    check_names,
+    load_optimizer,
+    save_optimizer,
+    under,
+)
+
+__all__ = ["Method", "StepCost", "parameter_count", "saved_bytes", "training_flops"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class StepCost:
 
     ``messages`` and ``nbytes``: sent. ``peak_bytes``: held, by kind: parameters, gradients,
     optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step, None where
-    it depends on who comes first.
+    it depends on who comes first, or no formula is known.
     """
 
     messages: list[int]
@@ -55,7 +67,7 @@ class Method:
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
-    ``optimizer`` is fresh. Both belong to this rank: make them inside the function that runs on
+    ``optimizer`` is new. Both belong to this rank: make them inside the function that runs on
     every rank, because ranks of the local world share one process.
     """
 
@@ -74,11 +86,11 @@ class Method:
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see resume.py to go on "
+                "since a method decides which part of it a rank holds (see state.py to go on "
                 "from saved parameters)"
             )
         if optimizer.steps or optimizer.state:
-            raise ValueError("the optimizer has stepped before: each rank makes its own, fresh one")
+            raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
         if isinstance(optimizer, MixedPrecision):
             raise TypeError(
                 "MixedPrecision divides gradients by its scale, and methods do not multiply the "
@@ -110,7 +122,54 @@ class Method:
             "optimizer": list(self.optimizer.state.values()),
         }
 
+    # Saving and loading: see state.py
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """All that this rank's optimizers step; by default the whole model."""
+        flat = self.model.flat
+        return [
+            OptimizerShard(self.model.named_parameters(), flat.slices, self.optimizer, flat.data)
+        ]
+
+    def state(self) -> State:
+        """All that training needs to go on, on every rank. Every rank must call it.
+
+        Raises TypeError if the ranks' models, or what they owe each other, differ.
+        """
+        self.check_resumable()
+        found = {f"parameters/{name}": value for name, value in self.parameters().items()}
+        return found | save_optimizer(self.comm, self.optimizer_shards())
+
+    def load(self, state: State) -> None:
+        """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
+
+        Raises KeyError if the state is another model's or another optimizer's.
+        """
+        self.check_resumable()
+        expected = {f"parameters/{n}" for n in self.whole.named_parameters()}
+        expected |= {f"parameters/{n}" for n in self.whole.named_buffers()} | {"steps"}
+        if "steps" in state and state["steps"] > 0:
+            for name in self.whole.named_parameters():
+                expected |= {f"optimizer/{slot}/{name}" for slot in self.optimizer.slots}
+        check_names(state, expected)
+        self.load_parameters(under("parameters/", state))
+        load_optimizer(self.comm, self.optimizer_shards(), state)
+
+    def load_parameters(self, by_name: State) -> None:
+        self.model.load(by_name)
+
+    def check_resumable(self) -> None:
+        if not self.exact:
+            raise TypeError(
+                f"{type(self).__name__}: the ranks' models, or the errors they keep, differ, and "
+                "other ranks could not take them over: save parameters(), and start anew from them"
+            )
+
     # What most methods do
+
+    def forward(self, inputs: Array) -> Tensor:
+        """The model's output."""
+        return self.model(inputs)
 
     def forward_backward(
         self, batch: Batch, before_backward: Callable[[float], object] | None = None
@@ -120,7 +179,7 @@ class Method:
         ``before_backward`` is called with the loss between the two.
         """
         with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
-            loss = self.loss(self.model(batch.inputs), batch.targets, batch.count)
+            loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count)
         if before_backward is not None:
             before_backward(loss.item())
         with self.comm.step("backward"):
@@ -140,37 +199,3 @@ class Method:
     def itemsize(self) -> int:
         """Bytes of a parameter."""
         return self.model.flat.data.dtype.itemsize
-
-
-def parameter_count(model: Module) -> int:
-    """Ψ, the number of parameters, of a declared model too."""
-    return sum(parameter.size for parameter in model.parameters())
-
-
-def training_flops(model: Sequential, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
-    """FLOPs of (forward, backward) on an input of ``shape``.
-
-    A block computes its input's gradient only if something before it wants one.
-    """
-    forward = backward = 0
-    for block, cost in zip(model.blocks.values(), model.costs(shape), strict=True):
-        forward += cost.flops
-        backward += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or bool(block.named_parameters())
-    return forward, backward
-
-
-def saved_bytes(model: Sequential, shape: Shape, itemsize: int, loss: Module | None) -> int:
-    """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
-
-    ``loss`` is there if this part of the model ends in it.
-    """
-    cost = model.cost(shape, itemsize)
-    saved = cost.saved_bytes
-    if cost.saves_input:
-        saved += int(np.prod(shape)) * itemsize
-    if cost.saves_output:
-        saved += int(np.prod(cost.shape)) * itemsize
-    if loss is not None:
-        saved += loss.cost(cost.shape, itemsize).saved_bytes
-    return saved

@@ -14,7 +14,7 @@ from minidist.models import gpt
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, MixedPrecision, Nesterov, RMSprop
 from minidist.parallel import METHODS
-from minidist.parallel.resume import Held
+from minidist.parallel.state import OptimizerShard
 from tests.parallel.checks import Setting, make, train
 
 KEYS = ["serial", "data_parallel/ring", "data_parallel/overlapped", "zero/1", "zero/2", "zero/3"]
@@ -157,10 +157,10 @@ def test_mixed_precision_is_refused_until_methods_scale_the_loss(key):
 
 
 def every_rank_takes_the_first_shard(monkeypatch):
-    def wrong(self, comm, by_name, own=Held.own):
-        return own(self, type("First", (), {"rank": 0}), by_name)[: self.data.size]
+    def wrong(self, comm, by_name, cut=OptimizerShard.cut):
+        return cut(self, type("First", (), {"rank": 0}), by_name)[: self.data.size]
 
-    monkeypatch.setattr(Held, "own", wrong)
+    monkeypatch.setattr(OptimizerShard, "cut", wrong)
 
 
 def nobody_gathers(monkeypatch):
@@ -169,7 +169,7 @@ def nobody_gathers(monkeypatch):
         whole[self.shards[comm.rank]] = array
         return whole
 
-    monkeypatch.setattr(Held, "whole", wrong)
+    monkeypatch.setattr(OptimizerShard, "gather", wrong)
 
 
 @pytest.mark.parametrize("mutant", [every_rank_takes_the_first_shard, nobody_gathers])

@@ -17,7 +17,7 @@ from minidist.optim import SGD, GradientDescent
 from minidist.optim.schedules import linear
 from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD
 from minidist.parallel.averaging.gossip import exponential_graph, ring_graph
-from minidist.parallel.averaging.local_sgd import LocalSGD as Local
+from minidist.parallel.averaging.local_step import LocalSteps
 from minidist.parallel.gradient_compression import compressors
 from minidist.parallel.gradient_compression.compressors import (
     BFloat16,
@@ -333,7 +333,7 @@ def gradient_not_scaled_by_ranks(monkeypatch):
 
     def scaled_update(self):
         self.model.flat.grad /= self.comm.size
-        super(Local, self).update()
+        super(LocalSteps, self).update()
 
 
 def averages_one_step_late(monkeypatch):
@@ -341,7 +341,7 @@ def averages_one_step_late(monkeypatch):
 
 
 def average_forgets_to_divide(monkeypatch):
-    monkeypatch.setattr(LocalSGD, "average", lambda self, data: ring.all_reduce(self.comm, data))
+    monkeypatch.setattr(LocalSteps, "average", lambda self, data: ring.all_reduce(self.comm, data))
 
 
 def gossip_to_one_side_only(monkeypatch):

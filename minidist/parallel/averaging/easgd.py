@@ -40,7 +40,8 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import saved_bytes, training_flops
 from minidist.parallel.server.key_ranges import KeyRanges
 
 CENTRE = 0

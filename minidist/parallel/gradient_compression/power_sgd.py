@@ -27,7 +27,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array, module_of, work
 from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
-from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.gradient_compression.compressor import Compressor
 
 
 class PowerSGD(Compressor):

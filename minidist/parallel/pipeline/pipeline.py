@@ -16,8 +16,9 @@ schedule keeps of activations. Time: see ``pricing.price``, which reads the same
 
 Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
 and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
-the batch: rank r is stage r % p of copy r // p, and a stage's gradients are summed over the copies
-as soon as they are complete, while other stages still go backward.
+the batch: rank r is stage r % p of copy r // p. A stage's gradients come together over the copies
+by ``sync`` (``gradient_sync.py``); by default each chunk is all-reduced as soon as it is complete,
+while other stages still go backward. To clip, the stages all-reduce 8 bytes: the squared norm.
 
 Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, section 2.2.
 """
@@ -36,26 +37,20 @@ from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import Method, StepCost, parameter_count
-from minidist.parallel.pipeline.cost import price_step
-from minidist.parallel.pipeline.executor import Run
+from minidist.parallel.data_parallel.all_reduce import AllReduce
+from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
+from minidist.parallel.pipeline.executor import Executor, OwnStage
+from minidist.parallel.pipeline.layout import make_layout
 from minidist.parallel.pipeline.programs import program
-from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import (
-    SCHEDULES,
-    Schedule,
-)
-from minidist.parallel.pipeline.stages import (
-    Bounds,
-    block_flops,
-    cut,
-    join,
-    separate,
-    tied,
-)
+from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
+from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
+from minidist.parallel.shared_parameters import separate
 
 
 class Pipeline(Method):
@@ -80,6 +75,8 @@ class Pipeline(Method):
         costs: Sequence[float] | None = None,
         recompute: bool = False,
         replicas: int = 1,
+        sync: Sync | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed)
         if isinstance(schedule, str):
@@ -91,119 +88,103 @@ class Pipeline(Method):
             raise ValueError(f"a pipeline needs at least one microbatch, not {microbatches}")
         if replicas < 1 or comm.size % replicas:
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
-        self.schedule = schedule
         self.microbatches = microbatches
-        self.recompute = recompute
-        self.replicas = replicas
-        self.size = comm.size // replicas  # stages
-        self.stage = comm.rank % self.size
-        self.replica = comm.rank // self.size
+        self.clip = clip
+        self.layout = make_layout(
+            model,
+            schedule,
+            comm.size // replicas,
+            replicas,
+            microbatches,
+            recompute,
+            bounds,
+            costs,
+            clip is not None,
+            program,
+        )
+        self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
         self.pipe = comm.split(self.replica) if replicas > 1 else comm
-        self.copies = comm.split(self.stage) if replicas > 1 else None
-
-        self.bounds = bounds or self._cut(costs)
-        self._check_bounds()
-        self.parts = [model[start:stop] for start, stop in self.bounds]
-        self.stages = [
-            join([self.parts[schedule.part(stage, c, self.size)] for c in range(schedule.chunks)])
-            for stage in range(self.size)
+        copies = comm.split(self.stage) if replicas > 1 else None
+        self.sync = self._make_sync(sync, copies)
+        self.model = self.layout.stage_models[self.stage]  # only this stage is given memory
+        self.sync.bind(
+            self.model,
+            optimizer,
+            copies or self.pipe,
+            seed,
+            sums_loss=False,
+            clips=clip is not None,
+            apart=self.layout.apart(self.stage),
+        )
+        self.separated = separate(self.model)
+        holds_tied = self.stage in self.layout.tied_stages
+        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        self.own = OwnStage(
+            self.layout,
+            self.stage,
+            self.model,
+            self.separated,
+            loss,
+            self.sync,
+            self.pipe,
+            copies,
+            partners,
+            clip,
+            self.update,
+        )
+        self.stage_replicas = [
+            replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
+            for stage in range(self.layout.stages)
         ]
-        self.model = self.stages[self.stage].init(seed)  # only this stage is given memory
-        self.twins = separate(self.model)
-        self.shared = tied(self.stages)
-        self._check_shared()
-        holders = sorted({stage for where in self.shared.values() for stage in where})
-        self.tied_stages = holders
-        self.partners = self.pipe.split(int(self.stage in holders)) if holders else None
-
-        reduce = [("replicas", replicas > 1), ("loss", replicas > 1)]
-        programs = []
-        for stage in range(self.size):
-            needs = [*reduce, ("tied", stage in holders)]
-            names = tuple(name for name, needed in needs if needed)
-            programs.append(program(schedule, stage, self.size, microbatches, names))
-        validate(programs, schedule, microbatches)
-        self.programs = programs
         self._prices: dict[Any, Price] = {}
-        self._free: dict[Shape, list[Array]] = {}  # buffers to receive into
 
-    # Cutting
-
-    def _cut(self, costs: Sequence[float] | None) -> Bounds:
-        """As even as can be.
-
-        Of more chunks than blocks that compute anything, the last stay empty: they pass on.
-        """
-        costs = block_flops(self.whole) if costs is None else costs
-        parts = self.size * self.schedule.chunks
-        full = parts
-        if self.schedule.chunks > 1:
-            full = min(parts, max(self.size, sum(cost > 0 for cost in costs)))
-        return [*cut(costs, full), *[(len(costs), len(costs))] * (parts - full)]
-
-    def _check_bounds(self) -> None:
-        parts = self.size * self.schedule.chunks
-        ends = [0, *(stop for _, stop in self.bounds)]
-        starts = [*(start for start, _ in self.bounds), len(self.whole)]
-        if ends != starts or len(self.bounds) != parts:
+    def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
+        """The part by which the copies' gradients come together; without copies, none is needed."""
+        if copies is None:
+            if sync is not None:
+                raise ValueError("sync brings the gradients of replicas together: pass replicas=2")
+            return GradientSync()
+        made = AllReduce() if sync is None else make_sync(sync)
+        name = type(made).__name__
+        if made.hooks_forward:
             raise ValueError(
-                f"bounds {self.bounds} must cut {len(self.whole)} blocks into consecutive "
-                f"(start, stop) parts, {self.schedule.chunks} for each of {self.size} stages"
+                f"{name} must see the forward of the whole model, and a pipeline's microbatches "
+                "accumulate: take ReduceScatterUnits, which is ZeRO 2 for that"
             )
-
-    def _check_shared(self) -> None:
-        if len({tuple(where) for where in self.shared.values()}) > 1:
+        if made.whole_array and self.layout.tied and copies.size > 2:
             raise ValueError(
-                f"stages share parameters in several ways, {self.shared}: cut by hand, so that "
-                "the same stages share all of them"
+                f"{name} adds up three and more replicas in an order that depends on where a "
+                f"parameter lies, so the copies of {self.layout.tied[0]}, on stages "
+                f"{list(self.layout.tied_stages)}, would differ: take ReduceScatterUnits"
             )
+        return made
 
     # One step
 
     def step(self, batch: Batch) -> float:
-        self.run = run = Run(self, batch)
-        for _, twin in self.twins:
-            twin.grad.fill(0)  # type: ignore[union-attr]
-        self.model.zero_grad()
-        for instruction in self.programs[self.stage]:
+        self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
+        for _, later in self.separated:
+            later.grad.fill(0)  # type: ignore[union-attr]
+        self.sync.begin(batch.step)
+        for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
         run.finish()
         return float(run.loss[0])
 
-    def microbatches_of(self, batch: Batch, replica: int) -> list[Batch]:
-        """The microbatches of one copy of the pipeline."""
-        return batch.shard(replica, self.replicas).microbatches(self.microbatches)
-
-    def shapes_of(self, part: Batch) -> list[Shape]:
-        """The shape of every part's input for a microbatch: no message needs to tell."""
-        first: Shape = (len(part), *part.dataset.input_shape)
-        blocks = self.whole.costs(first)
-        return [first if start == 0 else blocks[start - 1].shape for start, _ in self.bounds]
-
-    def flat_tied(self) -> list[slice]:
-        """Where this stage's shared parameters lie."""
-        return [self.model.flat.slices[name] for name in self.shared]
-
-    def chunk_range(self, stage: int, chunk: int) -> tuple[int, int]:
-        """Where a chunk's parameters lie in its stage's flat array.
-
-        A parameter that two chunks of a stage share belongs to the chunk that is finished last.
-        """
-        schedule = self.schedule
-        parts = [self.parts[schedule.part(stage, c, self.size)] for c in range(schedule.chunks)]
-        ends = [parameter_count(join(parts[: c + 1])) for c in range(schedule.chunks)]
-        return ([0, *ends])[chunk], ends[chunk]
+    def update(self) -> None:
+        """One step of the optimizer on this stage; the gradients are clipped already."""
+        self.sync.update()
 
     def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["gradients"] += [twin.grad for _, twin in self.twins]
-        return held
+        arrays = self.sync.arrays()
+        arrays["gradients"] += [later.grad for _, later in self.separated]
+        return arrays
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stage sends its own to all others."""
         found: dict[str, np.ndarray] = {}
         flat = self.model.flat.data
-        for rank, stage in enumerate(self.stages):
+        for rank, stage in enumerate(self.layout.stage_models):
             data = (
                 flat.copy()
                 if rank == self.stage
@@ -220,35 +201,17 @@ class Pipeline(Method):
     # What it costs
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Priced from the programs themselves."""
+        """Priced from the programs themselves; and what ``sync`` sends and keeps."""
         priced = self.price(batch, machine)
-        ranks = range(self.comm.size)
-        own = [parameter_count(stage) * self.itemsize for stage in self.stages]
-        twins = [_twin_count(stage) * self.itemsize for stage in self.stages]
-        own_by_rank = [own[rank % self.size] for rank in ranks]
-        return StepCost(
-            messages=priced.messages,
-            nbytes=priced.nbytes,
-            peak_bytes={
-                "parameters": own_by_rank,
-                "gradients": [own[rank % self.size] + twins[rank % self.size] for rank in ranks],
-                "optimizer": [len(self.optimizer.slots) * n for n in own_by_rank],
-                "activations": priced.peak_saved,
-            },
-            busy=priced.busy,
-            seconds=priced.seconds,
-        )
+        return step_cost(self.layout, self.stage_replicas, self.sync, priced, machine)
 
     def price(self, batch: Batch, machine: Machine) -> Price:
         """What a step on ``batch`` should take, with every computation's start and end."""
-        parts = [self.microbatches_of(batch, replica) for replica in range(self.replicas)]
+        layout = self.layout
+        parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine)
         if key not in self._prices:
-            self._prices[key] = price_step(self, parts, machine)
+            self._prices[key] = price_step(
+                layout, self.stage_replicas, self.sync, self.loss, parts, machine
+            )
         return self._prices[key]
-
-
-def _twin_count(stage: Sequential) -> int:
-    """Elements of the extra gradients that ``separate`` makes."""
-    apart = sum(parameter_count(block) for block in stage.blocks.values())
-    return apart - parameter_count(stage)

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = offer(
         "stale_parameter_server": ["StaleParameterServer"],
         "look_ahead": ["LookAhead"],
         "backup_workers": ["BackupWorkers"],
-        "key_ranges": ["KeyRanges", "ServerLost", "Servers", "flat_slices", "roles"],
+        "key_ranges": ["KeyRanges", "ServerLost", "Servers", "roles"],
         "pushes": ["Pushes"],
     },
 )

@@ -34,7 +34,7 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
 from minidist.parallel.server.pushes import PUSH
 from minidist.parallel.server.stale_parameter_server import PULL, StaleParameterServer

@@ -29,8 +29,9 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
-from minidist.parallel.method import Method, parameter_count
+from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.method import Method
+from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.server.pushes import Pushes
 
 
@@ -62,20 +63,11 @@ def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list
     return list(range(count)), list(range(count, size))
 
 
-def flat_slices(model: Module) -> dict[str, slice]:
-    """Where each parameter of a declared model lies in the flat array, once there is one."""
-    slices, start = {}, 0
-    for name, parameter in model.named_parameters().items():
-        slices[name] = slice(start, start + parameter.size)
-        start += parameter.size
-    return slices
-
-
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
     """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them, it alone."""
     values = np.empty(keys.stop - keys.start, arrays.default_dtype())
     named = model.named_parameters()
-    for name, where in flat_slices(model).items():
+    for name, where in parameter_slices(model).items():
         low, high = max(where.start, keys.start), min(where.stop, keys.stop)
         if low < high:
             parameter = named[name]
@@ -145,7 +137,7 @@ class KeyRanges(Method):
             if comm.size > 1:
                 self.pushes.start_receiving(index, self.data)
             # A rule that needs norms of whole parameters gets them from all servers together.
-            optimizer.bind(flat_slices(model), keys.start, self.sum_over_servers)
+            optimizer.bind(parameter_slices(model), keys.start, self.sum_over_servers)
 
     def clients_of(self, rank: int) -> list[int]:
         """The servers, by index, to which this worker sends: all but the one beside it."""
@@ -163,7 +155,7 @@ class KeyRanges(Method):
 
     def norms(self) -> list[int]:
         """How many numbers the servers sum in each all-reduce of a step, to agree on norms."""
-        return [1] * (self.clip is not None) + [2 * len(flat_slices(self.whole))] * (
+        return [1] * (self.clip is not None) + [2 * len(parameter_slices(self.whole))] * (
             self.optimizer.layerwise
         )
 
@@ -179,7 +171,7 @@ class KeyRanges(Method):
         named = self.whole.named_parameters()
         return {
             name: host[where].reshape(named[name].declared)
-            for name, where in flat_slices(self.whole).items()
+            for name, where in parameter_slices(self.whole).items()
         }
 
     def gather_keys(self, flat: Array) -> Array:
@@ -256,7 +248,7 @@ class KeyRanges(Method):
             names = ", ".join(
                 f"{name}[{max(where.start, keys.start) - where.start}:"
                 f"{min(where.stop, keys.stop) - where.start}]"
-                for name, where in flat_slices(self.whole).items()
+                for name, where in parameter_slices(self.whole).items()
                 if max(where.start, keys.start) < min(where.stop, keys.stop)
             )
             raise ServerLost(

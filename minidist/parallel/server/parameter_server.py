@@ -44,8 +44,9 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
-from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import saved_bytes, training_flops
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 

@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module, Shape
-from minidist.parallel.gradient_compression.compression import Compressor, make_compressor
+from minidist.parallel.gradient_compression.compressor import Compressor, make_compressor
 
 PUSH = 1  # tag
 

@@ -61,8 +61,9 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
-from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import saved_bytes, training_flops
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
