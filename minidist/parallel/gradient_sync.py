@@ -208,6 +208,10 @@ class GradientSync:
         flat, named = self.model.flat, self.model.named_parameters()
         return [OptimizerShard(named, flat.slices, self.optimizer, flat.data)]
 
+    def own_arrays(self) -> dict[str, Array]:
+        """What this rank alone keeps, and training needs to go on."""
+        return {}
+
     # The formulas: of any replicas, also of a part of the model that this rank does not hold
 
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:

@@ -7,18 +7,32 @@
 part of the batch a rank works on is the method's business. So any two methods can be exchanged,
 and compared: with one seed they start from the same parameters, see the same data, and (if they
 are exact) go through the same parameters as ``Serial``, the oracle of all.
+
+All of them have this much in common, and a test asks each for every point:
+
+    step, parameters, buffers     train on a global batch; read the model, whole, on every rank
+    evaluate                      mean loss and accuracy over a dataset
+    state, load                   save and go on, also on another number of ranks: see state.py
+    clip, microbatches            limit the gradient's norm; accumulate over parts of a shard
+    cost                          messages, bytes, memory and time of a step, predicted
+
+What a method does not support is listed in its ``refuses``, with the reason; asking for it raises
+``Unsupported`` with the method's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from minidist.collectives import central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
+from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
@@ -27,17 +41,22 @@ from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.state import (
     OptimizerShard,
     State,
     check_names,
+    gather_own,
     load_optimizer,
+    own,
+    own_buffers,
+    own_names,
     save_optimizer,
     under,
 )
 
-__all__ = ["Method", "StepCost", "parameter_count", "saved_bytes", "training_flops"]
+__all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes", "training_flops"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,10 @@ class StepCost:
         return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
 
 
+class Unsupported(TypeError):
+    """A method was asked for what it does not support: the message says why."""
+
+
 class Method:
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
@@ -73,7 +96,10 @@ class Method:
 
     model: Sequential  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
-    clip: float | None = None  # the largest norm that a step's whole gradient may have
+    refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
+        "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
+        "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
+    }
 
     def __init__(
         self,
@@ -82,7 +108,11 @@ class Method:
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
+        """``clip``: the largest norm that a step's whole gradient may have; None: any."""
+        name = type(self).__name__
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "
@@ -91,16 +121,24 @@ class Method:
             )
         if optimizer.steps or optimizer.state:
             raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
-        if isinstance(optimizer, MixedPrecision):
-            raise TypeError(
-                "MixedPrecision divides gradients by its scale, and methods do not multiply the "
-                "loss by it: train with optimizer.backward(loss) in a loop of your own"
-            )
+        if microbatches < 1:
+            raise ValueError(f"{name} needs at least one microbatch, not {microbatches}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip}")
+        for asked, what in (
+            (microbatches > 1, "microbatches"),
+            (clip is not None, "clip"),
+            (isinstance(optimizer, MixedPrecision), "mixed precision"),
+        ):
+            if asked and what in self.refuses:
+                raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss
         self.optimizer = optimizer
         self.comm = comm
         self.seed = seed
+        self.microbatches = microbatches
+        self.clip = clip
 
     def step(self, batch: Batch) -> float:
         """Train on one global batch; the global mean loss before the update, on every rank."""
@@ -108,7 +146,25 @@ class Method:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters, by name and of serial shape, on the host. Every rank must call it."""
-        return self.model.state()
+        named = self.model.named_parameters()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """All buffers, such as batch norm's running mean, by name. Every rank must call it.
+
+        Ranks see different samples, so their buffers differ: these are rank 0's.
+        """
+        found = own_buffers(self.model)
+        for buffer in found.values():
+            central.broadcast(self.comm, buffer, root=0)
+        return found
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of ``parameters()`` over a dataset. Every rank must call it.
+
+        Every rank takes its shard of each chunk; layers compute as in evaluation.
+        """
+        return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """What ``step(batch)`` should send, hold and wait for, on ``machine``."""
@@ -132,40 +188,55 @@ class Method:
         ]
 
     def state(self) -> State:
-        """All that training needs to go on, on every rank. Every rank must call it.
-
-        Raises TypeError if the ranks' models, or what they owe each other, differ.
-        """
-        self.check_resumable()
-        found = {f"parameters/{name}": value for name, value in self.parameters().items()}
-        return found | save_optimizer(self.comm, self.optimizer_shards())
+        """All that training needs to go on, on every rank. Every rank must call it."""
+        whole = self.parameters() | self.buffers()
+        found = {f"parameters/{name}": value for name, value in whole.items()}
+        kept = self.gather_own()
+        return found | self.optimizer_state(kept) | kept
 
     def load(self, state: State) -> None:
         """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
 
-        Raises KeyError if the state is another model's or another optimizer's.
+        Every rank must call it. Raises KeyError if the state is another model's or another
+        optimizer's. What a rank kept for itself is taken if there are as many ranks as then.
         """
-        self.check_resumable()
-        expected = {f"parameters/{n}" for n in self.whole.named_parameters()}
-        expected |= {f"parameters/{n}" for n in self.whole.named_buffers()} | {"steps"}
-        if "steps" in state and state["steps"] > 0:
-            for name in self.whole.named_parameters():
-                expected |= {f"optimizer/{slot}/{name}" for slot in self.optimizer.slots}
-        check_names(state, expected)
+        check_names(state, self.whole, self.optimizer)
         self.load_parameters(under("parameters/", state))
-        load_optimizer(self.comm, self.optimizer_shards(), state)
+        self.load_optimizer(state)
+        for name, values in own(self.comm, state).items():
+            if (array := self.own_arrays().get(name)) is not None:
+                array[...] = arrays.module_of(array).asarray(values)
+
+    def optimizer_state(self, kept: State) -> State:
+        """The optimizer's state and steps, by serial names, on every rank.
+
+        ``kept`` is what ``gather_own`` gave.
+        """
+        return save_optimizer(self.comm, self.optimizer_shards())
 
     def load_parameters(self, by_name: State) -> None:
-        self.model.load(by_name)
+        """Take this rank's part of all parameters and buffers."""
+        self.model.load({name: by_name[name] for name in own_names(self.model)})
 
-    def check_resumable(self) -> None:
-        if not self.exact:
-            raise TypeError(
-                f"{type(self).__name__}: the ranks' models, or the errors they keep, differ, and "
-                "other ranks could not take them over: save parameters(), and start anew from them"
-            )
+    def load_optimizer(self, state: State) -> None:
+        load_optimizer(self.comm, self.optimizer_shards(), state)
+
+    def own_arrays(self) -> dict[str, Array]:
+        """What this rank keeps that other ranks do not have, and training needs to go on."""
+        return {}
+
+    def gather_own(self) -> State:
+        """Every rank's ``own_arrays``, on every rank."""
+        return gather_own(self.comm, self.own_arrays())
 
     # What most methods do
+
+    def accumulate(self, shard: Batch) -> float:
+        """Forward and backward on each microbatch of a shard: adds to the gradients."""
+        loss = 0.0
+        for microbatch in shard.microbatches(self.microbatches):
+            loss += self.forward_backward(microbatch)
+        return loss
 
     def forward(self, inputs: Array) -> Tensor:
         """The model's output."""

@@ -33,13 +33,11 @@ class Serial(Method):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if comm.size != 1:
             raise ValueError(
                 f"serial training is for one rank, not {comm.size}: pass comm.split(comm.rank)"
             )
-        self.microbatches = microbatches
-        self.clip = clip
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
         self.separated = separate(self.model) if microbatches > 1 else []
@@ -48,9 +46,7 @@ class Serial(Method):
         self.model.zero_grad()
         for _, later in self.separated:
             later.grad.fill(0)  # type: ignore[union-attr]
-        loss = 0.0
-        for microbatch in batch.microbatches(self.microbatches):
-            loss += self.forward_backward(microbatch)
+        loss = self.accumulate(batch)
         for first, later in self.separated:
             first.accumulate(later.grad)
         self.update()

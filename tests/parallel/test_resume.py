@@ -133,12 +133,6 @@ def test_a_state_from_before_the_first_step_is_where_training_begins(key):
     assert resumed(key, ranks, setting, state, start=0)[0][0] == pytest.approx(losses, rel=1e-12)
 
 
-@pytest.mark.parametrize("key", ["compression/top_k", "local_sgd/average", "gossip/ring"])
-def test_ranks_that_differ_are_refused(key):
-    with pytest.raises(TypeError, match=r"differ.*save parameters"):
-        saved(key, 2, Setting())
-
-
 def test_another_optimizers_state_is_refused():
     state = saved("zero/1", 2, Setting(optimizer=OPTIMIZERS["sgd"]))[0]
     with pytest.raises(KeyError, match=r"optimizer/mean/1\.weight"):

@@ -62,8 +62,10 @@ class Gossip(LocalSteps):
         comm: Comm,
         seed: int = 0,
         graph: str = "ring",
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if graph not in GRAPHS:
             raise ValueError(f"unknown graph {graph!r}: choose one of {', '.join(GRAPHS)}")
         self.graph = GRAPHS[graph]

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -40,6 +42,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.averaging.local_step import LocalSteps
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.state import State, own
 
 
 class LocalSGD(LocalSteps):
@@ -54,8 +57,10 @@ class LocalSGD(LocalSteps):
         seed: int = 0,
         every: int = 8,
         start: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if every < 1:
             raise ValueError(f"local SGD averages every 1 or more steps, not {every}")
         self.every = every
@@ -92,8 +97,10 @@ class DiLoCo(LocalSGD):
         every: int = 8,
         start: int = 0,
         outer: Callable[[], Optimizer] = lambda: Nesterov(0.7, momentum=0.9),
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, every, start)
+        super().__init__(model, loss, optimizer, comm, seed, every, start, microbatches, clip)
         self.outer = outer()
         self.outer.bind(self.model.flat.slices)
         self.anchor = self.model.flat.data.copy()  # where all ranks last set out from
@@ -107,6 +114,19 @@ class DiLoCo(LocalSGD):
         outer_gradient -= flat.data
         self.outer.step(self.anchor, outer_gradient)
         flat.data[...] = self.anchor
+
+    def own_arrays(self) -> dict[str, Array]:
+        outer = {f"outer/{slot}": array for slot, array in self.outer.state.items()}
+        steps = np.array(self.outer.steps)
+        return super().own_arrays() | {"anchor": self.anchor, "outer/count": steps} | outer
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        kept = own(self.comm, state)
+        if "outer/count" in kept:
+            self.outer.steps = int(kept["outer/count"])
+        else:  # saved on another number of ranks, or by another method
+            self.anchor[...] = self.model.flat.data
 
     def holds(self) -> dict[str, list[Array]]:
         arrays = super().holds()

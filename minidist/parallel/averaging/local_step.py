@@ -17,20 +17,25 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import with_values
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.state import State, mean_optimizer, own_replica
 
 
 class LocalSteps(Method):
     """Base of the methods that step alone and average parameters: they define ``meet``."""
 
     exact = False
+    refuses = Method.refuses | {
+        "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
+    }
 
     def __init__(
         self,
@@ -39,14 +44,16 @@ class LocalSteps(Method):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
-        loss = np.array([self.forward_backward(batch.shard(self.comm.rank, self.comm.size))])
+        loss = np.array([self.accumulate(batch.shard(self.comm.rank, self.comm.size))])
         self.model.flat.grad *= self.comm.size
         self.update()
         self.meet(batch.step)
@@ -70,10 +77,25 @@ class LocalSteps(Method):
         host, named = arrays.to_host(mean), self.model.named_parameters()
         return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
 
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of the average of all ranks' models."""
+        data = self.model.flat.data
+        mean = data.copy()
+        self.average(mean)
+        with with_values(data, mean):
+            return super().evaluate(dataset, chunk)
+
+    def own_arrays(self) -> dict[str, Array]:
+        return own_replica(self.model.flat.data, self.optimizer)
+
+    def optimizer_state(self, kept: State) -> State:
+        """The mean of the ranks'."""
+        return mean_optimizer(kept, self.optimizer, self.whole)
+
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Compute; what ``plan`` says of the averages; the loss."""
         ranks, clocks = range(self.comm.size), Clocks(machine, self.comm.size)
-        shards = [[batch.shard(rank, self.comm.size)] for rank in ranks]
+        shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
         clocks.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
         self.plan(clocks, batch.step)
         clocks.all_reduce(1, 8)

@@ -64,11 +64,7 @@ class DataParallel(Method):
         clip: float | None = None,
         sync: Sync | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        if microbatches < 1:
-            raise ValueError(f"a shard needs at least one microbatch, not {microbatches}")
-        self.microbatches = microbatches
-        self.clip = clip
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.sync = make_sync(AllReduce(algorithm) if sync is None else sync)
         self.model = model
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
@@ -97,6 +93,9 @@ class DataParallel(Method):
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.sync.optimizer_shards()
+
+    def own_arrays(self) -> dict[str, Array]:
+        return self.sync.own_arrays()
 
     @property
     def itemsize(self) -> int:

@@ -78,6 +78,10 @@ class CompressedSum(GradientSync):
         kept["gradients"] += self.compressor.holds()
         return kept
 
+    def own_arrays(self) -> dict[str, Array]:
+        """What is still owed, and PowerSGD's factors."""
+        return {f"compressor/{i}": array for i, array in enumerate(self.compressor.holds())}
+
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
         """Compute, then what the compressor plans, then the loss."""
         clocks = Clocks(machine, of.size)

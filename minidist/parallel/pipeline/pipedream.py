@@ -45,6 +45,9 @@ class PipeDream(Pipeline):
     """A step of the optimizer after every microbatch, with weight stashing."""
 
     exact = False  # it trains with stale weights
+    refuses = Pipeline.refuses | {
+        "clip": "a stage steps before the others know their gradients, so there is no whole norm"
+    }
 
     def __init__(
         self,
@@ -56,9 +59,10 @@ class PipeDream(Pipeline):
         microbatches: int = 4,
         bounds: Bounds | None = None,
         costs: Sequence[float] | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__(
-            model, loss, optimizer, comm, seed, "pipedream", microbatches, bounds, costs
+            model, loss, optimizer, comm, seed, "pipedream", microbatches, bounds, costs, clip=clip
         )
         if shared := [*self.layout.tied, *(first.name for first, _ in self.separated)]:
             raise ValueError(

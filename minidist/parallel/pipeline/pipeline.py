@@ -30,19 +30,21 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives import central
+from minidist.collectives import all_reduce, central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce
+from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
 from minidist.parallel.pipeline.executor import Executor, OwnStage
 from minidist.parallel.pipeline.layout import make_layout
@@ -51,6 +53,7 @@ from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
+from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
 
 
 class Pipeline(Method):
@@ -78,18 +81,14 @@ class Pipeline(Method):
         sync: Sync | None = None,
         clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if isinstance(schedule, str):
             if schedule not in SCHEDULES:
                 known = ", ".join(SCHEDULES)
                 raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}")
             schedule = SCHEDULES[schedule]
-        if microbatches < 1:
-            raise ValueError(f"a pipeline needs at least one microbatch, not {microbatches}")
         if replicas < 1 or comm.size % replicas:
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
-        self.microbatches = microbatches
-        self.clip = clip
         self.layout = make_layout(
             model,
             schedule,
@@ -197,6 +196,80 @@ class Pipeline(Method):
                 found[name] = arrays.to_host(part).reshape(parameter.declared)
                 start += parameter.size
         return {name: found[name] for name in self.whole.named_parameters()}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Every stage's buffers, of the first copy of the pipeline."""
+        found: dict[str, np.ndarray] = {}
+        for stage, model in enumerate(self.layout.stage_models):
+            for name, buffer in model.named_buffers().items():
+                mine = stage == self.comm.rank  # the ranks of the first copy come first
+                values = (
+                    arrays.to_host(buffer.data).copy()
+                    if mine
+                    else np.empty(buffer.declared, self.model.flat.data.dtype)
+                )
+                central.broadcast(self.comm, values, root=stage)
+                found[name] = values
+        return {name: found[name] for name in self.whole.named_buffers()}
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
+        sums = np.zeros(3)
+        with as_in_evaluation(self.model):
+            for whole in dataset.chunks(chunk):
+                shard = whole.shard(self.replica, self.layout.replicas)
+                output = self._pass_through(shard)
+                if output is not None:
+                    sums += counts(output, self.loss, shard)
+        return mean_over_ranks(self.comm, sums)
+
+    def _pass_through(self, batch: Batch) -> Tensor | None:
+        """The model's output, on the rank that holds the last part."""
+        layout, x = self.layout, None
+        flat, shapes = self.model.flat.data, layout.shapes_of(batch)
+        for part, model in enumerate(layout.parts):
+            if layout.stage_of(part) != self.stage:
+                continue
+            if part == 0:
+                x = as_tensor(batch.inputs)
+            elif layout.stage_of(part - 1) != self.stage:
+                x = Tensor(arrays.module_of(flat).empty(shapes[part], flat.dtype))
+                self.pipe.recv(x.data, layout.stage_of(part - 1))
+            x = model(x)
+            if part + 1 == len(layout.parts):
+                return x
+            if layout.stage_of(part + 1) != self.stage:
+                following = layout.stage_of(part + 1)
+                self.pipe.send(arrays.module_of(flat).ascontiguousarray(x.data), following)
+        return None
+
+    # Saving and loading
+
+    def optimizer_state(self, kept: State) -> State:
+        """Every stage tells all others its own."""
+        assert self.sync.comm is not None
+        mine = save_optimizer(self.sync.comm, self.sync.optimizer_shards())
+        steps = np.array([mine.get("steps", 0)], np.int64)  # a stage may have no parameters
+        all_reduce(self.pipe, steps, "max")
+        found: State = {"steps": np.array(int(steps[0]))}
+        for slot in self.optimizer.slots if steps[0] else ():
+            for stage, model in enumerate(self.layout.stage_models):
+                slices, dtype = parameter_slices(model), self.model.flat.data.dtype
+                flat = np.empty(parameter_count(model), dtype)
+                if stage == self.stage:
+                    for name, part in slices.items():
+                        flat[part] = mine[f"optimizer/{slot}/{name}"].reshape(-1)
+                central.broadcast(self.pipe, flat, root=stage)
+                cut = by_parameter(flat, slices, model)
+                found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
+        return found
+
+    def load_optimizer(self, state: State) -> None:
+        assert self.sync.comm is not None
+        load_optimizer(self.sync.comm, self.sync.optimizer_shards(), state)
+
+    def own_arrays(self) -> dict[str, Array]:
+        return self.sync.own_arrays()
 
     # What it costs
 

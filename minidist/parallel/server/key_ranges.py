@@ -22,6 +22,7 @@ import numpy as np
 from minidist.collectives import all_reduce
 from minidist.collectives.ring import chunks
 from minidist.comm.comm import Comm, RankLost
+from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import generator
@@ -29,10 +30,17 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import (
+    as_in_evaluation,
+    mean_over_ranks,
+    sums_of,
+    with_values,
+)
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import Method
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.server.pushes import Pushes
+from minidist.parallel.state import State, by_parameter, gather_own, under
 
 
 class ServerLost(RuntimeError):
@@ -64,7 +72,10 @@ def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list
 
 
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
-    """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them, it alone."""
+    """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them.
+
+    The rest is not initialised.
+    """
     values = np.empty(keys.stop - keys.start, arrays.default_dtype())
     named = model.named_parameters()
     for name, where in parameter_slices(model).items():
@@ -99,11 +110,9 @@ class KeyRanges(Method):
         apart: bool = False,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"the norm to clip to must be positive, not {clip}")
-        self.clip = clip
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model
         self.psi = parameter_count(model)
         self.servers, self.workers = roles(comm.size, servers, colocated)
@@ -162,28 +171,25 @@ class KeyRanges(Method):
     def sum_over_servers(self, numbers: np.ndarray) -> None:
         """Sum a few numbers over all servers, in place: each must call it."""
         with self.servers_must_live(), self.desk.step("agree on norms"):
-            all_reduce(self.server_group, numbers)  # where a server has the number that it has here
+            all_reduce(self.server_group, numbers)  # a rank there is the server's index here
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""
-        flat = self.gather_keys(arrays.module().empty(self.psi, self.dtype))
-        host = arrays.to_host(flat)
-        named = self.whole.named_parameters()
-        return {
-            name: host[where].reshape(named[name].declared)
-            for name, where in parameter_slices(self.whole).items()
-        }
+        own = self.data[self.owned] if self.serves else None
+        host = arrays.to_host(self.gather_keys(own))
+        return by_parameter(host, parameter_slices(self.whole), self.whole)
 
-    def gather_keys(self, flat: Array) -> Array:
-        """Fill ``flat`` with every server's range, on every rank."""
+    def gather_keys(self, own: Array | None) -> Array:
+        """An array as long as all keys, of which every server gives its range, on every rank."""
+        flat = arrays.module().empty(self.psi, self.dtype)
         for server, keys in zip(self.servers, self.keys, strict=True):
             if server == self.comm.rank:
-                flat[keys] = self.data[self.owned]
+                flat[keys] = own
             self.tell(flat[keys], server)
         return flat
 
     def tell(self, array: Array, server: int) -> None:
-        """Copy ``array`` of one server to every rank that lives, in place."""
+        """Copy ``array`` of one rank, mostly a server, to every rank that lives, in place."""
         if self.comm.rank != server:
             with self.servers_must_live():
                 self.comm.recv(array, server)
@@ -193,45 +199,78 @@ class KeyRanges(Method):
                 with self.without_lost_workers(), self.comm.step(f"tell {peer}"):
                     self.comm.send(array, peer)
 
-    # Checkpoints: all that matters is on the servers
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Those of the first worker that lives."""
+        worker = next(self.alive(self.workers))
+        found: State = {}
+        for name, buffer in self.whole.named_buffers().items():
+            mine = worker == self.comm.rank
+            found[name] = (
+                arrays.to_host(buffer.data).copy()
+                if mine
+                else np.empty(buffer.declared, self.dtype)
+            )
+            self.tell(found[name], worker)
+        return found
 
-    def checkpoint(self) -> dict[str, np.ndarray]:
-        """What this rank must keep to go on later: a copy of the server's arrays, on the host.
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of the servers' parameters; the workers share the work."""
+        sums, values = np.zeros(3), self.gather_keys(self.data[self.owned] if self.serves else None)
+        if self.works:
+            shard, shards = self.workers.index(self.comm.rank), len(self.workers)
+            with as_in_evaluation(self.model), with_values(self.model.flat.data, values):
+                sums += sums_of(self.forward, self.loss, dataset, chunk, shard, shards)
+        return mean_over_ranks(self.comm, sums)
 
-        On a worker empty, but for the errors of compressed pushes. Save it as you like, for
-        example with ``numpy.savez``.
-        """
-        kept = self.pushes.remembered()
+    # Saving and loading: all that matters is on the servers, but for the errors of compression
+
+    def optimizer_state(self, kept: State) -> State:
+        steps = np.array([self.optimizer.steps])
+        self.tell(steps, self.servers[0])
+        found: State = {"steps": np.array(int(steps[0]))}
+        for slot in self.optimizer.slots if steps[0] else ():
+            own = self.optimizer.state[slot] if self.serves else None
+            flat = arrays.to_host(self.gather_keys(own))
+            cut = by_parameter(flat, parameter_slices(self.whole), self.whole)
+            found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
+        return found
+
+    def load_parameters(self, by_name: State) -> None:
+        flat = self.flatten(by_name)
         if self.serves:
-            kept |= {"data": self.data[self.owned], **self.optimizer.state}
-        saved = {name: arrays.to_host(array).copy() for name, array in kept.items()}
-        return saved | ({"steps": np.array(self.optimizer.steps)} if self.serves else {})
+            self.data[self.owned] = flat[self.keys[self.servers.index(self.comm.rank)]]
+        if self.works:
+            self.model.flat.data[...] = flat
+            for name, buffer in self.model.named_buffers().items():
+                buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
-    def restore(self, saved: dict[str, np.ndarray]) -> None:
-        """Go on from ``checkpoint()`` of the same server; workers pull. Every rank must call it.
+    def load_optimizer(self, state: State) -> None:
+        if not self.serves:
+            return
+        self.optimizer.prepare(self.data[self.owned])
+        self.optimizer.steps = int(state["steps"])
+        for slot, array in self.optimizer.state.items():
+            if state["steps"] > 0:
+                flat = self.flatten(under(f"optimizer/{slot}/", state))
+                array[...] = flat[self.keys[self.servers.index(self.comm.rank)]]
 
-        The number of servers must be the same; workers may be more or fewer.
-        """
-        if self.serves:
-            data = self.data[self.owned]
-            if "data" not in saved or saved["data"].shape != data.shape:
-                got = saved["data"].size if "data" in saved else "none"
-                raise ValueError(
-                    f"restore: server {self.servers.index(self.comm.rank)} of "
-                    f"{len(self.servers)} owns {data.size} keys, the checkpoint has {got}: use "
-                    "as many servers as when it was saved, and each one's own checkpoint"
-                )
-            data[...] = arrays.to_device(saved["data"])
-            if set(self.optimizer.slots) <= saved.keys():  # not if it was saved before any step
-                self.optimizer.prepare(data)
-                for name, array in self.optimizer.state.items():
-                    array[...] = arrays.to_device(saved[name])
-            self.optimizer.steps = int(saved["steps"])
-        for name, array in self.pushes.remembered().items():
-            if name in saved:  # a worker that is new owes nothing yet
-                array[...] = arrays.to_device(saved[name])
-        flat = self.model.flat.data if self.works else arrays.module().empty(self.psi, self.dtype)
-        self.gather_keys(flat)
+    def flatten(self, by_name: State) -> Array:
+        """All parameters' values one behind the other, as they lie in the flat array."""
+        named = [by_name[name].reshape(-1) for name in self.whole.named_parameters()]
+        return arrays.to_device(np.concatenate(named).astype(self.dtype, copy=False))
+
+    def own_arrays(self) -> dict[str, Array]:
+        return self.pushes.remembered()
+
+    def gather_own(self) -> State:
+        if not self.keeps_own:
+            return {}
+        return gather_own(self.comm, self.own_arrays(), self.tell)
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether any rank keeps what others do not have."""
+        return self.pushes.compressed
 
     # Failures
 
@@ -253,8 +292,8 @@ class KeyRanges(Method):
             )
             raise ServerLost(
                 f"server {index} (rank {lost.rank}) has died, and with it keys {keys.start} to "
-                f"{keys.stop - 1} of {self.psi}: {names}. Start again and restore() each server's "
-                "last checkpoint"
+                f"{keys.stop - 1} of {self.psi}: {names}. Start again and load() the last "
+                "state() that was saved"
             ) from lost
 
     @contextmanager

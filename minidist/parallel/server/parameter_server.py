@@ -46,7 +46,7 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import saved_bytes, training_flops
+from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
@@ -72,6 +72,7 @@ class ParameterServer(KeyRanges):
         colocated: bool = False,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
         super().__init__(
             model,
@@ -84,6 +85,7 @@ class ParameterServer(KeyRanges):
             extra=1,
             compressor=compressor,
             clip=clip,
+            microbatches=microbatches,
         )
         self.exact = not self.pushes.compressed
         self.incoming: Array | None = None
@@ -106,7 +108,7 @@ class ParameterServer(KeyRanges):
         """The worker: compute a gradient, then start to push it and to pull the answers."""
         index, flat = self.workers.index(self.comm.rank), self.model.flat
         self.model.zero_grad()
-        loss = self.forward_backward(batch.shard(index, len(self.workers)))
+        loss = self.accumulate(batch.shard(index, len(self.workers)))
         flat.grad_and_loss[-1] = loss
         others = [
             (server, self.servers[server])
@@ -191,15 +193,16 @@ class ParameterServer(KeyRanges):
         """
         ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
         wire = [(part.stop - part.start) * e for part in self.ranges]
-        own = [(keys.stop - keys.start) * e for keys in self.keys]
-        shapes = {
-            rank: (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
+        owns = [(keys.stop - keys.start) * e for keys in self.keys]
+        shards = {
+            rank: batch.shard(index, len(self.workers)).microbatches(self.microbatches)
             for index, rank in enumerate(self.workers)
         }
         busy = [0.0 for _ in ranks]
-        for rank, shape in shapes.items():
-            flops = sum(training_flops(self.whole, shape))
-            busy[rank] = machine.compute(flops + pushes.encode_flops(self.clients_of(rank)), rank)
+        for rank, own in shards.items():
+            encoding = pushes.encode_flops(self.clients_of(rank))
+            busy[rank] = training_seconds(self.whole, own, machine, rank)
+            busy[rank] += machine.compute(encoding, rank)
         messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
         clock, out_free, in_free = list(busy), list(busy), [0.0 for _ in ranks]
 
@@ -249,12 +252,12 @@ class ParameterServer(KeyRanges):
                 clock[last] = clock[server] = move(last, server, ready, e)
 
         owned = [0 for _ in ranks]
-        for server, size in zip(self.servers, own, strict=True):
+        for server, size in zip(self.servers, owns, strict=True):
             owned[server] = size
-        whole = [self.psi * e if rank in shapes else owned[rank] for rank in ranks]
+        whole = [self.psi * e if rank in shards else owned[rank] for rank in ranks]
         arriving = len(self.workers) > 1 and not pushes.compressed
         pushed = [
-            pushes.kept_bytes(self.clients_of(rank)) if rank in shapes else 0 for rank in ranks
+            pushes.kept_bytes(self.clients_of(rank)) if rank in shards else 0 for rank in ranks
         ]
         for index, server in enumerate(self.servers):
             pushed[server] += pushes.arriving_bytes(index) if self.comm.size > 1 else 0
@@ -268,7 +271,7 @@ class ParameterServer(KeyRanges):
                 ],
                 "optimizer": [len(self.optimizer.slots) * size for size in owned],
                 "activations": [
-                    saved_bytes(self.whole, shapes[rank], e, self.loss) if rank in shapes else 0
+                    largest_saved(self.whole, shards[rank], e, self.loss) if rank in shards else 0
                     for rank in ranks
                 ],
             },

@@ -63,7 +63,7 @@ from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import saved_bytes, training_flops
+from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
@@ -107,6 +107,7 @@ class StaleParameterServer(KeyRanges):
         staleness_aware: bool = False,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
         if staleness is not None and staleness < 0:
             raise ValueError(f"the staleness bound is 0, 1, ... or None, not {staleness}")
@@ -121,6 +122,7 @@ class StaleParameterServer(KeyRanges):
             apart=True,
             compressor=compressor,
             clip=clip,
+            microbatches=microbatches,
         )
         if optimizer.layerwise and len(self.servers) > 1:
             raise ValueError(
@@ -192,7 +194,7 @@ class StaleParameterServer(KeyRanges):
         """
         self.model.zero_grad()
         index = self.workers.index(self.comm.rank)
-        loss = self.forward_backward(batch.shard(index, len(self.workers)))
+        loss = self.accumulate(batch.shard(index, len(self.workers)))
         if self.clip is not None:
             clip_by_global_norm(self.model.flat.grad, self.clip / len(self.workers))
         return loss
@@ -330,12 +332,12 @@ class StaleParameterServer(KeyRanges):
                 messages[rank] += len(self.servers) + len(clients)
                 nbytes[rank] += 16 * len(self.servers)
                 nbytes[rank] += sum(self.pushes.nbytes(server) for server in clients)
-            shape = (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
-            flops = sum(training_flops(self.whole, shape)) + self.pushes.encode_flops(clients)
+            parts = batch.shard(index, len(self.workers)).microbatches(self.microbatches)
             held[rank] += self.psi * e
             gradients[rank] += self.psi * e + self.pushes.kept_bytes(clients)
-            busy[rank] += machine.compute(flops, rank)
-            activations[rank] = saved_bytes(self.whole, shape, e, self.loss)
+            busy[rank] += training_seconds(self.whole, parts, machine, rank)
+            busy[rank] += machine.compute(self.pushes.encode_flops(clients), rank)
+            activations[rank] = largest_saved(self.whole, parts, e, self.loss)
         return StepCost(
             messages=messages,
             nbytes=nbytes,

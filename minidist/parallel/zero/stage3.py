@@ -36,6 +36,11 @@ from minidist.parallel.zero.units import Slices, Unit, cut_blocks, extent, share
 class Zero3(Method):
     """Stage 3: every rank keeps its shard of each block, of parameters too."""
 
+    refuses = Method.refuses | {
+        "microbatches": "there is gradient memory for two blocks only, so nothing can accumulate: "
+        "take Zero2"
+    }
+
     def __init__(
         self,
         model: Sequential,
@@ -44,9 +49,9 @@ class Zero3(Method):
         comm: Comm,
         seed: int = 0,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        self.clip = clip
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model
         self.gradients = ReduceScatterSlots(self.before_forward, self.before_backward)
         self.gradients.bind(model, optimizer, comm, seed, clips=clip is not None)
@@ -113,9 +118,7 @@ class Zero3(Method):
             self.wait_for_parameters(unit)
             for name, parameter in unit.parameters.items():
                 found[name] = arrays.to_host(parameter.data).copy()
-        names = [*self.whole.named_parameters(), *self.whole.named_buffers()]
-        found |= {n: arrays.to_host(b.data).copy() for n, b in self.whole.named_buffers().items()}
-        return {name: found[name] for name in names}
+        return {name: found[name] for name in self.whole.named_parameters()}
 
     def load_parameters(self, by_name: State) -> None:
         for unit in self.units:
