@@ -170,7 +170,7 @@ class Method:
         """What ``step(batch)`` should send, hold and wait for, on ``machine``."""
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank holds between steps, by kind: what memory is measured on."""
         return {
             "parameters": [self.model.flat.data],

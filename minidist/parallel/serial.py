@@ -52,8 +52,8 @@ class Serial(Method):
         self.update()
         return loss
 
-    def holds(self) -> dict[str, list[Array]]:
-        arrays = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        arrays = super().arrays()
         arrays["gradients"] += [later.grad for _, later in self.separated]
         return arrays
 

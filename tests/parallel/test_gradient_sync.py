@@ -212,7 +212,7 @@ def check_cost(comm, method, dataset, batch=13, steps=2):
         comm.barrier()
         sent, start = comm.trace.sent, comm.time()
         before = sent.messages, sent.nbytes
-        kept = [array for kind in method.holds().values() for array in kind]
+        kept = [array for kind in method.arrays().values() for array in kind]
         owners = [array if array.base is None else array.base for array in kept]
         with measure_saved(exclude=owners) as meter:
             method.step(batches[step])
@@ -220,7 +220,7 @@ def check_cost(comm, method, dataset, batch=13, steps=2):
         got = sent.messages - before[0], sent.nbytes - before[1]
         cost = method.cost(batches[step], comm.machine)
         assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
-        held = {kind: sum(a.nbytes for a in some) for kind, some in method.holds().items()}
+        held = {kind: sum(a.nbytes for a in some) for kind, some in method.arrays().items()}
         held["activations"] = meter.peak
         assert held == {kind: by_rank[comm.rank] for kind, by_rank in cost.peak_bytes.items()}
         all_reduce(comm, seconds, "max")
@@ -251,7 +251,7 @@ def test_zero_2_in_a_pipeline_divides_the_optimizer_by_the_replicas(optimizer):
     def run(comm, sync):
         method = pipeline(comm, model, optimizer, replicas=4, sync=sync)
         check_cost(comm, method, dataset)
-        return sum(array.nbytes for array in method.holds()["optimizer"])
+        return sum(array.nbytes for array in method.arrays()["optimizer"])
 
     shards = launch(partial(run, sync=ReduceScatterUnits), 8, LocalWorld())
     whole = launch(partial(run, sync=AllReduce), 8, LocalWorld())

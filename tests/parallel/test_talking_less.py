@@ -118,7 +118,7 @@ def test_a_message_is_as_long_as_foretold_and_says_what_is_not_owed(kind):
         before = arrived.copy()
         receiver.decode([array.copy() for array in message], arrived, step)
         assert not np.array_equal(arrived, before)
-    assert sum(array.nbytes for array in sender.holds()) == sender.kept_bytes()
+    assert sum(array.nbytes for array in sender.arrays()) == sender.kept_bytes()
     if sender.feedback:
         assert np.abs(arrived + sender.residual - computed).max() < 1e-12
         assert np.abs(arrived - computed).max() > 1e-3, "nothing was left out at all"

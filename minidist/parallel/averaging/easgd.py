@@ -187,9 +187,9 @@ class ElasticAveraging(KeyRanges):
         if self.works:
             load_optimizer(self.comm, self.optimizer_shards(), state)
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         """What is received or summed at a meeting is counted as gradients."""
-        held = super().holds()
+        held = super().arrays()
         if self.incoming is not None:
             held["gradients"].append(self.incoming)
         return held

@@ -128,8 +128,8 @@ class DiLoCo(LocalSGD):
         else:  # saved on another number of ranks, or by another method
             self.anchor[...] = self.model.flat.data
 
-    def holds(self) -> dict[str, list[Array]]:
-        arrays = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        arrays = super().arrays()
         arrays["parameters"].append(self.anchor)
         arrays["optimizer"] += self.outer.state.values()
         return arrays

@@ -88,7 +88,7 @@ class DataParallel(Method):
         """The microbatches of a rank."""
         return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         return self.sync.arrays()
 
     def optimizer_shards(self) -> list[OptimizerShard]:

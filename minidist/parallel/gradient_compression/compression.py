@@ -75,12 +75,12 @@ class CompressedSum(GradientSync):
 
     def arrays(self) -> dict[str, list[Array]]:
         kept = super().arrays()
-        kept["gradients"] += self.compressor.holds()
+        kept["gradients"] += self.compressor.arrays()
         return kept
 
     def own_arrays(self) -> dict[str, Array]:
         """What is still owed, and PowerSGD's factors."""
-        return {f"compressor/{i}": array for i, array in enumerate(self.compressor.holds())}
+        return {f"compressor/{i}": array for i, array in enumerate(self.compressor.arrays())}
 
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
         """Compute, then what the compressor plans, then the loss."""

@@ -73,7 +73,7 @@ class Compressor:
         for length, dtype in self.wire():
             plan_gather(clocks, length * np.dtype(dtype).itemsize)
 
-    def holds(self) -> list[Array]:
+    def arrays(self) -> list[Array]:
         """What it keeps between steps, once started."""
         return [] if self.residual is None else [self.residual]
 

@@ -149,8 +149,8 @@ class PowerSGD(Compressor):
         clocks.all_reduce(self.right_size, itemsize)
         clocks.compute(once)
 
-    def holds(self) -> list[Array]:
-        return [*super().holds(), self.left, self.right]
+    def arrays(self) -> list[Array]:
+        return [*super().arrays(), self.left, self.right]
 
     def kept_bytes(self) -> int:
         return super().kept_bytes() + (self.left_size + self.right_size) * self.dtype.itemsize

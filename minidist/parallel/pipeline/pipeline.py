@@ -174,7 +174,7 @@ class Pipeline(Method):
         """One step of the optimizer on this stage; the gradients are clipped already."""
         self.sync.update()
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         arrays = self.sync.arrays()
         arrays["gradients"] += [later.grad for _, later in self.separated]
         return arrays

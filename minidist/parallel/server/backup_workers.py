@@ -37,7 +37,8 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
 from minidist.parallel.server.pushes import PUSH
-from minidist.parallel.server.stale_parameter_server import PULL, StaleParameterServer
+from minidist.parallel.server.stale_parameter_server import StaleParameterServer
+from minidist.parallel.server.stale_worker import PULL
 
 
 class BackupWorkers(StaleParameterServer):
@@ -151,8 +152,8 @@ class BackupWorkers(StaleParameterServer):
         if now >= end:
             working.discard(worker)
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        held = super().arrays()
         if self.incoming is not None:
             held["gradients"].append(self.incoming)
         return held

@@ -1,4 +1,4 @@
-"""Key ranges: which server owns which parameters, and which ranks serve or work.
+"""Key ranges: which server owns which parameters.
 
 The flat parameters are cut into S contiguous ranges, one for each server:
 
@@ -6,22 +6,20 @@ The flat parameters are cut into S contiguous ranges, one for each server:
     S = 3       [ server 0       |  server 1        |  server 2             ]
 
 A server holds its range alone: its parameters, its sum of gradients, its part of the optimizer's
-state. Parameters are initialised by name, so it builds these without building the model. The
-first S ranks serve and the others work; or every rank does both, a worker with a server beside it
-("colocated"). Li et al., "Scaling distributed machine learning with the parameter server",
-OSDI'14, section 4.3.
+state. Parameters are initialised by name, so it builds these without building the model. Which
+ranks serve, and which work: roles.py. Li et al., "Scaling distributed machine learning with the
+parameter server", OSDI'14, section 4.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 
 from minidist.collectives import all_reduce
 from minidist.collectives.ring import chunks
-from minidist.comm.comm import Comm, RankLost
+from minidist.comm.comm import Comm
 from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
@@ -37,38 +35,10 @@ from minidist.parallel.evaluation import (
     with_values,
 )
 from minidist.parallel.gradient_compression.compressor import Compressor
-from minidist.parallel.method import Method
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.server.pushes import Pushes
+from minidist.parallel.server.roles import Servers, ServersAndWorkers
 from minidist.parallel.state import State, by_parameter, gather_own, under
-
-
-class ServerLost(RuntimeError):
-    """A server has died, and with it the only copy of its keys."""
-
-
-Servers = int | Callable[[int], int]  # how many, or a function from the number of ranks to it
-
-
-def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list[int]]:
-    """The ranks that serve, and those that work. A rank alone does both, and so do all colocated.
-
-    >>> roles(5, 2, colocated=False)
-    ([0, 1], [2, 3, 4])
-    """
-    if colocated:
-        return list(range(size)), list(range(size))
-    count = servers(size) if callable(servers) else servers
-    if count < 1:
-        raise ValueError(f"a parameter server needs at least one server, not {count}")
-    if size == count == 1:
-        return [0], [0]
-    if count >= size:
-        raise ValueError(
-            f"{count} servers and at least one worker need {count + 1} ranks, and there are "
-            f"{size}: ask for fewer servers, or let every rank do both (colocated=True)"
-        )
-    return list(range(count)), list(range(count, size))
 
 
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
@@ -88,8 +58,8 @@ def initial_values(model: Module, seed: int, keys: slice) -> Array:
     return arrays.to_device(values)
 
 
-class KeyRanges(Method):
-    """Base of the parameter servers: roles, key ranges, and what servers and workers hold.
+class KeyRanges(ServersAndWorkers):
+    """Base of the parameter servers: key ranges, and what servers and workers keep.
 
     ``extra`` counts slots after the last parameter, which the last server owns too: 1 if the loss
     rides along. ``data`` and ``total`` are the server's range of the parameters and the gradient
@@ -115,14 +85,12 @@ class KeyRanges(Method):
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model
         self.psi = parameter_count(model)
-        self.servers, self.workers = roles(comm.size, servers, colocated)
+        self.take_roles(servers, colocated)
         self.ranges = chunks(self.psi + extra, len(self.servers))
         self.keys = [slice(part.start, min(part.stop, self.psi)) for part in self.ranges]
-        self.works, self.serves = comm.rank in self.workers, comm.rank in self.servers
         self.dtype = np.dtype(arrays.default_dtype())
-        self.lost: set[int] = set()  # workers that died, as far as this server knows
         self.shares = comm.size == 1 or not apart
-        self.desk: Comm = comm  # where this rank's server serves
+        self.server_comm: Comm = comm  # where this rank's server serves
         self.server_group = comm.split(int(self.serves))
         self.pushes = Pushes(model, self.ranges, self.keys, compressor, self.dtype, seed, comm.rank)
         if self.works:
@@ -154,7 +122,7 @@ class KeyRanges(Method):
 
     def update_keys(self) -> None:
         """One step of the optimizer on this server's range."""
-        with self.desk.step("optimizer"):
+        with self.server_comm.step("optimizer"):
             self.optimizer.step(self.data[self.owned], self.total[self.owned])
 
     def clip_total(self) -> None:
@@ -170,7 +138,7 @@ class KeyRanges(Method):
 
     def sum_over_servers(self, numbers: np.ndarray) -> None:
         """Sum a few numbers over all servers, in place: each must call it."""
-        with self.servers_must_live(), self.desk.step("agree on norms"):
+        with self.servers_must_live(), self.server_comm.step("agree on norms"):
             all_reduce(self.server_group, numbers)  # a rank there is the server's index here
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -272,46 +240,7 @@ class KeyRanges(Method):
         """Whether any rank keeps what others do not have."""
         return self.pushes.compressed
 
-    # Failures
-
-    @contextmanager
-    def servers_must_live(self) -> Iterator[None]:
-        """A server that dies inside becomes an error that says which keys are gone."""
-        try:
-            yield
-        except RankLost as lost:
-            if lost.rank not in self.servers:
-                raise
-            index = self.servers.index(lost.rank)
-            keys = self.keys[index]
-            names = ", ".join(
-                f"{name}[{max(where.start, keys.start) - where.start}:"
-                f"{min(where.stop, keys.stop) - where.start}]"
-                for name, where in parameter_slices(self.whole).items()
-                if max(where.start, keys.start) < min(where.stop, keys.stop)
-            )
-            raise ServerLost(
-                f"server {index} (rank {lost.rank}) has died, and with it keys {keys.start} to "
-                f"{keys.stop - 1} of {self.psi}: {names}. Start again and load() the last "
-                "state() that was saved"
-            ) from lost
-
-    @contextmanager
-    def without_lost_workers(self) -> Iterator[None]:
-        """A worker that dies inside is left out from now on."""
-        try:
-            with self.servers_must_live():
-                yield
-        except RankLost as lost:
-            self.lost.add(lost.rank)
-            if self.lost >= set(self.workers):
-                raise RuntimeError("all workers have died: nobody is left to train") from lost
-
-    def alive(self, clients: list[int]) -> Iterator[int]:
-        """The workers that have not died, as far as is known when their turn comes."""
-        return (worker for worker in clients if worker not in self.lost)
-
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         held: dict[str, list[Array]] = {"parameters": [], "gradients": []}
         if self.works:
             held["parameters"].append(self.model.flat.data)
@@ -319,7 +248,7 @@ class KeyRanges(Method):
         if self.serves and not (self.works and self.shares):
             held["parameters"].append(self.data[self.owned])
             held["gradients"].append(self.total[self.owned])
-        held["gradients"] += self.pushes.holds()
+        held["gradients"] += self.pushes.arrays()
         held["optimizer"] = list(self.optimizer.state.values())
         return held
 

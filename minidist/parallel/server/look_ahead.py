@@ -50,8 +50,8 @@ class LookAhead(StaleParameterServer):
         """An answer always follows an update, so ``before`` is known."""
         return self.data + (len(self.workers) - 1) * (self.data - self.before)
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        held = super().arrays()
         if self.before is not None:
             held["parameters"].append(self.before)
         return held

@@ -180,8 +180,8 @@ class ParameterServer(KeyRanges):
             for worker in range(len(self.workers)):
                 yield worker, (worker + round) % count
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        held = super().arrays()
         if self.incoming is not None:
             held["gradients"].append(self.incoming[self.owned])
         return held

@@ -143,9 +143,9 @@ class Pushes:
 
     # Memory
 
-    def holds(self) -> list[Array]:
+    def arrays(self) -> list[Array]:
         """Errors kept for the next push, and the push that arrives."""
-        kept = [array for sender in self.senders.values() for array in sender.holds()]
+        kept = [array for sender in self.senders.values() for array in sender.arrays()]
         return kept + ([] if self.arriving is None else [self.arriving])
 
     def remembered(self) -> dict[str, Array]:
@@ -153,7 +153,7 @@ class Pushes:
         return {
             f"push to {server}, {index}": array
             for server, sender in self.senders.items()
-            for index, array in enumerate(sender.holds())
+            for index, array in enumerate(sender.arrays())
         }
 
 

@@ -129,7 +129,7 @@ class Zero3(Method):
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.gradients.optimizer_shards()
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
         whole = [*self.places, *(unit.gathered for unit in self.gradients.shared)]
         return self.gradients.arrays() | {"parameters": shards + whole}

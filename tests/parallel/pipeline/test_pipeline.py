@@ -201,7 +201,7 @@ def check_prediction(comm, method, dataset, batch=13, steps=2):
         comm.barrier()
         sent, start = comm.trace.sent, comm.time()
         before = sent.messages, sent.nbytes
-        held = [array for kind in method.holds().values() for array in kind]
+        held = [array for kind in method.arrays().values() for array in kind]
         owners = [array if array.base is None else array.base for array in held]
         with measure_saved(exclude=owners) as meter:
             method.step(batches[step])
@@ -211,7 +211,7 @@ def check_prediction(comm, method, dataset, batch=13, steps=2):
         assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
         assert meter.peak == cost.peak_bytes["activations"][comm.rank]
         assert meter.bytes == 0
-        gradients = sum(array.nbytes for array in method.holds()["gradients"])
+        gradients = sum(array.nbytes for array in method.arrays()["gradients"])
         assert gradients == cost.peak_bytes["gradients"][comm.rank]
         all_reduce(comm, seconds, "max")
         assert abs(seconds[0] - cost.seconds) <= 1e-9 * cost.seconds, (seconds[0], cost.seconds)

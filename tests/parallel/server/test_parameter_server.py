@@ -18,7 +18,8 @@ from minidist.optim import LAMB, SGD, Adam
 from minidist.parallel import METHODS, ParameterServer, Serial
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.server import key_ranges
-from minidist.parallel.server.key_ranges import initial_values, roles
+from minidist.parallel.server.key_ranges import initial_values
+from minidist.parallel.server.roles import roles
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 KEYS = ["parameter_server/bsp", "parameter_server/bsp_sharded", "parameter_server/bsp_colocated"]

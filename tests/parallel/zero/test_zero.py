@@ -106,7 +106,7 @@ def test_bytes_and_memory_are_the_papers(key, volumes):
         sent = comm.trace.sent.nbytes
         method.step(Batches(setting.dataset, 8)[0])
         sent = comm.trace.sent.nbytes - sent
-        held = {kind: sum(a.size for a in arrays) for kind, arrays in method.holds().items()}
+        held = {kind: sum(a.size for a in arrays) for kind, arrays in method.arrays().items()}
         return sent, held
 
     results = launch(run, p)
