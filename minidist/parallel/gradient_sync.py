@@ -249,33 +249,3 @@ def make_sync(sync: Sync) -> GradientSync:
             f"not {sync!r}"
         )
     return made
-
-
-class InOrder:
-    """Groups of gradients that are sent in a fixed order, each when it is complete.
-
-    All ranks must send the same groups in the same order, and a rank may not use some parameter
-    at all: so a group waits for those before it, and ``ready`` of all names sends the rest.
-    """
-
-    def __init__(self, groups: Collection[Collection[str]]) -> None:
-        self.groups = groups
-        self.begin()
-
-    def begin(self) -> None:
-        self.missing = [set(group) for group in self.groups]
-        self.sent = 0
-
-    def ready(self, names: Collection[str]) -> list[int]:
-        """These gradients are complete: the groups that go now, by number."""
-        for missing in self.missing[self.sent :]:
-            missing.difference_update(names)
-        first = self.sent
-        while self.sent < len(self.missing) and not self.missing[self.sent]:
-            self.sent += 1
-        return list(range(first, self.sent))
-
-
-def names_in(slices: dict[str, slice], part: slice) -> list[str]:
-    """The parameters that lie in ``part`` of the flat array."""
-    return [name for name, where in slices.items() if part.start <= where.start < part.stop]

@@ -189,10 +189,10 @@ class ElasticAveraging(KeyRanges):
 
     def arrays(self) -> dict[str, list[Array]]:
         """What is received or summed at a meeting is counted as gradients."""
-        held = super().arrays()
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming)
-        return held
+            found["gradients"].append(self.incoming)
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, exact for uneven shards: the visits one by one, then the losses."""

@@ -25,7 +25,8 @@ from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work, names_in
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.in_order import names_in
 from minidist.parallel.model_costs import parameter_slices
 
 Algorithm = str | Callable[..., Any]  # a name in collectives.ALL_REDUCE, or a function like those

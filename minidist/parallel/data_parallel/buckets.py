@@ -31,7 +31,8 @@ from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Parameter, Shape
-from minidist.parallel.gradient_sync import GradientSync, InOrder, Replicas, Work, names_in
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.in_order import InOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 
 MB = 1 << 20

@@ -112,7 +112,7 @@ class PipeDream(Pipeline):
                         recompute=False,
                     )
                     under_way[microbatch] = kept.memory.saved, version
-                    # Version 0 is the array that the stage held between steps: not counted twice.
+                    # Version 0 is the array that the stage keeps between steps: not counted twice.
                     versions = {version for _, version in under_way.values()} - {0}
                     saved = sum(nbytes for nbytes, _ in under_way.values())
                     peak = max(peak, saved + stashed * len(versions))

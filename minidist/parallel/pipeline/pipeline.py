@@ -105,7 +105,7 @@ class Pipeline(Method):
         self.pipe = comm.split(self.replica) if replicas > 1 else comm
         copies = comm.split(self.stage) if replicas > 1 else None
         self.sync = self._make_sync(sync, copies)
-        self.model = self.layout.stage_models[self.stage]  # only this stage is given memory
+        self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
         self.sync.bind(
             self.model,
             optimizer,

@@ -88,7 +88,7 @@ def _run(
     receiving: dict[Any, Side] = {}
     sending: dict[Any, Side] = {}
     reducing: list[Job] = []
-    held = 0
+    kept = 0
 
     for instruction in instructions:
         match instruction:
@@ -122,17 +122,17 @@ def _run(
                 cost = memory(rank, instruction)
                 match instruction:
                     case Forward():
-                        held += cost.saved
-                        highest = held
+                        kept += cost.saved
+                        highest = kept
                     case Backward():
-                        highest = held - cost.saved + cost.backward
-                        held -= cost.saved
+                        highest = kept - cost.saved + cost.backward
+                        kept -= cost.saved
                     case InputGradient():
-                        highest = held - cost.saved + cost.backward
-                        held += cost.deferred - cost.saved
+                        highest = kept - cost.saved + cost.backward
+                        kept += cost.deferred - cost.saved
                     case WeightGradient():
-                        highest = held
-                        held -= cost.deferred
+                        highest = kept
+                        kept -= cost.deferred
                 found.peak_saved[rank] = max(found.peak_saved[rank], highest)
                 watch.compute(rank, seconds(rank, instruction), instruction)
     for side in sending.values():

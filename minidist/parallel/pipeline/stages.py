@@ -134,7 +134,7 @@ def part_cost(
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
-        if not _saves_input(costs, loss):  # then the input is held beside what is saved
+        if not _saves_input(costs, loss):  # then the input is kept as well
             saved, highest = saved + own, highest + own
         during, saved = saved, own
     else:

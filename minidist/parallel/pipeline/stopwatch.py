@@ -1,7 +1,7 @@
 """Clocks and ports of many ranks, to find when things happen without doing them.
 
 Each rank is a generator that runs until it has to let others go first. The rank whose clock is
-furthest behind always goes first, so a port serves who came first. A message of n bytes takes
+furthest behind always goes first, so ports are first come, first served. A message of n bytes takes
 α + nβ from when its send *and* its post are there and both ranks' ports are free. A send costs its
 sender nothing, and a receive only what is left of the way when it is waited for: that is how
 computing hides messages.
@@ -170,7 +170,7 @@ class Stopwatch:
     join = wait
 
     def spawn(self, rank: int, task: Task) -> Job:
-        """Run a reduction on the rank's stream, after those that it was given before."""
+        """Run a reduction on the rank's stream, after those that were spawned before."""
         job = Job(task, self.current.time)
         self.streams[rank].append(job)
         if len(self.streams[rank]) == 1:

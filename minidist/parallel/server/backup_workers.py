@@ -153,10 +153,10 @@ class BackupWorkers(StaleParameterServer):
             working.discard(worker)
 
     def arrays(self) -> dict[str, list[Array]]:
-        held = super().arrays()
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming)
-        return held
+            found["gradients"].append(self.incoming)
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """As the asynchronous server, and a clock with every answer; gradients are added."""

@@ -241,16 +241,16 @@ class KeyRanges(ServersAndWorkers):
         return self.pushes.compressed
 
     def arrays(self) -> dict[str, list[Array]]:
-        held: dict[str, list[Array]] = {"parameters": [], "gradients": []}
+        found: dict[str, list[Array]] = {"parameters": [], "gradients": []}
         if self.works:
-            held["parameters"].append(self.model.flat.data)
-            held["gradients"].append(self.model.flat.grad)
+            found["parameters"].append(self.model.flat.data)
+            found["gradients"].append(self.model.flat.grad)
         if self.serves and not (self.works and self.shares):
-            held["parameters"].append(self.data[self.owned])
-            held["gradients"].append(self.total[self.owned])
-        held["gradients"] += self.pushes.arrays()
-        held["optimizer"] = list(self.optimizer.state.values())
-        return held
+            found["parameters"].append(self.data[self.owned])
+            found["gradients"].append(self.total[self.owned])
+        found["gradients"] += self.pushes.arrays()
+        found["optimizer"] = list(self.optimizer.state.values())
+        return found
 
     @property
     def itemsize(self) -> int:

@@ -181,10 +181,10 @@ class ParameterServer(KeyRanges):
                 yield worker, (worker + round) % count
 
     def arrays(self) -> dict[str, list[Array]]:
-        held = super().arrays()
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming[self.owned])
-        return held
+            found["gradients"].append(self.incoming[self.owned])
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above for uneven ranges and shards too: the meetings, one by one.

@@ -16,14 +16,14 @@ def stale_cost(method: KeyRanges, batch: Batch, machine: Machine) -> StepCost:
     """What ``step`` costs: a run of one batch."""
     ranks, p, e = range(method.comm.size), method.comm.size, method.itemsize
     messages, nbytes, busy = [0 for _ in ranks], [0 for _ in ranks], [0.0 for _ in ranks]
-    held, gradients, state = [0 for _ in ranks], [0 for _ in ranks], [0 for _ in ranks]
+    parameters, gradients, state = [0 for _ in ranks], [0 for _ in ranks], [0 for _ in ranks]
     activations = [0 for _ in ranks]
     for index, rank in enumerate(method.servers):
         own = (method.keys[index].stop - method.keys[index].start) * e
         state[rank] = len(method.optimizer.slots) * own
         if p > 1:
             clients = [worker for worker in method.workers if worker != rank]
-            held[rank] += own
+            parameters[rank] += own
             gradients[rank] += own + method.pushes.arriving_bytes(index)
             messages[rank] += len(method.workers)
             nbytes[rank] += len(clients) * own
@@ -38,7 +38,7 @@ def stale_cost(method: KeyRanges, batch: Batch, machine: Machine) -> StepCost:
             nbytes[rank] += 16 * len(method.servers)
             nbytes[rank] += sum(method.pushes.nbytes(server) for server in clients)
         parts = batch.shard(index, len(method.workers)).microbatches(method.microbatches)
-        held[rank] += method.psi * e
+        parameters[rank] += method.psi * e
         gradients[rank] += method.psi * e + method.pushes.kept_bytes(clients)
         busy[rank] += training_seconds(method.whole, parts, machine, rank)
         busy[rank] += machine.compute(method.pushes.encode_flops(clients), rank)
@@ -47,7 +47,7 @@ def stale_cost(method: KeyRanges, batch: Batch, machine: Machine) -> StepCost:
         messages=messages,
         nbytes=nbytes,
         peak_bytes={
-            "parameters": held,
+            "parameters": parameters,
             "gradients": gradients,
             "optimizer": state,
             "activations": activations,

@@ -19,7 +19,8 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.machine import Machine
 from minidist.nn.module import Parameter
 from minidist.parallel.data_parallel.buckets import backward_left
-from minidist.parallel.gradient_sync import InOrder, Replicas, Work, names_in
+from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.in_order import InOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.zero.stage1 import OverlappedShards
 from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_row, optimizer_for
