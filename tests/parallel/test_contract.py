@@ -16,6 +16,7 @@ from minidist.nn.module import Buffer, Module
 from minidist.optim import SGD, Adam, MixedPrecision
 from minidist.parallel import (
     METHODS,
+    DiLoCo,
     Pipeline,
     ReduceScatter,
     ReduceScatterUnits,
@@ -36,7 +37,8 @@ REFUSED = {  # what each row does not support
 }
 # Which push comes first decides what these become: a run is not repeated from the middle.
 TIMED = {key for key in METHODS if "ssp" in key or "async" in key or "backup" in key}
-REPLICAS = {
+MORE = {
+    "diloco, every 2": partial(DiLoCo, every=2),
     "pipeline, buckets": partial(Pipeline, replicas=2),
     "pipeline, zero 1": partial(Pipeline, replicas=2, sync=ReduceScatter, microbatches=2),
     "pipeline, zero 2": partial(Pipeline, replicas=2, sync=ReduceScatterUnits, microbatches=2),
@@ -45,7 +47,7 @@ REPLICAS = {
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    for key, factory in REPLICAS.items():
+    for key, factory in MORE.items():
         monkeypatch.setitem(METHODS, key, factory)
 
 
@@ -188,7 +190,7 @@ def trained(key, setting, first, last, saved=None, ranks=None):
 
 
 @pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
-@pytest.mark.parametrize("key", [key for key in [*METHODS, *REPLICAS] if key not in TIMED])
+@pytest.mark.parametrize("key", [key for key in [*METHODS, *MORE] if key not in TIMED])
 def test_on_as_many_ranks_training_goes_on_as_if_nothing_had_happened(key, optimizer):
     setting = Setting(optimizer=optimizer, dtype="float32")
     _, (first, *others) = zip(*trained(key, setting, 0, 3), strict=True)
@@ -202,10 +204,10 @@ def test_on_as_many_ranks_training_goes_on_as_if_nothing_had_happened(key, optim
         assert np.array_equal(again[1][name], values), name
 
 
-@pytest.mark.parametrize("key", [*METHODS, *REPLICAS])
+@pytest.mark.parametrize("key", [*METHODS, *MORE])
 def test_an_exact_methods_state_goes_on_in_any_other(key):
     """On another number of ranks: what it saved is what serial training would have saved."""
-    if not METHODS_EXACT.get(key, True):
+    if not METHODS_EXACT.get(key, "diloco" not in key):
         pytest.skip("it is not serial training that it goes on with")
     setting = Setting(optimizer=lambda: Adam(1e-2))
     straight = trained("serial", setting, 0, 6)[0]
@@ -216,6 +218,21 @@ def test_an_exact_methods_state_goes_on_in_any_other(key):
         assert losses == pytest.approx(straight[0][3:], rel=1e-11), f"{key} → {other}"
         gap = max(np.abs(last[n] - straight[1][n]).max() for n in straight[1])
         assert gap < 1e-10, f"{key} → {other}: {gap}"
+
+
+def test_diloco_on_more_ranks_begins_at_the_average():
+    setting = Setting()
+    state = trained("diloco, every 2", setting, 0, 3)[0][1]
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            method = build("diloco, every 2", comm, setting)
+            method.load(state)
+            assert np.array_equal(method.anchor, method.model.flat.data)
+            for name, values in method.parameters().items():
+                np.testing.assert_allclose(values, state[f"parameters/{name}"], rtol=1e-14)
+
+    launch(run, 5, LocalWorld())
 
 
 METHODS_EXACT = {key: is_exact(key) for key in METHODS}
@@ -283,7 +300,7 @@ def test_buffers_travel_with_the_state_and_stand_still_in_evaluation(key):
             return METHODS[key](model, CrossEntropy(), SGD(0.1, momentum=0.9), comm)
 
         method = made()
-        method.step(Batches(setting.dataset, 12)[0])
+        method.step(Batches(setting.dataset, 13)[0])
         buffers = method.buffers()
         assert list(buffers) == ["2.seen", "4.seen"]
         assert all(values[0] > 1 for values in buffers.values())

@@ -12,7 +12,7 @@ from minidist.collectives import all_reduce, ring
 from minidist.data import Batches
 from minidist.engine.array import defaults
 from minidist.inspect.meter import measure_saved
-from minidist.nn import CrossEntropy
+from minidist.nn import CrossEntropy, Flatten, Linear, ReLU, Sequential
 from minidist.optim import LAMB, SGD, Adam, AdamW
 from minidist.parallel import (
     AllReduce,
@@ -39,6 +39,7 @@ from minidist.parallel.gradient_compression import (
 from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.zero.stage1 import OverlappedShards
 from tests.parallel.pipeline.test_pipeline import (
+    BOTH_ENDS_ON_STAGE_0,
     MODELS,
     SLOW_NET,
     SYNCHRONOUS,
@@ -211,14 +212,17 @@ def check_cost(comm, method, dataset, batch=13, steps=2):
     for step in range(steps):
         comm.barrier()
         sent, start = comm.trace.sent, comm.time()
-        before = sent.messages, sent.nbytes
+        before, busy = (sent.messages, sent.nbytes), comm.trace.busy
         kept = [array for kind in method.arrays().values() for array in kind]
         owners = [array if array.base is None else array.base for array in kept]
         with measure_saved(exclude=owners) as meter:
             method.step(batches[step])
         seconds = np.array([comm.time() - start])
         got = sent.messages - before[0], sent.nbytes - before[1]
+        comm.trace.computed(comm.time())
         cost = method.cost(batches[step], comm.machine)
+        worked = comm.trace.busy - busy
+        assert abs(worked - cost.busy[comm.rank]) <= 1e-9 * max(cost.busy), (worked, cost.busy)
         assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
         held = {kind: sum(a.nbytes for a in some) for kind, some in method.arrays().items()}
         held["activations"] = meter.peak
@@ -279,6 +283,69 @@ def test_buckets_leave_while_the_last_backward_runs():
     for before, buckets in launch(run, 4, LocalWorld()):
         assert buckets > 1
         assert max(before) == buckets, f"{before} of {buckets} buckets were sent by then"
+
+
+def check_that_nothing_is_sent_before_it_is_complete(method):
+    """Gradients do not change between the launch of their sum and the sum."""
+    sync, spawn = method.sync, method.sync.comm.spawn
+
+    def watched(function, *args):
+        # A bucket is given by its place, a unit by itself.
+        array = sync.model.flat.grad_and_loss[args[0]] if args else function.args[0].buffer
+        at_launch = array.copy()
+
+        def run(stream, *args):
+            assert np.array_equal(array, at_launch), "sent before it was complete"
+            function(stream, *args)
+
+        return spawn(run, *args)
+
+    sync.comm.spawn = watched
+
+
+@pytest.mark.parametrize("schedule", SYNCHRONOUS)
+@pytest.mark.parametrize("sync", ["all_reduce", "buckets", "zero 2"])
+def test_nothing_is_sent_before_it_is_complete(sync, schedule):
+    """With GPT's table at both ends of one stage: the only one, or the one with both chunks."""
+    model, dataset = MODELS["gpt"]
+
+    def run(comm):
+        options = {"schedule": schedule, "microbatches": 3, "replicas": 2}
+        if schedule == "zero_bubble_v":
+            options["bounds"] = BOTH_ENDS_ON_STAGE_0
+        with defaults(dtype="float64"):
+            method = pipeline(comm, model, sync=EXACT[sync], **options)
+            check_that_nothing_is_sent_before_it_is_complete(method)
+            check_equal(method, serial(comm, model), dataset, 13)
+
+    launch(run, 8 if schedule == "zero_bubble_v" else 2, LocalWorld(SLOW_NET))
+
+
+def one_weight_in_three_blocks():
+    first, second, third = (Linear(8, 8, bias=False) for _ in range(3))
+    first.weight.given = "weight"
+    second.weight = third.weight = first.weight
+    ends = Flatten(), Linear(64, 8), Linear(8, 5)
+    return Sequential(*ends[:2], first, ReLU(), second, ReLU(), third, ends[2], input_shape=(8, 8))
+
+
+@pytest.mark.parametrize("sync", EXACT)
+def test_a_weight_that_one_stage_uses_twice_and_the_other_once(sync):
+    _, dataset = MODELS["mlp"]
+    model = one_weight_in_three_blocks
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            options = {"microbatches": 3, "replicas": 2, "bounds": [(0, 6), (6, 8)]}
+            method = pipeline(comm, model, sync=EXACT[sync], clip=0.05, **options)
+            assert method.layout.tied == ("weight",)
+            assert len(method.separated) == (method.stage == 0)
+            check_equal(method, serial(comm, model, clip=0.05), dataset, 13)
+            check_cost(comm, method, dataset)
+
+    if sync == "a function":
+        pytest.skip("no formula is known for it")
+    launch(run, 4, LocalWorld(SLOW_NET))
 
 
 @pytest.mark.parametrize("microbatches", [1, 3])

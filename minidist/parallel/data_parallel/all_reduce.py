@@ -35,6 +35,8 @@ Algorithm = str | Callable[..., Any]  # a name in collectives.ALL_REDUCE, or a f
 class AllReduce(GradientSync):
     """One all-reduce of all gradients, by ``algorithm``."""
 
+    all_at_end = False  # also in a pipeline
+
     def __init__(self, algorithm: Algorithm = "ring") -> None:
         self.algorithm = algorithm
         self.sending: list[Future] = []
@@ -90,7 +92,8 @@ class AllReduce(GradientSync):
             for replica, cost in enumerate(wire):
                 clocks.messages[replica] += cost.messages
                 clocks.nbytes[replica] += cost.nbytes
-                clocks.busy[replica] += machine.reduce(cost.reduced)
+                if of.sums_loss or self.all_at_end:  # else the stream adds up meanwhile
+                    clocks.busy[replica] += machine.reduce(cost.reduced)
         return clocks
 
     def all_pieces(self, of: Replicas) -> list[slice]:

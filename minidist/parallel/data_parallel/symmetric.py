@@ -41,6 +41,8 @@ class SymmetricMemory(AllReduce):
     Raises CommError where the replicas are not on one machine, or the model is on a GPU.
     """
 
+    all_at_end = True
+
     def __init__(self) -> None:
         super().__init__("symmetric_memory")
 

@@ -245,9 +245,7 @@ class Executor:
         """
         stage, flat = self.stage, self.stage.model.flat
         assert stage.partners is not None
-        if stage.sync.sharded:
-            self.add_separated(slice(0, flat.size))
-        else:
+        if not stage.sync.sharded:
             self.complete()
         with self.comm.step("sum tied gradients"):
             for name in self.layout.tied:

@@ -13,8 +13,8 @@ server answers with
 
     ŵ = w + (W - 1)(w - w')        w' are the parameters before the last update
 
-and a worker's gradient is almost that of the parameters to which it is applied. One worker alone gets
-w itself.
+and a worker's gradient is almost that of the parameters to which it is applied. One worker alone
+gets w itself.
 
 It sends what a stale server sends, and a server holds its range of w' too: n/S bytes. Kosson et
 al., "Pipelined backpropagation at scale", arXiv 2003.11666 (linear weight prediction); Hakimi et
