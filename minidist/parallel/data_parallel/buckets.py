@@ -21,18 +21,16 @@ Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Parameter, Shape
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
-from minidist.parallel.in_order import InOrder, names_in
+from minidist.nn.module import Shape
+from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 
 MB = 1 << 20
@@ -87,7 +85,7 @@ def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
     return left
 
 
-class Buckets(GradientSync):
+class Buckets(SentInOrder):
     """Buckets, each all-reduced on the communication stream as soon as its gradients are there.
 
     Each is full at ``bucket_mb``; the last one, which no backward is left to hide, ends at
@@ -106,48 +104,30 @@ class Buckets(GradientSync):
     def allocate(self, seed: int) -> None:
         super().allocate(seed)
         self.buckets = self.cut(self.model.flat.slices, self.itemsize, self.sums_loss)
-        self.order = InOrder([bucket.names for bucket in self.buckets])
-        self.last: set[str] = set()  # parameters whose last backward runs
-        for name, parameter in self.model.named_parameters().items():
-            parameter.on_ready.append(partial(self.parameter_ready, name))
-
-    def begin(self, step: int) -> None:
-        super().begin(step)
-        self.order.begin()
-        self.last.clear()
+        self.watch([bucket.names for bucket in self.buckets])
 
     def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
         super().last_backward(loss, part)
-        slices = self.model.flat.slices
-        self.last.update(slices if part is None else names_in(slices, part))
-        self.last -= self.apart
         if self.sums_loss:
             self.model.flat.grad_and_loss[-1] = loss  # the loss goes with the first bucket
-
-    def parameter_ready(self, name: str, parameter: Parameter) -> None:
-        """A backward has finished this parameter's gradient."""
-        if name in self.last:
-            self.launch([name])
 
     def ready(self, part: slice) -> None:
         self.launch(names_in(self.model.flat.slices, part))
 
-    def launch(self, ready: Collection[str]) -> None:
-        """Send what can go, now that these parameters' gradients are complete."""
+    def send(self, index: int) -> None:
         assert self.comm is not None
-        for index in self.order.ready(ready):
-            self.sending.append(self.comm.spawn(self.sum, self.buckets[index].part))
+        self.sending.append(self.comm.spawn(self.sum, self.buckets[index].part))
 
     def sum(self, stream: Comm, part: slice) -> None:
         ring.all_reduce(stream, self.model.flat.grad_and_loss[part])
 
     def finish(self) -> float:
         assert self.comm is not None
-        self.launch(list(self.model.flat.slices))  # those that no backward has touched, too
+        own = super().finish()
         with self.comm.step("wait for buckets"):
             while self.sending:
                 self.sending.pop(0).wait()
-        return float(self.model.flat.grad_and_loss[-1]) if self.sums_loss else self.loss
+        return float(self.model.flat.grad_and_loss[-1]) if self.sums_loss else own
 
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
         """A bucket's ring starts when it is full on both sides and the ring before it is over.

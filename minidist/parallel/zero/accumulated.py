@@ -11,22 +11,18 @@ needs less memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import partial
-
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.machine import Machine
-from minidist.nn.module import Parameter
 from minidist.parallel.data_parallel.buckets import backward_left
 from minidist.parallel.gradient_sync import Replicas, Work
-from minidist.parallel.in_order import InOrder, names_in
+from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.zero.stage1 import OverlappedShards
 from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_row, optimizer_for
 
 
-class ReduceScatterUnits(OverlappedShards):
+class ReduceScatterUnits(SentInOrder, OverlappedShards):
     """ZeRO, stage 2, for gradients that accumulate in the flat array: a pipeline's, for one."""
 
     def allocate(self, seed: int) -> None:
@@ -45,36 +41,13 @@ class ReduceScatterUnits(OverlappedShards):
             self.units.append(
                 Unit(parameters, slices, shards, own, rule, data[own], buffer[own], data, buffer)
             )
-        self.order = InOrder([unit.slices for unit in self.units])
-        self.last: set[str] = set()  # parameters whose last backward runs
-        for name, parameter in named.items():
-            parameter.on_ready.append(partial(self.parameter_ready, name))
-
-    def begin(self, step: int) -> None:
-        super().begin(step)
-        self.order.begin()
-        self.last.clear()
-
-    def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
-        super().last_backward(loss, part)
-        slices = self.model.flat.slices
-        self.last.update(slices if part is None else names_in(slices, part))
-        self.last -= self.apart
-
-    def parameter_ready(self, name: str, parameter: Parameter) -> None:
-        if name in self.last:
-            self.launch([name])
+        self.watch([unit.slices for unit in self.units])
 
     def ready(self, part: slice) -> None:
         self.launch(set(names_in(self.model.flat.slices, part)) - self.apart)
 
-    def launch(self, ready: Collection[str]) -> None:
-        for index in self.order.ready(ready):
-            self.reduce(self.units[index])
-
-    def finish(self) -> float:
-        self.launch(list(self.model.flat.slices))
-        return super().finish()
+    def send(self, index: int) -> None:
+        self.reduce(self.units[index])
 
     def unit_slices(self, of: Replicas) -> list[Slices]:
         return cut_flat(parameter_slices(of.model), of.model, of.apart)
