@@ -37,6 +37,7 @@ using std::max; using std::exp; using std::log; using std::sqrt; using std::nan;
 
 # How a host goes over what a GPU does at once.
 OVER = {
+    "points": "for (blockIdx.x = 0; blockIdx.x < n; blockIdx.x++)",
     "elements": "for (blockIdx.x = 0; blockIdx.x < n; blockIdx.x++)",
     "rows": "for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)",
     "columns": "for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)"

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist import ops, optim, seeds  # noqa: F401 (so that all kernels are known)
+from minidist import ops, optim  # noqa: F401 (so that all kernels are known)
 from minidist.engine import array as arrays
+from minidist.engine import products, seeds  # noqa: F401
 from minidist.engine.kernels import KERNELS, accumulator
 
 random = np.random.default_rng(0)
@@ -63,6 +64,10 @@ EXAMPLES: dict[str, list[Any]] = {
         lambda t: (rubbish(bool, 3, 13), None, 5, *KEY, 2**31, 13),
         lambda t: (rubbish(bool, 3, 13), np.array([9, 2, 4]), 9, *KEY, 2**30, 13),
     ],
+    "kept": [
+        lambda t: (rubbish(t, 3, 50), some(t, 3, 50), random.random((3, 50)) > 0.4, 1.0),
+        lambda t: (rubbish(t, 3, 50), some(t, 3, 50) * np.inf, random.random((3, 50)) > 0.4, 2.0),
+    ],
     "log_softmax": [lambda t: (rubbish(t, 4, 200), some(t, 4, 200) * 9)],
     "log_softmax_backward": [
         lambda t: (rubbish(t, 4, 200), some(t, 4, 200), np.log(softmax(some(t, 4, 200)))),
@@ -93,6 +98,14 @@ EXAMPLES: dict[str, list[Any]] = {
         lambda t: _normalise(t, False, False),
     ],
     "normalise_backward": [_normalise_backward],
+    "patches": [
+        lambda t: (rubbish(t, 2 * 3 * 4, 6 * 3), some(t, 2, 5, 6, 3), 5, 6, 3, 2, 3, 3, 4, 2, 1),
+        lambda t: (rubbish(t, 2 * 4 * 4, 4), some(t, 2, 5, 5, 1), 5, 5, 1, 2, 2, 4, 4, 1, 0),
+    ],
+    "pointers": [
+        lambda t: (rubbish(np.uint64, 3, 24), 1000, 2000, 3000, 4, 2, *range(10, 19)),
+        lambda t: (rubbish(np.uint64, 3, 5), 1000, 2000, 3000, 1, 5, *range(10, 19)),
+    ],
     "relu_backward": [lambda t: (rubbish(t, 3, 100), some(t, 3, 100), some(t, 3, 100))],
     "scale_down": [
         lambda t: (some(t, 300), np.array(20.0), 5.0),

@@ -9,6 +9,7 @@ arrays where they belong. Use: ``minidist.engine.array.DEVICES["strict"] = lambd
 view none), times at which the host waits for the GPU to read something, arrays sent to the GPU.
 """
 
+import ctypes
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -55,6 +56,20 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
     def __init__(self, host: np.ndarray) -> None:
         assert isinstance(host, np.ndarray)
         self._host = host
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._host.ctypes.data)
+
+    def get(self, out: np.ndarray) -> np.ndarray:
+        counts["waits"] += 1
+        np.copyto(out, self._host)
+        return out
+
+    def set(self, host: np.ndarray) -> None:
+        counts["uploads"] += 1
+        assert self._host.flags.c_contiguous
+        np.copyto(self._host, host)
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("implicit conversion of a device array to NumPy: use to_host()")
@@ -136,7 +151,9 @@ def _unwrap(value: Any, where: str) -> Any:
 
 def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse what CuPy's function of this name does not take, by its 14.2's signatures."""
-    unknown = {"where", "initial"} | ({"out", "order", "casting"} if name == "einsum" else set())
+    unknown = {"where", "initial", "mode"} | (
+        {"out", "order", "casting"} if name == "einsum" else set()
+    )
     if wrong := unknown & kwargs.keys():
         raise TypeError(f"{name}: CuPy's has no {', '.join(sorted(wrong))}")
     if name in ("max", "min", "amax", "amin", "argmax", "argmin") and args[0].size == 0:
@@ -225,18 +242,92 @@ class RawKernel:
         kernel = KERNELS[self._name]
         given = [_unwrap(value, self._name) for value in args]
         for value in given:
-            assert not isinstance(value, np.ndarray) or value.flags.c_contiguous
+            if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
+                assert kernel.over == "points", "no gaps, and all in one order"
+                assert value.shape == given[0].shape
+                assert sorted(value.T.strides) == sorted(value.copy(order="K").T.strides)
         if run := kernel_on_host(self._name, self._dtype):
             run(grid[0], tuple(given))
             return
         lengths = 2 if kernel.over == "columns" else 1
         pointers = [
-            None if argument.number is None and isinstance(value, int) else value
-            for argument, value in zip(kernel.arguments, args[:-lengths], strict=True)
+            None if number is None and isinstance(value, int) else value
+            for (number, *_), value in zip(kernel.expected["f"], args[:-lengths], strict=True)
         ]
         kernel.function(np, *[_unwrap(value, self._name) for value in pointers])
 
 
+def _matrices(pointers: Any, dtype: str, rows: int, columns: int, ld: int) -> list[np.ndarray]:
+    """Matrices stored by columns, as cuBLAS sees them, from where each begins."""
+    size = np.dtype(dtype).itemsize
+    assert ld >= max(1, rows), "cuBLAS refuses a leading dimension shorter than a column"
+    nbytes = (ld * (columns - 1) + rows) * size
+    raw = [np.frombuffer((ctypes.c_char * nbytes).from_address(int(p)), dtype) for p in pointers]
+    strides = (size, ld * size)
+    return [np.lib.stride_tricks.as_strided(flat, (rows, columns), strides) for flat in raw]
+
+
+def _gemm(dtype: str, turn: Any, sizes: Any, a: Any, b: Any, c: Any, numbers: Any) -> None:
+    """C ← alpha · op(A) op(B) + beta · C for each of the matrices; a, b, c: (pointers, ld)."""
+    m, n, k = sizes
+    wide = "d" if dtype == "d" else "f"
+    alpha, beta = (np.frombuffer((ctypes.c_char * np.dtype(wide).itemsize).from_address(p), wide)[0]
+                   for p in numbers)  # fmt: skip
+    for one, two, out in zip(
+        _matrices(a[0], dtype, *((k, m) if turn[0] else (m, k)), a[1]),
+        _matrices(b[0], dtype, *((n, k) if turn[1] else (k, n)), b[1]),
+        _matrices(c[0], dtype, m, n, c[1]),
+        strict=True,
+    ):
+        result = alpha * (one.T if turn[0] else one) @ (two.T if turn[1] else two)
+        out[...] = result + beta * out if beta else result
+    counts["kernels"] += 1
+    counts["gemm"] += 1
+
+
+def _gemm_ex(handle, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, *how):
+    dtype = {(2, 68): "e", (0, 68): "f", (1, 70): "d"}[ct, how[0]]
+    assert at == bt == ct
+    _gemm(dtype, (ta, tb), (m, n, k), ([a], lda), ([b], ldb), ([c], ldc), (alpha, beta))
+
+
+def _gemm_batched(dtype: str) -> Any:
+    def run(handle, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, count):
+        def listed(where: int) -> np.ndarray:
+            return np.frombuffer((ctypes.c_char * (8 * count)).from_address(where), np.uint64)
+
+        parts = (listed(a), lda), (listed(b), ldb), (listed(c), ldc)
+        _gemm(dtype, (ta, tb), (m, n, k), *parts, (alpha, beta))
+
+    return run
+
+
+class _Quiet:
+    """A device, stream or event: on the host nothing is ever behind."""
+
+    id = ptr = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __enter__(self) -> "_Quiet":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+    def _nothing(self, *_: Any) -> None: ...
+
+    synchronize = use = record = wait_event = _nothing
+
+
+cuda = types.SimpleNamespace(
+    cublas=types.SimpleNamespace(
+        gemmEx=_gemm_ex, sgemmBatched=_gemm_batched("f"), dgemmBatched=_gemm_batched("d")
+    ),
+    get_cublas_handle=lambda: 0,
+    Device=_Quiet,
+    Stream=_Quiet,
+    Event=_Quiet,
+    get_current_stream=_Quiet,
+    alloc_pinned_memory=bytearray,
+)
 linalg = types.SimpleNamespace(qr=_Function(lambda a: tuple(np.linalg.qr(a))))
 lib = types.SimpleNamespace(
     stride_tricks=types.SimpleNamespace(as_strided=_Function(np.lib.stride_tricks.as_strided))

@@ -25,9 +25,17 @@ CPU: Clock = time.process_time
 
 
 def interleaved(
-    steps: dict[str, Step], seconds: float, rounds: int = 5, clock: Clock = WALL
+    steps: dict[str, Step],
+    seconds: float,
+    rounds: int = 5,
+    clock: Clock = WALL,
+    in_a_row: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each step, in turn, for about ``seconds`` and at least ``rounds``."""
+    """Seconds of a run of each step, in turn, for about ``seconds`` and at least ``rounds``.
+
+    ``in_a_row`` runs make a turn, and their mean counts: where the host is the limit, as it is
+    when it launches a GPU's kernels, a run just after another program's finds cold caches.
+    """
     for step in steps.values():  # warm up: caches, lazy imports, allocators
         step()
         step()
@@ -36,8 +44,9 @@ def interleaved(
     while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
         for name, step in steps.items():
             start = clock()
-            step()
-            times[name].append(clock() - start)
+            for _ in range(in_a_row):
+                step()
+            times[name].append((clock() - start) / in_a_row)
     return times
 
 
@@ -59,7 +68,7 @@ def peak_bytes(step: Step, device: str = "cpu") -> int:
     On a GPU: of what CuPy's memory pool hands out, in blocks of a multiple of 512 bytes.
     """
     cuda = getattr(arrays.module(device), "cuda", None)
-    if cuda is not None:
+    if hasattr(cuda, "MemoryHook"):
         return _peak_on_gpu(step, cuda)
     tracemalloc.start()
     try:

@@ -15,7 +15,9 @@ shorter with ``array.fused``, where CuPy writes the kernel from the NumPy lines.
 In the CUDA text
 
     T, A       the dtype of the first array, and the one to accumulate in: float for half and float
-    i, n       over="elements": a thread for each element of the first array; n elements
+    i, n       over="elements": a thread for each element of the first array; n elements.
+               over="points": the same for a text in which i is nothing but the index of all
+               arrays: these may lie in any one order, such as images with their channels last
     row, w     over="rows": a block of threads for each row of the first array; w elements a row.
                ``total(v)`` and ``largest(v)`` combine one value of every thread of the block
     column, n, w   over="columns": 8 columns a block, ``lane`` of 128 for each, over n rows
@@ -25,7 +27,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -38,6 +39,7 @@ OTHERS = {
     "long long": "ql",
     "bool": "?",
     "unsigned char": "B",
+    "unsigned long long": "QL",
     "double": "d",
 }  # dtype characters of NumPy
 NUMBERS: dict[str, Callable[[Any], Any]] = {"double": float, "long long": int, "bool": bool}
@@ -69,6 +71,10 @@ OPENING = {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= n) return;
 """,
+    "points": """
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= n) return;
+""",
     "rows": """
     long long row = blockIdx.x;
 """,
@@ -79,30 +85,31 @@ OPENING = {
 }
 
 
-@dataclass(frozen=True)
-class Argument:
-    """What the CUDA text declares: an array of some dtypes, or a number."""
+Expected = tuple[Callable[[Any], Any] | None, str, bool]
 
-    dtypes: dict[str, str]  # for each dtype of the kernel, the dtype characters that fit
-    read_only: bool
-    number: Callable[[Any], Any] | None
 
-    @classmethod
-    def of(cls, declared: str) -> Argument:
-        """``declared`` is one such as "const T *x" or "double rate"."""
-        match = re.fullmatch(r"(const )?([a-zA-Z ]+?) (\*?)(\w+)", declared.strip())
-        if match is None:
-            raise ValueError(f"kernel: cannot read the argument {declared!r}")
-        const, kind, pointer, _ = match.groups()
-        if not pointer:
-            return cls({}, True, NUMBERS[kind])
-        if kind == "T":
-            dtypes = {dtype: dtype for dtype in FLOATS}
-        elif kind == "A":
-            dtypes = {"e": "f", "f": "f", "d": "d"}
-        else:
-            dtypes = dict.fromkeys(FLOATS, OTHERS[kind])
-        return cls(dtypes, const is not None, None)
+def _expected(declared: str, dtype: str) -> Expected:
+    """What "const T *x" or "double rate" wants in a kernel of ``dtype``.
+
+    What makes a number of what is given, or None for an array; then the dtype characters that fit,
+    and whether it is only read.
+    """
+    match = re.fullmatch(r"(const )?([a-zA-Z ]+?) (\*?)(\w+)", declared.strip())
+    if match is None:
+        raise ValueError(f"kernel: cannot read the argument {declared!r}")
+    const, kind, pointer, _ = match.groups()
+    if not pointer:
+        return NUMBERS[kind], "", True
+    own = {"T": dtype, "A": "d" if dtype == "d" else "f"}
+    return None, own.get(kind) or OTHERS[kind], const is not None
+
+
+def _order(array: Array) -> tuple[Any, ...] | None:
+    """Shape and strides in elements, if the array has no gaps: equal for arrays in one order."""
+    size = array.itemsize
+    steps = tuple(stride // size for stride in array.strides)
+    span = 1 + sum((length - 1) * step for length, step in zip(array.shape, steps, strict=True))
+    return (array.shape, steps) if span == array.size else None
 
 
 class Kernel:
@@ -116,10 +123,11 @@ class Kernel:
         self.name = name
         self.over = over
         self.function = function
-        lengths = {"elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
+        lengths = {"points": ["n"], "elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
         declared = ", ".join([arguments, *(f"long long {length}" for length in lengths)])
         self.text = f'extern "C" __global__ void {name}({declared}) {{{OPENING[over]}{body}\n}}\n'
-        self.arguments = [Argument.of(one) for one in re.split(r",\s*", arguments)]
+        each = re.split(r",\s*", arguments)
+        self.expected = {dtype: [_expected(one, dtype) for one in each] for dtype in FLOATS}
         self.floating = re.search(r"\b[TA]\b", arguments) is not None
         self.compiled: dict[Any, Callable[..., None]] = {}
 
@@ -131,19 +139,20 @@ class Kernel:
 
     def prepared(self, xp: Any, dtype: str, given: tuple[Any, ...]) -> list[Any] | None:
         """What the CUDA text declares, made of what was given; None if it cannot be."""
-        if dtype not in FLOATS:
-            return None
         made = []
-        for argument, value in zip(self.arguments, given, strict=True):
-            if argument.number is not None:
-                made.append(argument.number(value))
+        order = None
+        if self.over == "points" and not given[0].flags.c_contiguous:
+            order = _order(given[0])
+        for (number, dtypes, read_only), value in zip(self.expected[dtype], given):  # noqa: B905
+            if number is not None:
+                made.append(number(value))
             elif value is None:
                 made.append(0)  # a null pointer
-            elif value.dtype.char not in argument.dtypes[dtype]:
+            elif value.dtype.char not in dtypes:
                 return None
-            elif value.flags.c_contiguous:
+            elif value.flags.c_contiguous if order is None else _order(value) == order:
                 made.append(value)
-            elif argument.read_only:
+            elif read_only and order is None:
                 made.append(xp.ascontiguousarray(value))
             else:
                 return None
@@ -153,7 +162,7 @@ class Kernel:
         """Run on arrays of a GPU: as one kernel, or line by line where the kernel does not fit."""
         first = given[0]
         dtype = first.dtype.char if self.floating else "f"
-        made = self.prepared(xp, dtype, given)
+        made = self.prepared(xp, dtype, given) if dtype in FLOATS else None
         if made is None or first.size == 0:
             self.function(xp, *given)
             return
@@ -161,7 +170,7 @@ class Kernel:
         grid: tuple[int, ...]
         block: tuple[int, ...]
         lengths: tuple[int, ...]
-        if self.over == "elements":
+        if self.over in ("elements", "points"):
             grid, block, lengths = ((size + 255) // 256,), (256,), (size,)
         else:
             width = first.shape[-1]

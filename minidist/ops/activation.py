@@ -15,6 +15,8 @@ from minidist.engine.array import Array, fused
 from minidist.engine.kernels import kernel, wide
 from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
+from minidist.ops.operands import floating
+from minidist.ops.selection import kept
 
 
 def relu(x: Tensor) -> Tensor:
@@ -31,28 +33,67 @@ def relu(x: Tensor) -> Tensor:
     return Tensor.of(y, (x,), backward)
 
 
-@kernel("T *grad_x, const T *grad, const T *y", "grad_x[i] = y[i] > T(0) ? grad[i] : T(0);")
+@kernel(
+    "T *grad_x, const T *grad, const T *y",
+    "grad_x[i] = y[i] > T(0) ? grad[i] : T(0);",
+    over="points",
+)
 def _relu_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
-    xp.multiply(grad, y > 0, out=grad_x)
+    kept(xp, grad, y > 0, out=grad_x)
+
+
+def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
+    """x where x > 0, else ``slope`` · x."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    y = xp.where(data > 0, data, data * slope)
+    positive = data > 0  # one byte an element
+
+    def backward(grad: Array) -> Any:
+        return (xp.where(positive, grad, grad * slope),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + eˣ), written max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    return Tensor.of(_softplus(xp, data), (x,), lambda grad: (grad * sigmoid_array(xp, data),))
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): of -100 it is -100, where the sigmoid is nearly 0."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    return Tensor.of(-_softplus(xp, -data), (x,), lambda grad: (grad * sigmoid_array(xp, -data),))
+
+
+def _softplus(xp: Any, x: Array) -> Array:
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, (eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
-    x = as_tensor(x)
+    x = floating(x)
     y = x.xp.tanh(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * (1 - y * y),))
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e⁻ˣ), written with tanh, which cannot overflow."""
-    x = as_tensor(x)
+    """1 / (1 + e⁻ˣ), of which neither tail is lost: see ``sigmoid_array``."""
+    x = floating(x)
     y = sigmoid_array(x.xp, x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * (y * (1 - y)),))
 
 
 def sigmoid_array(xp: Any, x: Array) -> Array:
-    """The sigmoid of an array."""
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
+    """The sigmoid of an array, as e^min(x, 0) / (1 + e^-|x|).
+
+    Both exponents are at most 0, so nothing overflows, and far below 0 the result is eˣ, not the
+    0 that rounding leaves of (1 + tanh(x / 2)) / 2.
+    """
+    return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(-xp.abs(x)))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -118,7 +159,7 @@ def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 
 def erf(x: Tensor) -> Tensor:
     """The error function 2/√π ∫₀ˣ exp(-t²) dt."""
-    x = as_tensor(x)
+    x = floating(x)
     data, xp = x.data, x.xp
     y = erf_array(xp, wide(data)).astype(data.dtype, copy=False)
 
@@ -130,7 +171,7 @@ def erf(x: Tensor) -> Tensor:
 
 def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
     """An op from ``formula(xp, x, y, slope)``, which fills y = f(x) and slope = f'(x) in place."""
-    x = as_tensor(x)
+    x = floating(x)
     xp, shape = x.xp, x.data.shape
     data = xp.ascontiguousarray(x.data).reshape(-1)
     y = xp.empty_like(data)

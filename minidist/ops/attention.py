@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of, work
-from minidist.engine.kernels import kernel
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.kernels import kernel, wide
+from minidist.engine.products import product
+from minidist.engine.tensor import Tensor
 from minidist.ops.chunks import chunks
-from minidist.ops.operands import ShapeError, same_device
+from minidist.ops.operands import ShapeError, floating_only, same_device
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache
@@ -42,7 +43,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     length, d). If there are more keys than queries, the queries are the *last* positions, as when
     sampling with a cache. ``causal=False`` lets every query read every key.
     """
-    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
+    q, k, v = (floating_only("attention", one) for one in (q, k, v))
     _check(q, k, v)
     same_device("attention", q, k, v)
     xp = q.xp
@@ -71,7 +72,7 @@ def self_attention(
     calling ``attention``, without the copies: the backward writes the three gradients into one
     array, which the layer before takes as it is.
     """
-    qkv = as_tensor(qkv)
+    qkv = floating_only("self_attention", qkv)
     groups = groups or heads
     if qkv.ndim != 3 or heads % groups or qkv.shape[2] % (heads + 2 * groups):
         raise ShapeError(
@@ -143,12 +144,13 @@ def attention_forward(
     k, v = k[:, :, None], v[:, :, None]  # (b, g, 1, s, d)
     saved = []
     for some, rows, seen in _pieces(q, k, causal):
-        # Scaling q is less work than scaling the scores.
-        scaled = q[some, ..., rows, :] * (1 / math.sqrt(d))
+        asking, read = q[some, ..., rows, :], k[some, ..., :seen, :]
+        p = xp.empty((*asking.shape[:-1], seen), q.dtype)
         # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
-        p = scaled @ k[some, ..., :seen, :].swapaxes(-1, -2)
+        product(xp, asking, read.swapaxes(-1, -2), p, scale=1 / math.sqrt(d))
         _masked_softmax(xp, p, rows.stop - rows.start, causal)
-        xp.matmul(p, v[some, ..., :seen, :], out=out[some, ..., rows, :])  # (.., l, s) @ (.., s, d)
+        # (.., l, s) @ (.., s, d) -> (.., l, d)
+        product(xp, p, v[some, ..., :seen, :], out[some, ..., rows, :])
         work.flops += 4 * p.size * d
         saved.append((some, rows, p))
     return saved
@@ -168,23 +170,25 @@ def attention_backward(
     xp = module_of(q)
     groups, d = k.shape[1], q.shape[3]
     grad, q, grad_q = (_grouped(array, groups) for array in (grad, q, grad_q))
-    k, v = k[:, :, None], v[:, :, None]
-    grad_k[...] = 0
-    grad_v[...] = 0
-    for some, rows, p in saved:
-        seen = p.shape[-1]
-        d_out = grad[some, ..., rows, :]  # (b, g, h/g, l, d)
-        scaled = q[some, ..., rows, :] * (1 / math.sqrt(d))
-        part = p.swapaxes(-1, -2) @ d_out  # (.., s, l) @ (.., l, d) -> (.., s, d)
-        grad_v[some, :, :seen] += _shared(part)
+    k, v, grad_k, grad_v = (array[:, :, None] for array in (k, v, grad_k, grad_v))
+    scale = 1 / math.sqrt(d)
+    if not saved:  # no queries, so nobody has read the keys
+        grad_k[...] = grad_v[...] = 0
+    begun = -1  # the samples of which a block has been here
+    for some, rows, p in reversed(saved):  # first the block that reads all keys: it writes
+        seen, more = p.shape[-1], some.start == begun  # the others add
+        begun = some.start
+        d_out, asking = grad[some, ..., rows, :], q[some, ..., rows, :]  # (b, g, h/g, l, d)
+        # (.., s, l) @ (.., l, d) -> (.., s, d)
+        _for_keys(xp, p.swapaxes(-1, -2), d_out, grad_v[some, ..., :seen, :], 1.0, more)
+        ds = xp.empty(p.shape, p.dtype)
         # dP: (.., l, d) @ (.., d, s) -> (.., l, s)
-        ds = d_out @ v[some, ..., :seen, :].swapaxes(-1, -2)
+        product(xp, d_out, v[some, ..., :seen, :].swapaxes(-1, -2), ds)
         _masked_softmax_backward(xp, ds, p)
-        part = ds.swapaxes(-1, -2) @ scaled  # (.., s, l) @ (.., l, d) -> (.., s, d)
-        grad_k[some, :, :seen] += _shared(part)
-        out = grad_q[some, ..., rows, :]
-        xp.matmul(ds, k[some, ..., :seen, :], out=out)  # (.., l, s) @ (.., s, d)
-        out *= 1 / math.sqrt(d)
+        # (.., s, l) @ (.., l, d) -> (.., s, d)
+        _for_keys(xp, ds.swapaxes(-1, -2), asking, grad_k[some, ..., :seen, :], scale, more)
+        # (.., l, s) @ (.., s, d) -> (.., l, d)
+        product(xp, ds, k[some, ..., :seen, :], grad_q[some, ..., rows, :], scale)
         work.flops += 8 * p.size * d
 
 
@@ -206,12 +210,15 @@ def attention_backward(
 def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
     """Turn scores (.., rows, keys) into weights; the queries are the last of the keys' places."""
     seen = p.shape[-1]
+    e = wide(p)  # p itself, but for float16
     if causal:
-        p[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, p.dtype), 1)
-    p -= p.max(axis=-1, keepdims=True)
-    xp.exp(p, out=p)
-    total = p @ xp.ones((seen, 1), p.dtype)  # (.., l, 1): the row sums
-    p *= 1 / total
+        e[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, e.dtype), 1)
+    e -= e.max(axis=-1, keepdims=True)
+    xp.exp(e, out=e)
+    total = e @ xp.ones((seen, 1), e.dtype)  # (.., l, 1): the row sums
+    e *= 1 / total
+    if e is not p:
+        p[...] = e
 
 
 @kernel(
@@ -228,7 +235,7 @@ def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
 )
 def _masked_softmax_backward(xp: Any, ds: Array, p: Array) -> None:
     """Turn dP into dS = P · (dP - Σ P · dP), in place; P is 0 where it was masked."""
-    ds -= xp.einsum("...ls,...ls->...l", ds, p)[..., None]
+    ds -= xp.einsum("...ls,...ls->...l", wide(ds), wide(p))[..., None].astype(ds.dtype, copy=False)
     ds *= p
 
 
@@ -244,9 +251,18 @@ def _pieces(q: Array, k: Array, causal: bool) -> Iterator[tuple[slice, slice, in
             yield some, block, seen
 
 
-def _shared(part: Array) -> Array:
-    """The query heads of a group share keys and values, so their gradients are summed."""
-    return part[:, :, 0] if part.shape[2] == 1 else part.sum(axis=2)
+def _for_keys(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool) -> None:
+    """``product`` for a gradient of keys or values, (b, g, 1, s, d).
+
+    The query heads of a group share keys and values, so their gradients are summed.
+    """
+    if a.shape[2] == 1:
+        product(xp, a, b, out, scale, add)
+        return
+    part = xp.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    product(xp, a, b, part, scale)
+    total = part.sum(axis=2, keepdims=True)
+    out[...] = out + total if add else total
 
 
 def _grouped(array: Array, groups: int) -> Array:
@@ -279,7 +295,7 @@ def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
     the second are turned by position · base^(-2i/d), so that q·k depends on the *distance* of
     their positions. ``start`` is the position of the first row. The backward turns back.
     """
-    x = as_tensor(x)
+    x = floating_only("rotary", x)
     if x.ndim < 2:
         raise ShapeError(f"rotary: needs (..., length, d), not {x.shape}")
     xp, (length, d), dtype = x.xp, x.shape[-2:], x.dtype

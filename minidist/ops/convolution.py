@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of, work
+from minidist.engine.kernels import kernel
+from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.matmul import column_sums
@@ -75,10 +77,9 @@ def conv2d(
             work.flops += flops
             total = xp.zeros((groups, kh * kw * cg, o // groups), grad.dtype)
             for part, inputs, outputs, g in _pieces(data, grad, kernels, groups):
-                images = pad_images(data[part, inputs], padding)
-                rows = patch_matrix(images, kh, kw, oh, ow, stride)
+                rows = patch_matrix(data[part, inputs], kh, kw, oh, ow, stride, padding)
                 # (kh·kw·c/g, m·oh·ow) @ (m·oh·ow, o/g) -> (kh·kw·c/g, o/g)
-                total[g] += rows.T @ grad[part].reshape(-1, o)[:, outputs]
+                product(xp, rows.T, grad[part].reshape(-1, o)[:, outputs], total[g], add=True)
             out = xp.empty(kernel_shape, grad.dtype) if out is None else out
             turned = total.reshape(groups, kh * kw, cg, o // groups).transpose(0, 3, 2, 1)
             out[...] = turned.reshape(kernel_shape)
@@ -100,7 +101,9 @@ def conv2d(
                 matrix = kernel_matrix(kernels, groups)
                 for part, inputs, outputs, g in _pieces(data, grad, kernels, groups):
                     # (m·oh·ow, o/g) @ (o/g, kh·kw·c/g) -> (m·oh·ow, kh·kw·c/g)
-                    rows = grad[part].reshape(-1, o)[:, outputs] @ matrix[g].T
+                    pixels = grad[part].reshape(-1, o)[:, outputs]
+                    rows = xp.empty((len(pixels), matrix.shape[1]), grad.dtype)
+                    product(xp, pixels, matrix[g].T, rows)
                     add_patches(grad_x[part, :, :, inputs], rows, kh, kw, oh, ow, stride)
                 grad_x = grad_x[:, padding : padding + h, padding : padding + w]
             grad_x = grad_x.transpose(0, 3, 1, 2)  # (n, c, h, w)
@@ -125,10 +128,10 @@ def correlate(
     kh, kw = kernels.shape[2:]
     matrix = kernel_matrix(kernels, groups)
     for part, inputs, outputs, g in _pieces(images, out, kernels, groups):
-        rows = patch_matrix(pad_images(images[part, inputs], padding), kh, kw, oh, ow, stride)
+        rows = patch_matrix(images[part, inputs], kh, kw, oh, ow, stride, padding)
         pixels = out[part].reshape(-1, o)[:, outputs]  # (m·oh·ow, o/g), the same memory
         # (m·oh·ow, kh·kw·c/g) @ (kh·kw·c/g, o/g) -> (m·oh·ow, o/g)
-        xp.matmul(rows, matrix[g], out=pixels)
+        product(xp, rows, matrix[g], pixels)
 
 
 def _pieces(
@@ -142,31 +145,76 @@ def _pieces(
             yield part, slice(g * cg, (g + 1) * cg), slice(g * og, (g + 1) * og), g
 
 
-def patch_matrix(images: Array, kh: int, kw: int, oh: int, ow: int, stride: int) -> Array:
-    """Patches of (m, c, h, w) as rows: (m·oh·ow, kh·kw·c).
+def patch_matrix(
+    images: Array, kh: int, kw: int, oh: int, ow: int, stride: int, padding: int
+) -> Array:
+    """Patches of (m, c, h, w), padded with zeros, as rows: (m·oh·ow, kh·kw·c).
 
     Copying is fast along runs of memory. With many channels these are the rows of a patch, kw·c
     numbers; with few they are rows of the image, and we fill the transposed matrix.
     """
     xp = module_of(images)
-    m, c = images.shape[:2]
-    if kw * c < ow and xp is np:  # a GPU's copy takes any order, and wants to be one launch
+    m, c, h, w = images.shape
+    if xp is not np:
+        rows = xp.empty((m * oh * ow, kh * kw * c), images.dtype)
+        last = images.transpose(0, 2, 3, 1)  # (m, h, w, c)
+        _patches(xp, rows, last, h, w, c, kh, kw, oh, ow, stride, padding)
+        return rows
+    images = pad_images(images, padding)
+    if kw * c < ow:
         columns = xp.empty((kh, kw, c, m, oh, ow), images.dtype)
         for i in range(kh):
             for j in range(kw):
                 columns[i, j] = images.transpose(1, 0, 2, 3)[window(i, j, oh, ow, stride)]
         return columns.reshape(kh * kw * c, m * oh * ow).T
-    images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
     out = xp.empty((m, oh, ow, kh, kw * c), images.dtype)
+    out[...] = overlapping(images, kh, kw, oh, ow, stride)
+    return out.reshape(m * oh * ow, kh * kw * c)
+
+
+def overlapping(images: Array, kh: int, kw: int, oh: int, ow: int, stride: int) -> Array:
+    """Patches that overlap in memory, seen as if each had its own: (m, oh, ow, kh, kw·c)."""
+    xp = module_of(images)
+    m, c = images.shape[:2]
+    images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
     # Not images.strides: NumPy leaves those of an axis of length 1 at anything.
     one = images.itemsize
     pixel = c * one
     row = images.shape[2] * pixel
     sample = images.shape[1] * row
-    # Patches that overlap in memory, seen as if each had its own: (m, oh, ow, kh, kw·c).
     strides = (sample, stride * row, stride * pixel, row, one)
-    out[...] = xp.lib.stride_tricks.as_strided(images, out.shape, strides)
-    return out.reshape(m * oh * ow, kh * kw * c)
+    return xp.lib.stride_tricks.as_strided(images, (m, oh, ow, kh, kw * c), strides)
+
+
+@kernel(
+    "T *rows, const T *images, long long h, long long w, long long c, long long kh, long long kw, "
+    "long long oh, long long ow, long long stride, long long padding",
+    """
+    long long place = i / c % (kh * kw), pixel = i / (c * kh * kw);
+    long long y = pixel / ow % oh * stride - padding + place / kw;
+    long long x = pixel % ow * stride - padding + place % kw;
+    bool inside = 0 <= y && y < h && 0 <= x && x < w;
+    rows[i] = inside ? images[((pixel / (oh * ow) * h + y) * w + x) * c + i % c] : T(0);
+""",
+)
+def _patches(
+    xp: Any,
+    rows: Array,
+    images: Array,
+    h: int,
+    w: int,
+    c: int,
+    kh: int,
+    kw: int,
+    oh: int,
+    ow: int,
+    stride: int,
+    padding: int,
+) -> None:
+    """Fill ``rows`` (m·oh·ow, kh·kw·c) from images (m, h, w, c)."""
+    padded = pad_images(images.transpose(0, 3, 1, 2), padding)
+    patches = overlapping(padded, kh, kw, oh, ow, stride)
+    rows[...] = patches.reshape(rows.shape)
 
 
 def add_patches(

@@ -8,11 +8,11 @@ see the mask that serial training sees. A GPU draws the same numbers itself.
 
 from __future__ import annotations
 
-from typing import Any
-
-from minidist.engine.array import Array, fused
+from minidist.engine.array import Array
 from minidist.engine.seeds import draw_mask
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.tensor import Tensor
+from minidist.ops.operands import floating_only
+from minidist.ops.selection import kept
 
 
 def dropout(
@@ -24,7 +24,7 @@ def dropout(
     rank that holds only part of each sample, as in tensor parallelism, says which: ``part`` are
     slices of the axes after the first, ``whole`` the full lengths of those axes.
     """
-    x = as_tensor(x)
+    x = floating_only("dropout", x)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate {rate} is not in [0, 1)")
     if rate == 0:
@@ -40,18 +40,6 @@ def dropout(
         raise ValueError(f"dropout: part {part} of {whole} is {mask.shape}, the input {x.shape}")
 
     def backward(grad: Array) -> tuple[Array]:
-        return (_dropped(xp, grad, mask, scale),)
+        return (kept(xp, grad, mask, scale),)
 
-    return Tensor.of(_dropped(xp, x.data, mask, scale), (x,), backward)
-
-
-def _dropped(xp: Any, x: Array, mask: Array, scale: float) -> Array:
-    out = xp.empty(x.shape, x.dtype)
-    _masked(xp, x, mask, scale, out)
-    return out
-
-
-@fused
-def _masked(xp: Any, x: Array, mask: Array, scale: float, out: Array) -> None:
-    xp.multiply(x, mask, out=out)
-    out *= scale
+    return Tensor.of(kept(xp, x.data, mask, scale), (x,), backward)

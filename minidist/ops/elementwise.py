@@ -13,7 +13,16 @@ import numpy as np
 
 from minidist.engine.array import Array, DType, module_of
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.ops.operands import DTypeError, ShapeError, pair, unbroadcast, wanted
+from minidist.ops.operands import (
+    DTypeError,
+    ShapeError,
+    beside,
+    floating,
+    pair,
+    unbroadcast,
+    wanted,
+)
+from minidist.ops.selection import kept
 
 
 def add(x: Any, y: Any) -> Tensor:
@@ -60,6 +69,8 @@ def multiply(x: Any, y: Any) -> Tensor:
 def divide(x: Any, y: Any) -> Tensor:
     """x / y, element by element, with broadcasting."""
     x, y = pair("divide", x, y)
+    if x.data.dtype.kind in "iub":  # and so is y's
+        x, y = floating(x), floating(y)
     shape_x, shape_y = wanted(x), wanted(y)
     quotient = x.data / y.data
     below = y.data
@@ -75,25 +86,63 @@ def divide(x: Any, y: Any) -> Tensor:
     return Tensor.of(quotient, (x, y), backward)
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """x to a constant power, element by element."""
-    x = as_tensor(x)
+def power(x: Any, exponent: Any) -> Tensor:
+    """x to a power, element by element: a number, or a tensor of exponents, with broadcasting.
+
+    Integers to a power that is one stay integers; DTypeError if it is negative, as in PyTorch.
+    """
     if not isinstance(exponent, (int, float, np.number)):
-        raise TypeError("power: the exponent is a number: write exp(y * log(x)) for a tensor y")
+        if isinstance(x, (int, float, np.number)):
+            return exponential(float(x), as_tensor(exponent))
+        return _power_of_tensors(x, exponent)
+    x = as_tensor(x)
+    if x.data.dtype.kind in "iub" and isinstance(exponent, (int, np.integer)):
+        if exponent < 0:
+            raise DTypeError(f"power: {x.dtype} to {exponent} is no integer: convert x first")
+        return Tensor(x.data ** int(exponent))
+    x = floating(x)
     data, exponent = x.data, float(exponent)
     if exponent == 2:  # NumPy's own power is many times slower than one product
         return Tensor.of(data * data, (x,), lambda grad: (grad * (2 * data),))
 
+    xp = x.xp
+
     def backward(grad: Array) -> Any:
+        if exponent == 0:  # also at 0, where the formula would be 0 · ∞
+            return (xp.zeros_like(grad),)
         return (grad * (exponent * data ** (exponent - 1)),)
 
     return Tensor.of(data**exponent, (x,), backward)
+
+
+def _power_of_tensors(x: Any, y: Any) -> Tensor:
+    x, y = pair("power", x, y)
+    if x.data.dtype.kind in "iub":
+        x, y = floating(x), floating(y)
+    shape_x, shape_y = wanted(x), wanted(y)
+    base, exponent = x.data, y.data
+    result = base**exponent
+    xp = module_of(result)
+
+    def backward(grad: Array) -> Any:
+        grad_x = grad_y = None
+        if shape_x is not None:  # y x^(y - 1), and 0 for x⁰, at 0 too
+            slope = exponent * base ** (exponent - 1)
+            grad_x = kept(xp, grad * slope, xp.broadcast_to(exponent != 0, grad.shape))
+        if shape_y is not None:  # x^y log x, whose limit at x = 0 is 0
+            slope = result * xp.log(xp.where(base == 0, 1, base))
+            grad_y = grad * slope.astype(grad.dtype, copy=False)
+        return unbroadcast(grad_x, shape_x), unbroadcast(grad_y, shape_y)
+
+    backward.__qualname__ = "power.backward"
+    return Tensor.of(result, (x, y), backward)
 
 
 def exponential(base: float, x: Tensor) -> Tensor:
     """A constant base to the power of x: ``2**x``."""
     if not isinstance(base, (int, float, np.number)) or not base > 0:
         raise TypeError(f"power: the base must be a positive number, not {base!r}")
+    x = floating(x)
     y = float(base) ** x.data
     return Tensor.of(y, (x,), lambda grad: (grad * (y * math.log(base)),))
 
@@ -106,21 +155,42 @@ def negative(x: Tensor) -> Tensor:
 
 def exp(x: Tensor) -> Tensor:
     """e to the x."""
-    x = as_tensor(x)
+    x = floating(x)
     y = x.xp.exp(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * y,))
 
 
 def log(x: Tensor) -> Tensor:
     """The natural logarithm."""
-    x = as_tensor(x)
+    x = floating(x)
     data = x.data
     return Tensor.of(x.xp.log(data), (x,), lambda grad: (grad / data,))
 
 
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), which keeps the digits of a small x."""
+    x = floating(x)
+    data = x.data
+    return Tensor.of(x.xp.log1p(data), (x,), lambda grad: (grad / (1 + data),))
+
+
+def sin(x: Tensor) -> Tensor:
+    """The sine."""
+    x = floating(x)
+    data, xp = x.data, x.xp
+    return Tensor.of(xp.sin(data), (x,), lambda grad: (grad * xp.cos(data),))
+
+
+def cos(x: Tensor) -> Tensor:
+    """The cosine."""
+    x = floating(x)
+    data, xp = x.data, x.xp
+    return Tensor.of(xp.cos(data), (x,), lambda grad: (-grad * xp.sin(data),))
+
+
 def sqrt(x: Tensor) -> Tensor:
     """The square root; its slope at 0 is infinite, as in NumPy's arithmetic."""
-    x = as_tensor(x)
+    x = floating(x)
     y = x.xp.sqrt(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad / (2 * y),))
 
@@ -129,15 +199,22 @@ def absolute(x: Tensor) -> Tensor:
     """|x|, whose slope at 0 is taken as 0."""
     x = as_tensor(x)
     data, xp = x.data, x.xp
-    return Tensor.of(xp.abs(data), (x,), lambda grad: (grad * xp.sign(data),))
+
+    def backward(grad: Array) -> Any:
+        return (kept(xp, grad * xp.copysign(1, data).astype(data.dtype, copy=False), data != 0),)
+
+    return Tensor.of(xp.abs(data), (x,), backward)
 
 
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """x, kept within [low, high]: where it was outside, the slope is 0."""
     x = as_tensor(x)
+    for bound in (low, high):
+        x = x if bound is None else beside(x, bound)
     data = x.data
-    y = x.xp.clip(data, low, high)
-    return Tensor.of(y, (x,), lambda grad: (grad * (data == y),))
+    xp = x.xp
+    y = xp.clip(data, low, high)
+    return Tensor.of(y, (x,), lambda grad: (kept(xp, grad, data == y),))
 
 
 def astype(x: Tensor, dtype: DType) -> Tensor:
@@ -166,9 +243,10 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
         ) from None
 
     def backward(grad: Array) -> Any:
+        chosen = xp.broadcast_to(condition, grad.shape)
         return (
-            unbroadcast(grad * condition, shape_x) if shape_x is not None else None,
-            unbroadcast(grad * ~condition, shape_y) if shape_y is not None else None,
+            unbroadcast(kept(xp, grad, chosen), shape_x) if shape_x is not None else None,
+            unbroadcast(kept(xp, grad, ~chosen), shape_y) if shape_y is not None else None,
         )
 
     return Tensor.of(data, (x, y), backward)
@@ -191,12 +269,12 @@ def _extreme(name: str, x: Any, y: Any) -> Tensor:
     a, b = x.data, y.data
 
     def backward(grad: Array) -> Any:
-        first = a > b if name == "maximum" else a < b
-        tie = a == b
-        share = (first + tie * 0.5).astype(grad.dtype)  # 1, 1/2 or 0 of the gradient goes to x
+        above, below = xp.broadcast_to(a > b, grad.shape), xp.broadcast_to(a < b, grad.shape)
+        first, second = (above, below) if name == "maximum" else (below, above)
+        shared = kept(xp, grad, ~(above | below), 0.5)  # at a tie, or beside a NaN
         return (
-            unbroadcast(grad * share, shape_x) if shape_x is not None else None,
-            unbroadcast(grad * (1 - share), shape_y) if shape_y is not None else None,
+            unbroadcast(kept(xp, grad, first) + shared, shape_x) if shape_x is not None else None,
+            unbroadcast(kept(xp, grad, second) + shared, shape_y) if shape_y is not None else None,
         )
 
     backward.__qualname__ = f"{name}.backward"  # so that errors and drawings name the op

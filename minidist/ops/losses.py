@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, DType
-from minidist.engine.kernels import accumulator, kernel
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.kernels import accumulator, kernel, wide
+from minidist.engine.tensor import Tensor
 from minidist.ops.activation import sigmoid_array
-from minidist.ops.operands import DTypeError, ShapeError, pair, same_device
+from minidist.ops.operands import DTypeError, ShapeError, floating, floating_only, pair, same_device
+from minidist.ops.softmax import in_range
 
 
 def cross_entropy(
@@ -37,7 +38,7 @@ def cross_entropy(
     Raises ValueError for a target out of range. On a GPU, where reading the targets would make
     the host wait in every step, such a target makes the loss and its row's gradient NaN instead.
     """
-    logits = as_tensor(logits)
+    logits = floating_only("cross_entropy", logits)
     xp = logits.xp
     targets = targets.data if isinstance(targets, Tensor) else targets
     if not hasattr(targets, "dtype"):
@@ -66,7 +67,7 @@ def cross_entropy(
     if count is None:  # a method passes the number: to count here, a GPU's host has to wait
         count = len(flat) if kept is None else int(kept.sum())
 
-    z = logits.data.reshape(-1, classes)  # (n, c)
+    z = logits.data.reshape(len(flat), classes)  # (n, c)
     p = xp.empty(z.shape, z.dtype)
     losses = xp.empty(len(z), accumulator(z.dtype))
     ignoring = ignore_index is not None
@@ -117,13 +118,16 @@ def _softmax_losses(
     ignoring: bool,
 ) -> None:
     """Fill p = softmax(z) and each row's loss; a target of -1 is ignored if ``ignoring``."""
+    e = in_range(xp, p)
     if z.size:
-        xp.subtract(z, z.max(axis=1, keepdims=True), out=p)
-    picked = p[xp.arange(len(targets)), targets]  # z of the target; an ignored row's is left out
-    row_sum = p.sum(axis=1) if smoothing else None  # Σ z, for the smoothed part
-    xp.exp(p, out=p)
-    total = p.sum(axis=1, keepdims=True)  # (n, 1)
-    p /= total
+        xp.subtract(z, z.max(axis=1, keepdims=True), out=e)
+    picked = e[xp.arange(len(targets)), targets]  # z of the target; an ignored row's is left out
+    row_sum = e.sum(axis=1) if smoothing else None  # Σ z, for the smoothed part
+    xp.exp(e, out=e)
+    total = e.sum(axis=1, keepdims=True)  # (n, 1)
+    e /= total
+    if e is not p:
+        p[...] = e
     losses[...] = xp.log(total[:, 0]) - (1 - smoothing) * picked
     if row_sum is not None:
         losses -= (smoothing / z.shape[1]) * row_sum
@@ -186,18 +190,21 @@ def _check_targets(flat: Array, classes: int) -> None:
 def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Tensor:
     """Σ (x - target)², divided by ``count``: the number of elements here if None."""
     x, targets = pair("mean_squared_error", x, targets)
+    x, targets = floating(x), floating(targets)
     if x.shape != targets.shape:
         raise ShapeError(f"mean_squared_error: {x.shape} against targets {targets.shape}")
-    difference = x.data - targets.data
+    dtype = x.dtype
+    difference = wide(x.data) - wide(targets.data)
     scale = 1.0 / max(1, x.size if count is None else count)
     flat = difference.reshape(-1)
     wants = x.node is not None, targets.node is not None
 
     def backward(grad: Array) -> Any:
-        grad_x = difference * (grad * (2 * scale))
+        grad_x = (difference * (grad * (2 * scale))).astype(dtype, copy=False)
         return grad_x if wants[0] else None, -grad_x if wants[1] else None
 
-    return Tensor.of((flat * flat).sum() * scale, (x, targets), backward)
+    loss = ((flat * flat).sum() * scale).astype(dtype, copy=False)
+    return Tensor.of(loss, (x, targets), backward)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
@@ -205,18 +212,20 @@ def binary_cross_entropy(logits: Tensor, targets: Any, count: int | None = None)
 
     Written max(z, 0) - z t + log(1 + exp(-|z|)), which cannot overflow; gradient σ(z) - t.
     """
+    logits = floating_only("binary_cross_entropy", logits)
     logits, targets = pair("binary_cross_entropy", logits, targets)
     if logits.shape != targets.shape or targets.node is not None:
         raise ShapeError(
             f"binary_cross_entropy: logits {logits.shape} need targets of the same shape without "
             f"gradients, not {targets.shape}"
         )
-    xp, z, t = logits.xp, logits.data, targets.data
+    xp, dtype, z, t = logits.xp, logits.dtype, wide(logits.data), wide(targets.data)
     losses = xp.maximum(z, 0) - z * t + xp.log1p(xp.exp(-xp.abs(z)))
     scale = 1.0 / max(1, logits.size if count is None else count)
     slope = sigmoid_array(xp, z) - t
 
     def backward(grad: Array) -> Any:
-        return slope * (grad * scale), None
+        return (slope * (grad * scale)).astype(dtype, copy=False), None
 
-    return Tensor.of(losses.sum() * scale, (logits, targets), backward)
+    loss = (losses.sum() * scale).astype(dtype, copy=False)
+    return Tensor.of(loss, (logits, targets), backward)

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from minidist.engine.array import Array, module_of, work
-from minidist.engine.kernels import kernel
+from minidist.engine.kernels import accumulator, kernel, wide
+from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
-from minidist.ops.operands import ShapeError, same_device, same_dtype, unbroadcast
+from minidist.ops.operands import DTypeError, ShapeError, same_device, same_dtype, unbroadcast
+from minidist.ops.shape import expand_dims, squeeze
+
+ROWS = 512  # to add one after the other: see sums.py
 
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """x @ y for matrices, or stacks of matrices with broadcasting over the leading axes.
+    """x @ y for vectors, matrices, or stacks of matrices with broadcasting over the leading axes.
 
-    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). Vectors are not accepted: reshape them, so
-    that it is clear which product is meant.
+    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). As in NumPy a vector (k,) on the left is a row
+    and on the right a column, whose axis of length 1 the result does not have.
     """
     x, y = as_tensor(x), as_tensor(y)
+    if 1 in (x.ndim, y.ndim) and x.ndim and y.ndim:
+        row, column = x.ndim == 1, y.ndim == 1
+        fits = x.shape[-1] == y.shape[0 if column else -2]
+        if fits:
+            product = matmul(expand_dims(x, 0) if row else x, expand_dims(y, 1) if column else y)
+            dropped = tuple(axis for axis, drop in ((-2, row), (-1, column)) if drop)
+            return squeeze(product, tuple(axis % product.ndim for axis in dropped))
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ShapeError(
             f"matmul: cannot multiply {x.shape} by {y.shape}: need (..,n,k) @ (..,k,m)"
         )
     same_device("matmul", x, y)
+    if x.data.dtype != y.data.dtype:
+        raise DTypeError(
+            f"matmul: {x.dtype} {x.shape} @ {y.dtype} {y.shape}: convert one of them with "
+            f'.astype("{x.dtype if x.dtype.kind == "f" else y.dtype}")'
+        )
     try:
         out = x.data @ y.data  # (.., n, k) @ (.., k, m) -> (.., n, m)
     except ValueError:
@@ -66,28 +85,34 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     same_dtype("linear", x, weight)
     xp = x.xp
     inputs, outputs = weight.shape
-    rows = x.data.reshape(-1, inputs)  # (n, i)
+    shape = x.data.shape
+    count = math.prod(shape[:-1])
+    rows = x.data.reshape(count, inputs)  # (n, i)
     matrix = weight.data
-    out = rows @ matrix  # (n, i) @ (i, o) -> (n, o)
+    out = xp.empty((len(rows), outputs), matrix.dtype)
+    product(xp, rows, matrix, out)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nobody else has seen this array yet
-    flops = 2 * len(rows) * inputs * outputs
+    flops = 2 * count * inputs * outputs
     work.flops += flops
-    shape = x.data.shape
     wants_input_grad = x.node is not None
     biased = bias is not None
 
     def backward(grad: Array) -> Any:
-        grad = grad.reshape(-1, outputs)  # (n, o)
+        grad = grad.reshape(count, outputs)  # (n, o)
 
         def weight_grad(out: Array | None) -> Array:
             work.flops += flops
-            return xp.matmul(rows.T, grad, out=out)  # (i, n) @ (n, o) -> (i, o)
+            out = xp.empty((inputs, outputs), grad.dtype) if out is None else out
+            product(xp, rows.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
+            return out
 
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            grad_x = (grad @ matrix.T).reshape(shape)  # (n, o) @ (o, i) -> (n, i)
+            grad_x = xp.empty((len(grad), inputs), grad.dtype)
+            product(xp, grad, matrix.T, grad_x)  # (n, o) @ (o, i) -> (n, i)
+            grad_x = grad_x.reshape(shape)
         if not biased:
             return grad_x, Into(weight_grad)
         return grad_x, Into(weight_grad), Into(lambda out: column_sums(grad, out))
@@ -112,11 +137,11 @@ def column_products(a: Array, b: Array | None, out: Array | None = None) -> Arra
 @kernel(
     "const T *a, const T *b, T *out",
     """
-    A sum = 0;
+    double sum = 0;
     if (column < w)
         for (long long j = lane; j < n; j += 128)
             sum += (A)a[j * w + column] * (b ? (A)b[j * w + column] : A(1));
-    __shared__ A part[128][9];
+    __shared__ double part[128][9];
     part[lane][threadIdx.x] = sum;
     for (int k = 64; k; k /= 2) {
         __syncthreads();
@@ -127,7 +152,19 @@ def column_products(a: Array, b: Array | None, out: Array | None = None) -> Arra
     over="columns",
 )
 def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
+    if len(a) > 2 * ROWS:  # in parts: float32 adds no more than ROWS numbers in a row
+        whole = len(a) // ROWS * ROWS
+        rest = xp.empty((1, a.shape[1]), accumulator(a.dtype))
+        _column_products(xp, a[whole:], None if b is None else b[whole:], rest[0])
+        stacked = wide(a[:whole].reshape(-1, ROWS, a.shape[1]))
+        if b is None:
+            parts = xp.matmul(xp.ones(ROWS, stacked.dtype), stacked)
+        else:
+            parts = xp.einsum("knw,knw->kw", stacked, wide(b[:whole].reshape(stacked.shape)))
+        out[...] = xp.concatenate([parts, rest]).sum(axis=0, dtype=np.float64)
+        return
+    a = wide(a)
     if b is None:  # a product with ones: BLAS adds faster than NumPy
         xp.matmul(xp.ones(len(a), a.dtype), a, out=out)  # (n,) @ (n, w) -> (w,)
     else:
-        out[...] = xp.einsum("nw,nw->w", a, b)
+        out[...] = xp.einsum("nw,nw->w", a, wide(b))

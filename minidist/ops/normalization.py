@@ -9,6 +9,7 @@ u = grad · w, the gradient of the input is u with what the statistics absorb ta
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_products, column_sums
 from minidist.ops.operands import ShapeError, same_device, same_dtype
+from minidist.ops.sums import averaged, less_mean, summed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float = 1e-5) -> Tensor:
@@ -51,7 +53,8 @@ def _last_axis(
     same_device(name, x, weight)
     same_dtype(name, x, weight)
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
-    rows = x.data.reshape(-1, width)  # (n, w)
+    count = math.prod(shape[:-1])
+    rows = x.data.reshape(count, width)  # (n, w)
     scale = weight.data
     y = xp.empty(rows.shape, rows.dtype)
     keep = recording(x, weight) or (bias is not None and recording(bias))
@@ -62,11 +65,11 @@ def _last_axis(
     biased, wants_input_grad = bias is not None, x.node is not None
 
     def backward(grad: Array) -> Any:
-        grad = grad.reshape(-1, width)  # (n, w)
+        grad = grad.reshape(count, width)  # (n, w)
         grad_x = None
         if wants_input_grad:
             grad_x = xp.empty(shape, grad.dtype)
-            filled = grad_x.reshape(-1, width)  # (n, w), the same memory
+            filled = grad_x.reshape(count, width)  # (n, w), the same memory
             _normalise_backward(xp, grad, scale, normed, inverse, filled, centred)
         gradients: tuple[Any, ...] = (
             grad_x,
@@ -86,19 +89,19 @@ def _last_axis(
     "double epsilon, bool centred",
     """
     x += row * w;
-    A mean = 0, square = 0;
+    A first = centred ? (A)x[0] : A(0), mean = 0, square = 0;
     if (centred) {
-        for (int j = threadIdx.x; j < w; j += blockDim.x) mean += (A)x[j];
+        for (int j = threadIdx.x; j < w; j += blockDim.x) mean += (A)x[j] - first;
         mean = total(mean) / w;
     }
     for (int j = threadIdx.x; j < w; j += blockDim.x) {
-        A d = (A)x[j] - mean;
+        A d = (A)x[j] - first - mean;
         square += d * d;
     }
     A scale = A(1) / sqrt(total(square) / w + A(epsilon));
     if (threadIdx.x == 0) inverse[row] = scale;
     for (int j = threadIdx.x; j < w; j += blockDim.x) {
-        A hat = ((A)x[j] - mean) * scale;
+        A hat = ((A)x[j] - first - mean) * scale;
         if (normed) normed[row * w + j] = T(hat);
         y[row * w + j] = T(hat * (A)weight[j] + (bias ? (A)bias[j] : A(0)));
     }
@@ -123,8 +126,9 @@ def _normalise(
     for part in chunks(x, width):
         rows = wide(x[part])
         hat = kept[part] if kept.dtype == rows.dtype else xp.empty_like(rows)
-        if centred:
-            xp.subtract(rows, rows @ average, out=hat)
+        if centred:  # equal numbers less their mean are 0: their mean is rounded, so see less_mean
+            xp.subtract(rows, rows[:, :1], out=hat)
+            hat -= hat @ average
         else:
             hat[...] = rows
         square = xp.einsum("nw,nw->n", hat, hat)  # one pass, and no array of squares
@@ -221,9 +225,9 @@ def batch_norm(
     axes = (0, *range(2, x.ndim))
     channel = (1, -1) + (1,) * (x.ndim - 2)  # (1, c, 1, ...)
     if statistics is None:
-        mean = data.mean(axis=axes)  # (c,)
-        normed = data - mean.reshape(channel)
-        variance = (normed * normed).mean(axis=axes)  # (c,)
+        mean = averaged(xp, data, axes)  # (c,)
+        normed = less_mean(xp, data, axes)
+        variance = averaged(xp, normed * normed, axes)  # (c,)
     else:
         mean, variance = statistics
         normed = data - mean.reshape(channel)
@@ -235,8 +239,8 @@ def batch_norm(
     wants_input_grad = x.node is not None
 
     def backward(grad: Array) -> Any:
-        grad_weight = (grad * normed).sum(axis=axes)
-        grad_bias = grad.sum(axis=axes)
+        grad_weight = summed(xp, grad * normed, axes)
+        grad_bias = summed(xp, grad, axes)
         grad_x = None
         if wants_input_grad:
             grad_x = grad

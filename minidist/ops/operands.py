@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DeviceError, module_of
+from minidist.engine.array import Array, DeviceError, default_dtype, module_of
 from minidist.engine.tensor import Tensor, as_tensor
+from minidist.ops.sums import summed
 
 Shape = tuple[int, ...]
 
@@ -51,6 +52,35 @@ def constant(value: Any, like: Tensor) -> Tensor:
     return out
 
 
+def beside(x: Tensor, number: Any) -> Tensor:
+    """``x``; if of integers beside a fraction such as 1.5, in the default dtype, as in PyTorch."""
+    if x.data.dtype.kind not in "iub" or (hasattr(number, "shape") and not np.isscalar(number)):
+        return x
+    return floating(x) if np.asarray(number).dtype.kind == "f" else x
+
+
+def floating(x: Any) -> Tensor:
+    """``x`` as a tensor of floating numbers: integers become the default dtype, as in PyTorch.
+
+    NumPy would turn them into float64, which nobody asked for.
+    """
+    x = as_tensor(x)
+    if x.data.dtype.kind in "iub":
+        return Tensor(x.data.astype(default_dtype()))
+    return x
+
+
+def floating_only(name: str, x: Any) -> Tensor:
+    """``x`` as a tensor; DTypeError unless it is of floating numbers."""
+    x = as_tensor(x)
+    if x.data.dtype.kind in "iub":
+        raise DTypeError(
+            f"{name}: of {x.dtype} numbers {x.shape}: convert them first, for example with "
+            f'.astype("{default_dtype()}")'
+        )
+    return x
+
+
 def same_device(name: str, first: Tensor, *others: Tensor) -> None:
     """Raise DeviceError unless all arrays are of one library. NumPy scalars go anywhere."""
     for other in others:
@@ -84,10 +114,12 @@ def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Both operands of a binary op as tensors of one device, whose shapes broadcast."""
     if not isinstance(x, Tensor):
-        x = constant(x, as_tensor(y))
-    if not isinstance(y, Tensor):
+        y = beside(as_tensor(y), x)
+        x = constant(x, y)
+    elif not isinstance(y, Tensor):
+        x = beside(x, y)
         y = constant(y, x)
-    elif y.data.dtype != x.data.dtype:
+    if y.data.dtype != x.data.dtype:
         x, y = constant(x, y), constant(y, x)
     if type(x.data) is not type(y.data):
         same_device(name, x, y)
@@ -107,9 +139,9 @@ def wanted(x: Tensor) -> Shape | None:
     return x.data.shape if x.node is not None else None
 
 
-def unbroadcast(grad: Array, shape: Shape | None) -> Any:
+def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
     """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if nobody asks."""
-    if shape is None or grad.shape == shape:
+    if grad is None or shape is None or grad.shape == shape:
         return grad if shape is not None else None
     extra = grad.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(
@@ -117,4 +149,4 @@ def unbroadcast(grad: Array, shape: Shape | None) -> Any:
         for axis, length in enumerate(shape)
         if length == 1 and grad.shape[extra + axis] != 1
     )
-    return grad.sum(axis=axes, keepdims=True).reshape(shape)
+    return summed(module_of(grad), grad, axes, keepdims=True).reshape(shape)

@@ -11,9 +11,10 @@ from typing import Any
 
 from minidist.engine.array import Array
 from minidist.engine.kernels import kernel
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.tensor import Tensor
 from minidist.ops.convolution import convolved_length, pad_images, window
-from minidist.ops.operands import ShapeError
+from minidist.ops.operands import ShapeError, floating_only
+from minidist.ops.selection import kept
 
 
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -21,7 +22,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
 
     Keeps one byte an output: which place won.
     """
-    x = as_tensor(x)
+    x = floating_only("max_pool2d", x)
     stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
     if kernel > 16:
         raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
@@ -122,14 +123,14 @@ def _max_pool_backward(
     for place in range(kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
         if stride >= kernel:  # windows do not overlap, so nothing is there yet
-            xp.multiply(grad, winner == place, out=shifted)
+            kept(xp, grad, winner == place, out=shifted)
         else:
-            shifted += grad * (winner == place)
+            shifted += kept(xp, grad, winner == place)
 
 
 def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The average of each window, padding counted as zeros. (n, c, h, w) → (n, c, oh, ow)."""
-    x = as_tensor(x)
+    x = floating_only("avg_pool2d", x)
     stride, oh, ow = _check("avg_pool2d", x, kernel, stride, padding)
     xp, (n, c, h, w) = x.xp, x.shape
     images = pad_images(x.data, padding)

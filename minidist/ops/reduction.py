@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.engine.array import Array
+from minidist.engine.kernels import accumulator, wide
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.ops.operands import Shape, ShapeError
+from minidist.ops.operands import Shape, ShapeError, floating_only
+from minidist.ops.selection import kept
+from minidist.ops.sums import averaged, less_mean, summed
 
 Axis = int | tuple[int, ...] | None
 
@@ -26,41 +29,71 @@ def keep_axes(name: str, shape: Shape, axis: Axis) -> Shape:
 def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (all axes if None)."""
     x = as_tensor(x)
-    shape, kept, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
+    shape, whole, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
 
     def backward(grad: Array) -> Any:
-        return (xp.broadcast_to(grad.reshape(kept), shape),)  # every element has slope 1
+        return (xp.broadcast_to(grad.reshape(whole), shape),)  # every element has slope 1
 
-    return Tensor.of(x.data.sum(axis=axis, keepdims=keepdims), (x,), backward)
+    return Tensor.of(summed(xp, x.data, axis, keepdims), (x,), backward)
 
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over ``axis`` (all axes if None)."""
-    x = as_tensor(x)
-    shape, kept, xp = x.shape, keep_axes("mean", x.shape, axis), x.xp
-    y = x.data.mean(axis=axis, keepdims=keepdims)
+    """The mean over ``axis`` (all axes if None); of floating numbers, as in PyTorch."""
+    x = floating_only("mean", x)
+    shape, whole, xp = x.shape, keep_axes("mean", x.shape, axis), x.xp
+    y = averaged(xp, x.data, axis, keepdims)
     scale = y.size / (x.data.size or 1)
 
     def backward(grad: Array) -> Any:
-        return (xp.broadcast_to((grad * scale).reshape(kept), shape),)
+        return (xp.broadcast_to((grad * scale).reshape(whole), shape),)
 
     return Tensor.of(y, (x,), backward)
 
 
 def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """The variance over ``axis``: mean of (x - mean)², or divided by n - ddof as in NumPy."""
-    x = as_tensor(x)
-    kept = keep_axes("var", x.shape, axis)
-    centred = x.data - x.data.mean(axis=axis, keepdims=True)
-    y = (centred * centred).sum(axis=axis, keepdims=keepdims)
+    x = floating_only("var", x)
+    shape, xp, dtype = keep_axes("var", x.shape, axis), x.xp, x.dtype
+    centred = less_mean(xp, wide(x.data), axis)
+    y = summed(xp, centred * centred, axis, keepdims)
     count = x.data.size / (y.size or 1) - ddof
-    y = y / count
+    y = (y / count).astype(dtype, copy=False)
 
     def backward(grad: Array) -> Any:
         # The mean moves too, but its part vanishes: the centred values sum to 0.
-        return (centred * (grad.reshape(kept) * (2 / count)),)
+        return ((centred * (grad.reshape(shape) * (2 / count))).astype(dtype, copy=False),)
 
     return Tensor.of(y, (x,), backward)
+
+
+def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The standard deviation over ``axis``: the root of ``var``. Where it is 0, so is the slope."""
+    variance = var(x, axis, keepdims, ddof)
+    xp = variance.xp
+    y = xp.sqrt(variance.data)
+
+    def backward(grad: Array) -> Any:
+        return (_over_twice(xp, grad, y),)
+
+    return Tensor.of(y, (variance,), backward)
+
+
+def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). At 0 the slope is taken as 0."""
+    x = floating_only("norm", x)
+    shape, xp, data, dtype = keep_axes("norm", x.shape, axis), x.xp, x.data, x.dtype
+    y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims)).astype(dtype, copy=False)
+
+    def backward(grad: Array) -> Any:
+        return (data * (2 * _over_twice(xp, grad, y)).reshape(shape),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _over_twice(xp: Any, grad: Array, root: Array) -> Array:
+    """grad / (2 · root), the backward of a square root, but 0 where the root is 0."""
+    zero = root == 0
+    return kept(xp, grad / (2 * xp.where(zero, 1, root)).astype(grad.dtype, copy=False), ~zero)
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -75,16 +108,18 @@ def min(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
     x = as_tensor(x)
-    kept = keep_axes(name, x.shape, axis)
+    shape = keep_axes(name, x.shape, axis)
+    xp = x.xp
     if x.data.size == 0:
         raise ShapeError(f"{name}: no largest or smallest of nothing: the input is {x.shape}")
     y = getattr(x.data, name)(axis=axis, keepdims=keepdims)
     data = x.data
 
     def backward(grad: Array) -> Any:
-        hit = data == y.reshape(kept)
-        share = grad.reshape(kept) / hit.sum(axis=axis, keepdims=True).astype(grad.dtype)
-        return (hit * share,)
+        hit = data == y.reshape(shape)
+        count = hit.sum(axis=axis, keepdims=True).astype(accumulator(grad.dtype))
+        share = (grad.reshape(shape) / count).astype(grad.dtype, copy=False)
+        return (kept(xp, xp.broadcast_to(share, data.shape), hit),)
 
     backward.__qualname__ = f"{name}.backward"
     return Tensor.of(y, (x,), backward)
@@ -92,19 +127,20 @@ def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
 
 def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log Σ exp x over ``axis``, with the maximum taken out first so that nothing overflows."""
-    x = as_tensor(x)
-    kept = keep_axes("logsumexp", x.shape, axis)
-    xp, data = x.xp, x.data
+    x = floating_only("logsumexp", x)
+    whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
+    xp, data = x.xp, wide(x.data)
     top = data.max(axis=axis, keepdims=True)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: log 0, not NaN
-    total = xp.exp(data - top).sum(axis=axis, keepdims=True)
+    total = summed(xp, xp.exp(data - top), axis, keepdims=True)
     full = xp.log(total) + top
     shape = full.shape if keepdims else _drop(full.shape, axis)
 
     def backward(grad: Array) -> Any:
-        return (grad.reshape(kept) * xp.exp(data - full),)  # softmax
+        softmax = xp.exp(data - full)
+        return ((grad.reshape(whole) * softmax).astype(dtype, copy=False),)
 
-    return Tensor.of(full.reshape(shape), (x,), backward)
+    return Tensor.of(full.reshape(shape).astype(dtype, copy=False), (x,), backward)
 
 
 def _drop(shape: Shape, axis: Axis) -> Shape:

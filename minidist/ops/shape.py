@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.ops.operands import Shape, ShapeError, same_device, unbroadcast
+from minidist.ops.operands import Shape, ShapeError, constant, same_device, unbroadcast
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
@@ -172,6 +174,11 @@ def _sequence(name: str, tensors: Sequence[Any]) -> list[Tensor]:
     if not tensors:
         raise TypeError(f"{name}: needs a sequence of at least one tensor")
     same_device(name, *tensors)
+    if len({tensor.dtype.kind for tensor in tensors}) > 1:
+        floats = [tensor.dtype for tensor in tensors if tensor.dtype.kind == "f"]
+        if floats:  # integers follow; NumPy would make float64 of int64 and float32
+            like = Tensor(np.empty(0, np.result_type(*floats)))
+            tensors = [constant(tensor, like) for tensor in tensors]
     return tensors
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minidist.engine.array import Array
-from minidist.engine.kernels import kernel
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.kernels import kernel, wide
+from minidist.engine.tensor import Tensor
+from minidist.ops.operands import floating_only
 from minidist.ops.reduction import keep_axes
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp x / Σ exp x along ``axis``."""
-    x = as_tensor(x)
+    x = floating_only("softmax", x)
     keep_axes("softmax", x.shape, axis)
     y = softmax_array(x.xp, x.data, axis)
 
@@ -53,9 +56,12 @@ def along(axis: int, function: Any, xp: Any, *arrays: Array) -> None:
     over="rows",
 )
 def _softmax(xp: Any, y: Array, x: Array) -> None:
-    _less_maximum(xp, y, x)
-    xp.exp(y, out=y)
-    y /= y.sum(axis=-1, keepdims=True)
+    e = in_range(xp, y)
+    _less_maximum(xp, e, x)
+    xp.exp(e, out=e)
+    e /= e.sum(axis=-1, keepdims=True)
+    if e is not y:
+        y[...] = e
 
 
 @kernel(
@@ -74,13 +80,13 @@ def _softmax(xp: Any, y: Array, x: Array) -> None:
 )
 def _softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
     # dy_i/dx_j = y_i (δ_ij - y_j), so dx = y · (grad - Σ grad · y)
-    product = grad * y
+    product = wide(grad) * wide(y)
     xp.subtract(product, y * product.sum(axis=-1, keepdims=True), out=grad_x)
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - log Σ exp x along ``axis``: the logarithm of softmax without its underflow."""
-    x = as_tensor(x)
+    x = floating_only("log_softmax", x)
     keep_axes("log_softmax", x.shape, axis)
     xp = x.xp
     y = xp.empty(x.shape, x.dtype)
@@ -109,8 +115,11 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     over="rows",
 )
 def _log_softmax(xp: Any, y: Array, x: Array) -> None:
-    _less_maximum(xp, y, x)
-    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+    z = in_range(xp, y)
+    _less_maximum(xp, z, x)
+    z -= xp.log(xp.exp(z).sum(axis=-1, keepdims=True))
+    if z is not y:
+        y[...] = z
 
 
 @kernel(
@@ -128,7 +137,13 @@ def _log_softmax(xp: Any, y: Array, x: Array) -> None:
     over="rows",
 )
 def _log_softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
-    xp.subtract(grad, xp.exp(y) * grad.sum(axis=-1, keepdims=True), out=grad_x)
+    total = wide(grad).sum(axis=-1, keepdims=True)
+    xp.subtract(grad, xp.exp(wide(y)) * total, out=grad_x)
+
+
+def in_range(xp: Any, y: Array) -> Array:
+    """Where to compute what goes into y: there, or for float16, in a float32 array."""
+    return y if y.dtype.itemsize >= 4 else xp.empty(y.shape, np.float32)
 
 
 def _less_maximum(xp: Any, y: Array, x: Array) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of
-from minidist.engine.kernels import kernel
+from minidist.engine.kernels import kernel, wide
 from minidist.optim.optimizer import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype
@@ -37,7 +37,7 @@ def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
     else:
         total = np.zeros(1)
         for start in range(0, grad.size, PIECE):
-            piece = grad[start : start + PIECE]
+            piece = wide(grad[start : start + PIECE])
             total[0] += float(np.dot(piece, piece))
     if reduce is not None:
         reduce(total)

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+import strict
 
 from minidist import models
 from minidist.bench import engine, timing
@@ -159,3 +160,30 @@ def test_losses_and_gradients_equal_autograd(name):
         np.testing.assert_allclose(
             parameter.grad, expected, rtol=1e-10, atol=1e-12, err_msg=parameter.name
         )
+
+
+# Launches of one training step on the stand-in, which counts one a call. A GPU's profiler sees a
+# few more: cuBLAS splits some products in two kernels.
+LAUNCHES = {"MLP 32": 25, "CNN": 54, "GPT 8×64": 215}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_step_launches_few_kernels_and_never_waits(name, monkeypatch):
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+    (case,) = [case for case in engine.cases() if case.name.startswith(name)]
+    step = engine.training_step(case.model, case.inputs, case.targets, "strict")
+    step()
+    strict.counts.clear()
+    step()
+    assert strict.counts["kernels"] <= LAUNCHES[name], strict.counts
+    assert strict.counts["waits"] == strict.counts["uploads"] == 0
+
+
+def test_half_precision_waits_once_a_step(monkeypatch):
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+    case = engine.cases()[0]
+    step = engine.training_step(case.model, case.inputs, case.targets, "strict", "float16")
+    step()
+    strict.counts.clear()
+    step()
+    assert strict.counts["waits"] == 1, "to see whether the gradients overflowed"

@@ -7,7 +7,7 @@ import strict
 from cuda_on_host import library
 
 from minidist.engine import array as arrays
-from minidist.engine.kernels import KERNELS, Argument, kernel
+from minidist.engine.kernels import KERNELS, kernel
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,26 @@ def test_arrays_that_the_text_does_not_declare_run_the_lines(double):
 
 def test_a_kernel_says_what_it_cannot_read():
     with pytest.raises(ValueError, match="cannot read the argument"):
-        Argument.of("T& x")
+        kernel("T& x", "")(doubled)
     with pytest.raises(ValueError, match="over must be one of"):
         kernel("T *x", "", over="columms")(doubled)
+
+
+def test_a_kernel_over_points_takes_arrays_of_any_one_order():
+    random = np.random.default_rng(0)
+    y, grad = (random.standard_normal((2, 4, 5, 3)) for _ in range(2))
+    expected = np.where(y > 0, grad, 0).transpose(0, 3, 1, 2)
+
+    def run(y, grad):
+        strict.counts.clear()
+        out = strict.empty_like(y)
+        KERNELS["relu_backward"].launch(strict, (out, grad, y))
+        np.testing.assert_array_equal(strict.asnumpy(out), expected)
+        return strict.counts["relu_backward"]
+
+    last = strict.asarray(y).transpose(0, 3, 1, 2)  # channels last in memory
+    assert run(last, strict.asarray(grad).transpose(0, 3, 1, 2)) == 1
+    other_order = strict.asarray(np.ascontiguousarray(grad.transpose(0, 3, 1, 2)))
+    assert run(last, other_order) == 0, "two orders: the lines"
+    gaps = strict.asarray(np.repeat(y, 2, axis=0))[::2].transpose(0, 3, 1, 2)
+    assert run(gaps, strict.asarray(grad).transpose(0, 3, 1, 2)) == 0

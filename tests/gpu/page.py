@@ -26,8 +26,10 @@ def lines(results: dict[str, Found]) -> Iterator[str]:
     """The whole measured part."""
     machine = results.get("machine", {})
     versions = ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items())
-    yield f"\n{datetime.date.today():%-d %B %Y}: {machine.get('card', 'card unknown')}, Python "
-    yield f"{machine.get('python', '?')}, CUDA {machine.get('cuda', '-')}, {versions}."
+    yield (
+        f"\n{datetime.date.today():%-d %B %Y}: {machine.get('card', 'card unknown')}, "
+        f"Python {machine.get('python', '?')}, CUDA {machine.get('cuda', '-')}, {versions}."
+    )
     if "copy_gb_s" in machine:
         float32, float16 = (machine[f"product_{d}_tflop_s"] for d in ("float32", "float16"))
         yield (

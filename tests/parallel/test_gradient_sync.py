@@ -51,7 +51,7 @@ TINY = 60 * 8 / (1 << 20)  # buckets of 60 float64 parameters
 EXACT = {
     "all_reduce": AllReduce,
     "halving_doubling": partial(AllReduce, "halving_doubling"),
-    "a function": partial(AllReduce, ring.all_reduce),
+    "a function": partial(AllReduce, lambda comm, array, op: ring.all_reduce(comm, array, op)),
     "per_parameter": AllReducePerParameter,
     "symmetric": SymmetricMemory,
     "buckets": partial(Buckets, TINY, 0),

@@ -16,10 +16,8 @@ With p replicas, Ψ parameters of e bytes in k pieces (one element more for the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from minidist.collectives import all_reduce, all_reduce_cost
+from minidist.collectives.algorithm import Choice
 from minidist.collectives.clocks import Clocks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
@@ -29,15 +27,13 @@ from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
 from minidist.parallel.in_order import names_in
 from minidist.parallel.model_costs import parameter_slices
 
-Algorithm = str | Callable[..., Any]  # a name in collectives.ALL_REDUCE, or a function like those
-
 
 class AllReduce(GradientSync):
     """One all-reduce of all gradients, by ``algorithm``."""
 
     all_at_end = False  # also in a pipeline
 
-    def __init__(self, algorithm: Algorithm = "ring") -> None:
+    def __init__(self, algorithm: Choice = "ring") -> None:
         self.algorithm = algorithm
         self.sending: list[Future] = []
 
@@ -67,10 +63,7 @@ class AllReduce(GradientSync):
             self.all_reduce(comm, self.model.flat.grad_and_loss[piece])
 
     def all_reduce(self, comm: Comm, array: Array) -> None:
-        if callable(self.algorithm):
-            self.algorithm(comm, array)
-        else:
-            all_reduce(comm, array, algorithm=self.algorithm)
+        all_reduce(comm, array, algorithm=self.algorithm)
 
     def pieces(self, slices: dict[str, slice], part: slice) -> list[slice]:
         """The arrays to all-reduce one after the other, for this part of the flat array."""
@@ -105,11 +98,6 @@ class AllReduce(GradientSync):
 
     def all_reduce_cost(self, length: int, of: Replicas, replica: int, machine: Machine) -> Cost:
         """What an all-reduce of ``length`` elements costs a replica."""
-        if callable(self.algorithm):
-            raise TypeError(
-                f"no formula is known for {self.algorithm!r}: a method's cost() needs an "
-                "algorithm by name"
-            )
         return all_reduce_cost(
             length, of.itemsize, replica, of.size, machine, algorithm=self.algorithm
         )

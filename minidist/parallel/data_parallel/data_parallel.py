@@ -33,6 +33,7 @@ for activations, and not a byte more on the wire. Li et al., "PyTorch Distribute
 
 from __future__ import annotations
 
+from minidist.collectives.algorithm import Choice
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -41,7 +42,7 @@ from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.data_parallel.all_reduce import Algorithm, AllReduce, AllReducePerParameter
+from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
 from minidist.parallel.data_parallel.buckets import Buckets
 from minidist.parallel.gradient_sync import Sync, Work, make_sync
 from minidist.parallel.method import Method, StepCost
@@ -59,7 +60,7 @@ class DataParallel(Method):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
-        algorithm: Algorithm = "ring",
+        algorithm: Choice = "ring",
         microbatches: int = 1,
         clip: float | None = None,
         sync: Sync | None = None,
@@ -129,7 +130,7 @@ class PerParameter(DataParallel):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
-        algorithm: Algorithm = "ring",
+        algorithm: Choice = "ring",
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:

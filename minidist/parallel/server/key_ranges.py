@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minidist.collectives import all_reduce
+from minidist.collectives import ring
 from minidist.collectives.ring import chunks
 from minidist.comm.comm import Comm
 from minidist.data.batches import Dataset
@@ -139,7 +139,8 @@ class KeyRanges(ServersAndWorkers):
     def sum_over_servers(self, numbers: np.ndarray) -> None:
         """Sum a few numbers over all servers, in place: each must call it."""
         with self.servers_must_live(), self.server_comm.step("agree on norms"):
-            all_reduce(self.server_group, numbers)  # a rank there is the server's index here
+            # A server's rank in this group is its index among the servers.
+            ring.all_reduce(self.server_group, numbers)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""
