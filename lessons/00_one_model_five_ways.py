@@ -117,7 +117,7 @@ def train(comm, method_class, **options):
     batches = Batches(training, size=128, seed=0)
     losses = [method.step(batches[step]) for step in range(STEPS)]
     sent = comm.trace.sent.nbytes
-    held = sum(array.nbytes for arrays in method.holds().values() for array in arrays)
+    held = sum(array.nbytes for arrays in method.arrays().values() for array in arrays)
     return losses, sent / STEPS, held, method.parameters()
 
 

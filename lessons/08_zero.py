@@ -127,7 +127,7 @@ if first_process():
 # %% [markdown]
 # ## What a rank holds
 #
-# `method.holds()` lists the arrays that a rank keeps, by kind: this is measured. `method.cost()`
+# `method.arrays()` lists the arrays that a rank keeps, by kind: this is measured. `method.cost()`
 # says what the formula expects. Stages 2 and 3 work with two *slots*, each as large as the largest
 # block, which the blocks use in turn: memory that does not shrink with p.
 
@@ -137,7 +137,7 @@ def memory(comm, build):
     method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
     batch = Batches(training, 128)[0]
     method.step(batch)
-    held = {kind: sum(a.nbytes for a in arrays) for kind, arrays in method.holds().items()}
+    held = {kind: sum(a.nbytes for a in arrays) for kind, arrays in method.arrays().items()}
     predicted = method.cost(batch, Machine()).peak_bytes
     return held, {kind: predicted[kind][comm.rank] for kind in held}
 

@@ -320,7 +320,7 @@ for name, compressor in (
 #
 # A ring stops when any of its ranks dies. Here a worker holds nothing that is not on the server as
 # well, so the others go on without it. A server holds the only copy of its keys: that is an error,
-# and it says which keys are gone. `method.checkpoint()` and `method.restore(...)` are for that day.
+# and it says which keys are gone. `method.state()` and `method.load(...)` are for that day.
 
 
 # %%

@@ -44,6 +44,8 @@ from minidist.nn import CrossEntropy
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, AdamW, Optimizer
 from minidist.parallel import (
+    AllReduce,
+    Buckets,
     DataParallel,
     Method,
     Overlapped,
@@ -109,20 +111,20 @@ def link_seconds(comm: Comm, array: Array) -> float:
     return rounds * LINK.message(array.nbytes // comm.size)
 
 
-class FlatOnLink(DataParallel):
-    """Data parallelism whose all-reduce takes as long as on the link."""
+class AllReduceOnLink(AllReduce):
+    """An all-reduce that takes as long as on the link."""
 
-    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
-        time.sleep(link_seconds(comm, total))
-        super().sum_over_ranks(comm, total)
+    def all_reduce(self, comm: Comm, array: Array) -> None:
+        time.sleep(link_seconds(comm, array))
+        super().all_reduce(comm, array)
 
 
-class OverlappedOnLink(Overlapped):
+class BucketsOnLink(Buckets):
     """The same with buckets: here the communication stream sleeps."""
 
-    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
-        time.sleep(link_seconds(comm, total))
-        super().sum_over_ranks(comm, total)
+    def sum(self, stream: Comm, part: slice) -> None:
+        time.sleep(link_seconds(stream, self.model.flat.grad_and_loss[part]))
+        super().sum(stream, part)
 
 
 def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
@@ -148,11 +150,11 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
     if comm.size > 1:
         alone = build(DataParallel, comm.split(comm.rank))
         total = methods["flat"].model.flat.grad_and_loss
-        linked = build(OverlappedOnLink, comm, **buckets)
+        linked = build(DataParallel, comm, sync=BucketsOnLink(BUCKET_MB))
         parts |= {
             "compute": (alone.step, job.batch),
             "communicate": (lambda batch: ring.all_reduce(comm, total), weak),
-            "link, flat": (build(FlatOnLink, comm).step, weak),
+            "link, flat": (build(DataParallel, comm, sync=AllReduceOnLink()).step, weak),
             "link, overlapped": (linked.step, weak),
         }
     measured = in_turn(comm, dataset, parts, steps)
@@ -171,21 +173,24 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
     if comm.size > 1:
         compute = median(rows[list(parts).index("compute")]["times"])
         rows[-1]["link_seconds"] = link_seconds(comm, total)
-        rows[-1]["saved_by_formula"] = saved_by_formula(job, linked, dataset, compute)
+        rows[-1]["saved_by_formula"] = saved_by_formula(
+            job, methods["flat"], linked, dataset, compute
+        )
     return rows
 
 
-def saved_by_formula(job: Job, method: Overlapped, dataset: Dataset, compute: float) -> float:
+def saved_by_formula(
+    job: Job, flat: DataParallel, overlapped: DataParallel, dataset: Dataset, compute: float
+) -> float:
     """Seconds that overlapping saves a step on the link, if a batch takes ``compute`` seconds."""
     flops = sum(training_flops(job.model(), (job.batch, *dataset.input_shape)))
     # What is added up comes after the link's work: it is the core's, in either way.
     machine = replace(LINK, flops=flops / compute, reduce_bandwidth=float("inf"))
-    batch = Batches(dataset, job.batch * method.comm.size)[0]
-    flat = DataParallel.cost(method, batch, machine).seconds
-    overlapped = method.cost(batch, machine).seconds
-    assert flat is not None  # both formulas know
-    assert overlapped is not None
-    return flat - overlapped
+    batch = Batches(dataset, job.batch * flat.comm.size)[0]
+    at_the_end, meanwhile = (method.cost(batch, machine).seconds for method in (flat, overlapped))
+    assert at_the_end is not None  # both formulas know
+    assert meanwhile is not None
+    return at_the_end - meanwhile
 
 
 def in_turn(

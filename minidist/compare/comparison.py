@@ -230,12 +230,12 @@ def _run(
 
 def _measured_step(method: Method, batch: Any, record: Record) -> float:
     """The first step, with every array that the tape saves weighed."""
-    held = [array for arrays in method.holds().values() for array in arrays]
+    held = [array for arrays in method.arrays().values() for array in arrays]
     owners = [array if array.base is None else array.base for array in held]
     with measure_saved(exclude=owners) as meter:
         loss = method.step(batch)
     record.peak_bytes = {
-        kind: sum(array.nbytes for array in arrays) for kind, arrays in method.holds().items()
+        kind: sum(array.nbytes for array in arrays) for kind, arrays in method.arrays().items()
     }
     record.peak_bytes["activations"] = meter.peak
     return loss

@@ -10,32 +10,83 @@ weigh what they should.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from minidist.collectives import all_reduce
 from minidist.comm.comm import Comm
-from minidist.data.batches import Dataset
-from minidist.engine.tensor import no_grad
+from minidist.data.batches import Batch, Dataset
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, no_grad
 from minidist.nn.module import Module
 
 
 def evaluate(
-    model: Callable, loss: Module, dataset: Dataset, comm: Comm, chunk: int = 1000
+    forward: Callable,
+    loss: Module,
+    dataset: Dataset,
+    comm: Comm,
+    chunk: int = 1000,
+    model: Module | None = None,
 ) -> tuple[float, float]:
-    """(mean loss, accuracy) over a dataset, of whose every chunk each rank computes its part.
+    """(mean loss, accuracy) over a dataset, each rank evaluating its shard of each chunk.
 
     Every rank must call it; every rank gets the result. One message: three numbers are summed.
+    ``model``, if given, computes as in evaluation meanwhile.
     """
-    sums = np.zeros(3)  # loss, right guesses, targets
-    padding = -1 if dataset.ignore is None else dataset.ignore  # neither right nor wrong
-    with no_grad():
-        for whole in dataset.chunks(chunk):
-            part = whole.shard(comm.rank, comm.size)
-            output = model(part.inputs)
-            counted = part.targets != padding
-            right = counted & (output.data.argmax(axis=-1) == part.targets)
-            sums += [loss(output, part.targets, 1).item(), int(right.sum()), int(counted.sum())]
+    with as_in_evaluation(model):
+        sums = sums_of(forward, loss, dataset, chunk, comm.rank, comm.size)
+    return mean_over_ranks(comm, sums)
+
+
+def sums_of(
+    forward: Callable, loss: Module, dataset: Dataset, chunk: int, shard: int, shards: int
+) -> np.ndarray:
+    """The sum of losses, right guesses and targets of one of so many shards of each chunk."""
+    sums = np.zeros(3)
+    for whole in dataset.chunks(chunk):
+        part = whole.shard(shard, shards)
+        sums += counts(forward(part.inputs), loss, part)
+    return sums
+
+
+def counts(output: Tensor, loss: Module, part: Batch) -> list[float]:
+    """The sum of losses, right guesses and targets of one shard."""
+    ignore = part.dataset.ignore
+    counted = part.targets != (-1 if ignore is None else ignore)  # padding: neither right nor wrong
+    right = counted & (output.data.argmax(axis=-1) == part.targets)
+    return [loss(output, part.targets, 1).item(), int(right.sum()), int(counted.sum())]
+
+
+def mean_over_ranks(comm: Comm, sums: np.ndarray) -> tuple[float, float]:
+    """(mean loss, accuracy) of all ranks' sums together."""
     all_reduce(comm, sums)
     return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+
+@contextmanager
+def with_values(data: Array, values: Array) -> Iterator[None]:
+    """Other values in an array, and then its own again."""
+    own = data.copy()
+    data[...] = values
+    try:
+        yield
+    finally:
+        data[...] = own
+
+
+@contextmanager
+def as_in_evaluation(model: Module | None) -> Iterator[None]:
+    """Without a tape, and each layer of ``model`` as in evaluation; then as they were."""
+    modules = list(model.named_modules().values()) if model is not None else []
+    training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, was in zip(modules, training, strict=True):
+            module.training = was

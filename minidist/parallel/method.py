@@ -7,25 +7,56 @@
 part of the batch a rank works on is the method's business. So any two methods can be exchanged,
 and compared: with one seed they start from the same parameters, see the same data, and (if they
 are exact) go through the same parameters as ``Serial``, the oracle of all.
+
+All of them have this much in common, and a test asks each for every point:
+
+    step, parameters, buffers     train on a global batch; read the model, whole, on every rank
+    evaluate                      mean loss and accuracy over a dataset
+    state, load                   save and go on, also on another number of ranks: see state.py
+    clip, microbatches            limit the gradient's norm; accumulate over parts of a shard
+    cost                          messages, bytes, memory and time of a step, predicted
+
+What a method does not support is listed in its ``refuses``, with the reason; asking for it raises
+``Unsupported`` with the method's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from minidist.collectives import central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
+from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import evaluate
+from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    check_names,
+    gather_own,
+    load_optimizer,
+    own,
+    own_buffers,
+    own_names,
+    save_optimizer,
+    under,
+)
+
+__all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes", "training_flops"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class StepCost:
 
     ``messages`` and ``nbytes``: sent. ``peak_bytes``: held, by kind: parameters, gradients,
     optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step, None where
-    it depends on who comes first.
+    it depends on who comes first, or no formula is known.
     """
 
     messages: list[int]
@@ -51,17 +82,24 @@ class StepCost:
         return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
 
 
+class Unsupported(TypeError):
+    """A method was asked for what it does not support: the message says why."""
+
+
 class Method:
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
-    ``optimizer`` is fresh. Both belong to this rank: make them inside the function that runs on
+    ``optimizer`` is new. Both belong to this rank: make them inside the function that runs on
     every rank, because ranks of the local world share one process.
     """
 
     model: Sequential  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
-    clip: float | None = None  # the largest norm that a step's whole gradient may have
+    refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
+        "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
+        "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
+    }
 
     def __init__(
         self,
@@ -70,25 +108,37 @@ class Method:
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
+        """``clip``: the largest norm that a step's whole gradient may have; None: any."""
+        name = type(self).__name__
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see resume.py to go on "
+                "since a method decides which part of it a rank holds (see state.py to go on "
                 "from saved parameters)"
             )
         if optimizer.steps or optimizer.state:
-            raise ValueError("the optimizer has stepped before: each rank makes its own, fresh one")
-        if isinstance(optimizer, MixedPrecision):
-            raise TypeError(
-                "MixedPrecision divides gradients by its scale, and methods do not multiply the "
-                "loss by it: train with optimizer.backward(loss) in a loop of your own"
-            )
+            raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
+        if microbatches < 1:
+            raise ValueError(f"{name} needs at least one microbatch, not {microbatches}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip}")
+        for asked, what in (
+            (microbatches > 1, "microbatches"),
+            (clip is not None, "clip"),
+            (isinstance(optimizer, MixedPrecision), "mixed precision"),
+        ):
+            if asked and what in self.refuses:
+                raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss
         self.optimizer = optimizer
         self.comm = comm
         self.seed = seed
+        self.microbatches = microbatches
+        self.clip = clip
 
     def step(self, batch: Batch) -> float:
         """Train on one global batch; the global mean loss before the update, on every rank."""
@@ -96,13 +146,31 @@ class Method:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters, by name and of serial shape, on the host. Every rank must call it."""
-        return self.model.state()
+        named = self.model.named_parameters()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """All buffers, such as batch norm's running mean, by name. Every rank must call it.
+
+        Ranks see different samples, so their buffers differ: these are rank 0's.
+        """
+        found = own_buffers(self.model)
+        for buffer in found.values():
+            central.broadcast(self.comm, buffer, root=0)
+        return found
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of ``parameters()`` over a dataset. Every rank must call it.
+
+        Every rank takes its shard of each chunk; layers compute as in evaluation.
+        """
+        return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """What ``step(batch)`` should send, hold and wait for, on ``machine``."""
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
-    def holds(self) -> dict[str, list[Array]]:
+    def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank holds between steps, by kind: what memory is measured on."""
         return {
             "parameters": [self.model.flat.data],
@@ -110,7 +178,69 @@ class Method:
             "optimizer": list(self.optimizer.state.values()),
         }
 
+    # Saving and loading: see state.py
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """All that this rank's optimizers step; by default the whole model."""
+        flat = self.model.flat
+        return [
+            OptimizerShard(self.model.named_parameters(), flat.slices, self.optimizer, flat.data)
+        ]
+
+    def state(self) -> State:
+        """All that training needs to go on, on every rank. Every rank must call it."""
+        whole = self.parameters() | self.buffers()
+        found = {f"parameters/{name}": value for name, value in whole.items()}
+        kept = self.gather_own()
+        return found | self.optimizer_state(kept) | kept
+
+    def load(self, state: State) -> None:
+        """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
+
+        Every rank must call it. Raises KeyError if the state is another model's or another
+        optimizer's. What a rank kept for itself is taken if there are as many ranks as then.
+        """
+        check_names(state, self.whole, self.optimizer)
+        self.load_parameters(under("parameters/", state))
+        self.load_optimizer(state)
+        for name, values in own(self.comm, state).items():
+            if (array := self.own_arrays().get(name)) is not None:
+                array[...] = arrays.module_of(array).asarray(values)
+
+    def optimizer_state(self, kept: State) -> State:
+        """The optimizer's state and steps, by serial names, on every rank.
+
+        ``kept`` is what ``gather_own`` gave.
+        """
+        return save_optimizer(self.comm, self.optimizer_shards())
+
+    def load_parameters(self, by_name: State) -> None:
+        """Take this rank's part of all parameters and buffers."""
+        self.model.load({name: by_name[name] for name in own_names(self.model)})
+
+    def load_optimizer(self, state: State) -> None:
+        load_optimizer(self.comm, self.optimizer_shards(), state)
+
+    def own_arrays(self) -> dict[str, Array]:
+        """What this rank keeps that other ranks do not have, and training needs to go on."""
+        return {}
+
+    def gather_own(self) -> State:
+        """Every rank's ``own_arrays``, on every rank."""
+        return gather_own(self.comm, self.own_arrays())
+
     # What most methods do
+
+    def accumulate(self, shard: Batch) -> float:
+        """Forward and backward on each microbatch of a shard: adds to the gradients."""
+        loss = 0.0
+        for microbatch in shard.microbatches(self.microbatches):
+            loss += self.forward_backward(microbatch)
+        return loss
+
+    def forward(self, inputs: Array) -> Tensor:
+        """The model's output."""
+        return self.model(inputs)
 
     def forward_backward(
         self, batch: Batch, before_backward: Callable[[float], object] | None = None
@@ -120,7 +250,7 @@ class Method:
         ``before_backward`` is called with the loss between the two.
         """
         with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
-            loss = self.loss(self.model(batch.inputs), batch.targets, batch.count)
+            loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count)
         if before_backward is not None:
             before_backward(loss.item())
         with self.comm.step("backward"):
@@ -140,37 +270,3 @@ class Method:
     def itemsize(self) -> int:
         """Bytes of a parameter."""
         return self.model.flat.data.dtype.itemsize
-
-
-def parameter_count(model: Module) -> int:
-    """Ψ, the number of parameters, of a declared model too."""
-    return sum(parameter.size for parameter in model.parameters())
-
-
-def training_flops(model: Sequential, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
-    """FLOPs of (forward, backward) on an input of ``shape``.
-
-    A block computes its input's gradient only if something before it wants one.
-    """
-    forward = backward = 0
-    for block, cost in zip(model.blocks.values(), model.costs(shape), strict=True):
-        forward += cost.flops
-        backward += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or bool(block.named_parameters())
-    return forward, backward
-
-
-def saved_bytes(model: Sequential, shape: Shape, itemsize: int, loss: Module | None) -> int:
-    """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
-
-    ``loss`` is there if this part of the model ends in it.
-    """
-    cost = model.cost(shape, itemsize)
-    saved = cost.saved_bytes
-    if cost.saves_input:
-        saved += int(np.prod(shape)) * itemsize
-    if cost.saves_output:
-        saved += int(np.prod(cost.shape)) * itemsize
-    if loss is not None:
-        saved += loss.cost(cost.shape, itemsize).saved_bytes
-    return saved

@@ -15,18 +15,12 @@ from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import (
-    Method,
-    StepCost,
-    parameter_count,
-    saved_bytes,
-    training_flops,
-)
-from minidist.parallel.pipeline.stages import separate
-from minidist.parallel.resume import Resumable
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.shared_parameters import separate
 
 
-class Serial(Resumable, Method):
+class Serial(Method):
     """The whole model on one rank. Sends nothing, and never waits."""
 
     def __init__(
@@ -39,54 +33,44 @@ class Serial(Resumable, Method):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if comm.size != 1:
             raise ValueError(
                 f"serial training is for one rank, not {comm.size}: pass comm.split(comm.rank)"
             )
-        self.microbatches = microbatches
-        self.clip = clip
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
-        self.twins = separate(self.model) if microbatches > 1 else []
+        self.separated = separate(self.model) if microbatches > 1 else []
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
-        for _, twin in self.twins:
-            twin.grad.fill(0)  # type: ignore[union-attr]
-        loss = 0.0
-        for microbatch in batch.microbatches(self.microbatches):
-            loss += self.forward_backward(microbatch)
-        for first, twin in self.twins:
-            first.accumulate(twin.grad)
+        for _, later in self.separated:
+            later.grad.fill(0)  # type: ignore[union-attr]
+        loss = self.accumulate(batch)
+        for first, later in self.separated:
+            first.accumulate(later.grad)
         self.update()
         return loss
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["gradients"] += [twin.grad for _, twin in self.twins]
-        return held
+    def arrays(self) -> dict[str, list[Array]]:
+        arrays = super().arrays()
+        arrays["gradients"] += [later.grad for _, later in self.separated]
+        return arrays
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Nothing is sent: Ψ parameters, as many gradients, the optimizer's state, no idling."""
         n = parameter_count(self.whole) * self.itemsize
-        shapes = [
-            (len(part), *batch.dataset.input_shape)
-            for part in batch.microbatches(self.microbatches)
-        ]
-        seconds = sum(machine.compute(sum(training_flops(self.model, shape))) for shape in shapes)
+        parts = batch.microbatches(self.microbatches)
+        seconds = training_seconds(self.model, parts, machine, 0)
+        extra = sum(later.size for _, later in self.separated) * self.itemsize
         return StepCost(
             messages=[0],
             nbytes=[0],
             peak_bytes={
                 "parameters": [n],
-                "gradients": [n + sum(twin.size for _, twin in self.twins) * self.itemsize],
+                "gradients": [n + extra],
                 "optimizer": [len(self.optimizer.slots) * n],
-                "activations": [
-                    max(
-                        saved_bytes(self.model, shape, self.itemsize, self.loss) for shape in shapes
-                    )
-                ],
+                "activations": [largest_saved(self.model, parts, self.itemsize, self.loss)],
             },
             busy=[seconds],
             seconds=seconds,

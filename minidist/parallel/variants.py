@@ -24,13 +24,13 @@ from minidist.parallel.zero.stage2 import Zero2
 from minidist.parallel.zero.stage3 import Zero3
 
 
-def two_if_possible(ranks: int) -> int:
+def two_servers(ranks: int) -> int:
     """The servers of a sharded row: two, if that leaves a worker for each."""
     return 2 if ranks >= 4 else 1
 
 
 # Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
-stale = partial(LookAhead, staleness_aware=True)
+look_ahead = partial(LookAhead, staleness_aware=True)
 
 METHODS: dict[str, Callable[..., Method]] = {
     "serial": Serial,
@@ -39,14 +39,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "data_parallel/symmetric": SymmetricDataParallel,
     "data_parallel/overlapped": partial(Overlapped, bucket_mb=0.25, last_mb=0.1),
     "parameter_server/bsp": ParameterServer,
-    "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_if_possible),
+    "parameter_server/bsp_sharded": partial(ParameterServer, servers=two_servers),
     "parameter_server/bsp_colocated": partial(ParameterServer, colocated=True),
-    "parameter_server/ssp": partial(stale, staleness=2),
-    "parameter_server/ssp_sharded": partial(stale, staleness=2, servers=two_if_possible),
-    "parameter_server/ssp_colocated": partial(stale, staleness=2, colocated=True),
-    "parameter_server/async": stale,
-    "parameter_server/async_sharded": partial(stale, servers=two_if_possible),
-    "parameter_server/async_colocated": partial(stale, colocated=True),
+    "parameter_server/ssp": partial(look_ahead, staleness=2),
+    "parameter_server/ssp_sharded": partial(look_ahead, staleness=2, servers=two_servers),
+    "parameter_server/ssp_colocated": partial(look_ahead, staleness=2, colocated=True),
+    "parameter_server/async": look_ahead,
+    "parameter_server/async_sharded": partial(look_ahead, servers=two_servers),
+    "parameter_server/async_colocated": partial(look_ahead, colocated=True),
     "parameter_server/backup": BackupWorkers,
     "zero/1": Zero1,
     "zero/2": Zero2,

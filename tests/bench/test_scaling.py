@@ -12,7 +12,7 @@ from minidist.bench import engine, scaling, scaling_jobs, scaling_virtual
 from minidist.data import Batches
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
-from minidist.parallel import Overlapped
+from minidist.parallel import DataParallel, Overlapped
 from tests.mpi.run import needs_mpi
 
 
@@ -90,8 +90,8 @@ def test_the_link_takes_what_its_formula_says(monkeypatch):
     job = replace(scaling.JOBS["mlp"], shape=(20, 300, 200, 10), batch=8)
 
     def run(comm):
-        for kind in (scaling_jobs.FlatOnLink, scaling_jobs.OverlappedOnLink):
-            method = kind(job.model(), CrossEntropy(), SGD(0.1), comm)
+        for sync in (scaling_jobs.AllReduceOnLink, scaling_jobs.BucketsOnLink):
+            method = DataParallel(job.model(), CrossEntropy(), SGD(0.1), comm, sync=sync)
             method.step(Batches(job.data(16), 16)[0])
 
     launch(run, 2, LocalWorld())

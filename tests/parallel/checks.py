@@ -113,7 +113,7 @@ def check_predictions(comm: Comm, key: str, setting: Setting) -> None:
             before = sent.messages, sent.nbytes
             owners = [
                 array if array.base is None else array.base
-                for kind in method.holds().values()
+                for kind in method.arrays().values()
                 for array in kind
             ]
             with measure_saved(exclude=owners) as meter:
@@ -125,7 +125,7 @@ def check_predictions(comm: Comm, key: str, setting: Setting) -> None:
             expected = cost.messages[comm.rank], cost.nbytes[comm.rank]
             assert got == expected, f"{key}: sent (messages, bytes) {got}, formula {expected}"
 
-            held = {name: sum(a.nbytes for a in kind) for name, kind in method.holds().items()}
+            held = {name: sum(a.nbytes for a in kind) for name, kind in method.arrays().items()}
             held["activations"] = meter.peak
             formula = {name: by_rank[comm.rank] for name, by_rank in cost.peak_bytes.items()}
             assert held == formula, f"{key}: holds {held}, formula {formula}"
@@ -155,7 +155,7 @@ def check_device(key: str, device: str, ranks: int, dtype: str = "float64") -> N
             setting = Setting(steps=3)
             method = make(key, comm, setting)
             result = train(method, setting)
-            for kind, held in method.holds().items():
+            for kind, held in method.arrays().items():
                 for array in held:
                     assert module_of(array) is module(device), f"{key}: {kind} are {type(array)}"
             return result

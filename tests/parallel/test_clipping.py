@@ -13,6 +13,7 @@ from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD
+from minidist.optim.clip import global_norm
 from minidist.parallel import (
     METHODS,
     Compressed,
@@ -24,8 +25,9 @@ from minidist.parallel import (
     Zero2,
     Zero3,
 )
+from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.gradient_compression.compressors import PowerSGD, RandomK, TopK
-from minidist.parallel.zero import stage1
+from minidist.parallel.zero.stage1 import Sharded
 from tests.parallel.checks import Setting, check_predictions, make, train
 
 LIMIT = 0.02
@@ -95,23 +97,24 @@ def test_with_layer_norms_of_shards_as_well(key):
 
 
 def by_the_norm_of_the_own_shard(monkeypatch):
-    monkeypatch.setattr(Zero1, "clip_shards", lambda self, grads: [
-        np.multiply(grad, min(1, LIMIT / stage1.global_norm(grad)), out=grad) for grad in grads
+    monkeypatch.setattr(Sharded, "clip", lambda self, limit: [
+        np.multiply(unit.grad, min(1, LIMIT / global_norm(unit.grad)), out=unit.grad)
+        for unit in self.units
     ])  # fmt: skip
 
 
 def a_norm_nobody_sums(monkeypatch):
-    monkeypatch.setattr(Zero1, "sum", lambda self, numbers: float(numbers[0]))
+    monkeypatch.setattr(Sharded, "sum_numbers", lambda self, numbers: float(numbers[0]))
 
 
 def before_the_sum(monkeypatch):
     """Each rank clips what it has found itself."""
 
-    def wrong(self, comm, total, clip=stage1.global_norm):
-        total *= min(1, LIMIT / clip(total[:-1]))
-        ring.all_reduce(comm, total)
+    def wrong(self, comm, array):
+        array *= min(1, LIMIT / global_norm(array[:-1]))
+        ring.all_reduce(comm, array)
 
-    monkeypatch.setattr(DataParallel, "sum_over_ranks", wrong)
+    monkeypatch.setattr(AllReduce, "all_reduce", wrong)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from minidist.collectives.shared import symmetric_memory
 from minidist.comm.local.world import Deadlock
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Deferred
-from minidist.parallel.data_parallel import data_parallel
+from minidist.parallel.data_parallel import all_reduce
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.pipeline import executor, pipeline, schedules
 from minidist.parallel.pipeline.pipeline import Pipeline
@@ -25,7 +25,7 @@ from tests.parallel.checks import Setting, check_equals_serial, check_prediction
 
 
 def dropped_all_reduce(monkeypatch):
-    monkeypatch.setattr(data_parallel, "all_reduce", lambda comm, array, algorithm: None)
+    monkeypatch.setattr(all_reduce, "all_reduce", lambda comm, array, algorithm: None)
 
 
 def double_division(monkeypatch):
@@ -33,7 +33,7 @@ def double_division(monkeypatch):
         ring.all_reduce(comm, array)
         array /= comm.size
 
-    monkeypatch.setattr(data_parallel, "all_reduce", averaged)
+    monkeypatch.setattr(all_reduce, "all_reduce", averaged)
 
 
 def ring_that_sends_whole_arrays(monkeypatch):
@@ -45,7 +45,7 @@ def ring_that_sends_whole_arrays(monkeypatch):
             comm.combine("sum", array, arrived)
             travelling, arrived = arrived, travelling
 
-    monkeypatch.setattr(data_parallel, "all_reduce", whole)
+    monkeypatch.setattr(all_reduce, "all_reduce", whole)
 
 
 def average_of_averages(monkeypatch):
@@ -56,7 +56,7 @@ def average_of_averages(monkeypatch):
         ring.all_reduce(comm, array)
         array /= comm.size
 
-    monkeypatch.setattr(data_parallel, "all_reduce", averaged)
+    monkeypatch.setattr(all_reduce, "all_reduce", averaged)
 
 
 def last_rank_not_summed(monkeypatch):
@@ -65,7 +65,7 @@ def last_rank_not_summed(monkeypatch):
             array = np.zeros_like(array)
         central.all_reduce(comm, array)
 
-    monkeypatch.setattr(data_parallel, "all_reduce", forgetful)
+    monkeypatch.setattr(all_reduce, "all_reduce", forgetful)
 
 
 def all_ranks_on_the_same_shard(monkeypatch):
@@ -135,25 +135,25 @@ def weight_gradients_never_run(monkeypatch):
 
 def sends_wait_at_once(monkeypatch):
     """Right numbers, but a stage stands still until its message has been received."""
-    send = executor.Run.send
+    send = executor.Executor.send
 
     def waiting(self, what, microbatch, peer, part):
         send(self, what, microbatch, peer, part)
         self.leaving.pop((what, microbatch, part)).wait()
 
-    monkeypatch.setattr(executor.Run, "send", waiting)
+    monkeypatch.setattr(executor.Executor, "send", waiting)
 
 
 def buffers_freed_too_early(monkeypatch):
     """An activation's memory is received into again while its backward still needs it."""
-    recv = executor.Run.recv
+    recv = executor.Executor.recv
 
     def eager(self, what, microbatch, part):
         recv(self, what, microbatch, part)
         if what == "activation":
             self.free(microbatch, part)
 
-    monkeypatch.setattr(executor.Run, "recv", eager)
+    monkeypatch.setattr(executor.Executor, "recv", eager)
 
 
 def loss_counted_on_every_microbatch_alone(monkeypatch):

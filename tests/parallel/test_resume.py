@@ -14,7 +14,7 @@ from minidist.models import gpt
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, MixedPrecision, Nesterov, RMSprop
 from minidist.parallel import METHODS
-from minidist.parallel.resume import Held
+from minidist.parallel.state import OptimizerShard
 from tests.parallel.checks import Setting, make, train
 
 KEYS = ["serial", "data_parallel/ring", "data_parallel/overlapped", "zero/1", "zero/2", "zero/3"]
@@ -133,12 +133,6 @@ def test_a_state_from_before_the_first_step_is_where_training_begins(key):
     assert resumed(key, ranks, setting, state, start=0)[0][0] == pytest.approx(losses, rel=1e-12)
 
 
-@pytest.mark.parametrize("key", ["compression/top_k", "local_sgd/average", "gossip/ring"])
-def test_ranks_that_differ_are_refused(key):
-    with pytest.raises(TypeError, match=r"differ.*save parameters"):
-        saved(key, 2, Setting())
-
-
 def test_another_optimizers_state_is_refused():
     state = saved("zero/1", 2, Setting(optimizer=OPTIMIZERS["sgd"]))[0]
     with pytest.raises(KeyError, match=r"optimizer/mean/1\.weight"):
@@ -157,10 +151,10 @@ def test_mixed_precision_is_refused_until_methods_scale_the_loss(key):
 
 
 def every_rank_takes_the_first_shard(monkeypatch):
-    def wrong(self, comm, by_name, own=Held.own):
-        return own(self, type("First", (), {"rank": 0}), by_name)[: self.data.size]
+    def wrong(self, comm, by_name, cut=OptimizerShard.cut):
+        return cut(self, type("First", (), {"rank": 0}), by_name)[: self.data.size]
 
-    monkeypatch.setattr(Held, "own", wrong)
+    monkeypatch.setattr(OptimizerShard, "cut", wrong)
 
 
 def nobody_gathers(monkeypatch):
@@ -169,7 +163,7 @@ def nobody_gathers(monkeypatch):
         whole[self.shards[comm.rank]] = array
         return whole
 
-    monkeypatch.setattr(Held, "whole", wrong)
+    monkeypatch.setattr(OptimizerShard, "gather", wrong)
 
 
 @pytest.mark.parametrize("mutant", [every_rank_takes_the_first_shard, nobody_gathers])

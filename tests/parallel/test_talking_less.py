@@ -17,7 +17,7 @@ from minidist.optim import SGD, GradientDescent
 from minidist.optim.schedules import linear
 from minidist.parallel import METHODS, Compressed, DiLoCo, Gossip, LocalSGD
 from minidist.parallel.averaging.gossip import exponential_graph, ring_graph
-from minidist.parallel.averaging.local_sgd import LocalSGD as Local
+from minidist.parallel.averaging.local_step import LocalSteps
 from minidist.parallel.gradient_compression import compressors
 from minidist.parallel.gradient_compression.compressors import (
     BFloat16,
@@ -118,7 +118,7 @@ def test_a_message_is_as_long_as_foretold_and_says_what_is_not_owed(kind):
         before = arrived.copy()
         receiver.decode([array.copy() for array in message], arrived, step)
         assert not np.array_equal(arrived, before)
-    assert sum(array.nbytes for array in sender.holds()) == sender.kept_bytes()
+    assert sum(array.nbytes for array in sender.arrays()) == sender.kept_bytes()
     if sender.feedback:
         assert np.abs(arrived + sender.residual - computed).max() < 1e-12
         assert np.abs(arrived - computed).max() > 1e-3, "nothing was left out at all"
@@ -333,7 +333,7 @@ def gradient_not_scaled_by_ranks(monkeypatch):
 
     def scaled_update(self):
         self.model.flat.grad /= self.comm.size
-        super(Local, self).update()
+        super(LocalSteps, self).update()
 
 
 def averages_one_step_late(monkeypatch):
@@ -341,7 +341,7 @@ def averages_one_step_late(monkeypatch):
 
 
 def average_forgets_to_divide(monkeypatch):
-    monkeypatch.setattr(LocalSGD, "average", lambda self, data: ring.all_reduce(self.comm, data))
+    monkeypatch.setattr(LocalSteps, "average", lambda self, data: ring.all_reduce(self.comm, data))
 
 
 def gossip_to_one_side_only(monkeypatch):

@@ -24,8 +24,9 @@ its own shard, and its optimizer keeps its own state. With Ψ parameters of e by
 
 Every step each worker tells the centre its loss, and the centre tells all the sum, which ``step``
 returns for people to see: 8 bytes either way. A worker that dies is left out; if the centre dies,
-``restore`` its last checkpoint, and all workers begin there again. Zhang, Choromanska, LeCun, "Deep
-learning with elastic averaging SGD", arXiv 1412.6651, equations 5 and 6.
+``load`` the last state: as many workers go on from where they were, more or fewer from the centre.
+Zhang, Choromanska, LeCun, "Deep learning with elastic averaging SGD", arXiv 1412.6651, equations 5
+and 6.
 """
 
 from __future__ import annotations
@@ -40,8 +41,15 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
+from minidist.parallel.state import (
+    State,
+    load_optimizer,
+    mean_optimizer,
+    own_replica,
+)
 
 CENTRE = 0
 
@@ -54,6 +62,9 @@ class ElasticAveraging(KeyRanges):
     """
 
     exact = False
+    refuses = KeyRanges.refuses | {
+        "clip": "every worker steps on its own gradient, and none knows the norm of the whole"
+    }
 
     def __init__(
         self,
@@ -64,12 +75,24 @@ class ElasticAveraging(KeyRanges):
         seed: int = 0,
         every: int = 4,
         pull: float = 0.9,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"elastic averaging meets every 1 or more steps, not {every}")
         if not 0 <= pull <= 1:
             raise ValueError(f"the pull of the centre is in [0, 1], not {pull}")
-        super().__init__(model, loss, optimizer, comm, seed, servers=1, colocated=False, extra=0)
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            servers=1,
+            colocated=False,
+            clip=clip,
+            microbatches=microbatches,
+        )
         self.every = every
         self.alpha = pull / len(self.workers)
         self.incoming: Array | None = None
@@ -115,7 +138,7 @@ class ElasticAveraging(KeyRanges):
         count = len(self.workers)
         shard = batch.shard(self.workers.index(self.comm.rank), count)
         self.model.zero_grad()
-        loss = self.forward_backward(shard)
+        loss = self.accumulate(shard)
         if len(shard):  # the loss divides by the whole batch's targets: make it the shard's
             self.model.flat.grad *= len(batch) / len(shard)
             self.update()
@@ -147,12 +170,29 @@ class ElasticAveraging(KeyRanges):
         moves *= self.alpha
         centre += moves
 
-    def holds(self) -> dict[str, list[Array]]:
+    # Saving and loading: the workers' models and optimizers differ
+
+    def own_arrays(self) -> dict[str, Array]:
+        return own_replica(self.model.flat.data, self.optimizer) if self.works else {}
+
+    @property
+    def keeps_own(self) -> bool:
+        return True
+
+    def optimizer_state(self, kept: State) -> State:
+        """The mean of the workers'."""
+        return mean_optimizer(kept, self.optimizer, self.whole)
+
+    def load_optimizer(self, state: State) -> None:
+        if self.works:
+            load_optimizer(self.comm, self.optimizer_shards(), state)
+
+    def arrays(self) -> dict[str, list[Array]]:
         """What is received or summed at a meeting is counted as gradients."""
-        held = super().holds()
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming)
-        return held
+            found["gradients"].append(self.incoming)
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, exact for uneven shards: the visits one by one, then the losses."""
@@ -160,9 +200,9 @@ class ElasticAveraging(KeyRanges):
         clocks = Clocks(machine, self.comm.size)
         activations, compute = [0 for _ in ranks], [0.0 for _ in ranks]
         for index, rank in enumerate(self.workers):
-            shape = (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
-            compute[rank] = machine.compute(sum(training_flops(self.whole, shape)), rank)
-            activations[rank] = saved_bytes(self.whole, shape, self.itemsize, self.loss)
+            parts = batch.shard(index, len(self.workers)).microbatches(self.microbatches)
+            compute[rank] = training_seconds(self.whole, parts, machine, rank)
+            activations[rank] = largest_saved(self.whole, parts, self.itemsize, self.loss)
         clocks.compute(compute)
 
         def exchange(nbytes: int, adding: float) -> None:

@@ -31,8 +31,8 @@ from minidist.comm.comm import Comm
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.averaging.local_sgd import LocalSGD
-from minidist.parallel.method import parameter_count
+from minidist.parallel.averaging.local_step import LocalSteps
+from minidist.parallel.model_costs import parameter_count
 
 Graph = Callable[[int, int], list[int]]  # (step, ranks) → how far away those are to whom we send
 
@@ -51,7 +51,7 @@ def exponential_graph(step: int, size: int) -> list[int]:
 GRAPHS: dict[str, Graph] = {"ring": ring_graph, "exponential": exponential_graph}
 
 
-class Gossip(LocalSGD):
+class Gossip(LocalSteps):
     """A local step, then the mean of oneself and the neighbours in ``graph``."""
 
     def __init__(
@@ -62,13 +62,19 @@ class Gossip(LocalSGD):
         comm: Comm,
         seed: int = 0,
         graph: str = "ring",
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, every=1)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if graph not in GRAPHS:
             raise ValueError(f"unknown graph {graph!r}: choose one of {', '.join(GRAPHS)}")
         self.graph = GRAPHS[graph]
 
     def meet(self, step: int) -> None:
+        with self.comm.step("average"):
+            self.average_with_neighbours(step)
+
+    def average_with_neighbours(self, step: int) -> None:
         comm, flat = self.comm, self.model.flat
         mixed = flat.grad  # its memory is free until the next step
         mixed[...] = flat.data

@@ -5,7 +5,7 @@
     rank 2   ●─●─●─●╯   ╰●─●─●─●╯   ╰●
 
 Each rank goes down its own shards' slope, so the copies drift apart; the longer H, the less is
-sent and the more the average is one of strangers. "Post-local": begin with ``start`` steps at
+sent, and the more the averaged models have diverged. "Post-local": begin with ``start`` steps at
 H = 1, while the gradients are large, and only then let go (Lin et al., arXiv 1808.07217).
 
 DiLoCo takes the average's move since the last one as a *gradient*, Δ = before - average, for an
@@ -30,25 +30,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim import Nesterov
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.data_parallel.data_parallel import DataParallel
-from minidist.parallel.method import StepCost, parameter_count
+from minidist.parallel.averaging.local_step import LocalSteps
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.state import State, own
 
 
-class LocalSGD(DataParallel):
+class LocalSGD(LocalSteps):
     """``every`` local steps between averages; every step is averaged before step ``start``."""
-
-    exact = False
 
     def __init__(
         self,
@@ -59,55 +57,27 @@ class LocalSGD(DataParallel):
         seed: int = 0,
         every: int = 8,
         start: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if every < 1:
             raise ValueError(f"local SGD averages every 1 or more steps, not {every}")
         self.every = every
         self.start = start
-
-    def step(self, batch: Batch) -> float:
-        self.model.zero_grad()
-        loss = np.array([self.forward_backward(batch.shard(self.comm.rank, self.comm.size))])
-        self.model.flat.grad *= self.comm.size
-        self.update()
-        if self.averages_after(batch.step):
-            with self.comm.step("average"):
-                self.meet(batch.step)
-        ring.all_reduce(self.comm, loss)
-        return float(loss[0])
 
     def averages_after(self, step: int) -> bool:
         """Whether the ranks meet at the end of a step; ``every`` counts from ``start``."""
         return step < self.start or (step - self.start + 1) % self.every == 0
 
     def meet(self, step: int) -> None:
-        """All ranks leave with the same parameters."""
+        """In a step that ends in an average, all ranks get the same parameters."""
+        if self.averages_after(step):
+            with self.comm.step("average"):
+                self.bring_together()
+
+    def bring_together(self) -> None:
         self.average(self.model.flat.data)
-
-    def average(self, data: Array) -> None:
-        """The mean over ranks, in place."""
-        ring.all_reduce(self.comm, data)
-        data /= self.comm.size
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        """The average of all ranks' models: the one to use. Changes none of them."""
-        flat = self.model.flat
-        mean = flat.data.copy()
-        self.average(mean)
-        host, named = arrays.to_host(mean), self.model.named_parameters()
-        return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
-
-    def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Compute; in every H-th step a ring; the loss."""
-        clocks = Clocks(machine, self.comm.size)
-        clocks.compute(
-            [self.compute_seconds(batch, machine, rank) for rank in range(self.comm.size)]
-        )
-        self.plan(clocks, batch.step)
-        clocks.all_reduce(1, 8)
-        peak = self.replica_bytes(batch)
-        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
 
     def plan(self, clocks: Clocks, step: int) -> None:
         if self.averages_after(step):
@@ -127,14 +97,16 @@ class DiLoCo(LocalSGD):
         every: int = 8,
         start: int = 0,
         outer: Callable[[], Optimizer] = lambda: Nesterov(0.7, momentum=0.9),
+        microbatches: int = 1,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, every, start)
+        super().__init__(model, loss, optimizer, comm, seed, every, start, microbatches, clip)
         self.outer = outer()
         self.outer.bind(self.model.flat.slices)
         self.anchor = self.model.flat.data.copy()  # where all ranks last set out from
         self.outer.prepare(self.anchor)
 
-    def meet(self, step: int) -> None:
+    def bring_together(self) -> None:
         flat = self.model.flat
         self.average(flat.data)
         outer_gradient = flat.grad  # its memory is free until the next step
@@ -143,15 +115,28 @@ class DiLoCo(LocalSGD):
         self.outer.step(self.anchor, outer_gradient)
         flat.data[...] = self.anchor
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["parameters"].append(self.anchor)
-        held["optimizer"] += self.outer.state.values()
-        return held
+    def own_arrays(self) -> dict[str, Array]:
+        outer = {f"outer/{slot}": array for slot, array in self.outer.state.items()}
+        steps = np.array(self.outer.steps)
+        return super().own_arrays() | {"anchor": self.anchor, "outer/count": steps} | outer
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        kept = own(self.comm, state)
+        if "outer/count" in kept:
+            self.outer.steps = int(kept["outer/count"])
+        else:  # saved on another number of ranks, or by another method
+            self.anchor[...] = self.model.flat.data
+
+    def arrays(self) -> dict[str, list[Array]]:
+        arrays = super().arrays()
+        arrays["parameters"].append(self.anchor)
+        arrays["optimizer"] += self.outer.state.values()
+        return arrays
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         cost = super().cost(batch, machine)
         n = parameter_count(self.whole) * self.itemsize
         for kind, more in (("parameters", n), ("optimizer", len(self.outer.slots) * n)):
-            cost.peak_bytes[kind] = [held + more for held in cost.peak_bytes[kind]]
+            cost.peak_bytes[kind] = [nbytes + more for nbytes in cost.peak_bytes[kind]]
         return cost

@@ -1,7 +1,8 @@
 """Data parallelism: every rank holds the whole model and takes a part of each batch.
 
-Read ``data_parallel.py`` first: one all-reduce a step, then one a parameter, then buckets
-(``buckets.py``) while the backward runs. ``symmetric.py`` reduces in memory that ranks share.
+Read ``data_parallel.py`` first: the method. How gradients come together is a part of it:
+``all_reduce.py`` at the end, ``buckets.py`` while the backward runs, ``symmetric.py`` in memory
+that ranks share. Other families have more such parts: see ``parallel/gradient_sync.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "data_parallel": ["DataParallel", "Overlapped", "PerParameter", "shape_of"],
-        "buckets": ["Bucket", "backward_left", "cut_buckets"],
-        "symmetric": ["SymmetricDataParallel"],
+        "data_parallel": ["DataParallel", "Overlapped", "PerParameter"],
+        "all_reduce": ["AllReduce", "AllReducePerParameter"],
+        "buckets": ["Bucket", "Buckets", "backward_left", "cut_buckets"],
+        "symmetric": ["SymmetricDataParallel", "SymmetricMemory"],
     },
 )

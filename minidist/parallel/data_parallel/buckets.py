@@ -5,16 +5,35 @@
     buckets          [     last: small     |   second       |     first: goes at once ]
 
 The backward makes the last layers' gradients first, so buckets go in reverse order. A large bucket
-pays few latencies and starts late, a small one the other way about; the last one, which nothing is
-left to hide, should be small. Li et al., arXiv 2006.15704, section 3.2.
+pays few latencies and starts late, a small one the other way about; the last one, whose
+communication cannot be overlapped, should be small.
+
+With p replicas, Ψ parameters of e bytes in k buckets, rings, and T_f and T_b a rank's forward and
+backward:
+
+    messages a rank  2k(p - 1)
+    bytes a rank     2(Ψ + 1)e(p - 1)/p, one element being the loss
+    time             T_f + max(T_b + ring of the last bucket, first bucket's wait + all rings) if
+                     communication never pauses; exactly, bucket by bucket: ``Buckets.plan``
+
+Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm, Future
+from minidist.comm.machine import Machine
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Shape
+from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.in_order import SentInOrder, names_in
+from minidist.parallel.model_costs import parameter_slices
+
+MB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,12 +44,15 @@ class Bucket:
     names: frozenset[str]
 
 
-def cut_buckets(slices: dict[str, slice], size: int, last: int) -> list[Bucket]:
+def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = True) -> list[Bucket]:
     """Parameters in reverse order, in buckets that close at ``size`` elements.
 
-    The last bucket takes the first parameters, up to ``last`` elements; the first takes the loss.
+    The last bucket takes the first parameters, up to ``last`` elements; the first takes the
+    ``loss``, which lies behind the last parameter.
     """
     names = list(slices)
+    if not names:
+        return []
     first_layers = 1
     while first_layers < len(names) and slices[names[first_layers]].stop <= last:
         first_layers += 1
@@ -42,8 +64,8 @@ def cut_buckets(slices: dict[str, slice], size: int, last: int) -> list[Bucket]:
     groups = [group for group in groups if group] + [names[first_layers - 1 :: -1]]
     buckets = []
     for group in groups:
-        loss = 1 if group[0] == names[-1] else 0
-        part = slice(slices[group[-1]].start, slices[group[0]].stop + loss)
+        behind = 1 if loss and group[0] == names[-1] else 0
+        part = slice(slices[group[-1]].start, slices[group[0]].stop + behind)
         buckets.append(Bucket(part, frozenset(group)))
     return buckets
 
@@ -61,3 +83,70 @@ def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
         after += cost.weight_flops + (cost.input_flops if input_grad else 0)
         input_grad = input_grad or bool(block.named_parameters())
     return left
+
+
+class Buckets(SentInOrder):
+    """Buckets, each all-reduced on the communication stream as soon as its gradients are there.
+
+    Each is full at ``bucket_mb``; the last one, which no backward is left to hide, ends at
+    ``last_mb`` (it holds at least one parameter). Every replica sends the same buckets in the same
+    order, even if it does not use some parameter at all: those go at the end of the backward.
+    """
+
+    def __init__(self, bucket_mb: float = 25.0, last_mb: float = 1.0) -> None:
+        self.bucket_bytes, self.last_bytes = bucket_mb * MB, last_mb * MB
+        self.sending: list[Future] = []
+
+    def cut(self, slices: dict[str, slice], itemsize: int, sums_loss: bool) -> list[Bucket]:
+        size, last = int(self.bucket_bytes / itemsize), int(self.last_bytes / itemsize)
+        return cut_buckets(slices, size, last, sums_loss)
+
+    def allocate(self, seed: int) -> None:
+        super().allocate(seed)
+        self.buckets = self.cut(self.model.flat.slices, self.itemsize, self.sums_loss)
+        self.watch([bucket.names for bucket in self.buckets])
+
+    def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
+        super().last_backward(loss, part)
+        if self.sums_loss:
+            self.model.flat.grad_and_loss[-1] = loss  # the loss goes with the first bucket
+
+    def ready(self, part: slice) -> None:
+        self.launch(names_in(self.model.flat.slices, part))
+
+    def send(self, index: int) -> None:
+        assert self.comm is not None
+        self.sending.append(self.comm.spawn(self.sum, self.buckets[index].part))
+
+    def sum(self, stream: Comm, part: slice) -> None:
+        ring.all_reduce(stream, self.model.flat.grad_and_loss[part])
+
+    def finish(self) -> float:
+        assert self.comm is not None
+        own = super().finish()
+        with self.comm.step("wait for buckets"):
+            while self.sending:
+                self.sending.pop(0).wait()
+        return float(self.model.flat.grad_and_loss[-1]) if self.sums_loss else own
+
+    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+        """A bucket's ring starts when it is full on both sides and the ring before it is over.
+
+        A block's parameters count as ready when the whole block is: exact for layers, a little
+        late for blocks of several layers.
+        """
+        stream = Clocks(machine, of.size)
+        left = [backward_left(of.model, shape) for shape in work.shapes]
+        for bucket in self.cut(parameter_slices(of.model), of.itemsize, of.sums_loss):
+            stream.wait_for(
+                [
+                    work.seconds[replica]
+                    - machine.compute(min(after[n] for n in bucket.names), replica)
+                    for replica, after in enumerate(left)
+                ]
+                or work.seconds
+            )
+            stream.all_reduce(bucket.part.stop - bucket.part.start, of.itemsize)
+        stream.wait_for(work.seconds)
+        stream.busy = list(work.seconds)  # the stream adds up meanwhile
+        return stream

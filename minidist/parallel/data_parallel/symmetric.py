@@ -27,18 +27,56 @@ from minidist.collectives.cost import Cost
 from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
-from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.data_parallel.data_parallel import DataParallel
+from minidist.parallel.gradient_sync import Replicas
+
+
+class SymmetricMemory(AllReduce):
+    """An all-reduce at the end, of gradients in memory that all replicas see.
+
+    Raises CommError where the replicas are not on one machine, or the model is on a GPU.
+    """
+
+    all_at_end = True
+
+    def __init__(self) -> None:
+        super().__init__("symmetric_memory")
+
+    def allocate(self, seed: int) -> None:
+        super().allocate(seed)
+        assert self.comm is not None
+        flat = self.model.flat
+        if not isinstance(flat.grad, np.ndarray):
+            raise CommError(
+                "symmetric data parallelism needs gradients on the host, whose memory all ranks "
+                "of a machine see: use DataParallel for a model on a GPU"
+            )
+        flat.hold_gradients(symmetric_memory.allocate(self.comm, flat.size + 1, flat.grad.dtype))
+
+    def ready(self, part: slice) -> None:
+        """Two barriers for each chunk would cost more than they hide: all at the end."""
+
+    def finish(self) -> float:
+        assert self.comm is not None
+        total = self.model.flat.grad_and_loss
+        total[-1] = self.loss
+        with self.comm.step("all-reduce"):
+            symmetric_memory.all_reduce(self.comm, total)
+        return float(total[-1])
+
+    def all_pieces(self, of: Replicas) -> list[slice]:
+        return [slice(0, of.nbytes // of.itemsize + 1)]
+
+    def all_reduce_cost(self, length: int, of: Replicas, replica: int, machine: Machine) -> Cost:
+        return symmetric_memory.all_reduce_cost(length, of.itemsize, replica, of.size, machine)
 
 
 class SymmetricDataParallel(DataParallel):
-    """``DataParallel`` whose gradients lie in memory that all ranks see.
-
-    Raises CommError where the ranks are not on one machine, or the model is on a GPU.
-    """
+    """``DataParallel`` whose gradients lie in memory that all ranks see."""
 
     def __init__(
         self,
@@ -50,19 +88,13 @@ class SymmetricDataParallel(DataParallel):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, "ring", microbatches, clip)
-        flat = self.model.flat
-        if not isinstance(flat.grad, np.ndarray):
-            raise CommError(
-                "symmetric data parallelism needs gradients on the host, whose memory all ranks "
-                "of a machine see: use DataParallel for a model on a GPU"
-            )
-        flat.hold_gradients(symmetric_memory.allocate(comm, flat.size + 1, flat.grad.dtype))
-
-    def sum_over_ranks(self, comm: Comm, total: Array) -> None:
-        symmetric_memory.all_reduce(comm, total)
-
-    def all_reduce_cost(self, length: int, rank: int, machine: Machine) -> Cost:
-        return symmetric_memory.all_reduce_cost(
-            length, self.itemsize, rank, self.comm.size, machine
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            microbatches=microbatches,
+            clip=clip,
+            sync=SymmetricMemory(),
         )

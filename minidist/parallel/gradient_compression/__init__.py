@@ -1,7 +1,7 @@
 """Gradient compression: data parallelism that sends fewer bytes for a gradient.
 
-Read ``compression.py`` first: the method, and what it wants of a compressor. Six compressors are
-in ``compressors.py``, the seventh in ``power_sgd.py``.
+Read ``compression.py`` first: the method, and what each compressor sends. ``compressor.py`` says
+what a compressor is; six are in ``compressors.py``, the seventh in ``power_sgd.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "compression": ["Compressed", "Compressor", "make_compressor"],
+        "compression": ["Compressed", "CompressedSum"],
+        "compressor": ["Compressor", "make_compressor"],
         "compressors": ["BFloat16", "Float16", "Quantised", "RandomK", "Sign", "TopK"],
         "power_sgd": ["PowerSGD"],
     },

@@ -14,7 +14,7 @@ the compression for that).
 
 Whether the compressed form can be *added* decides how it scales. If it can (two float16 arrays, or
 the same random indices on all ranks), a ring all-reduce carries it: the bytes do not grow with p.
-If not (everybody has chosen other indices), each must hear from all, and the bytes grow with p.
+If not (each rank has chosen other indices), all messages are all-gathered, and bytes grow with p.
 
 With n elements of e bytes, p ranks, k chosen, L parameter arrays, r the rank of the factors:
 
@@ -34,106 +34,77 @@ themselves are in compressors.py.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
-from minidist.engine.array import Array, module_of
+from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
-from minidist.parallel.method import StepCost
+from minidist.parallel.gradient_compression.compressor import Compressor, make_compressor
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
 
 
-class Compressor:
-    """Makes a gradient small: ``encode`` on the rank that computed it, ``decode`` wherever it goes.
+class CompressedSum(GradientSync):
+    """Gradients that are summed at the end, by a ``Compressor``; the loss by an all-reduce."""
 
-    One object for each rank and gradient: it may remember errors.
-    """
+    def __init__(self, compressor: Callable[[], Compressor]) -> None:
+        self.make = compressor
+        self.compressor = make_compressor(compressor)
 
-    all_reducible = False
-    feedback = False  # keeps a residual as long as the gradient
+    def allocate(self, seed: int) -> None:
+        super().allocate(seed)
+        assert self.comm is not None
+        self.compressor.start(self.model.flat.grad, shapes(self.model), seed, self.comm.rank)
+        self.seed = seed
 
-    def describe(
-        self, shapes: dict[str, Shape], dtype: DTypeLike, seed: int, rank: int = 0
-    ) -> None:
-        """Told once: which parameters lie in a gradient to come, in order. Enough to decode."""
-        self.shapes, self.dtype = shapes, np.dtype(dtype)
-        self.seed, self.rank = seed, rank
-        bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
-        self.parts = [slice(*pair) for pair in pairwise(bounds)]
-        self.size = bounds[-1]
-        self.residual: Any = None
+    def finish(self) -> float:
+        assert self.comm is not None
+        loss = np.array([self.loss])
+        with self.comm.step("compressed sum"):
+            self.compressor.sum(self.comm, self.model.flat.grad, self.step)
+        if self.sums_loss:
+            ring.all_reduce(self.comm, loss)
+        return float(loss[0])
 
-    def start(self, grad: Array, shapes: dict[str, Shape], seed: int, rank: int = 0) -> None:
-        """``describe``, and make ready to encode gradients such as ``grad``."""
-        self.describe(shapes, grad.dtype, seed, rank)
-        if self.feedback:
-            self.residual = module_of(grad).zeros_like(grad)
+    def arrays(self) -> dict[str, list[Array]]:
+        kept = super().arrays()
+        kept["gradients"] += self.compressor.arrays()
+        return kept
 
-    def encode(self, grad: Array, step: int) -> list[Array]:
-        """What to send of ``grad``, and of what is still owed: 1-D arrays, as ``wire`` says."""
-        raise TypeError(f"{type(self).__name__} does not define encode()")
+    def own_arrays(self) -> dict[str, Array]:
+        """What is still owed, and PowerSGD's factors."""
+        return {f"compressor/{i}": array for i, array in enumerate(self.compressor.arrays())}
 
-    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
-        """Add to ``into`` what a message of that step says."""
-        raise TypeError(f"{type(self).__name__} does not define decode()")
+    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+        """Compute, then what the compressor plans, then the loss."""
+        clocks = Clocks(machine, of.size)
+        clocks.compute(work.seconds)
+        self.described(of).plan(clocks, of.itemsize)
+        if of.sums_loss:
+            clocks.all_reduce(1, 8)
+        return clocks
 
-    def wire(self) -> list[tuple[int, DTypeLike]]:
-        """Lengths and dtypes of the arrays of a message."""
-        raise TypeError(f"{type(self).__name__} does not define wire()")
+    def memory(self, of: Replicas) -> dict[str, list[int]]:
+        kept = super().memory(of)
+        return kept | {"gradients": [of.nbytes + self.described(of).kept_bytes()] * of.size}
 
-    def sum(self, comm: Comm, grad: Array, step: int) -> None:
-        """Replace ``grad`` by about the sum over all ranks: the same on each.
-
-        Here everybody hears everybody's message. What can be added on the way overrides this.
-        """
-        rows = [gather(comm, array) for array in self.encode(grad, step)]
-        grad.fill(0)
-        for message in zip(*rows, strict=True):
-            self.decode(message, grad, step)
-
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        """What ``sum`` sends, on ``clocks``."""
-        for length, dtype in self.wire():
-            plan_gather(clocks, length * np.dtype(dtype).itemsize)
-
-    def holds(self) -> list[Array]:
-        """What it keeps between steps, once started."""
-        return [] if self.residual is None else [self.residual]
-
-    def kept_bytes(self) -> int:
-        """The bytes of that, started or not."""
-        return self.size * self.dtype.itemsize if self.feedback else 0
-
-    def encode_flops(self) -> int:
-        """FLOPs of the matrix products of an ``encode``."""
-        return 0
-
-    def decode_flops(self) -> int:
-        """And of a ``decode``."""
-        return 0
+    def described(self, of: Replicas) -> Compressor:
+        """A compressor that knows the parameters of these replicas, and allocates nothing."""
+        compressor = make_compressor(self.make)
+        compressor.describe(shapes(of.model), f"f{of.itemsize}", self.seed)
+        return compressor
 
 
-def make_compressor(kind: Callable[[], Compressor]) -> Compressor:
-    """A new compressor of that kind; ValueError for what is none."""
-    made = kind() if callable(kind) else None
-    if not isinstance(made, Compressor):
-        raise ValueError(
-            f"unknown compressor {kind!r}: pass a class of minidist.parallel.gradient_compression, "
-            "such as TopK, or a function that makes one, such as partial(TopK, 0.1)"
-        )
-    return made
+def shapes(model: Module) -> dict[str, tuple[int, ...]]:
+    """The declared shape of each parameter."""
+    return {name: parameter.declared for name, parameter in model.named_parameters().items()}
 
 
 class Compressed(DataParallel):
@@ -153,51 +124,7 @@ class Compressed(DataParallel):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, "ring", microbatches, clip)
-        self.compressor = make_compressor(compressor)
-        shapes = {name: p.declared for name, p in self.model.named_parameters().items()}
-        self.compressor.start(self.model.flat.grad, shapes, seed, comm.rank)
-
-    def step(self, batch: Batch) -> float:
-        self.model.zero_grad()
-        loss = np.zeros(1)
-        for part in self.parts(batch, self.comm.rank):
-            loss += self.forward_backward(part)
-        with self.comm.step("compressed sum"):
-            self.compressor.sum(self.comm, self.model.flat.grad, batch.step)
-        ring.all_reduce(self.comm, loss)
-        self.update()
-        return float(loss[0])
-
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["gradients"] += self.compressor.holds()
-        return held
-
-    def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Compute, then what the compressor plans, then the loss."""
-        clocks = Clocks(machine, self.comm.size)
-        clocks.compute(
-            [self.compute_seconds(batch, machine, rank) for rank in range(self.comm.size)]
+        sync = CompressedSum(compressor)
+        super().__init__(
+            model, loss, optimizer, comm, seed, microbatches=microbatches, clip=clip, sync=sync
         )
-        self.compressor.plan(clocks, self.itemsize)
-        clocks.all_reduce(1, 8)
-        peak = self.replica_bytes(batch)
-        kept = self.compressor.kept_bytes()
-        peak["gradients"] = [held + kept for held in peak["gradients"]]
-        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
-
-
-def gather(comm: Comm, row: Array) -> Any:
-    """The rows of all ranks, of one length: (p, length)."""
-    rows = module_of(row).empty((comm.size, row.size), row.dtype)
-    rows[comm.rank] = row
-    starts = range(0, comm.size * row.size, row.size)
-    ring.all_gather(comm, rows.reshape(-1), [slice(start, start + row.size) for start in starts])
-    return rows
-
-
-def plan_gather(clocks: Clocks, nbytes: int) -> None:
-    """What ``gather`` of a row of ``nbytes`` costs."""
-    starts = range(0, clocks.size * nbytes, nbytes)
-    clocks.all_gather([slice(start, start + nbytes) for start in starts], 1)

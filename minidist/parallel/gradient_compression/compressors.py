@@ -18,7 +18,7 @@ from minidist.comm.comm import Comm
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, module_of
 from minidist.engine.seeds import generator
-from minidist.parallel.gradient_compression.compression import Compressor, gather
+from minidist.parallel.gradient_compression.compressor import Compressor, gather
 from minidist.parallel.gradient_compression.power_sgd import PowerSGD
 
 __all__ = ["BFloat16", "Float16", "PowerSGD", "Quantised", "RandomK", "Sign", "TopK"]

@@ -27,7 +27,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array, module_of, work
 from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
-from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.gradient_compression.compressor import Compressor
 
 
 class PowerSGD(Compressor):
@@ -149,8 +149,8 @@ class PowerSGD(Compressor):
         clocks.all_reduce(self.right_size, itemsize)
         clocks.compute(once)
 
-    def holds(self) -> list[Array]:
-        return [*super().holds(), self.left, self.right]
+    def arrays(self) -> list[Array]:
+        return [*super().arrays(), self.left, self.right]
 
     def kept_bytes(self) -> int:
         return super().kept_bytes() + (self.left_size + self.right_size) * self.dtype.itemsize

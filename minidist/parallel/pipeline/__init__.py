@@ -3,8 +3,8 @@
 Read ``schedules.py`` first: in which order a stage works. ``programs.py`` adds the messages,
 ``prover.py`` proves that a program can run, ``executor.py`` runs it, and ``pricing.py`` predicts
 its time and memory (by the clocks of ``stopwatch.py``). ``pipeline.py`` is the method:
-``stages.py`` cuts its model, ``cost.py`` says what a step costs. ``pipedream.py`` does not wait
-between steps.
+``stages.py`` cuts its model, ``layout.py`` says which rank holds and does what, ``cost.py`` what a
+step costs. ``pipedream.py`` does not wait between steps.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ __getattr__, __dir__, __all__ = offer(
         ],
         "programs": ["program"],
         "prover": ["ScheduleError", "validate"],
-        "executor": ["Run"],
+        "executor": ["Executor"],
+        "layout": ["Layout", "make_layout"],
         "stopwatch": ["Price", "Span"],
         "pricing": ["Memory", "price", "price_units"],
-        "stages": ["Bounds", "block_flops", "block_seconds", "cut", "join", "separate", "tied"],
+        "stages": ["Bounds", "block_flops", "block_seconds", "cut", "join"],
         "cost": [],
         "pipeline": ["Pipeline"],
         "pipedream": ["PipeDream"],

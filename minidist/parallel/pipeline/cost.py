@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.nn.module import Shape
+from minidist.nn.module import Module, Shape
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.method import StepCost
+from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.pricing import Memory, Ring, price
 from minidist.parallel.pipeline.schedules import (
     Backward,
@@ -21,32 +25,106 @@ from minidist.parallel.pipeline.schedules import (
 )
 from minidist.parallel.pipeline.stages import PartCost, part_cost
 from minidist.parallel.pipeline.stopwatch import Price
-
-if TYPE_CHECKING:
-    from minidist.parallel.pipeline.pipeline import Pipeline
+from minidist.parallel.shared_parameters import separate_count
 
 
-def price_step(method: Pipeline, batches: list[list[Batch]], machine: Machine) -> Price:
+def replicas_of(
+    layout: Layout, stage: int, itemsize: int, optimizer: Optimizer, clips: bool
+) -> Replicas:
+    """The ranks that hold a stage, for the formulas of their ``GradientSync``."""
+    return Replicas(
+        layout.stage_models[stage],
+        layout.replicas,
+        itemsize,
+        optimizer,
+        clips,
+        sums_loss=False,
+        apart=layout.apart(stage),
+        pieces=layout.chunks_of(stage),
+    )
+
+
+def step_cost(
+    layout: Layout,
+    replicas: Sequence[Replicas],
+    sync: GradientSync,
+    priced: Price,
+    machine: Machine,
+) -> StepCost:
+    """A step's cost: the price of the programs, and what the replicas of each stage send and keep.
+
+    Where the price does not know how the replicas' gradients come together, it knows no time.
+    """
+    ranks = range(layout.stages * layout.replicas)
+    messages, nbytes, busy = list(priced.messages), list(priced.nbytes), list(priced.busy)
+    memory = [sync.memory(of) for of in replicas]
+    known = rings_known(replicas, sync)
+    if not known:
+        plans = [sync.plan(of, Work.none(of.size), machine) for of in replicas]
+        for rank in ranks:
+            plan, copy = plans[rank % layout.stages], rank // layout.stages
+            messages[rank] += plan.messages[copy]
+            nbytes[rank] += plan.nbytes[copy]
+            busy[rank] += plan.busy[copy]
+
+    def by_rank(kind: str) -> list[int]:
+        return [memory[rank % layout.stages][kind][rank // layout.stages] for rank in ranks]
+
+    separated = [
+        separate_count(layout.stage_models[rank % layout.stages]) * replicas[0].itemsize
+        for rank in ranks
+    ]
+    return StepCost(
+        messages=messages,
+        nbytes=nbytes,
+        peak_bytes={
+            "parameters": by_rank("parameters"),
+            "gradients": [sum(pair) for pair in zip(by_rank("gradients"), separated, strict=True)],
+            "optimizer": by_rank("optimizer"),
+            "activations": priced.peak_saved,
+        },
+        busy=busy,
+        seconds=priced.seconds if known else None,
+    )
+
+
+def rings_known(replicas: Sequence[Replicas], sync: GradientSync) -> bool:
+    """Whether the replicas' gradients come together by rings, which the pricer can time."""
+    parts = [(of, part) for of in replicas for part in of.pieces]
+    return all(sync.rings(of, part) is not None for of, part in parts)
+
+
+def price_step(
+    layout: Layout,
+    replicas: Sequence[Replicas],
+    sync: GradientSync,
+    loss: Module,
+    batches: list[list[Batch]],
+    machine: Machine,
+) -> Price:
     """Time, memory and messages of a step, by copy of the pipeline and microbatch."""
-    last = len(method.parts) - 1
-    known: dict[tuple[int, int], list[PartCost]] = {}
+    last, itemsize = len(layout.parts) - 1, replicas[0].itemsize
+    known: dict[tuple[int, int], PartCost] = {}
     inputs: dict[int, list[Shape]] = {}
     for batch in (batch for copy in batches for batch in copy):
         if len(batch) not in inputs:
-            inputs[len(batch)] = method.shapes_of(batch)
+            inputs[len(batch)] = layout.shapes_of(batch)
             for part, shape in enumerate(inputs[len(batch)]):
-                loss = method.loss if part == last else None
-                cost = part_cost(
-                    method.parts[part], shape, method.itemsize, loss, part == 0, method.recompute
+                known[len(batch), part] = part_cost(
+                    layout.parts[part],
+                    shape,
+                    itemsize,
+                    loss if part == last else None,
+                    part == 0,
+                    layout.recompute,
                 )
-                known[len(batch), part] = cost  # type: ignore[assignment]
 
     def length(rank: int, microbatch: int) -> int:
-        return len(batches[rank // method.size][microbatch])
+        return len(batches[rank // layout.stages][microbatch])
 
     def cost_of(rank: int, instruction: Compute) -> PartCost:
-        part = method.schedule.part(rank % method.size, instruction.chunk, method.size)
-        return known[length(rank, instruction.microbatch), part]  # type: ignore[return-value]
+        part = layout.part(rank % layout.stages, instruction.chunk)
+        return known[length(rank, instruction.microbatch), part]
 
     def seconds(rank: int, instruction: Compute) -> float:
         cost = cost_of(rank, instruction)
@@ -62,31 +140,37 @@ def price_step(method: Pipeline, batches: list[list[Batch]], machine: Machine) -
         if send.what == "loss":
             return 8
         shape = inputs[length(rank, send.microbatch)][send.part]
-        return int(np.prod(shape)) * method.itemsize
+        return int(np.prod(shape)) * itemsize
 
     def memory(rank: int, instruction: Compute) -> Memory:
         cost = cost_of(rank, instruction)
         mixed = isinstance(instruction, (Forward, Backward))
         return cost.memory if mixed else cost.split
 
-    def reduction(rank: int, instruction: Reduce) -> Ring:
-        stage, copy = rank % method.size, rank // method.size
+    timed = rings_known(replicas, sync)
+
+    def reduction(rank: int, instruction: Reduce) -> list[Ring]:
+        stage = rank % layout.stages
         if instruction.what == "tied":
-            group = [copy * method.size + other for other in method.tied_stages]
-            named = method.whole.named_parameters()
-            return Ring(group, sum(named[name].size for name in method.shared), method.itemsize)
-        group = [other * method.size + stage for other in range(method.replicas)]
+            named = layout.model.named_parameters()
+            return [Ring(layout.partners(rank), sum(named[n].size for n in layout.tied), itemsize)]
+        if instruction.what == "norm":
+            return [Ring(layout.pipe(rank), 1, 8)]
+        group = layout.replicas_of(rank)
         if instruction.what == "loss":
-            return Ring(group, 1, 8)
-        start, stop = method.chunk_range(stage, instruction.chunk)
-        return Ring(group, stop - start, method.itemsize)
+            return [Ring(group, 1, 8)]
+        if not timed:
+            return []
+        part = layout.chunk_range(stage, instruction.chunk)
+        rings = sync.rings(replicas[stage], part) or []
+        return [Ring(group, piece.stop - piece.start, itemsize) for piece in rings]
 
     return price(
-        method.programs,
+        layout.programs,
         machine,
         seconds=seconds,
         nbytes=nbytes,
         memory=memory,
-        ring=reduction,
-        replicas=method.replicas,
+        rings=reduction,
+        replicas=layout.replicas,
     )

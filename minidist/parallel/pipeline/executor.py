@@ -1,25 +1,30 @@
 """Do a pipeline's program: one step of one rank, instruction by instruction.
 
 It waits for nothing too early: a receive's buffer is ready one computation before the message is
-needed, and a send is forgotten until its memory is.
+needed, and a send is waited for only before its buffer is reused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.comm.comm import Comm, Future, Request
+from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
-from minidist.nn.module import Shape
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module, Parameter, Shape
+from minidist.parallel.gradient_sync import GradientSync
+from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.schedules import (
     Backward,
     Forward,
@@ -32,32 +37,50 @@ from minidist.parallel.pipeline.schedules import (
     WeightGradient,
 )
 
-if TYPE_CHECKING:
-    from minidist.parallel.pipeline.pipeline import Pipeline
+
+@dataclass(frozen=True)
+class OwnStage:
+    """The stage that this rank runs: its layers, its communicators, and memory to receive into."""
+
+    layout: Layout
+    index: int
+    model: Sequential
+    separated: list[tuple[Parameter, Parameter]]  # see shared_parameters.separate
+    loss: Module
+    sync: GradientSync
+    pipe: Comm  # the stages of this copy of the pipeline
+    replicas: Comm | None  # the ranks that hold this stage, if there are several
+    partners: Comm | None  # the stages of this copy that hold the tied parameters
+    clip: float | None
+    update: Callable[[], None]  # the optimizer's step
+    buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
 
 
-class Run:
+class Executor:
     """One step of one rank: what is under way, and how each instruction is done."""
 
-    def __init__(self, method: Pipeline, batch: Batch) -> None:
-        self.method = method
-        self.comm = method.pipe
-        self.last = len(method.parts) - 1
-        self.batches = method.microbatches_of(batch, method.replica)
-        self.shapes = [method.shapes_of(part) for part in self.batches]
+    def __init__(self, stage: OwnStage, batches: Sequence[Batch]) -> None:
+        self.stage, self.layout, self.comm = stage, stage.layout, stage.pipe
+        self.last = len(self.layout.parts) - 1
+        self.batches = list(batches)
+        self.shapes = [self.layout.shapes_of(batch) for batch in batches]
+        self.completing = self.layout.completing(stage.index)
         self.inputs: dict[tuple[int, int], Tensor] = {}  # by microbatch and part
         self.outputs: dict[tuple[int, int], Tensor] = {}  # the loss in the last part
         self.gradients: dict[tuple[int, int], Array] = {}  # of a part's input
         self.deferred: dict[tuple[int, int], Deferred] = {}
-        self.kept: dict[tuple[int, int], ExitStack] = {}  # inputs held for recomputation
-        self.buffers: dict[tuple[int, int], list[Array]] = {}  # free after the backward
+        self.kept: dict[tuple[int, int], ExitStack] = {}  # inputs kept for recomputation
+        self.receiving: dict[tuple[int, int], list[Array]] = {}  # buffers, free after the backward
         self.arriving: dict[tuple[str, int, int], tuple[Request, Array]] = {}
         self.leaving: dict[tuple[str, int, int], Request] = {}
-        self.reducing: list[Future] = []
-        self.twins = list(method.twins)  # still to be added
+        self.separated = list(stage.separated)  # still to be added
         self.loss = np.zeros(1)
+        self.completed = False
 
     def do(self, instruction: Any) -> None:
+        if instruction in self.completing:
+            chunk = self.completing[instruction]
+            self.stage.sync.last_backward(part=self.layout.chunk_range(self.stage.index, chunk))
         match instruction:
             case Post(what, microbatch, peer, part):
                 self.post(what, microbatch, peer, part)
@@ -89,11 +112,11 @@ class Run:
     # Computing
 
     def part(self, chunk: int) -> int:
-        return self.method.schedule.part(self.method.stage, chunk, self.method.size)
+        return self.layout.part(self.stage.index, chunk)
 
     def named(self, what: str, microbatch: int, chunk: int) -> Any:
         """The step's name in the trace, from which a timeline is drawn."""
-        of_chunk = f" chunk {chunk}" if self.method.schedule.chunks > 1 else ""
+        of_chunk = f" chunk {chunk}" if self.layout.schedule.chunks > 1 else ""
         return self.comm.step(f"{what} {microbatch}{of_chunk}")
 
     def compute(self, microbatch: int, part: int) -> Tensor:
@@ -101,23 +124,22 @@ class Run:
         batch = self.batches[microbatch]
         x = self.inputs[microbatch, part] if part > 0 else batch.inputs
         with draws(batch.seed, batch.step, batch.positions):
-            y = self.method.parts[part](x)
-        return self.method.loss(y, batch.targets, batch.count) if part == self.last else y
+            y = self.layout.parts[part](x)
+        return self.stage.loss(y, batch.targets, batch.count) if part == self.last else y
 
     def forward(self, microbatch: int, part: int) -> None:
         place = microbatch, part
-        if self.method.recompute:
+        if self.layout.recompute:
             self.kept[place] = ExitStack()
             if part > 0:
-                held = saved_for_backward(self.inputs[place].data)
-                self.kept[place].enter_context(held)
+                self.kept[place].enter_context(saved_for_backward(self.inputs[place].data))
             with no_grad():
                 y = self.compute(*place)
         else:
             y = self.compute(*place)
         if part == self.last:
             self.loss += y.item()
-        elif self.stage_of(part + 1) == self.method.stage:
+        elif self.layout.stage_of(part + 1) == self.stage.index:
             # The next part is here too. It begins a tape of its own, with memory of its own, as if
             # it had received: then the two parts can free what they keep at different times.
             self.inputs[microbatch, part + 1] = Tensor(y.data.copy(), requires_grad=True)
@@ -128,26 +150,22 @@ class Run:
         if ("activation", microbatch, part + 1) in self.leaving:
             self.leaving.pop(("activation", microbatch, part + 1)).wait()
         y = self.outputs.pop(place)
-        if self.method.recompute:
+        if self.layout.recompute:
             y = self.compute(*place)
         gradient = self.gradients.pop((microbatch, part + 1), None)
         if y.requires_grad:  # no: a first part with nothing to train
             y.backward(gradient)
-        if self.method.recompute:
+        if self.layout.recompute:
             self.kept.pop(place).close()
         if part > 0:
             self.gradients[place] = self.inputs.pop(place).grad
 
     def update(self) -> None:
         """The optimizer's step, when all gradients of this stage are complete."""
-        self.wait_for_reductions()
-        self.add_twins(0, self.method.model.flat.size)
-        self.method.update()
+        self.complete()
+        self.stage.update()
 
     # Messages
-
-    def stage_of(self, part: int) -> int:
-        return self.method.schedule.stage(part, self.method.size)
 
     def post(self, what: str, microbatch: int, peer: int, part: int) -> None:
         buffer = self.loss if what == "loss" else self.buffer(self.shapes[microbatch][part])
@@ -160,10 +178,10 @@ class Run:
             request.wait()
         if what == "activation":
             self.inputs[microbatch, part] = Tensor(buffer, requires_grad=True)
-            self.buffers.setdefault((microbatch, part), []).append(buffer)
+            self.receiving.setdefault((microbatch, part), []).append(buffer)
         elif what == "gradient":
             self.gradients[microbatch, part] = buffer
-            self.buffers.setdefault((microbatch, part - 1), []).append(buffer)
+            self.receiving.setdefault((microbatch, part - 1), []).append(buffer)
 
     def send(self, what: str, microbatch: int, peer: int, part: int) -> None:
         if what == "loss":
@@ -173,7 +191,7 @@ class Run:
         else:
             array = contiguous(self.gradients.pop((microbatch, part)))
         for key in [key for key, request in self.leaving.items() if request.test()]:
-            self.leaving.pop(key)  # it has left: its memory may go
+            self.leaving.pop(key)  # sent: its memory may go
         with self.comm.step(f"send {what} {microbatch}"):
             request = self.comm.isend(array, peer, tag(what, microbatch, part))
         self.leaving[what, microbatch, part] = request
@@ -184,64 +202,82 @@ class Run:
             request.wait()
 
     def buffer(self, shape: Shape) -> Array:
-        """Memory to receive into: that of a microbatch which is done with, if there is one."""
-        free = self.method._free.setdefault(shape, [])
-        flat = self.method.model.flat.data
+        """Memory to receive into: that of a microbatch that is through, if there is one."""
+        free = self.stage.buffers.setdefault(shape, [])
+        flat = self.stage.model.flat.data
         return free.pop() if free else arrays.module_of(flat).empty(shape, flat.dtype)
 
     def free(self, microbatch: int, part: int) -> None:
-        """The microbatch is done with in this part: its buffers may be received into again."""
-        for buffer in self.buffers.pop((microbatch, part), ()):
-            self.method._free[buffer.shape].append(buffer)
+        """The microbatch is through this part: its buffers may be received into again."""
+        for buffer in self.receiving.pop((microbatch, part), ()):
+            self.stage.buffers[buffer.shape].append(buffer)
 
     # Sums over ranks
 
     def reduce(self, what: str, chunk: int) -> None:
-        method, flat = self.method, self.method.model.flat
+        stage = self.stage
         if what == "replicas":
-            assert method.copies is not None
-            start, stop = method.chunk_range(method.stage, chunk)
-            self.add_twins(start, stop)
-            self.reducing.append(method.copies.spawn(_all_reduce, flat.grad[start:stop]))
+            part = self.layout.chunk_range(stage.index, chunk)
+            self.add_separated(part)
+            stage.sync.ready(part)
         elif what == "loss":
-            assert method.copies is not None
-            ring.all_reduce(method.copies, self.loss)
+            assert stage.replicas is not None
+            ring.all_reduce(stage.replicas, self.loss)
+        elif what == "tied":
+            self.sum_tied()
         else:
-            assert method.partners is not None
-            self.wait_for_reductions()
-            self.add_twins(0, flat.size)
-            with self.comm.step("sum tied gradients"):
-                for part in method.flat_tied():
-                    ring.all_reduce(method.partners, flat.grad[part])
+            self.clip()
 
-    def add_twins(self, start: int, stop: int) -> None:
-        """Bring together what several blocks of this stage found for one parameter.
+    def add_separated(self, part: slice) -> None:
+        """Add the separate gradients of later uses, for parameters in this part, each once."""
+        slices = self.stage.model.flat.slices
+        for pair in list(self.separated):
+            first, later = pair
+            if part.start <= slices[first.name].start < part.stop:
+                first.accumulate(later.grad)
+                self.separated.remove(pair)
 
-        Only parameters in this part of the flat array, and each once.
+    def sum_tied(self) -> None:
+        """Sum the gradients of tied parameters over the stages that hold them.
+
+        Where every replica gets the whole sum, after it: then all stages have the same bits. Where
+        a replica gets its shard alone, before: a stage's shards are not another's.
         """
-        slices = self.method.model.flat.slices
-        for pair in list(self.twins):
-            first, twin = pair
-            if start <= slices[first.name].start < stop:
-                first.accumulate(twin.grad)
-                self.twins.remove(pair)
+        stage, flat = self.stage, self.stage.model.flat
+        assert stage.partners is not None
+        if not stage.sync.sharded:
+            self.complete()
+        with self.comm.step("sum tied gradients"):
+            for name in self.layout.tied:
+                ring.all_reduce(stage.partners, flat.grad[flat.slices[name]])
 
-    def wait_for_reductions(self) -> None:
-        for future in self.reducing:
-            future.wait()
-        self.reducing.clear()
+    def complete(self) -> None:
+        """Wait until all gradients are summed over the replicas; once a step."""
+        self.add_separated(slice(0, self.stage.model.flat.size))
+        if not self.completed:
+            self.completed = True
+            self.stage.sync.finish()
 
-
-def _all_reduce(stream: Comm, gradients: Array) -> None:
-    with stream.step("sum over replicas"):
-        ring.all_reduce(stream, gradients)
+    def clip(self) -> None:
+        """Scale by the norm of the whole gradient, of which every stage has a part."""
+        stage = self.stage
+        assert stage.clip is not None
+        self.complete()
+        square = np.array([stage.sync.squared_norm(self.layout.counted_elsewhere(stage.index))])
+        ring.all_reduce(stage.pipe, square)
+        norm = float(np.sqrt(square[0]))
+        if norm > stage.clip:
+            stage.sync.scale(stage.clip / norm)
 
 
 def tag(what: str, microbatch: int, part: int) -> int:
-    """A number for a message that no other between the same two ranks has in a step."""
+    """A number for a message that no other between the same two ranks has in a step.
+
+    Not 0, which collectives use: the loss is waited for while norms are summed.
+    """
     if what == "loss":
-        return 0
-    return 1 + 2 * (microbatch * 256 + part) + (what == "gradient")
+        return 1
+    return 2 + 2 * (microbatch * 256 + part) + (what == "gradient")
 
 
 def as_array(y: Tensor) -> Array:

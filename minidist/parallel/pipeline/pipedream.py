@@ -34,7 +34,8 @@ from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost, parameter_count
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.pipeline.pipeline import Pipeline
 from minidist.parallel.pipeline.schedules import Backward, Forward, Step
 from minidist.parallel.pipeline.stages import Bounds, part_cost
@@ -44,6 +45,9 @@ class PipeDream(Pipeline):
     """A step of the optimizer after every microbatch, with weight stashing."""
 
     exact = False  # it trains with stale weights
+    refuses = Pipeline.refuses | {
+        "clip": "a stage steps before the others know their gradients, so there is no whole norm"
+    }
 
     def __init__(
         self,
@@ -55,14 +59,15 @@ class PipeDream(Pipeline):
         microbatches: int = 4,
         bounds: Bounds | None = None,
         costs: Sequence[float] | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__(
-            model, loss, optimizer, comm, seed, "pipedream", microbatches, bounds, costs
+            model, loss, optimizer, comm, seed, "pipedream", microbatches, bounds, costs, clip=clip
         )
-        if self.shared:
+        if shared := [*self.layout.tied, *(first.name for first, _ in self.separated)]:
             raise ValueError(
-                f"PipeDream takes no tied parameters, such as {next(iter(self.shared))}: its "
-                "stages are of different ages, so two copies of one parameter would part"
+                f"PipeDream takes no tied parameters, such as {shared[0]}: its stages are of "
+                "different ages, so two copies of one parameter would differ"
             )
 
     def update(self) -> None:
@@ -83,31 +88,32 @@ class PipeDream(Pipeline):
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """That of 1F1B, and with the activations the copies of weights that they belong to."""
         cost = super().cost(batch, machine)
-        peaks = [self._peak(stage, batch) for stage in range(self.size)]
+        peaks = [self._peak(stage, batch) for stage in range(self.layout.stages)]
         return replace(cost, peak_bytes=cost.peak_bytes | {"activations": peaks})
 
     def _peak(self, stage: int, batch: Batch) -> int:
         """Bytes of activations and stashed weights, at the highest."""
-        weights = parameter_count(self.stages[stage])
+        layout = self.layout
+        weights = parameter_count(layout.stage_models[stage])
         stashed = (weights + 1) * self.itemsize if weights else 0  # with the slot for a loss
         parts = batch.microbatches(self.microbatches)
-        last = stage == self.size - 1
+        last = stage == layout.stages - 1
         version = peak = 0
         under_way: dict[int, tuple[int, int]] = {}  # bytes and version, by microbatch
-        for instruction in self.programs[stage]:
+        for instruction in layout.programs[stage]:
             match instruction:
                 case Forward(microbatch):
                     kept = part_cost(
-                        self.parts[stage],
-                        self.shapes_of(parts[microbatch])[stage],
+                        layout.parts[stage],
+                        layout.shapes_of(parts[microbatch])[stage],
                         self.itemsize,
                         self.loss if last else None,
                         first=stage == 0,
                         recompute=False,
                     )
                     under_way[microbatch] = kept.memory.saved, version
-                    # Version 0 is the array that the stage held between steps: not counted twice.
-                    versions = {held for _, held in under_way.values()} - {0}
+                    # Version 0 is the array that the stage keeps between steps: not counted twice.
+                    versions = {version for _, version in under_way.values()} - {0}
                     saved = sum(nbytes for nbytes, _ in under_way.values())
                     peak = max(peak, saved + stashed * len(versions))
                 case Backward(microbatch):

@@ -16,8 +16,9 @@ schedule keeps of activations. Time: see ``pricing.price``, which reads the same
 
 Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
 and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
-the batch: rank r is stage r % p of copy r // p, and a stage's gradients are summed over the copies
-as soon as they are complete, while other stages still go backward.
+the batch: rank r is stage r % p of copy r // p. A stage's gradients come together over the copies
+by ``sync`` (``gradient_sync.py``); by default each chunk is all-reduced as soon as it is complete,
+while other stages still go backward. To clip, the stages all-reduce 8 bytes: the squared norm.
 
 Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, section 2.2.
 """
@@ -29,33 +30,30 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives import central
+from minidist.collectives import all_reduce, central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import Method, StepCost, parameter_count
-from minidist.parallel.pipeline.cost import price_step
-from minidist.parallel.pipeline.executor import Run
+from minidist.parallel.data_parallel.all_reduce import AllReduce
+from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
+from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import parameter_count, parameter_slices
+from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
+from minidist.parallel.pipeline.executor import Executor, OwnStage
+from minidist.parallel.pipeline.layout import make_layout
 from minidist.parallel.pipeline.programs import program
-from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import (
-    SCHEDULES,
-    Schedule,
-)
-from minidist.parallel.pipeline.stages import (
-    Bounds,
-    block_flops,
-    cut,
-    join,
-    separate,
-    tied,
-)
+from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
+from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
+from minidist.parallel.shared_parameters import separate
+from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
 
 
 class Pipeline(Method):
@@ -80,130 +78,112 @@ class Pipeline(Method):
         costs: Sequence[float] | None = None,
         recompute: bool = False,
         replicas: int = 1,
+        sync: Sync | None = None,
+        clip: float | None = None,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if isinstance(schedule, str):
             if schedule not in SCHEDULES:
                 known = ", ".join(SCHEDULES)
                 raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}")
             schedule = SCHEDULES[schedule]
-        if microbatches < 1:
-            raise ValueError(f"a pipeline needs at least one microbatch, not {microbatches}")
         if replicas < 1 or comm.size % replicas:
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
-        self.schedule = schedule
-        self.microbatches = microbatches
-        self.recompute = recompute
-        self.replicas = replicas
-        self.size = comm.size // replicas  # stages
-        self.stage = comm.rank % self.size
-        self.replica = comm.rank // self.size
+        self.layout = make_layout(
+            model,
+            schedule,
+            comm.size // replicas,
+            replicas,
+            microbatches,
+            recompute,
+            bounds,
+            costs,
+            clip is not None,
+            program,
+        )
+        self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
         self.pipe = comm.split(self.replica) if replicas > 1 else comm
-        self.copies = comm.split(self.stage) if replicas > 1 else None
-
-        self.bounds = bounds or self._cut(costs)
-        self._check_bounds()
-        self.parts = [model[start:stop] for start, stop in self.bounds]
-        self.stages = [
-            join([self.parts[schedule.part(stage, c, self.size)] for c in range(schedule.chunks)])
-            for stage in range(self.size)
+        copies = comm.split(self.stage) if replicas > 1 else None
+        self.sync = self._make_sync(sync, copies)
+        self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
+        self.sync.bind(
+            self.model,
+            optimizer,
+            copies or self.pipe,
+            seed,
+            sums_loss=False,
+            clips=clip is not None,
+            apart=self.layout.apart(self.stage),
+        )
+        self.separated = separate(self.model)
+        holds_tied = self.stage in self.layout.tied_stages
+        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        self.own = OwnStage(
+            self.layout,
+            self.stage,
+            self.model,
+            self.separated,
+            loss,
+            self.sync,
+            self.pipe,
+            copies,
+            partners,
+            clip,
+            self.update,
+        )
+        self.stage_replicas = [
+            replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
+            for stage in range(self.layout.stages)
         ]
-        self.model = self.stages[self.stage].init(seed)  # only this stage is given memory
-        self.twins = separate(self.model)
-        self.shared = tied(self.stages)
-        self._check_shared()
-        holders = sorted({stage for where in self.shared.values() for stage in where})
-        self.tied_stages = holders
-        self.partners = self.pipe.split(int(self.stage in holders)) if holders else None
-
-        reduce = [("replicas", replicas > 1), ("loss", replicas > 1)]
-        programs = []
-        for stage in range(self.size):
-            needs = [*reduce, ("tied", stage in holders)]
-            names = tuple(name for name, needed in needs if needed)
-            programs.append(program(schedule, stage, self.size, microbatches, names))
-        validate(programs, schedule, microbatches)
-        self.programs = programs
         self._prices: dict[Any, Price] = {}
-        self._free: dict[Shape, list[Array]] = {}  # buffers to receive into
 
-    # Cutting
-
-    def _cut(self, costs: Sequence[float] | None) -> Bounds:
-        """As even as can be.
-
-        Of more chunks than blocks that compute anything, the last stay empty: they pass on.
-        """
-        costs = block_flops(self.whole) if costs is None else costs
-        parts = self.size * self.schedule.chunks
-        full = parts
-        if self.schedule.chunks > 1:
-            full = min(parts, max(self.size, sum(cost > 0 for cost in costs)))
-        return [*cut(costs, full), *[(len(costs), len(costs))] * (parts - full)]
-
-    def _check_bounds(self) -> None:
-        parts = self.size * self.schedule.chunks
-        ends = [0, *(stop for _, stop in self.bounds)]
-        starts = [*(start for start, _ in self.bounds), len(self.whole)]
-        if ends != starts or len(self.bounds) != parts:
+    def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
+        """The part by which the copies' gradients come together; without copies, none is needed."""
+        if copies is None:
+            if sync is not None:
+                raise ValueError("sync brings the gradients of replicas together: pass replicas=2")
+            return GradientSync()
+        made = AllReduce() if sync is None else make_sync(sync)
+        name = type(made).__name__
+        if made.hooks_forward:
             raise ValueError(
-                f"bounds {self.bounds} must cut {len(self.whole)} blocks into consecutive "
-                f"(start, stop) parts, {self.schedule.chunks} for each of {self.size} stages"
+                f"{name} must see the forward of the whole model, and a pipeline's microbatches "
+                "accumulate: take ReduceScatterUnits, which is ZeRO 2 for that"
             )
-
-    def _check_shared(self) -> None:
-        if len({tuple(where) for where in self.shared.values()}) > 1:
+        if made.whole_array and self.layout.tied and copies.size > 2:
             raise ValueError(
-                f"stages share parameters in several ways, {self.shared}: cut by hand, so that "
-                "the same stages share all of them"
+                f"{name} adds up three and more replicas in an order that depends on where a "
+                f"parameter lies, so the copies of {self.layout.tied[0]}, on stages "
+                f"{list(self.layout.tied_stages)}, would differ: take ReduceScatterUnits"
             )
+        return made
 
     # One step
 
     def step(self, batch: Batch) -> float:
-        self.run = run = Run(self, batch)
-        for _, twin in self.twins:
-            twin.grad.fill(0)  # type: ignore[union-attr]
-        self.model.zero_grad()
-        for instruction in self.programs[self.stage]:
+        self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
+        for _, later in self.separated:
+            later.grad.fill(0)  # type: ignore[union-attr]
+        self.sync.begin(batch.step)
+        for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
         run.finish()
         return float(run.loss[0])
 
-    def microbatches_of(self, batch: Batch, replica: int) -> list[Batch]:
-        """The microbatches of one copy of the pipeline."""
-        return batch.shard(replica, self.replicas).microbatches(self.microbatches)
+    def update(self) -> None:
+        """One step of the optimizer on this stage; the gradients are clipped already."""
+        self.sync.update()
 
-    def shapes_of(self, part: Batch) -> list[Shape]:
-        """The shape of every part's input for a microbatch: no message needs to tell."""
-        first: Shape = (len(part), *part.dataset.input_shape)
-        blocks = self.whole.costs(first)
-        return [first if start == 0 else blocks[start - 1].shape for start, _ in self.bounds]
-
-    def flat_tied(self) -> list[slice]:
-        """Where this stage's shared parameters lie."""
-        return [self.model.flat.slices[name] for name in self.shared]
-
-    def chunk_range(self, stage: int, chunk: int) -> tuple[int, int]:
-        """Where a chunk's parameters lie in its stage's flat array.
-
-        A parameter that two chunks of a stage share belongs to the chunk that is finished last.
-        """
-        schedule = self.schedule
-        parts = [self.parts[schedule.part(stage, c, self.size)] for c in range(schedule.chunks)]
-        ends = [parameter_count(join(parts[: c + 1])) for c in range(schedule.chunks)]
-        return ([0, *ends])[chunk], ends[chunk]
-
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["gradients"] += [twin.grad for _, twin in self.twins]
-        return held
+    def arrays(self) -> dict[str, list[Array]]:
+        arrays = self.sync.arrays()
+        arrays["gradients"] += [later.grad for _, later in self.separated]
+        return arrays
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stage sends its own to all others."""
         found: dict[str, np.ndarray] = {}
         flat = self.model.flat.data
-        for rank, stage in enumerate(self.stages):
+        for rank, stage in enumerate(self.layout.stage_models):
             data = (
                 flat.copy()
                 if rank == self.stage
@@ -217,38 +197,94 @@ class Pipeline(Method):
                 start += parameter.size
         return {name: found[name] for name in self.whole.named_parameters()}
 
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Every stage's buffers, of the first copy of the pipeline."""
+        found: dict[str, np.ndarray] = {}
+        for stage, model in enumerate(self.layout.stage_models):
+            for name, buffer in model.named_buffers().items():
+                mine = stage == self.comm.rank  # the ranks of the first copy come first
+                values = (
+                    arrays.to_host(buffer.data).copy()
+                    if mine
+                    else np.empty(buffer.declared, self.model.flat.data.dtype)
+                )
+                central.broadcast(self.comm, values, root=stage)
+                found[name] = values
+        return {name: found[name] for name in self.whole.named_buffers()}
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
+        sums = np.zeros(3)
+        with as_in_evaluation(self.model):
+            for whole in dataset.chunks(chunk):
+                shard = whole.shard(self.replica, self.layout.replicas)
+                output = self._pass_through(shard)
+                if output is not None:
+                    sums += counts(output, self.loss, shard)
+        return mean_over_ranks(self.comm, sums)
+
+    def _pass_through(self, batch: Batch) -> Tensor | None:
+        """The model's output, on the rank that holds the last part."""
+        layout, x = self.layout, None
+        flat, shapes = self.model.flat.data, layout.shapes_of(batch)
+        for part, model in enumerate(layout.parts):
+            if layout.stage_of(part) != self.stage:
+                continue
+            if part == 0:
+                x = as_tensor(batch.inputs)
+            elif layout.stage_of(part - 1) != self.stage:
+                x = Tensor(arrays.module_of(flat).empty(shapes[part], flat.dtype))
+                self.pipe.recv(x.data, layout.stage_of(part - 1))
+            x = model(x)
+            if part + 1 == len(layout.parts):
+                return x
+            if layout.stage_of(part + 1) != self.stage:
+                following = layout.stage_of(part + 1)
+                self.pipe.send(arrays.module_of(flat).ascontiguousarray(x.data), following)
+        return None
+
+    # Saving and loading
+
+    def optimizer_state(self, kept: State) -> State:
+        """Every stage tells all others its own."""
+        assert self.sync.comm is not None
+        mine = save_optimizer(self.sync.comm, self.sync.optimizer_shards())
+        steps = np.array([mine.get("steps", 0)], np.int64)  # a stage may have no parameters
+        all_reduce(self.pipe, steps, "max")
+        found: State = {"steps": np.array(int(steps[0]))}
+        for slot in self.optimizer.slots if steps[0] else ():
+            for stage, model in enumerate(self.layout.stage_models):
+                slices, dtype = parameter_slices(model), self.model.flat.data.dtype
+                flat = np.empty(parameter_count(model), dtype)
+                if stage == self.stage:
+                    for name, part in slices.items():
+                        flat[part] = mine[f"optimizer/{slot}/{name}"].reshape(-1)
+                central.broadcast(self.pipe, flat, root=stage)
+                cut = by_parameter(flat, slices, model)
+                found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
+        return found
+
+    def load_optimizer(self, state: State) -> None:
+        assert self.sync.comm is not None
+        load_optimizer(self.sync.comm, self.sync.optimizer_shards(), state)
+
+    def own_arrays(self) -> dict[str, Array]:
+        return self.sync.own_arrays()
+
     # What it costs
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Priced from the programs themselves."""
+        """Priced from the programs themselves; and what ``sync`` sends and keeps."""
         priced = self.price(batch, machine)
-        ranks = range(self.comm.size)
-        own = [parameter_count(stage) * self.itemsize for stage in self.stages]
-        twins = [_twin_count(stage) * self.itemsize for stage in self.stages]
-        own_by_rank = [own[rank % self.size] for rank in ranks]
-        return StepCost(
-            messages=priced.messages,
-            nbytes=priced.nbytes,
-            peak_bytes={
-                "parameters": own_by_rank,
-                "gradients": [own[rank % self.size] + twins[rank % self.size] for rank in ranks],
-                "optimizer": [len(self.optimizer.slots) * n for n in own_by_rank],
-                "activations": priced.peak_saved,
-            },
-            busy=priced.busy,
-            seconds=priced.seconds,
-        )
+        return step_cost(self.layout, self.stage_replicas, self.sync, priced, machine)
 
     def price(self, batch: Batch, machine: Machine) -> Price:
         """What a step on ``batch`` should take, with every computation's start and end."""
-        parts = [self.microbatches_of(batch, replica) for replica in range(self.replicas)]
+        layout = self.layout
+        parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine)
         if key not in self._prices:
-            self._prices[key] = price_step(self, parts, machine)
+            self._prices[key] = price_step(
+                layout, self.stage_replicas, self.sync, self.loss, parts, machine
+            )
         return self._prices[key]
-
-
-def _twin_count(stage: Sequential) -> int:
-    """Elements of the extra gradients that ``separate`` makes."""
-    apart = sum(parameter_count(block) for block in stage.blocks.values())
-    return apart - parameter_count(stage)

@@ -55,20 +55,20 @@ def price(
     seconds: Callable[[int, Compute], float],
     nbytes: Callable[[int, Send], int],
     memory: Callable[[int, Compute], Memory],
-    ring: Callable[[int, Reduce], Ring] | None = None,
+    rings: Callable[[int, Reduce], Sequence[Ring]] | None = None,
     replicas: int = 1,
 ) -> Price:
     """Time, memory and messages of ``replicas`` copies of a pipeline with these programs.
 
     Rank r is stage r % p of copy r // p. For each rank: ``seconds`` of a computation, ``nbytes``
-    of a message, ``memory`` of a microbatch, and the ``ring`` of a reduction.
+    of a message, ``memory`` of a microbatch, and the ``rings`` of a reduction.
     """
     watch = Stopwatch(machine, len(programs) * replicas)
     for rank in range(len(programs) * replicas):
         instructions = programs[rank % len(programs)]
         first = rank - rank % len(programs)  # the first stage of this rank's pipeline
         watch.start(
-            rank, _run(watch, rank, first, instructions, seconds, nbytes, memory, ring), 0.0
+            rank, _run(watch, rank, first, instructions, seconds, nbytes, memory, rings), 0.0
         )
     return watch.run()
 
@@ -81,14 +81,14 @@ def _run(
     seconds: Callable[[int, Compute], float],
     nbytes: Callable[[int, Send], int],
     memory: Callable[[int, Compute], Memory],
-    ring: Callable[[int, Reduce], Ring] | None,
+    rings: Callable[[int, Reduce], Sequence[Ring]] | None,
 ) -> Task:
     """One rank: exactly the calls that the executor makes."""
     found = watch.found
     receiving: dict[Any, Side] = {}
     sending: dict[Any, Side] = {}
     reducing: list[Job] = []
-    held = 0
+    kept = 0
 
     for instruction in instructions:
         match instruction:
@@ -104,16 +104,16 @@ def _run(
                 )
                 sending[what, microbatch, part] = side
             case Reduce("replicas", _):
-                assert ring is not None
+                assert rings is not None
                 reducing.append(
-                    watch.spawn(rank, _ring(watch, rank, ring(rank, instruction), False))
+                    watch.spawn(rank, _rings(watch, rank, rings(rank, instruction), False))
                 )
             case Reduce():
-                assert ring is not None
+                assert rings is not None
                 for job in reducing:
                     yield from watch.join(job)
                 reducing.clear()
-                yield from _ring(watch, rank, ring(rank, instruction), True)
+                yield from _rings(watch, rank, rings(rank, instruction), True)
             case Step():
                 for job in reducing:
                     yield from watch.join(job)
@@ -122,21 +122,27 @@ def _run(
                 cost = memory(rank, instruction)
                 match instruction:
                     case Forward():
-                        held += cost.saved
-                        highest = held
+                        kept += cost.saved
+                        highest = kept
                     case Backward():
-                        highest = held - cost.saved + cost.backward
-                        held -= cost.saved
+                        highest = kept - cost.saved + cost.backward
+                        kept -= cost.saved
                     case InputGradient():
-                        highest = held - cost.saved + cost.backward
-                        held += cost.deferred - cost.saved
+                        highest = kept - cost.saved + cost.backward
+                        kept += cost.deferred - cost.saved
                     case WeightGradient():
-                        highest = held
-                        held -= cost.deferred
+                        highest = kept
+                        kept -= cost.deferred
                 found.peak_saved[rank] = max(found.peak_saved[rank], highest)
                 watch.compute(rank, seconds(rank, instruction), instruction)
     for side in sending.values():
         yield from watch.wait(side)
+
+
+def _rings(watch: Stopwatch, rank: int, rings: Sequence[Ring], counted: bool) -> Task:
+    """All-reduces one after the other."""
+    for ring in rings:
+        yield from _ring(watch, rank, ring, counted)
 
 
 def _ring(watch: Stopwatch, rank: int, ring: Ring, counted: bool) -> Task:

@@ -46,8 +46,7 @@ def program(
         found += _with_messages(schedule, instruction, stage, stages)
         if "replicas" in reduce and _completes(instruction, order[index + 1 :]):
             found.append(Reduce("replicas", instruction.chunk))
-    if "tied" in reduce:
-        found.append(Reduce("tied"))
+    found += [Reduce(what) for what in ("tied", "norm") if what in reduce]
     if not any(isinstance(instruction, Step) for instruction in order):
         found.append(Step())
     return _posted_early([*found, *_pass_loss(schedule, stage, stages, reduce)])

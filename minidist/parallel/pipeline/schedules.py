@@ -105,7 +105,8 @@ class Reduce:
     """Add up over ranks that hold the same parameters.
 
     "replicas": a chunk's gradients, over the copies of this pipeline, while the stage goes on.
-    "tied": the gradients of parameters that several stages share. "loss": of all copies.
+    "tied": the gradients of parameters that several stages share. "norm": the squared norms of
+    the stages' gradients, to clip by. "loss": of all copies.
     """
 
     what: str

@@ -17,11 +17,10 @@ import numpy as np
 from minidist.collectives import broadcast
 from minidist.comm.comm import Comm
 from minidist.data.batches import Batch
-from minidist.engine.array import module_of
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
-from minidist.nn.module import LayerCost, Module, Parameter, Shape
-from minidist.parallel.method import saved_bytes, training_flops
+from minidist.nn.module import LayerCost, Module, Shape
+from minidist.parallel.model_costs import saved_bytes, training_flops
 from minidist.parallel.pipeline.pricing import Memory
 
 Bounds = list[tuple[int, int]]
@@ -101,15 +100,6 @@ def join(parts: Sequence[Sequential]) -> Sequential:
     return joined
 
 
-def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
-    """Parameters that several parts share, by name: in which parts each is."""
-    holders: dict[str, list[int]] = {}
-    for index, part in enumerate(parts):
-        for name in part.named_parameters():
-            holders.setdefault(name, []).append(index)
-    return {name: where for name, where in holders.items() if len(where) > 1}
-
-
 @dataclass(frozen=True)
 class PartCost:
     """What one part of a model costs on one microbatch: FLOPs, and bytes kept."""
@@ -144,7 +134,7 @@ def part_cost(
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
-        if not _saves_input(costs, loss):  # then the input is held beside what is saved
+        if not _saves_input(costs, loss):  # then the input is kept as well
             saved, highest = saved + own, highest + own
         during, saved = saved, own
     else:
@@ -203,29 +193,3 @@ def _walk_back(
         now = own + sum(sizes[b] for b, count in users.items() if count)
         highest = max(highest, now)
     return highest, now if costs else 0
-
-
-def separate(model: Sequential) -> list[tuple[Parameter, Parameter]]:
-    """Give every further block that shares a parameter a gradient of its own: (first, twin) each.
-
-    The twin has the same values in the same memory. Uses in different blocks are then summed
-    apart and brought together at the end, which is the order in which pipeline stages on
-    different ranks must do it; with one microbatch it changes no bit.
-    """
-    seen: dict[int, Parameter] = {}
-    twins: list[tuple[Parameter, Parameter]] = []
-    for block in model.blocks.values():
-        here: dict[int, Parameter] = {}
-        for module in block.named_modules().values():
-            for attribute, value in list(vars(module).items()):
-                if not isinstance(value, Parameter):
-                    continue
-                if id(value) not in seen:
-                    here[id(value)] = value
-                    continue
-                twin = Parameter(value.declared, value.initialiser, value.name)
-                twin.data, twin.grad = value.data, module_of(value.grad).zeros_like(value.grad)
-                setattr(module, attribute, twin)
-                twins.append((value, twin))
-        seen |= here
-    return twins

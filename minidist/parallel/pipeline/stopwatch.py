@@ -169,7 +169,7 @@ class Stopwatch:
     join = wait
 
     def spawn(self, rank: int, task: Task) -> Job:
-        """Run a reduction on the rank's stream, after those that it was given before."""
+        """Run a reduction on the rank's stream, after those that were spawned before."""
         job = Job(task, self.current.time)
         self.streams[rank].append(job)
         if len(self.streams[rank]) == 1:

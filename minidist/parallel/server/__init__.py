@@ -2,8 +2,8 @@
 
 Read ``parameter_server.py`` first: all wait for all. In ``stale_parameter_server.py`` workers run
 ahead of each other, in ``look_ahead.py`` they make up for it, and in ``backup_workers.py`` the
-slowest are not waited for. ``key_ranges.py`` says which server has which parameters, ``pushes.py``
-what a gradient is on its way.
+slowest are not waited for. ``roles.py`` says who serves and who works, ``key_ranges.py`` which
+server has which parameters, ``pushes.py`` what a gradient is on its way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ __getattr__, __dir__, __all__ = offer(
         "stale_parameter_server": ["StaleParameterServer"],
         "look_ahead": ["LookAhead"],
         "backup_workers": ["BackupWorkers"],
-        "key_ranges": ["KeyRanges", "ServerLost", "Servers", "flat_slices", "roles"],
+        "key_ranges": ["KeyRanges"],
+        "roles": ["ServerLost", "Servers"],
         "pushes": ["Pushes"],
     },
 )

@@ -3,11 +3,11 @@
     worker 0   ████ push ─────── pull ████ push         the server wants W - b pushes of a clock,
     worker 1   █████ push ────── pull █████ push        here 3 of 4 ...
     worker 2   ██████ push ───── pull ██████ push
-    worker 3   ██████████████ push (late: dropped)      ... and the last one has computed in vain
+    worker 3   ██████████████ push (late: dropped)      ... and the last one's is discarded
 
 The server takes the first W - b gradients of every clock, scales their sum up to the whole batch,
-steps, and answers those that sent them. A later gradient of that clock is dropped: stale it never
-is, only wasted. Its worker is answered at once, and told which clock it is by then, so it skips
+steps, and answers those that sent them. A later gradient of that clock is discarded, never
+applied. Its worker is answered at once, and told which clock it is by then, so it skips
 what it has missed. With b = 0 this is bulk synchronous training.
 
 For one global batch, W workers and one server, of n = Ψe bytes:
@@ -34,10 +34,11 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
+from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
 from minidist.parallel.server.pushes import PUSH
-from minidist.parallel.server.stale_parameter_server import PULL, StaleParameterServer
+from minidist.parallel.server.stale_parameter_server import StaleParameterServer
+from minidist.parallel.server.stale_worker import PULL
 
 
 class BackupWorkers(StaleParameterServer):
@@ -53,8 +54,18 @@ class BackupWorkers(StaleParameterServer):
         backups: int = 1,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed, compressor=compressor, clip=clip)
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            compressor=compressor,
+            clip=clip,
+            microbatches=microbatches,
+        )
         if backups < 0:
             raise ValueError(f"the number of backup workers is 0 or more, not {backups}")
         self.backups = min(backups, len(self.workers) - 1)  # somebody must work
@@ -70,7 +81,7 @@ class BackupWorkers(StaleParameterServer):
         while clock < end:
             self.model.zero_grad()
             shard = batches[clock - self.clock].shard(index, len(self.workers))
-            loss = self.forward_backward(shard)
+            loss = self.accumulate(shard)
             message = [np.array([clock, loss]), self.pushes.pack(0, self.model.flat.grad, clock)]
             with self.servers_must_live(), self.comm.step("push"):
                 pulls = [
@@ -141,11 +152,11 @@ class BackupWorkers(StaleParameterServer):
         if now >= end:
             working.discard(worker)
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming)
-        return held
+            found["gradients"].append(self.incoming)
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """As the asynchronous server, and a clock with every answer; gradients are added."""

@@ -1,4 +1,4 @@
-"""Key ranges: which server owns which parameters, and which ranks serve or work.
+"""Key ranges: which server owns which parameters.
 
 The flat parameters are cut into S contiguous ranges, one for each server:
 
@@ -6,22 +6,21 @@ The flat parameters are cut into S contiguous ranges, one for each server:
     S = 3       [ server 0       |  server 1        |  server 2             ]
 
 A server holds its range alone: its parameters, its sum of gradients, its part of the optimizer's
-state. Parameters are initialised by name, so it builds these without building the model. The
-first S ranks serve and the others work; or every rank does both, a worker with a server beside it
-("colocated"). Li et al., "Scaling distributed machine learning with the parameter server",
-OSDI'14, section 4.3.
+state. Parameters are initialised by name, so it builds these without building the model. Which
+ranks serve, and which work: roles.py. Li et al., "Scaling distributed machine learning with the
+parameter server", OSDI'14, section 4.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 
 from minidist.collectives import ring
 from minidist.collectives.ring import chunks
-from minidist.comm.comm import Comm, RankLost
+from minidist.comm.comm import Comm
+from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import generator
@@ -29,53 +28,27 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
-from minidist.parallel.method import Method, parameter_count
+from minidist.parallel.evaluation import (
+    as_in_evaluation,
+    mean_over_ranks,
+    sums_of,
+    with_values,
+)
+from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.server.pushes import Pushes
-
-
-class ServerLost(RuntimeError):
-    """A server has died, and with it the only copy of its keys."""
-
-
-Servers = int | Callable[[int], int]  # how many, or a function from the number of ranks to it
-
-
-def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list[int]]:
-    """The ranks that serve, and those that work. A rank alone does both, and so do all colocated.
-
-    >>> roles(5, 2, colocated=False)
-    ([0, 1], [2, 3, 4])
-    """
-    if colocated:
-        return list(range(size)), list(range(size))
-    count = servers(size) if callable(servers) else servers
-    if count < 1:
-        raise ValueError(f"a parameter server needs at least one server, not {count}")
-    if size == count == 1:
-        return [0], [0]
-    if count >= size:
-        raise ValueError(
-            f"{count} servers and at least one worker need {count + 1} ranks, and there are "
-            f"{size}: ask for fewer servers, or let every rank do both (colocated=True)"
-        )
-    return list(range(count)), list(range(count, size))
-
-
-def flat_slices(model: Module) -> dict[str, slice]:
-    """Where each parameter of a declared model lies in the flat array, once there is one."""
-    slices, start = {}, 0
-    for name, parameter in model.named_parameters().items():
-        slices[name] = slice(start, start + parameter.size)
-        start += parameter.size
-    return slices
+from minidist.parallel.server.roles import Servers, ServersAndWorkers
+from minidist.parallel.state import State, by_parameter, gather_own, under
 
 
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
-    """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them, it alone."""
+    """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them.
+
+    The rest is not initialised.
+    """
     values = np.empty(keys.stop - keys.start, arrays.default_dtype())
     named = model.named_parameters()
-    for name, where in flat_slices(model).items():
+    for name, where in parameter_slices(model).items():
         low, high = max(where.start, keys.start), min(where.stop, keys.stop)
         if low < high:
             parameter = named[name]
@@ -85,8 +58,8 @@ def initial_values(model: Module, seed: int, keys: slice) -> Array:
     return arrays.to_device(values)
 
 
-class KeyRanges(Method):
-    """Base of the parameter servers: roles, key ranges, and what servers and workers hold.
+class KeyRanges(ServersAndWorkers):
+    """Base of the parameter servers: key ranges, and what servers and workers keep.
 
     ``extra`` counts slots after the last parameter, which the last server owns too: 1 if the loss
     rides along. ``data`` and ``total`` are the server's range of the parameters and the gradient
@@ -107,21 +80,17 @@ class KeyRanges(Method):
         apart: bool = False,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"the norm to clip to must be positive, not {clip}")
-        self.clip = clip
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model
         self.psi = parameter_count(model)
-        self.servers, self.workers = roles(comm.size, servers, colocated)
+        self.take_roles(servers, colocated)
         self.ranges = chunks(self.psi + extra, len(self.servers))
         self.keys = [slice(part.start, min(part.stop, self.psi)) for part in self.ranges]
-        self.works, self.serves = comm.rank in self.workers, comm.rank in self.servers
         self.dtype = np.dtype(arrays.default_dtype())
-        self.lost: set[int] = set()  # workers that died, as far as this server knows
         self.shares = comm.size == 1 or not apart
-        self.desk: Comm = comm  # where this rank's server serves
+        self.server_comm: Comm = comm  # where this rank's server serves
         self.server_group = comm.split(int(self.serves))
         self.pushes = Pushes(model, self.ranges, self.keys, compressor, self.dtype, seed, comm.rank)
         if self.works:
@@ -145,7 +114,7 @@ class KeyRanges(Method):
             if comm.size > 1:
                 self.pushes.start_receiving(index, self.data)
             # A rule that needs norms of whole parameters gets them from all servers together.
-            optimizer.bind(flat_slices(model), keys.start, self.sum_over_servers)
+            optimizer.bind(parameter_slices(model), keys.start, self.sum_over_servers)
 
     def clients_of(self, rank: int) -> list[int]:
         """The servers, by index, to which this worker sends: all but the one beside it."""
@@ -153,7 +122,7 @@ class KeyRanges(Method):
 
     def update_keys(self) -> None:
         """One step of the optimizer on this server's range."""
-        with self.desk.step("optimizer"):
+        with self.server_comm.step("optimizer"):
             self.optimizer.step(self.data[self.owned], self.total[self.owned])
 
     def clip_total(self) -> None:
@@ -163,36 +132,33 @@ class KeyRanges(Method):
 
     def norms(self) -> list[int]:
         """How many numbers the servers sum in each all-reduce of a step, to agree on norms."""
-        return [1] * (self.clip is not None) + [2 * len(flat_slices(self.whole))] * (
+        return [1] * (self.clip is not None) + [2 * len(parameter_slices(self.whole))] * (
             self.optimizer.layerwise
         )
 
     def sum_over_servers(self, numbers: np.ndarray) -> None:
         """Sum a few numbers over all servers, in place: each must call it."""
-        with self.servers_must_live(), self.desk.step("agree on norms"):
+        with self.servers_must_live(), self.server_comm.step("agree on norms"):
             # A server's rank in this group is its index among the servers.
             ring.all_reduce(self.server_group, numbers)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""
-        flat = self.gather_keys(arrays.module().empty(self.psi, self.dtype))
-        host = arrays.to_host(flat)
-        named = self.whole.named_parameters()
-        return {
-            name: host[where].reshape(named[name].declared)
-            for name, where in flat_slices(self.whole).items()
-        }
+        own = self.data[self.owned] if self.serves else None
+        host = arrays.to_host(self.gather_keys(own))
+        return by_parameter(host, parameter_slices(self.whole), self.whole)
 
-    def gather_keys(self, flat: Array) -> Array:
-        """Fill ``flat`` with every server's range, on every rank."""
+    def gather_keys(self, own: Array | None) -> Array:
+        """An array as long as all keys, of which every server gives its range, on every rank."""
+        flat = arrays.module().empty(self.psi, self.dtype)
         for server, keys in zip(self.servers, self.keys, strict=True):
             if server == self.comm.rank:
-                flat[keys] = self.data[self.owned]
+                flat[keys] = own
             self.tell(flat[keys], server)
         return flat
 
     def tell(self, array: Array, server: int) -> None:
-        """Copy ``array`` of one server to every rank that lives, in place."""
+        """Copy ``array`` of one rank, mostly a server, to every rank that lives, in place."""
         if self.comm.rank != server:
             with self.servers_must_live():
                 self.comm.recv(array, server)
@@ -202,96 +168,90 @@ class KeyRanges(Method):
                 with self.without_lost_workers(), self.comm.step(f"tell {peer}"):
                     self.comm.send(array, peer)
 
-    # Checkpoints: all that matters is on the servers
-
-    def checkpoint(self) -> dict[str, np.ndarray]:
-        """What this rank must keep to go on later: a copy of the server's arrays, on the host.
-
-        On a worker empty, but for the errors of compressed pushes. Save it as you like, for
-        example with ``numpy.savez``.
-        """
-        kept = self.pushes.remembered()
-        if self.serves:
-            kept |= {"data": self.data[self.owned], **self.optimizer.state}
-        saved = {name: arrays.to_host(array).copy() for name, array in kept.items()}
-        return saved | ({"steps": np.array(self.optimizer.steps)} if self.serves else {})
-
-    def restore(self, saved: dict[str, np.ndarray]) -> None:
-        """Go on from ``checkpoint()`` of the same server; workers pull. Every rank must call it.
-
-        The number of servers must be the same; workers may be more or fewer.
-        """
-        if self.serves:
-            data = self.data[self.owned]
-            if "data" not in saved or saved["data"].shape != data.shape:
-                got = saved["data"].size if "data" in saved else "none"
-                raise ValueError(
-                    f"restore: server {self.servers.index(self.comm.rank)} of "
-                    f"{len(self.servers)} owns {data.size} keys, the checkpoint has {got}: use "
-                    "as many servers as when it was saved, and each one's own checkpoint"
-                )
-            data[...] = arrays.to_device(saved["data"])
-            if set(self.optimizer.slots) <= saved.keys():  # not if it was saved before any step
-                self.optimizer.prepare(data)
-                for name, array in self.optimizer.state.items():
-                    array[...] = arrays.to_device(saved[name])
-            self.optimizer.steps = int(saved["steps"])
-        for name, array in self.pushes.remembered().items():
-            if name in saved:  # a worker that is new owes nothing yet
-                array[...] = arrays.to_device(saved[name])
-        flat = self.model.flat.data if self.works else arrays.module().empty(self.psi, self.dtype)
-        self.gather_keys(flat)
-
-    # Failures
-
-    @contextmanager
-    def servers_must_live(self) -> Iterator[None]:
-        """A server that dies inside becomes an error that says which keys are gone."""
-        try:
-            yield
-        except RankLost as lost:
-            if lost.rank not in self.servers:
-                raise
-            index = self.servers.index(lost.rank)
-            keys = self.keys[index]
-            names = ", ".join(
-                f"{name}[{max(where.start, keys.start) - where.start}:"
-                f"{min(where.stop, keys.stop) - where.start}]"
-                for name, where in flat_slices(self.whole).items()
-                if max(where.start, keys.start) < min(where.stop, keys.stop)
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Those of the first worker that lives."""
+        worker = next(self.alive(self.workers))
+        found: State = {}
+        for name, buffer in self.whole.named_buffers().items():
+            mine = worker == self.comm.rank
+            found[name] = (
+                arrays.to_host(buffer.data).copy()
+                if mine
+                else np.empty(buffer.declared, self.dtype)
             )
-            raise ServerLost(
-                f"server {index} (rank {lost.rank}) has died, and with it keys {keys.start} to "
-                f"{keys.stop - 1} of {self.psi}: {names}. Start again and restore() each server's "
-                "last checkpoint"
-            ) from lost
+            self.tell(found[name], worker)
+        return found
 
-    @contextmanager
-    def without_lost_workers(self) -> Iterator[None]:
-        """A worker that dies inside is left out from now on."""
-        try:
-            with self.servers_must_live():
-                yield
-        except RankLost as lost:
-            self.lost.add(lost.rank)
-            if self.lost >= set(self.workers):
-                raise RuntimeError("all workers have died: nobody is left to train") from lost
-
-    def alive(self, clients: list[int]) -> Iterator[int]:
-        """The workers that have not died, as far as is known when their turn comes."""
-        return (worker for worker in clients if worker not in self.lost)
-
-    def holds(self) -> dict[str, list[Array]]:
-        held: dict[str, list[Array]] = {"parameters": [], "gradients": []}
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of the servers' parameters; the workers share the work."""
+        sums, values = np.zeros(3), self.gather_keys(self.data[self.owned] if self.serves else None)
         if self.works:
-            held["parameters"].append(self.model.flat.data)
-            held["gradients"].append(self.model.flat.grad)
+            shard, shards = self.workers.index(self.comm.rank), len(self.workers)
+            with as_in_evaluation(self.model), with_values(self.model.flat.data, values):
+                sums += sums_of(self.forward, self.loss, dataset, chunk, shard, shards)
+        return mean_over_ranks(self.comm, sums)
+
+    # Saving and loading: all that matters is on the servers, but for the errors of compression
+
+    def optimizer_state(self, kept: State) -> State:
+        steps = np.array([self.optimizer.steps])
+        self.tell(steps, self.servers[0])
+        found: State = {"steps": np.array(int(steps[0]))}
+        for slot in self.optimizer.slots if steps[0] else ():
+            own = self.optimizer.state[slot] if self.serves else None
+            flat = arrays.to_host(self.gather_keys(own))
+            cut = by_parameter(flat, parameter_slices(self.whole), self.whole)
+            found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
+        return found
+
+    def load_parameters(self, by_name: State) -> None:
+        flat = self.flatten(by_name)
+        if self.serves:
+            self.data[self.owned] = flat[self.keys[self.servers.index(self.comm.rank)]]
+        if self.works:
+            self.model.flat.data[...] = flat
+            for name, buffer in self.model.named_buffers().items():
+                buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
+
+    def load_optimizer(self, state: State) -> None:
+        if not self.serves:
+            return
+        self.optimizer.prepare(self.data[self.owned])
+        self.optimizer.steps = int(state["steps"])
+        for slot, array in self.optimizer.state.items():
+            if state["steps"] > 0:
+                flat = self.flatten(under(f"optimizer/{slot}/", state))
+                array[...] = flat[self.keys[self.servers.index(self.comm.rank)]]
+
+    def flatten(self, by_name: State) -> Array:
+        """All parameters' values one behind the other, as they lie in the flat array."""
+        named = [by_name[name].reshape(-1) for name in self.whole.named_parameters()]
+        return arrays.to_device(np.concatenate(named).astype(self.dtype, copy=False))
+
+    def own_arrays(self) -> dict[str, Array]:
+        return self.pushes.remembered()
+
+    def gather_own(self) -> State:
+        if not self.keeps_own:
+            return {}
+        return gather_own(self.comm, self.own_arrays(), self.tell)
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether any rank keeps what others do not have."""
+        return self.pushes.compressed
+
+    def arrays(self) -> dict[str, list[Array]]:
+        found: dict[str, list[Array]] = {"parameters": [], "gradients": []}
+        if self.works:
+            found["parameters"].append(self.model.flat.data)
+            found["gradients"].append(self.model.flat.grad)
         if self.serves and not (self.works and self.shares):
-            held["parameters"].append(self.data[self.owned])
-            held["gradients"].append(self.total[self.owned])
-        held["gradients"] += self.pushes.holds()
-        held["optimizer"] = list(self.optimizer.state.values())
-        return held
+            found["parameters"].append(self.data[self.owned])
+            found["gradients"].append(self.total[self.owned])
+        found["gradients"] += self.pushes.arrays()
+        found["optimizer"] = list(self.optimizer.state.values())
+        return found
 
     @property
     def itemsize(self) -> int:

@@ -13,7 +13,8 @@ server answers with
 
     ŵ = w + (W - 1)(w - w')        w' are the parameters before the last update
 
-and a worker's gradient is nearly fresh when it is applied. One worker alone gets w itself.
+and a worker's gradient is almost that of the parameters to which it is applied. One worker alone
+gets w itself.
 
 It sends what a stale server sends, and a server holds its range of w' too: n/S bytes. Kosson et
 al., "Pipelined backpropagation at scale", arXiv 2003.11666 (linear weight prediction); Hakimi et
@@ -50,11 +51,11 @@ class LookAhead(StaleParameterServer):
         """An answer always follows an update, so ``before`` is known."""
         return self.data + (len(self.workers) - 1) * (self.data - self.before)
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        found = super().arrays()
         if self.before is not None:
-            held["parameters"].append(self.before)
-        return held
+            found["parameters"].append(self.before)
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """As the stale server, and the parameters before."""

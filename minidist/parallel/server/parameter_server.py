@@ -44,8 +44,9 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_compression.compression import Compressor
-from minidist.parallel.method import StepCost, saved_bytes, training_flops
+from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
@@ -71,6 +72,7 @@ class ParameterServer(KeyRanges):
         colocated: bool = False,
         compressor: Callable[[], Compressor] | None = None,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
         super().__init__(
             model,
@@ -83,6 +85,7 @@ class ParameterServer(KeyRanges):
             extra=1,
             compressor=compressor,
             clip=clip,
+            microbatches=microbatches,
         )
         self.exact = not self.pushes.compressed
         self.incoming: Array | None = None
@@ -105,7 +108,7 @@ class ParameterServer(KeyRanges):
         """The worker: compute a gradient, then start to push it and to pull the answers."""
         index, flat = self.workers.index(self.comm.rank), self.model.flat
         self.model.zero_grad()
-        loss = self.forward_backward(batch.shard(index, len(self.workers)))
+        loss = self.accumulate(batch.shard(index, len(self.workers)))
         flat.grad_and_loss[-1] = loss
         others = [
             (server, self.servers[server])
@@ -177,11 +180,11 @@ class ParameterServer(KeyRanges):
             for worker in range(len(self.workers)):
                 yield worker, (worker + round) % count
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
+    def arrays(self) -> dict[str, list[Array]]:
+        found = super().arrays()
         if self.incoming is not None:
-            held["gradients"].append(self.incoming[self.owned])
-        return held
+            found["gradients"].append(self.incoming[self.owned])
+        return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above for uneven ranges and shards too: the meetings, one by one.
@@ -190,15 +193,16 @@ class ParameterServer(KeyRanges):
         """
         ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
         wire = [(part.stop - part.start) * e for part in self.ranges]
-        own = [(keys.stop - keys.start) * e for keys in self.keys]
-        shapes = {
-            rank: (len(batch.shard(index, len(self.workers))), *batch.dataset.input_shape)
+        owns = [(keys.stop - keys.start) * e for keys in self.keys]
+        shards = {
+            rank: batch.shard(index, len(self.workers)).microbatches(self.microbatches)
             for index, rank in enumerate(self.workers)
         }
         busy = [0.0 for _ in ranks]
-        for rank, shape in shapes.items():
-            flops = sum(training_flops(self.whole, shape))
-            busy[rank] = machine.compute(flops + pushes.encode_flops(self.clients_of(rank)), rank)
+        for rank, own in shards.items():
+            encoding = pushes.encode_flops(self.clients_of(rank))
+            busy[rank] = training_seconds(self.whole, own, machine, rank)
+            busy[rank] += machine.compute(encoding, rank)
         messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
         clock, ports = list(busy), Ports(self.comm.size)
         ports.out_free = list(busy)  # nobody sends before it has computed
@@ -247,12 +251,12 @@ class ParameterServer(KeyRanges):
                 clock[last] = clock[server] = move(last, server, ready, e)
 
         owned = [0 for _ in ranks]
-        for server, size in zip(self.servers, own, strict=True):
+        for server, size in zip(self.servers, owns, strict=True):
             owned[server] = size
-        whole = [self.psi * e if rank in shapes else owned[rank] for rank in ranks]
+        whole = [self.psi * e if rank in shards else owned[rank] for rank in ranks]
         arriving = len(self.workers) > 1 and not pushes.compressed
         pushed = [
-            pushes.kept_bytes(self.clients_of(rank)) if rank in shapes else 0 for rank in ranks
+            pushes.kept_bytes(self.clients_of(rank)) if rank in shards else 0 for rank in ranks
         ]
         for index, server in enumerate(self.servers):
             pushed[server] += pushes.arriving_bytes(index) if self.comm.size > 1 else 0
@@ -266,7 +270,7 @@ class ParameterServer(KeyRanges):
                 ],
                 "optimizer": [len(self.optimizer.slots) * size for size in owned],
                 "activations": [
-                    saved_bytes(self.whole, shapes[rank], e, self.loss) if rank in shapes else 0
+                    largest_saved(self.whole, shards[rank], e, self.loss) if rank in shards else 0
                     for rank in ranks
                 ],
             },

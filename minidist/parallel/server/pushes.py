@@ -10,9 +10,9 @@ matrix, its whole rows stay a matrix, for PowerSGD; the torn rows travel as they
 on the way, so ``Sign`` means EF-signSGD here. Pulls are parameters, and not compressed.
 
 A push to a server is one message: ke bytes for its k keys as they are, else what the compressor's
-``wire`` says, its arrays one behind the other. What is no key (the loss, where it rides behind
-them) is never compressed: 8 bytes in front. Decoding is not charged to the virtual clock, but for
-its matrix products.
+``wire`` says, its arrays one behind the other. What is no key (the loss, which lies behind them) is
+sent first, uncompressed, in 8 bytes. Decoding is not charged to the virtual clock, but for its
+matrix products.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module, Shape
-from minidist.parallel.gradient_compression.compression import Compressor, make_compressor
+from minidist.parallel.gradient_compression.compressor import Compressor, make_compressor
 
 PUSH = 1  # tag
 
@@ -33,8 +33,8 @@ PUSH = 1  # tag
 class Pushes:
     """One rank's end of all pushes: workers ``pack``, servers ``receive`` and ``add``.
 
-    ``ranges`` are the servers' parts of the flat gradient, ``keys`` the same without what rides
-    behind. ``compressor`` makes a compressor; None: gradients travel as they are.
+    ``ranges`` are the servers' parts of the flat gradient, ``keys`` the same without the loss that
+    may lie behind. ``compressor`` makes a compressor; None: gradients travel as they are.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Pushes:
     # The worker
 
     def start_sending(self, grad: Array, servers: Iterable[int]) -> None:
-        """Told once: a gradient to come, and to which servers its parts will go."""
+        """Set where gradients will be, and to which servers their parts go; call once."""
         if self.compressed:
             for server in servers:
                 sender = self.senders[server] = self.codecs[server]
                 sender.start(grad[self.keys[server]], sender.shapes, sender.seed, sender.rank)
 
     def pack(self, server: int, grad: Array, step: int) -> Array:
-        """The push to ``server``: its part of ``grad``, and what rides behind the keys."""
+        """The push to ``server``: its part of ``grad``, and the loss behind the keys."""
         if not self.compressed:
             return grad[self.ranges[server]]
         keys, behind = self.keys[server], slice(self.keys[server].stop, self.ranges[server].stop)
@@ -82,7 +82,7 @@ class Pushes:
     # The server
 
     def start_receiving(self, server: int, like: Array) -> None:
-        """Told once, on that server: allocates what compressed pushes arrive in."""
+        """On that server, call once: allocates what compressed pushes arrive in."""
         self.server = server
         self.owned = slice(0, self.keys[server].stop - self.keys[server].start)
         if self.compressed:
@@ -143,9 +143,9 @@ class Pushes:
 
     # Memory
 
-    def holds(self) -> list[Array]:
+    def arrays(self) -> list[Array]:
         """Errors kept for the next push, and the push that arrives."""
-        kept = [array for sender in self.senders.values() for array in sender.holds()]
+        kept = [array for sender in self.senders.values() for array in sender.arrays()]
         return kept + ([] if self.arriving is None else [self.arriving])
 
     def remembered(self) -> dict[str, Array]:
@@ -153,7 +153,7 @@ class Pushes:
         return {
             f"push to {server}, {index}": array
             for server, sender in self.senders.items()
-            for index, array in enumerate(sender.holds())
+            for index, array in enumerate(sender.arrays())
         }
 
 

@@ -1,7 +1,8 @@
 """ZeRO: data parallelism in which no rank keeps what another keeps as well.
 
 Read ``stage1.py`` first (the optimizer's state is cut), then ``stage2.py`` (gradients too) and
-``stage3.py`` (parameters too).
+``stage3.py`` (parameters too). ``units.py`` says how a model is cut; ``accumulated.py`` is stage 2
+for several microbatches, and ``plan.py`` predicts the time of stages 2 and 3.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "stage1": ["Zero1", "held_by_rank"],
-        "stage2": ["Unit", "Zero2"],
+        "stage1": ["ReduceScatter", "Zero1"],
+        "accumulated": ["ReduceScatterUnits"],
+        "stage2": ["ReduceScatterSlots", "Zero2"],
         "stage3": ["Zero3"],
+        "units": ["Unit"],
     },
 )

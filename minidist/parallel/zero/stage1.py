@@ -34,15 +34,17 @@ A parameter that several blocks share (tied embeddings) cannot come and go with 
 are gathered once a step and stay until its end.
 
 The optimizer works on slices, so any of them can be used: see optim/optimizer.py. ``state()`` has
-serial shapes, so any number of ranks can load what another has saved: see parallel/resume.py.
-Stage 1 is here, stages 2 and 3 are in stage2.py and stage3.py. Rajbhandari et al., "ZeRO", arXiv
+serial shapes, so any number of ranks can load what another has saved: see parallel/state.py.
+Stage 1 is here, stages 2 and 3 are in stage2.py and stage3.py. Stages 1 and 2 are parts that a
+pipeline's replicas take as well: see parallel/gradient_sync.py. Rajbhandari et al., "ZeRO", arXiv
 1910.02054, sections 5 and 7 (P_os, P_os+g, P_os+g+p).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 
@@ -50,24 +52,163 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
 from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.data_parallel.data_parallel import shape_of
-from minidist.parallel.method import (
-    Method,
-    StepCost,
-    parameter_count,
-    saved_bytes,
-    training_flops,
-)
-from minidist.parallel.resume import Held, Resumable
+from minidist.parallel.data_parallel.data_parallel import DataParallel
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.model_costs import parameter_count, parameter_slices
+from minidist.parallel.state import OptimizerShard
+from minidist.parallel.zero.units import Slices, Unit, counted_parts, extent, owned_by_rank
 
 
-class Zero1(Resumable, Method):
+class Sharded(GradientSync):
+    """Base of the parts that leave each replica the sum of its shard of every unit.
+
+    A subclass makes ``units``, and sums their gradients at their owners.
+    """
+
+    sharded = True
+    units: list[Unit]
+
+    def sum_numbers(self, numbers: np.ndarray) -> float:
+        """Sum a few numbers over the replicas, in place; the first of them."""
+        assert self.comm is not None
+        ring.all_reduce(self.comm, numbers)
+        return float(numbers.flat[0])
+
+    def update(self, limit: float | None = None) -> None:
+        """Clip, step the optimizer on the own shards, and gather everybody's parameters."""
+        assert self.comm is not None
+        self.clip(limit)
+        self.step_shards()
+        for unit in self.units:
+            ring.all_gather(self.comm, unit.data, unit.shards)
+
+    def clip(self, limit: float | None) -> None:
+        """Scale by the norm of the whole gradient, of which each rank has parts."""
+        if limit is None:
+            return
+        norm = math.sqrt(self.squared_norm())
+        if norm > limit:
+            self.scale(limit / norm)
+
+    def step_shards(self) -> None:
+        assert self.comm is not None
+        with self.comm.step("optimizer"):
+            for unit in self.units:
+                unit.optimizer.step(unit.shard, unit.grad)
+
+    def squared_norm(self, without: Collection[str] = ()) -> float:
+        square = 0.0
+        for unit in self.units:
+            for part in counted_parts(unit, without):
+                square += float(global_norm(unit.grad[part])) ** 2
+        return self.sum_numbers(np.array([square]))
+
+    def scale(self, factor: float) -> None:
+        for unit in self.units:
+            unit.grad *= factor
+
+    def arrays(self) -> dict[str, list[Array]]:
+        kept = super().arrays()
+        states = [unit.optimizer.state.values() for unit in self.units]
+        return kept | {"optimizer": [array for state in states for array in state]}
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        return [unit.optimizer_shard() for unit in self.units]
+
+    # The formulas
+
+    def unit_slices(self, of: Replicas) -> list[Slices]:
+        """Where each unit's parameters lie, of any replicas."""
+        return [parameter_slices(of.model)]
+
+    def plan_update(self, clocks: Clocks, of: Replicas, units: list[Slices]) -> None:
+        """The loss, the norms, and the gathering of the parameters."""
+        plan_numbers(clocks, of, [len(unit) for unit in units])
+        for unit in units:
+            clocks.all_gather(ring.chunks(extent(unit), of.size), of.itemsize)
+
+    def memory(self, of: Replicas) -> dict[str, list[int]]:
+        slots = len(of.optimizer.slots) * of.itemsize
+        owned = owned_by_rank([extent(unit) for unit in self.unit_slices(of)], of.size)
+        return super().memory(of) | {"optimizer": [slots * own for own in owned]}
+
+
+def plan_numbers(clocks: Clocks, of: Replicas, parameters: list[int]) -> None:
+    """The all-reduces of a few float64: the loss, and what clipping and layer norms need."""
+    if of.sums_loss:
+        clocks.all_reduce(1, 8)
+    if of.clips:
+        clocks.all_reduce(1, 8)
+    if of.optimizer.layerwise:
+        for count in parameters:
+            clocks.all_reduce(2 * count, 8)
+
+
+class OverlappedShards(Sharded):
+    """What both parts share: sending units on the stream, and waiting for them."""
+
+    def reduce(self, unit: Unit) -> None:
+        """Start to sum the unit's gradients at their owners."""
+        assert self.comm is not None
+        unit.growing = False
+        unit.reducing = self.comm.spawn(partial(self.reduce_scatter, unit))
+
+    def reduce_scatter(self, unit: Unit, stream: Comm) -> None:
+        ring.reduce_scatter(stream, unit.buffer, parts=unit.shards)
+        unit.grad[...] = unit.buffer[unit.own]
+
+    def wait_for_gradients(self, unit: Unit) -> None:
+        if unit.reducing is not None:
+            unit.reducing.wait()
+            unit.reducing = None
+
+    def finish(self) -> float:
+        assert self.comm is not None
+        with self.comm.step("wait for gradients"):
+            for unit in self.units:
+                self.wait_for_gradients(unit)
+        return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
+
+
+class ReduceScatter(Sharded):
+    """ZeRO, stage 1: one reduce-scatter of all gradients at the end; each steps its shard."""
+
+    whole_array = True
+
+    def allocate(self, seed: int) -> None:
+        assert self.comm is not None
+        flat = self.model.init(seed).flat
+        shards = ring.chunks(flat.size, self.comm.size)
+        own = shards[self.comm.rank]
+        self.optimizer.bind(flat.slices, start=own.start, reduce=self.sum_numbers)
+        named = self.model.named_parameters()
+        shard, grad = flat.data[own], flat.grad[own]
+        self.units = [
+            Unit(named, flat.slices, shards, own, self.optimizer, shard, grad, flat.data, flat.grad)
+        ]
+
+    def finish(self) -> float:
+        assert self.comm is not None
+        (unit,) = self.units
+        ring.reduce_scatter(self.comm, unit.buffer, parts=unit.shards)
+        return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
+
+    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+        """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
+        clocks = Clocks(machine, of.size)
+        clocks.compute(work.seconds)
+        shards = ring.chunks(parameter_count(of.model), of.size)
+        clocks.reduce_scatter(shards, of.itemsize)
+        self.plan_update(clocks, of, self.unit_slices(of))
+        return clocks
+
+
+class Zero1(DataParallel):
     """Stage 1: each rank keeps the optimizer's state for its part alone."""
 
     def __init__(
@@ -78,101 +219,15 @@ class Zero1(Resumable, Method):
         comm: Comm,
         seed: int = 0,
         clip: float | None = None,
+        microbatches: int = 1,
     ) -> None:
-        super().__init__(model, loss, optimizer, comm, seed)
-        self.clip = clip
-        self.build()
-
-    def build(self) -> None:
-        self.model = self.whole.init(self.seed)
-        self.shards = ring.chunks(self.model.flat.size, self.comm.size)
-        self.own = self.shards[self.comm.rank]
-        self.optimizer.bind(self.model.flat.slices, start=self.own.start, reduce=self.sum)
-
-    def step(self, batch: Batch) -> float:
-        flat = self.model.flat
-        self.model.zero_grad()
-        loss = self.forward_backward(batch.shard(self.comm.rank, self.comm.size))
-        ring.reduce_scatter(self.comm, flat.grad, parts=self.shards)
-        loss = self.sum(np.array([loss]))
-        self.clip_shards([flat.grad[self.own]])
-        with self.comm.step("optimizer"):
-            self.optimizer.step(flat.data[self.own], flat.grad[self.own])
-        ring.all_gather(self.comm, flat.data, self.shards)
-        return loss
-
-    def sum(self, numbers: np.ndarray) -> float:
-        """Sum a few numbers over all ranks, in place; the first of them."""
-        ring.all_reduce(self.comm, numbers)
-        return float(numbers.flat[0])
-
-    def clip_shards(self, grads: list[Array]) -> None:
-        """Scale by the norm of the whole gradient, of which each rank holds parts."""
-        if self.clip is None:
-            return
-        norm = math.sqrt(self.sum(np.array([sum(float(global_norm(grad)) ** 2 for grad in grads)])))
-        if norm > self.clip:
-            for grad in grads:
-                grad *= self.clip / norm
-
-    def held(self) -> list[Held]:
-        flat, named = self.model.flat, self.model.named_parameters()
-        return [Held(named, flat.slices, self.optimizer, flat.data[self.own], self.shards)]
-
-    # The formula
-
-    def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
-        ranks, psi = range(self.comm.size), parameter_count(self.whole)
-        clocks = Clocks(machine, self.comm.size)
-        clocks.compute(
-            [
-                machine.compute(sum(training_flops(self.whole, self.shape(batch, rank))), rank)
-                for rank in ranks
-            ]
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            microbatches=microbatches,
+            clip=clip,
+            sync=ReduceScatter(),
         )
-        clocks.reduce_scatter(self.shards, self.itemsize)
-        self.sum_numbers(clocks, [len(self.model.flat.slices)])
-        clocks.all_gather(self.shards, self.itemsize)
-        n = psi * self.itemsize
-        return StepCost(
-            messages=clocks.messages,
-            nbytes=clocks.nbytes,
-            peak_bytes={
-                "parameters": [n for _ in ranks],
-                "gradients": [n for _ in ranks],
-                "optimizer": self.optimizer_bytes([self.shards]),
-                "activations": self.activation_bytes(batch),
-            },
-            busy=clocks.busy,
-            seconds=max(clocks.now),
-        )
-
-    def sum_numbers(self, clocks: Clocks, parameters: list[int]) -> None:
-        """The all-reduces of a few float64: the loss, and what clipping and layer norms need."""
-        clocks.all_reduce(1, 8)
-        if self.clip is not None:
-            clocks.all_reduce(1, 8)
-        if self.optimizer.layerwise:
-            for count in parameters:
-                clocks.all_reduce(2 * count, 8)
-
-    def optimizer_bytes(self, shards: list[Sequence[slice]]) -> list[int]:
-        slots = len(self.optimizer.slots) * self.itemsize
-        return [slots * held for held in held_by_rank(shards)]
-
-    def activation_bytes(self, batch: Batch) -> list[int]:
-        return [
-            saved_bytes(self.whole, self.shape(batch, rank), self.itemsize, self.loss)
-            for rank in range(self.comm.size)
-        ]
-
-    def shape(self, batch: Batch, rank: int) -> tuple[int, ...]:
-        return shape_of(batch.shard(rank, self.comm.size))
-
-
-def held_by_rank(shards: list[Sequence[slice]]) -> list[int]:
-    """How many elements each rank owns, of all units together."""
-    return [
-        sum(part.stop - part.start for part in by_unit) for by_unit in zip(*shards, strict=True)
-    ]

@@ -4,55 +4,99 @@
     stream          ─1─ ─2─  ─3─  ─4─               ─4─ ─3─  ─2─  ─1─       each an all-gather
     memory          slot0 slot1 slot0 slot1         slot1 slot0 ...
 
-While a block computes, the next one arrives in the other slot. See stage1.py for what it costs, and
-stage2.py for the gradients, which travel on the same stream.
+While a block computes, the next one arrives in the other slot. Gradients travel on the same
+stream, as in stage2.py, whose part is used for them. See stage1.py for what it costs.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.parallel.resume import State
-from minidist.parallel.zero.stage2 import Unit, Zero2
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.gradient_sync import Work
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
+from minidist.parallel.state import OptimizerShard, State
+from minidist.parallel.zero.plan import Gathering, added, plan_slots
+from minidist.parallel.zero.stage1 import plan_numbers
+from minidist.parallel.zero.stage2 import ReduceScatterSlots
+from minidist.parallel.zero.units import Slices, Unit, cut_blocks, extent, shared_slices
 
 
-class Zero3(Zero2):
-    """Stage 3, also called fully sharded: a block's parameters are here only while it is used."""
+class Zero3(Method):
+    """Stage 3: every rank keeps its shard of each block, of parameters too."""
 
-    def build(self) -> None:
-        super().build()
-        xp, dtype = arrays.module_of(self.all_units[0].grad), self.all_units[0].grad.dtype
-        self.places = [xp.zeros(slot.size, dtype) for slot in self.slots]
-        for index, unit in enumerate(self.units):
+    refuses = Method.refuses | {
+        "microbatches": "there is gradient memory for two blocks only, so nothing can accumulate: "
+        "take Zero2"
+    }
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        clip: float | None = None,
+        microbatches: int = 1,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        self.model = model
+        self.gradients = ReduceScatterSlots(self.before_forward, self.before_backward)
+        self.gradients.bind(model, optimizer, comm, seed, clips=clip is not None)
+        self.units, self.in_blocks = self.gradients.units, self.gradients.in_blocks
+        self.places = [arrays.module_of(slot).zeros_like(slot) for slot in self.gradients.slots]
+        for index, unit in enumerate(self.in_blocks):
             unit.gathered = self.places[index % 2][: unit.size]
-        for unit in self.shared:
-            unit.gathered = xp.zeros(unit.size, dtype)
-        for unit in self.all_units:
+        for unit in self.gradients.shared:
+            unit.gathered = arrays.module_of(unit.data).zeros_like(unit.data)
+        for unit in self.units:
+            unit.shard = unit.shard.copy()  # between steps nobody keeps the whole
+            unit.data = None
             unit.point("data", unit.gathered)
 
-    def settle(self, unit: Unit) -> None:
-        """Between steps a unit lives in shards: nobody keeps the whole."""
-        unit.data = unit.data[unit.own].copy()
+    def step(self, batch: Batch) -> float:
+        gradients = self.gradients
+        gradients.begin(batch.step)
+        shard = batch.shard(self.comm.rank, self.comm.size)
+        self.forward_backward(shard, before_backward=gradients.last_backward)
+        loss = gradients.finish()
+        gradients.clip(self.clip)
+        gradients.step_shards()
+        return loss
 
-    def own_data(self, unit: Unit) -> Array:
-        return unit.data
+    def forward(self, inputs: Array) -> Tensor:
+        for unit in self.gradients.shared:
+            self.wait_for_parameters(unit)
+        return self.gradients.forward(inputs)
 
-    def spread(self) -> None:
-        """Parameters are sent when they are needed, not before."""
+    def before_forward(self, index: int) -> None:
+        """A block is about to compute: its parameters must be here, and the next ones set out."""
+        self.wait_for_parameters(self.in_blocks[index])
+        if index + 1 < len(self.in_blocks):
+            self.gather(self.in_blocks[index + 1])
+
+    def before_backward(self, index: int) -> None:
+        self.wait_for_parameters(self.in_blocks[index])
+        if index > 0:
+            self.gather(self.in_blocks[index - 1])
 
     def gather(self, unit: Unit) -> None:
         """Start to collect a whole unit, unless that is under way."""
 
         def run(stream: Comm) -> None:
-            unit.gathered[unit.own] = unit.data
+            unit.gathered[unit.own] = unit.shard
             ring.all_gather(stream, unit.gathered, unit.shards)
 
         if unit.gathering is None:
@@ -65,71 +109,91 @@ class Zero3(Zero2):
             unit.gathering.wait()
         unit.gathering = None
 
-    def forward(self, x: Any) -> Tensor:
-        for unit in self.shared:
-            self.wait_for_parameters(unit)
-        return super().forward(x)
-
-    def before_forward(self, index: int) -> None:
-        self.wait_for_parameters(self.units[index])
-        if index + 1 < len(self.units):
-            self.gather(self.units[index + 1])
-
-    def before_backward(self, index: int, grad: Array) -> None:
-        super().before_backward(index, grad)
-        self.wait_for_parameters(self.units[index])
-        if index > 0:
-            self.gather(self.units[index - 1])
+    # What is kept
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Gathered unit by unit; on the host."""
-        held: dict[str, np.ndarray] = {}
-        for unit in self.all_units:
+        found: dict[str, np.ndarray] = {}
+        for unit in self.units:
             self.wait_for_parameters(unit)
             for name, parameter in unit.parameters.items():
-                held[name] = arrays.to_host(parameter.data).copy()
-        names = [*self.whole.named_parameters(), *self.whole.named_buffers()]
-        held |= {n: arrays.to_host(b.data).copy() for n, b in self.whole.named_buffers().items()}
-        return {name: held[name] for name in names}
+                found[name] = arrays.to_host(parameter.data).copy()
+        return {name: found[name] for name in self.whole.named_parameters()}
 
     def load_parameters(self, by_name: State) -> None:
-        for held in self.held():
-            held.data[...] = held.own(self.comm, by_name)
+        for unit in self.units:
+            unit.shard[...] = unit.optimizer_shard().cut(self.comm, by_name)
         for name, buffer in self.whole.named_buffers().items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
-    def holds(self) -> dict[str, list[Array]]:
-        held = super().holds()
-        held["parameters"] += [*self.places, *(unit.gathered for unit in self.shared)]
-        return held
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        return self.gradients.optimizer_shards()
 
-    def plan_forward(self, main: Clocks, stream: Clocks, work: list) -> None:
+    def arrays(self) -> dict[str, list[Array]]:
+        shards = [unit.shard for unit in self.units]
+        whole = [*self.places, *(unit.gathered for unit in self.gradients.shared)]
+        return self.gradients.arrays() | {"parameters": shards + whole}
+
+    @property
+    def itemsize(self) -> int:
+        return self.gradients.itemsize
+
+    # The formula
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """A step replayed on two clocks a rank: computing, and the stream."""
+        ranks = range(self.comm.size)
+        of, shards = self.gradients.replicas, [batch.shard(r, self.comm.size) for r in ranks]
+        work = Work(
+            [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks],
+            [shape_of(shard) for shard in shards],
+        )
+        in_blocks, shared = (
+            cut_blocks(self.whole, self.gradients.shared_names)[0],
+            shared_slices(self.whole),
+        )
+        main, stream = plan_slots(of, work, machine, Prefetch(in_blocks, shared, of.itemsize))
+        plan_numbers(main, of, [len(unit) for unit in [*in_blocks, *shared]])
+        plan = added(main, stream)
+        memory = self.gradients.memory(of)
+        return StepCost(
+            messages=plan.messages,
+            nbytes=plan.nbytes,
+            peak_bytes={
+                "parameters": memory["gradients"],  # the same: shards and two slots
+                "gradients": memory["gradients"],
+                "optimizer": memory["optimizer"],
+                "activations": [
+                    saved_bytes(self.whole, shape, self.itemsize, self.loss)
+                    for shape in work.shapes
+                ],
+            },
+            busy=plan.busy,
+            seconds=max(plan.now),
+        )
+
+
+class Prefetch(Gathering):
+    """When parameters arrive in stage 3: each unit is asked for while the one before computes."""
+
+    def __init__(self, units: list[Slices], shared: list[Slices], itemsize: int) -> None:
+        self.units, self.shared, self.itemsize = units, shared, itemsize
         self.arriving: dict[int, list[float]] = {}
+
+    def begin(self, main: Clocks, stream: Clocks) -> None:
         for unit in self.shared:
-            stream.wait_for(main.now)
-            stream.all_gather(unit.shards, self.itemsize)
+            self.gather(main, stream, unit)
             main.wait_for(stream.now)
-        for number in range(len(self.blocks)):
-            index = self.unit_of.get(number)
-            if index is not None:
-                self.plan_gather(main, stream, index, index + 1)
-            main.compute([forward[number] for forward, _ in work])
 
-    def plan_backward(self, main: Clocks, stream: Clocks, index: int) -> None:
-        self.plan_gather(main, stream, index, index - 1)
+    def gather(self, main: Clocks, stream: Clocks, unit: Slices) -> None:
+        stream.wait_for(main.now)
+        stream.all_gather(ring.chunks(extent(unit), stream.size), self.itemsize)
 
-    def plan_spread(self, main: Clocks) -> None:
-        """Nothing to send."""
-
-    def plan_gather(self, main: Clocks, stream: Clocks, index: int, following: int) -> None:
+    def before_block(self, main: Clocks, stream: Clocks, index: int, following: int) -> None:
         """Wait for a unit, asked for now if not before; then ask for the one to come."""
         for wanted in (index, following):
             if 0 <= wanted < len(self.units) and wanted not in self.arriving:
-                stream.wait_for(main.now)
-                stream.all_gather(self.units[wanted].shards, self.itemsize)
+                self.gather(main, stream, self.units[wanted])
                 self.arriving[wanted] = list(stream.now)
             if wanted == index:
                 main.wait_for(self.arriving.pop(index))
-
-    def parameter_bytes(self) -> list[int]:
-        return self.sharded_bytes()

@@ -19,7 +19,7 @@ from minidist.nn.layers import Flatten
 from minidist.nn.module import Parameter
 from minidist.optim import SGD
 from minidist.parallel import METHODS, DataParallel, Overlapped, PerParameter, Serial
-from minidist.parallel.data_parallel.buckets import cut_buckets
+from minidist.parallel.data_parallel.buckets import Buckets, cut_buckets
 from minidist.parallel.evaluation import evaluate
 from tests.parallel.checks import (
     Setting,
@@ -236,14 +236,14 @@ def launches_too_early(monkeypatch):
     """A bucket goes when its first gradient is there, not its last."""
 
     def eager(self, name, parameter):
-        if self.missing:
-            self.launch(sum(name in names for names in self.missing[:1]))
+        if name in self.last:
+            self.launch(next(names for names in self.order.groups if name in names))
 
-    monkeypatch.setattr(Overlapped, "ready", eager)
+    monkeypatch.setattr(Buckets, "parameter_ready", eager)
 
 
 def launches_at_the_end(monkeypatch):
-    monkeypatch.setattr(Overlapped, "ready", lambda self, name, parameter: None)
+    monkeypatch.setattr(Buckets, "parameter_ready", lambda self, name, parameter: None)
 
 
 def sends_in_every_microbatch(monkeypatch):
@@ -259,14 +259,14 @@ def sends_in_every_microbatch(monkeypatch):
 
 
 def does_not_wait(monkeypatch):
-    update = Overlapped.update
+    update = Buckets.update
 
-    def hasty(self):
+    def hasty(self, limit):
         grad = self.model.flat.grad
         grad *= 1.0 if self.comm.rank else 1.001
-        update(self)
+        update(self, limit)
 
-    monkeypatch.setattr(Overlapped, "update", hasty)
+    monkeypatch.setattr(Buckets, "update", hasty)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import PipeDream, Serial
-from minidist.parallel.pipeline.executor import Run
+from minidist.parallel.pipeline.executor import Executor
 from tests.parallel.checks import Setting, check_predictions, images, serial, train
 
 WIDTHS = (12, 9, 7, 6, 5)
@@ -58,7 +58,7 @@ def delayed(bounds, microbatches, steps, batch=13, optimizer=Adam):
 def check_pipedream(comm, microbatches, steps=3):
     method = PipeDream(mlp(WIDTHS), CrossEntropy(), Adam(1e-2), comm, 3, microbatches=microbatches)
     batches = Batches(images(), 13, 3)
-    expected = delayed(method.bounds, microbatches, steps)
+    expected = delayed(method.layout.bounds, microbatches, steps)
     for step, (loss, state) in enumerate(expected):
         assert method.step(batches[step]) == loss, f"loss of step {step}"
         got = method.parameters()
@@ -118,7 +118,7 @@ def test_stashed_weights_are_counted():
         peak = method.cost(batch, Machine()).peak_bytes["activations"]
         weights = [
             4 * (1 + sum(parameter.size for parameter in stage.parameters()))
-            for stage in method.stages
+            for stage in method.layout.stage_models
         ]
         return [(high - low) / each for high, low, each in zip(peak, plain, weights, strict=True)]
 
@@ -146,15 +146,15 @@ def gradients_kept(monkeypatch):
 
 def one_microbatch_too_late(monkeypatch):
     """The step comes before the backward that it belongs to."""
-    do = Run.do
-    monkeypatch.setattr(Run, "update", lambda self: None)
+    do = Executor.do
+    monkeypatch.setattr(Executor, "update", lambda self: None)
 
     def late(self, instruction):
         if type(instruction).__name__ == "Backward":
-            self.method.update()
+            self.stage.update()
         do(self, instruction)
 
-    monkeypatch.setattr(Run, "do", late)
+    monkeypatch.setattr(Executor, "do", late)
 
 
 @pytest.mark.parametrize("mutant", [no_stashing, gradients_kept, one_microbatch_too_late])

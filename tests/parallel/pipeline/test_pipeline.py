@@ -17,7 +17,7 @@ from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
 from minidist.parallel import Pipeline, Serial
-from minidist.parallel.pipeline.executor import Run
+from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.pipeline.pricing import price_units
 from minidist.parallel.pipeline.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.parallel.pipeline.stages import block_seconds
@@ -116,7 +116,7 @@ def test_both_ends_of_a_tied_model_on_one_stage():
 
     def run(comm):
         method = pipeline(comm, model, schedule="zero_bubble_v", bounds=BOTH_ENDS_ON_STAGE_0)
-        assert bool(method.twins) == (comm.rank == 0) and not method.shared
+        assert bool(method.separated) == (comm.rank == 0) and not method.layout.tied
         assert_equal(train(method, dataset), serial(comm, model, dataset, 4))
 
     launch(run, 4, LocalWorld())
@@ -131,7 +131,7 @@ def test_stages_cut_by_measured_cost():
         assert len(costs) == len(model()) and min(costs) > 0
         method = pipeline(comm, model, costs=costs)
         assert_equal(train(method, dataset), serial(comm, model, dataset, 4))
-        return costs, method.bounds
+        return costs, method.layout.bounds
 
     assert len({repr(result) for result in launch(run, 3, LocalWorld())}) == 1, "all ranks agree"
 
@@ -201,7 +201,7 @@ def check_prediction(comm, method, dataset, batch=13, steps=2):
         comm.barrier()
         sent, start = comm.trace.sent, comm.time()
         before = sent.messages, sent.nbytes
-        held = [array for kind in method.holds().values() for array in kind]
+        held = [array for kind in method.arrays().values() for array in kind]
         owners = [array if array.base is None else array.base for array in held]
         with measure_saved(exclude=owners) as meter:
             method.step(batches[step])
@@ -211,7 +211,7 @@ def check_prediction(comm, method, dataset, batch=13, steps=2):
         assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
         assert meter.peak == cost.peak_bytes["activations"][comm.rank]
         assert meter.bytes == 0
-        gradients = sum(array.nbytes for array in method.holds()["gradients"])
+        gradients = sum(array.nbytes for array in method.arrays()["gradients"])
         assert gradients == cost.peak_bytes["gradients"][comm.rank]
         all_reduce(comm, seconds, "max")
         assert abs(seconds[0] - cost.seconds) <= 1e-9 * cost.seconds, (seconds[0], cost.seconds)
@@ -311,7 +311,7 @@ def test_buffers_are_reused():
     def run(comm):
         method = pipeline(comm, model, schedule="one_f_one_b", microbatches=8)
         train(method, dataset, batch=16, steps=2)
-        return sum(len(buffers) for buffers in method._free.values())
+        return sum(len(buffers) for buffers in method.own.buffers.values())
 
     # 8 activations and 8 gradients a step need no more buffers than are under way at once.
     assert max(launch(run, 3, LocalWorld())) <= 5
@@ -331,14 +331,14 @@ def test_bad_input_is_refused(options, message):
 
 def skip_reduction(monkeypatch, what, last_stage_only=False):
     """Some ranks do not add up what they must."""
-    reduce = Run.reduce
+    reduce = Executor.reduce
 
     def forgetful(self, which, chunk):
-        last = self.method.stage == self.method.size - 1
+        last = self.stage.index == self.layout.stages - 1
         if which != what or (last_stage_only and not last):
             reduce(self, which, chunk)
 
-    monkeypatch.setattr(Run, "reduce", forgetful)
+    monkeypatch.setattr(Executor, "reduce", forgetful)
 
 
 def missing_last_stage_reduction(monkeypatch):
@@ -349,20 +349,20 @@ def tied_gradients_not_summed(monkeypatch):
     skip_reduction(monkeypatch, "tied")
 
 
-def twins_forgotten(monkeypatch):
-    monkeypatch.setattr(Run, "add_twins", lambda self, start, stop: None)
+def later_uses_forgotten(monkeypatch):
+    monkeypatch.setattr(Executor, "add_separated", lambda self, part: None)
 
 
 def dropout_drawn_anew_in_the_recomputation(monkeypatch):
     """The second forward draws other masks than the first."""
-    compute = Run.compute
+    compute = Executor.compute
 
     def other(self, microbatch, part):
         batch = self.batches[microbatch]
         self.batches[microbatch] = replace(batch, seed=batch.seed + 1)
         return compute(self, microbatch, part)
 
-    monkeypatch.setattr(Run, "compute", other)
+    monkeypatch.setattr(Executor, "compute", other)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,10 @@ def dropout_drawn_anew_in_the_recomputation(monkeypatch):
         (missing_last_stage_reduction, {"replicas": 2}),
         (tied_gradients_not_summed, {}),
         (tied_gradients_not_summed, {"replicas": 2}),
-        (twins_forgotten, {"schedule": "zero_bubble_v", "bounds": BOTH_ENDS_ON_STAGE_0}),
+        (
+            later_uses_forgotten,
+            {"schedule": "zero_bubble_v", "bounds": BOTH_ENDS_ON_STAGE_0},
+        ),
         (dropout_drawn_anew_in_the_recomputation, {"recompute": True}),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -16,8 +16,10 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD, Adam
 from minidist.parallel import METHODS, ParameterServer, Serial
+from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.server import key_ranges
-from minidist.parallel.server.key_ranges import initial_values, roles
+from minidist.parallel.server.key_ranges import initial_values
+from minidist.parallel.server.roles import roles
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 KEYS = ["parameter_server/bsp", "parameter_server/bsp_sharded", "parameter_server/bsp_colocated"]
@@ -156,7 +158,7 @@ def test_layerwise_rules_get_norms_of_parameters_that_lie_on_two_servers(key):
         with defaults(dtype="float64"):
             losses, states = train(make(key, comm, setting), setting)
             optimizer = LAMB(0.01)
-            optimizer.bind(key_ranges.flat_slices(mlp(setting.widths)))
+            optimizer.bind(parameter_slices(mlp(setting.widths)))
             alone = comm.split(comm.rank)
             serial = Serial(mlp(setting.widths), CrossEntropy(), optimizer, alone, setting.seed)
             expected_losses, expected = train(serial, setting)

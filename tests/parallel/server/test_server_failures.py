@@ -1,4 +1,4 @@
-"""Workers that die, servers that die, and going on from a checkpoint: in the local world."""
+"""Workers that die, servers that die, and going on from a saved state: in the local world."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_server_that_dies_while_others_agree_with_it_on_a_norm():
         ({"colocated": True, "compressor": PowerSGD}, 4),
     ],
 )
-def test_training_resumes_from_a_checkpoint_bit_by_bit(options, ranks, optimizer):
+def test_training_resumes_from_its_state_bit_by_bit(options, ranks, optimizer):
     setting, kind = Setting(optimizer=optimizer), partial(ParameterServer, **options)
 
     def straight(comm):
@@ -204,13 +204,13 @@ def test_training_resumes_from_a_checkpoint_bit_by_bit(options, ranks, optimizer
 
     def first(comm):
         method = build(kind, comm, setting)
-        return train(method, setting, 0, 3), method.checkpoint()
+        return train(method, setting, 0, 3), method.state()
 
     saved = launch(first, ranks, LocalWorld())
 
     def second(comm):
         method = build(kind, comm, setting)
-        method.restore(saved[comm.rank][1])
+        method.load(saved[comm.rank][1])
         return saved[0][0] + train(method, setting, 3), method.parameters()
 
     for (losses, got), (expected_losses, expected) in zip(
@@ -221,44 +221,79 @@ def test_training_resumes_from_a_checkpoint_bit_by_bit(options, ranks, optimizer
             assert np.array_equal(got[name], expected[name]), name
 
 
-def test_after_a_server_died_training_goes_on_from_its_checkpoint():
+def test_after_a_server_died_training_goes_on_from_the_last_state():
     setting, kind, saved = Setting(steps=12), "async, 2 servers", {}
 
     def first(comm):
         method = build(kind, comm, setting, victim=1, dies_at=25)
         for start in range(0, setting.steps, 2):
             train(method, setting, start, start + 2)
-            saved[comm.rank] = start + 2, method.checkpoint()
+            saved[comm.rank] = start + 2, method.state()
 
     with pytest.raises(ServerLost):
         launch(first, 5, LocalWorld())
-    done = min(step for step, _ in saved.values())
+    done, state = min(saved.values(), key=lambda one: one[0])
     assert done >= 2
 
     def second(comm):
         method = build(kind, comm, setting)
-        method.restore(saved.get(comm.rank, (0, {}))[1])
+        method.load(state)
         pulled = method.model.flat.data.copy() if method.works else method.data
         return train(method, setting, done), pulled, method.parameters()
 
     results = launch(second, 6, LocalWorld())  # one worker more than before
     assert all(len(losses) == setting.steps - done for losses, *_ in results)
+    named = mlp(setting.widths).named_parameters()
+    whole = np.concatenate([state[f"parameters/{name}"].ravel() for name in named])
     for _, pulled, _ in results[2:]:
-        assert np.array_equal(pulled[:135], saved[0][1]["data"]), "workers begin where it was saved"
+        assert np.array_equal(pulled, whole), "workers begin where it was saved"
 
 
-def test_a_checkpoint_of_other_servers_is_refused():
-    def save(comm):
-        return build("bsp, 2 servers", comm, Setting()).checkpoint()
+def test_a_state_of_two_servers_goes_on_with_one():
+    setting = Setting(optimizer=lambda: Adam(1e-2))
 
-    saved = launch(save, 4, LocalWorld())
-    assert saved[2:] == [{}, {}], "workers have nothing to keep"
+    def first(comm):
+        with defaults(dtype="float64"):
+            method = build("bsp, 2 servers", comm, setting)
+            return train(method, setting, 0, 3), method.state()
 
-    def load(comm):
-        build("bsp", comm, Setting()).restore(saved[comm.rank])
+    def second(comm, state):
+        with defaults(dtype="float64"):
+            method = build("bsp", comm, setting)
+            method.load(state)
+            return train(method, setting, 3)
 
-    with pytest.raises(ValueError, match=r"server 0 of 1 owns 270 keys, the checkpoint has 13"):
-        launch(load, 4, LocalWorld())
+    begun, state = launch(first, 4, LocalWorld())[0]
+    whole = launch(lambda comm: train(build("bsp", comm, setting), setting), 4, LocalWorld())[0]
+    for losses in launch(partial(second, state=state), 4, LocalWorld()):
+        np.testing.assert_allclose(begun + losses, whole, rtol=1e-5)
+
+
+def test_a_state_is_saved_by_the_living():
+    """A worker has died: the others save, its own errors are lost, and all can go on."""
+    setting = Setting()
+    kind = partial(ParameterServer, compressor=partial(TopK, 0.5))
+
+    def first(comm):
+        method = build(kind, comm, setting, victim=2, dies_at=2)
+        return train(method, setting, 0, 4), method.state()
+
+    living = [result for result in launch(first, 4, LocalWorld()) if result is not None]
+    assert len(living) == 3
+    state = living[0][1]
+    assert [name for name in state if name.startswith("rank ")] == [
+        "rank 1 of 4/push to 0, 0",
+        "rank 3 of 4/push to 0, 0",
+    ]
+    for _, other in living:
+        assert all(np.array_equal(other[name], state[name]) for name in state)
+
+    def second(comm):
+        method = build(kind, comm, setting)
+        method.load(state)
+        return train(method, setting, 4)
+
+    assert all(np.isfinite(launch(second, 4, LocalWorld())[0]))
 
 
 # Mutants

@@ -19,8 +19,8 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, LookAhead, ParameterServer, StaleParameterServer
+from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.server import key_ranges
-from minidist.parallel.server.key_ranges import flat_slices
 from tests.examples import examples
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
@@ -602,4 +602,4 @@ def test_mutant_is_rejected(mutant, monkeypatch):
 
 
 def test_slices_of_a_declared_model_are_those_of_the_flat_array():
-    assert flat_slices(mlp((12, 9, 5))) == mlp((12, 9, 5)).init(0).flat.slices
+    assert parameter_slices(mlp((12, 9, 5))) == mlp((12, 9, 5)).init(0).flat.slices

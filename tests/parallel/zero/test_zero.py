@@ -18,6 +18,8 @@ from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSp
 from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.zero import stage1, stage3
+from minidist.parallel.zero.stage1 import Sharded
+from minidist.parallel.zero.stage2 import ReduceScatterSlots
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -104,7 +106,7 @@ def test_bytes_and_memory_are_the_papers(key, volumes):
         sent = comm.trace.sent.nbytes
         method.step(Batches(setting.dataset, 8)[0])
         sent = comm.trace.sent.nbytes - sent
-        held = {kind: sum(a.size for a in arrays) for kind, arrays in method.holds().items()}
+        held = {kind: sum(a.size for a in arrays) for kind, arrays in method.arrays().items()}
         return sent, held
 
     results = launch(run, p)
@@ -195,7 +197,11 @@ def instead_of_ring(monkeypatch, module, **functions):
 
 
 def forgets_to_gather_after_the_update(monkeypatch):
-    monkeypatch.setattr(Zero2, "spread", lambda self: None)
+    def forgetful(self, limit):
+        self.clip(limit)
+        self.step_shards()
+
+    monkeypatch.setattr(Sharded, "update", forgetful)
 
 
 def shards_off_by_one_rank(monkeypatch):
@@ -206,19 +212,19 @@ def shards_off_by_one_rank(monkeypatch):
 
 
 def does_not_gather_again_for_the_backward(monkeypatch):
-    monkeypatch.setattr(Zero3, "before_backward", Zero2.before_backward)
+    monkeypatch.setattr(Zero3, "before_backward", lambda self, index: None)
 
 
 def overwrites_a_slot_still_on_the_wire(monkeypatch):
     """Clears the memory of gradients that are still being sent."""
 
     def hasty(self, index, grad):
-        if index + 1 < len(self.units):
-            self.reduce(self.units[index + 1])
-            self.units[index + 1].buffer.fill(0)
-        self.clear(self.units[index])
+        if index + 1 < len(self.in_blocks):
+            self.reduce(self.in_blocks[index + 1])
+            self.in_blocks[index + 1].buffer.fill(0)
+        self.clear(self.in_blocks[index])
 
-    monkeypatch.setattr(Zero2, "before_backward", hasty)
+    monkeypatch.setattr(ReduceScatterSlots, "before_backward", hasty)
 
 
 def every_rank_keeps_all_state(monkeypatch):

@@ -1,0 +1,115 @@
+"""A local step: a rank trains on its own shard, and does not send its gradient.
+
+What local SGD and gossip have in common. Each rank holds the whole model and takes a part of each
+batch, as in data parallelism, and steps on its own gradient; then parameters are averaged, with
+whom and how often is for the method to say (``meet``).
+
+A rank's gradient is multiplied by the number of ranks, so that the average of the ranks' steps,
+over shards of any lengths, is the step of the global mean. The loss that ``step`` returns, 8 bytes,
+is all-reduced each time, for people to see; training does not need it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch, Dataset
+from minidist.engine import array as arrays
+from minidist.engine.array import Array
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import with_values
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.state import State, mean_optimizer, own_replica
+
+
+class LocalSteps(Method):
+    """Base of the methods that step alone and average parameters: they define ``meet``."""
+
+    exact = False
+    refuses = Method.refuses | {
+        "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
+    }
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        self.model = model.init(seed)
+        optimizer.bind(self.model.flat.slices)
+
+    def step(self, batch: Batch) -> float:
+        self.model.zero_grad()
+        loss = np.array([self.accumulate(batch.shard(self.comm.rank, self.comm.size))])
+        self.model.flat.grad *= self.comm.size
+        self.update()
+        self.meet(batch.step)
+        ring.all_reduce(self.comm, loss)
+        return float(loss[0])
+
+    def meet(self, step: int) -> None:
+        """Average parameters with whoever is to be averaged with after this step."""
+        raise TypeError(f"{type(self).__name__} does not define meet()")
+
+    def average(self, data: Array) -> None:
+        """The mean over all ranks, in place."""
+        ring.all_reduce(self.comm, data)
+        data /= self.comm.size
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The average of all ranks' models: the one to use. Changes none of them."""
+        flat = self.model.flat
+        mean = flat.data.copy()
+        self.average(mean)
+        host, named = arrays.to_host(mean), self.model.named_parameters()
+        return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy) of the average of all ranks' models."""
+        data = self.model.flat.data
+        mean = data.copy()
+        self.average(mean)
+        with with_values(data, mean):
+            return super().evaluate(dataset, chunk)
+
+    def own_arrays(self) -> dict[str, Array]:
+        return own_replica(self.model.flat.data, self.optimizer)
+
+    def optimizer_state(self, kept: State) -> State:
+        """The mean of the ranks'."""
+        return mean_optimizer(kept, self.optimizer, self.whole)
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """Compute; what ``plan`` says of the averages; the loss."""
+        ranks, clocks = range(self.comm.size), Clocks(machine, self.comm.size)
+        shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
+        clocks.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
+        self.plan(clocks, batch.step)
+        clocks.all_reduce(1, 8)
+        n = parameter_count(self.whole) * self.itemsize
+        peak = {
+            "parameters": [n for _ in ranks],
+            "gradients": [n for _ in ranks],
+            "optimizer": [len(self.optimizer.slots) * n for _ in ranks],
+            "activations": [
+                largest_saved(self.whole, shard, self.itemsize, self.loss) for shard in shards
+            ],
+        }
+        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
+
+    def plan(self, clocks: Clocks, step: int) -> None:
+        """What ``meet`` sends, on ``clocks``."""
+        raise TypeError(f"{type(self).__name__} does not define plan()")

@@ -1,0 +1,116 @@
+"""What every compressor is: it makes a gradient small, and remembers what it has not sent.
+
+``compression.py`` says what each sends, and uses them; pushes to parameter servers do too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.engine.array import Array, module_of
+from minidist.nn.module import Shape
+
+
+class Compressor:
+    """Makes a gradient small: ``encode`` on the rank that computed it, ``decode`` wherever it goes.
+
+    One object for each rank and gradient: it may remember errors.
+    """
+
+    all_reducible = False
+    feedback = False  # keeps a residual as long as the gradient
+
+    def describe(
+        self, shapes: dict[str, Shape], dtype: DTypeLike, seed: int, rank: int = 0
+    ) -> None:
+        """Set which parameters lie in the gradient, in order; call once. Enough to decode."""
+        self.shapes, self.dtype = shapes, np.dtype(dtype)
+        self.seed, self.rank = seed, rank
+        bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
+        self.parts = [slice(*pair) for pair in pairwise(bounds)]
+        self.size = bounds[-1]
+        self.residual: Any = None
+
+    def start(self, grad: Array, shapes: dict[str, Shape], seed: int, rank: int = 0) -> None:
+        """``describe``, and make ready to encode gradients such as ``grad``."""
+        self.describe(shapes, grad.dtype, seed, rank)
+        if self.feedback:
+            self.residual = module_of(grad).zeros_like(grad)
+
+    def encode(self, grad: Array, step: int) -> list[Array]:
+        """What to send of ``grad`` plus the residual: 1-D arrays, as ``wire`` says."""
+        raise TypeError(f"{type(self).__name__} does not define encode()")
+
+    def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
+        """Add to ``into`` what a message of that step says."""
+        raise TypeError(f"{type(self).__name__} does not define decode()")
+
+    def wire(self) -> list[tuple[int, DTypeLike]]:
+        """Lengths and dtypes of the arrays of a message."""
+        raise TypeError(f"{type(self).__name__} does not define wire()")
+
+    def sum(self, comm: Comm, grad: Array, step: int) -> None:
+        """Replace ``grad`` by about the sum over all ranks: the same on each.
+
+        Here all messages are all-gathered. A compressor whose messages can be added overrides this.
+        """
+        rows = [gather(comm, array) for array in self.encode(grad, step)]
+        grad.fill(0)
+        for message in zip(*rows, strict=True):
+            self.decode(message, grad, step)
+
+    def plan(self, clocks: Clocks, itemsize: int) -> None:
+        """What ``sum`` sends, on ``clocks``."""
+        for length, dtype in self.wire():
+            plan_gather(clocks, length * np.dtype(dtype).itemsize)
+
+    def arrays(self) -> list[Array]:
+        """What it keeps between steps, once started."""
+        return [] if self.residual is None else [self.residual]
+
+    def kept_bytes(self) -> int:
+        """The bytes of that, started or not."""
+        return self.size * self.dtype.itemsize if self.feedback else 0
+
+    def encode_flops(self) -> int:
+        """FLOPs of the matrix products of an ``encode``."""
+        return 0
+
+    def decode_flops(self) -> int:
+        """And of a ``decode``."""
+        return 0
+
+
+def make_compressor(kind: Callable[[], Compressor]) -> Compressor:
+    """A new compressor of that kind; ValueError for what is none."""
+    made = kind() if callable(kind) else None
+    if not isinstance(made, Compressor):
+        raise ValueError(
+            f"unknown compressor {kind!r}: pass a class of minidist.parallel.gradient_compression, "
+            "such as TopK, or a function that makes one, such as partial(TopK, 0.1)"
+        )
+    return made
+
+
+def gather(comm: Comm, row: Array) -> Any:
+    """The rows of all ranks, of one length: (p, length)."""
+    rows = module_of(row).empty((comm.size, row.size), row.dtype)
+    rows[comm.rank] = row
+    starts = range(0, comm.size * row.size, row.size)
+    ring.all_gather(comm, rows.reshape(-1), [slice(start, start + row.size) for start in starts])
+    return rows
+
+
+def plan_gather(clocks: Clocks, nbytes: int) -> None:
+    """What ``gather`` of a row of ``nbytes`` costs."""
+    starts = range(0, clocks.size * nbytes, nbytes)
+    clocks.all_gather([slice(start, start + nbytes) for start in starts], 1)

@@ -1,0 +1,251 @@
+"""How gradients come together: a part that every method with replicas takes.
+
+Replicas are ranks that hold the same part of a model (all of it, or one stage of a pipeline) and
+compute its gradient on different samples. Before the optimizer steps, these gradients are summed.
+How, is the choice of a ``GradientSync``:
+
+    DataParallel(model, loss, optimizer, comm, sync=Buckets(bucket_mb=1))
+    Pipeline(model, loss, optimizer, comm, replicas=2, sync=ReduceScatter())
+
+    part                      when, and what each replica has afterwards           in
+    AllReduce                 at the end, the whole sum                            data_parallel/
+    AllReducePerParameter     at the end, one all-reduce for each parameter        data_parallel/
+    SymmetricMemory           at the end, in memory that all replicas can see      data_parallel/
+    Buckets                   while the backward runs, the whole sum               data_parallel/
+    CompressedSum             at the end, about the sum, from fewer bytes  gradient_compression/
+    ReduceScatter             at the end, the sum of its own shard (ZeRO 1)        zero/
+    ReduceScatterUnits        while the backward runs, its own shards (ZeRO 2)     zero/
+    ReduceScatterSlots        the same, with gradient memory for two blocks only   zero/
+
+A method makes the same calls to any of them, in this order:
+
+    begin(step)             the gradients are set to zero
+      ... forward and backward of all microbatches but the last: gradients only accumulate ...
+    last_backward(loss)     from here on, a gradient that is ready may be sent
+      ... the last backward ...
+    finish()                waits until the gradients are summed; returns the summed loss
+    update(limit)           clips, steps the optimizer on what this rank owns, and gathers the rest
+
+To add a way, write a subclass: ``finish`` sums, ``plan`` says what that sends and how long it
+takes, and ``memory`` what is kept. Everything else has a default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Shape
+from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.state import OptimizerShard
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """What a formula needs to know of ranks that hold the same part of a model.
+
+    ``model`` may be declared only. ``pieces``: the parts of its flat array that are complete one
+    after the other (see ``GradientSync.ready``); one piece, if all are complete at once.
+    """
+
+    model: Sequential
+    size: int  # how many replicas
+    itemsize: int  # bytes of a parameter
+    optimizer: Optimizer
+    clips: bool = False
+    sums_loss: bool = True  # the loss is summed along with the gradients
+    apart: frozenset[str] = frozenset()
+    pieces: tuple[slice, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parameters, and so of all gradients."""
+        return parameter_count(self.model) * self.itemsize
+
+    def all_pieces(self) -> list[slice]:
+        return list(self.pieces) or [slice(0, parameter_count(self.model))]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the replicas compute in a step, by replica, as a formula sees it."""
+
+    seconds: list[float]  # forward and backward of all microbatches
+    shapes: list[Shape]  # of the last microbatch's input: its backward can hide messages
+
+    @classmethod
+    def none(cls, size: int) -> Work:
+        """Nothing: to ask what is sent, and not how long it takes."""
+        return cls([0.0] * size, [])
+
+
+class GradientSync:
+    """Base of all, and what a rank without replicas does: nothing is sent.
+
+    One object belongs to one method on one rank. ``sharded``: after ``finish`` each replica has
+    the sum of its own shard alone; otherwise all have the whole sum.
+    """
+
+    sharded = False
+    hooks_forward = False  # it must see the model's blocks being computed: no pipeline can take it
+    whole_array = False  # shards cut through the whole flat array, not through each block
+    comm: Comm | None = None
+
+    def bind(
+        self,
+        model: Sequential,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        sums_loss: bool = True,
+        clips: bool = False,
+        apart: Collection[str] = (),
+    ) -> None:
+        """Take charge of a declared ``model``, whose replicas are the ranks of ``comm``.
+
+        Initialises the model. ``apart`` names parameters whose gradient the method completes
+        itself, after the last backward: it says so by ``ready``.
+        """
+        if self.comm is not None:
+            raise ValueError(
+                f"this {type(self).__name__} has a model already: make a new one for each method, "
+                "inside the function that runs on every rank"
+            )
+        self.comm, self.model, self.optimizer = comm, model, optimizer
+        self.sums_loss = sums_loss
+        self.apart = frozenset(apart)
+        self.loss = 0.0
+        self.step = 0
+        self.allocate(seed)
+        self.replicas = Replicas(
+            model, comm.size, self.itemsize, optimizer, clips, sums_loss, self.apart
+        )
+
+    def allocate(self, seed: int) -> None:
+        """Give the model its arrays, and tell the optimizer what it steps."""
+        self.model.init(seed)
+        self.optimizer.bind(self.model.flat.slices)
+
+    @property
+    def itemsize(self) -> int:
+        return self.model.flat.data.dtype.itemsize
+
+    # One step
+
+    def begin(self, step: int) -> None:
+        """A training step begins: no gradients yet."""
+        self.step = step
+        self.model.zero_grad()
+
+    def forward(self, x: Array) -> Tensor:
+        """The model's output."""
+        return self.model(x)
+
+    def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
+        """The last backward of this step begins. ``loss`` is this rank's, of all microbatches.
+
+        If it is the last for some parameters only, ``part`` is where they lie in the flat array.
+        """
+        self.loss = loss
+
+    def ready(self, part: slice) -> None:
+        """The gradients in ``part`` of the flat array are complete, while others still grow.
+
+        A pipeline says so for each of its chunks. What is not sent now is sent by ``finish``.
+        """
+
+    def finish(self) -> float:
+        """Return when the gradients are summed: the loss, summed if ``sums_loss``."""
+        return self.loss
+
+    def update(self, limit: float | None = None) -> None:
+        """Step the optimizer; the gradients are clipped to the norm ``limit`` first."""
+        assert self.comm is not None
+        flat = self.model.flat
+        with self.comm.step("optimizer"):
+            if limit is not None:
+                clip_by_global_norm(flat.grad, limit)
+            self.optimizer.step(flat.data, flat.grad)
+
+    # The norm, for methods that sum it over more ranks than the replicas
+
+    def squared_norm(self, without: Collection[str] = ()) -> float:
+        """The squared norm of the summed gradient, of which each number is counted once.
+
+        ``without`` names parameters that another stage of the pipeline counts.
+        """
+        grad, slices = self.model.flat.grad, self.model.flat.slices
+        if not without:
+            return float(global_norm(grad)) ** 2
+        return sum(
+            float(global_norm(grad[part])) ** 2 for n, part in slices.items() if n not in without
+        )
+
+    def scale(self, factor: float) -> None:
+        """Multiply the summed gradient, or what this replica has of it."""
+        self.model.flat.grad *= factor
+
+    # What is kept
+
+    def arrays(self) -> dict[str, list[Array]]:
+        """The arrays that this rank keeps between steps, by kind."""
+        return {
+            "parameters": [self.model.flat.data],
+            "gradients": [self.model.flat.grad],
+            "optimizer": list(self.optimizer.state.values()),
+        }
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """What this rank's optimizer steps, and where it lies: for saving and loading."""
+        flat, named = self.model.flat, self.model.named_parameters()
+        return [OptimizerShard(named, flat.slices, self.optimizer, flat.data)]
+
+    def own_arrays(self) -> dict[str, Array]:
+        """What this rank alone keeps, and training needs to go on."""
+        return {}
+
+    # The formulas: of any replicas, also of a part of the model that this rank does not hold
+
+    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+        """Messages, bytes, busy seconds and the end of a step, by replica."""
+        clocks = Clocks(machine, of.size)
+        clocks.compute(work.seconds)
+        return clocks
+
+    def memory(self, of: Replicas) -> dict[str, list[int]]:
+        """Bytes of ``arrays()`` by kind and replica."""
+        slots = len(of.optimizer.slots)
+        return {
+            "parameters": [of.nbytes] * of.size,
+            "gradients": [of.nbytes] * of.size,
+            "optimizer": [slots * of.nbytes] * of.size,
+        }
+
+    def rings(self, of: Replicas, part: slice) -> list[slice] | None:
+        """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.
+
+        None if it does something else: then a pipeline's price knows no time.
+        """
+        return None
+
+
+Sync = GradientSync | Callable[[], GradientSync]
+
+
+def make_sync(sync: Sync) -> GradientSync:
+    """``sync`` itself, or what it makes; TypeError for what is none."""
+    made = sync if isinstance(sync, GradientSync) else sync() if callable(sync) else None
+    if not isinstance(made, GradientSync):
+        raise TypeError(
+            f"sync is a GradientSync, such as Buckets(bucket_mb=1), or a function that makes one, "
+            f"not {sync!r}"
+        )
+    return made

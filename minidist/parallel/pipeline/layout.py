@@ -1,0 +1,212 @@
+"""The layout of a pipeline: which rank holds which part of the model, and what each one does.
+
+    model      block 0 | block 1 | block 2 | block 3       bounds cut it into parts
+    stage 0    part 0                                       a stage holds a part for each chunk
+    stage 1              part 1 ...
+    rank r     stage r % p of copy r // p                   with ``replicas`` copies of p stages
+
+A layout is made once, from a declared model, the same on every rank, and never changes. The
+prover, the executor and the prices all read it; none of them knows the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minidist.data.batches import Batch
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Shape
+from minidist.parallel.model_costs import parameter_count, shape_of
+from minidist.parallel.pipeline.programs import program
+from minidist.parallel.pipeline.prover import validate
+from minidist.parallel.pipeline.schedules import COMPUTE, Instruction, Reduce, Schedule
+from minidist.parallel.pipeline.stages import Bounds, block_flops, cut, join
+from minidist.parallel.shared_parameters import shared_by_blocks, tied
+
+Programs = tuple[tuple[Instruction, ...], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Bounds, parts, programs, tied parameters and groups of a pipeline. Ranks: see above."""
+
+    model: Sequential  # all of it; declared, but for the parts that this rank holds
+    schedule: Schedule
+    stages: int
+    replicas: int
+    microbatches: int
+    recompute: bool
+    bounds: tuple[tuple[int, int], ...]  # (first, last + 1) block of each part
+    parts: tuple[Sequential, ...]
+    stage_models: tuple[Sequential, ...]  # the parts of each stage, as one model
+    tied: tuple[str, ...]  # parameters that several stages hold
+    tied_stages: tuple[int, ...]  # those stages
+    programs: Programs  # of each stage
+
+    def part(self, stage: int, chunk: int) -> int:
+        """Which part of the model a stage's chunk is."""
+        return self.schedule.part(stage, chunk, self.stages)
+
+    def stage_of(self, part: int) -> int:
+        """Which stage holds a part."""
+        return self.schedule.stage(part, self.stages)
+
+    def chunk_range(self, stage: int, chunk: int) -> slice:
+        """Where a chunk's parameters lie in its stage's flat array.
+
+        A parameter that two chunks of a stage share belongs to the chunk that is finished last.
+        """
+        parts = [self.parts[self.part(stage, c)] for c in range(self.schedule.chunks)]
+        ends = [0, *(parameter_count(join(parts[: c + 1])) for c in range(len(parts)))]
+        return slice(ends[chunk], ends[chunk + 1])
+
+    def chunks_of(self, stage: int) -> tuple[slice, ...]:
+        """The chunks of a stage, in the order in which their gradients are complete."""
+        return tuple(
+            self.chunk_range(stage, item.chunk)
+            for item in self.programs[stage]
+            if isinstance(item, Reduce) and item.what == "replicas"
+        )
+
+    def completing(self, stage: int) -> dict[Instruction, int]:
+        """The computations after which a chunk's gradients are complete, and which chunk's."""
+        found: dict[Instruction, int] = {}
+        last: Instruction | None = None
+        for item in self.programs[stage]:
+            if isinstance(item, COMPUTE):
+                last = item
+            elif isinstance(item, Reduce) and item.what == "replicas":
+                assert last is not None
+                found[last] = item.chunk
+        return found
+
+    def apart(self, stage: int) -> frozenset[str]:
+        """Parameters whose gradients from several blocks or stages are added after the backward."""
+        model = self.stage_models[stage]
+        tied_here = self.tied if stage in self.tied_stages else ()
+        return frozenset([*shared_by_blocks(model), *tied_here])
+
+    def counted_elsewhere(self, stage: int) -> tuple[str, ...]:
+        """Tied parameters that an earlier stage counts in the norm of the whole gradient."""
+        return self.tied if stage in self.tied_stages[1:] else ()
+
+    # Groups of ranks
+
+    def pipe(self, rank: int) -> list[int]:
+        """The ranks of this rank's copy of the pipeline, by stage."""
+        first = rank - rank % self.stages
+        return list(range(first, first + self.stages))
+
+    def replicas_of(self, rank: int) -> list[int]:
+        """The ranks that hold this rank's stage, by copy."""
+        return list(range(rank % self.stages, self.stages * self.replicas, self.stages))
+
+    def partners(self, rank: int) -> list[int]:
+        """The ranks of this rank's copy that hold the tied parameters."""
+        return [self.pipe(rank)[stage] for stage in self.tied_stages]
+
+    # Batches
+
+    def microbatches_of(self, batch: Batch, replica: int) -> list[Batch]:
+        """The microbatches of one copy of the pipeline."""
+        return batch.shard(replica, self.replicas).microbatches(self.microbatches)
+
+    def shapes_of(self, batch: Batch) -> list[Shape]:
+        """The shape of every part's input, for a microbatch."""
+        shape = shape_of(batch)
+        costs = self.model.costs(shape)
+        return [costs[start - 1].shape if start else shape for start, _ in self.bounds]
+
+
+def make_layout(
+    model: Sequential,
+    schedule: Schedule,
+    stages: int,
+    replicas: int,
+    microbatches: int,
+    recompute: bool,
+    bounds: Bounds | None,
+    costs: Sequence[float] | None,
+    clips: bool,
+    write: Callable[..., list[Instruction]] = program,
+) -> Layout:
+    """Cut ``model``, write each stage's program, and prove that they can run.
+
+    Raises ValueError for bounds that do not cut the whole model or parameters that cannot be
+    shared, ScheduleError for programs that cannot run.
+    """
+    bounds = bounds or _even(model, schedule, stages, costs)
+    _check_bounds(bounds, model, schedule, stages)
+    parts = tuple(model[start:stop] for start, stop in bounds)
+    stage_models = tuple(
+        join([parts[schedule.part(stage, chunk, stages)] for chunk in range(schedule.chunks)])
+        for stage in range(stages)
+    )
+    shared = tied(stage_models)
+    _check_shared(shared)
+    tied_stages = sorted({stage for where in shared.values() for stage in where})
+    needs = [
+        tuple(
+            name
+            for name, needed in (
+                ("replicas", replicas > 1),
+                ("loss", replicas > 1),
+                ("tied", stage in tied_stages),
+                ("norm", clips),
+            )
+            if needed
+        )
+        for stage in range(stages)
+    ]
+    programs = tuple(
+        tuple(write(schedule, stage, stages, microbatches, needs[stage])) for stage in range(stages)
+    )
+    validate(programs, schedule, microbatches)
+    return Layout(
+        model,
+        schedule,
+        stages,
+        replicas,
+        microbatches,
+        recompute,
+        tuple(bounds),
+        parts,
+        stage_models,
+        tuple(shared),
+        tuple(tied_stages),
+        programs,
+    )
+
+
+def _even(
+    model: Sequential, schedule: Schedule, stages: int, costs: Sequence[float] | None
+) -> Bounds:
+    """As even as can be.
+
+    Of more chunks than blocks that compute anything, the last stay empty: they pass on.
+    """
+    costs = block_flops(model) if costs is None else costs
+    parts = stages * schedule.chunks
+    full = parts
+    if schedule.chunks > 1:
+        full = min(parts, max(stages, sum(cost > 0 for cost in costs)))
+    return [*cut(costs, full), *[(len(costs), len(costs))] * (parts - full)]
+
+
+def _check_bounds(bounds: Bounds, model: Sequential, schedule: Schedule, stages: int) -> None:
+    ends = [0, *(stop for _, stop in bounds)]
+    starts = [*(start for start, _ in bounds), len(model)]
+    if ends != starts or len(bounds) != stages * schedule.chunks:
+        raise ValueError(
+            f"bounds {bounds} must cut {len(model)} blocks into consecutive "
+            f"(start, stop) parts, {schedule.chunks} for each of {stages} stages"
+        )
+
+
+def _check_shared(shared: dict[str, list[int]]) -> None:
+    if len({tuple(where) for where in shared.values()}) > 1:
+        raise ValueError(
+            f"stages share parameters in several ways, {shared}: cut by hand, so that "
+            "the same stages share all of them"
+        )

@@ -1,0 +1,69 @@
+"""ZeRO, stage 2, for gradients that accumulate over microbatches, as in a pipeline.
+
+    last backward of block   4    3    2    1
+    stream                     ─g4─  ─g3─  ─g2─  ─g1─     each a reduce-scatter
+
+Gradients of several backwards add up before they are sent, so all of them need memory, in the
+model's flat array. What is saved is the optimizer's memory, as in stage 1; what is won over stage 1
+is that messages travel while the last backward runs. Where there is one backward a step, stage2.py
+needs less memory.
+"""
+
+from __future__ import annotations
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.machine import Machine
+from minidist.parallel.data_parallel.buckets import backward_left
+from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.in_order import SentInOrder, names_in
+from minidist.parallel.model_costs import parameter_slices
+from minidist.parallel.zero.stage1 import OverlappedShards
+from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_row, optimizer_for
+
+
+class ReduceScatterUnits(SentInOrder, OverlappedShards):
+    """ZeRO, stage 2, for gradients that accumulate in the flat array: a pipeline's, for one."""
+
+    def allocate(self, seed: int) -> None:
+        assert self.comm is not None
+        flat, named = self.model.init(seed).flat, self.model.named_parameters()
+        self.units = []
+        for run in cut_flat(flat.slices, self.model, self.apart):
+            first = next(iter(run.values())).start
+            part = slice(first, first + extent(run))
+            slices = in_a_row({name: named[name] for name in run})
+            shards = ring.chunks(extent(run), self.comm.size)
+            own = shards[self.comm.rank]
+            rule = optimizer_for(self.optimizer, slices, own, self.sum_numbers)
+            data, buffer = flat.data[part], flat.grad[part]
+            parameters = {name: named[name] for name in run}
+            self.units.append(
+                Unit(parameters, slices, shards, own, rule, data[own], buffer[own], data, buffer)
+            )
+        self.watch([unit.slices for unit in self.units])
+
+    def ready(self, part: slice) -> None:
+        self.launch(set(names_in(self.model.flat.slices, part)) - self.apart)
+
+    def send(self, index: int) -> None:
+        self.reduce(self.units[index])
+
+    def unit_slices(self, of: Replicas) -> list[Slices]:
+        return cut_flat(parameter_slices(of.model), of.model, of.apart)
+
+    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+        """A unit goes when its block is through, and the unit before it is at its owners."""
+        stream, units = Clocks(machine, of.size), self.unit_slices(of)
+        left = [backward_left(of.model, shape) for shape in work.shapes]
+        for unit in units:
+            starts = [
+                work.seconds[replica] - machine.compute(min(after[n] for n in unit), replica)
+                for replica, after in enumerate(left)
+            ]
+            stream.wait_for(starts or work.seconds)
+            stream.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
+        stream.wait_for(work.seconds)
+        stream.busy = list(work.seconds)  # the stream adds up meanwhile
+        self.plan_update(stream, of, units)
+        return stream

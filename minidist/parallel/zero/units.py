@@ -1,0 +1,151 @@
+"""Units: what ZeRO reduces and gathers together, and how a model is cut into them.
+
+A unit is the parameters of one block. Of each unit every rank owns a shard: there it has the sum
+of the gradients, and the optimizer's state.
+
+    flat.data   [ block 0 ............. | block 2 ..... | block 4 .. ]
+    unit 0      [ rank 0 | rank 1 | r 2 ]
+    unit 1                              [ r 0 | r 1 | r 2 ]
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minidist.collectives import ring
+from minidist.comm.comm import Future
+from minidist.engine.array import Array
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Parameter
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.shared_parameters import shared_by_blocks
+from minidist.parallel.state import OptimizerShard
+
+Slices = dict[str, slice]
+
+
+@dataclass
+class Unit:
+    """Parameters that are reduced and gathered together, and what this rank has of them."""
+
+    parameters: dict[str, Parameter]
+    slices: Slices  # of each parameter in the unit
+    shards: Sequence[slice]  # of each rank in the unit
+    own: slice
+    optimizer: Optimizer
+    shard: Array  # this rank's part of the parameters
+    grad: Array  # this rank's part of the summed gradients
+    data: Array = None  # stages 1 and 2: the whole unit's parameters
+    buffer: Array = None  # where the whole unit's gradients are made
+    gathered: Array = None  # stage 3: where the whole unit is while it is used
+    growing: bool = False  # its backward is not over: gradients are still added
+    reducing: Future | None = field(default=None, repr=False)
+    gathering: Future | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        return self.shards[-1].stop
+
+    def point(self, attribute: str, memory: Array) -> None:
+        """Make every parameter's ``data`` or ``grad`` a view of ``memory``."""
+        for name, parameter in self.parameters.items():
+            view = memory[self.slices[name]].reshape(parameter.declared)
+            setattr(parameter, attribute, view)
+
+    def optimizer_shard(self) -> OptimizerShard:
+        return OptimizerShard(self.parameters, self.slices, self.optimizer, self.shard, self.shards)
+
+
+def optimizer_for(
+    optimizer: Optimizer, slices: Slices, own: slice, reduce: Callable[[np.ndarray], object]
+) -> Optimizer:
+    """The rule of ``optimizer`` for one unit, with state of its own."""
+    rule = copy.deepcopy(optimizer)
+    rule.bind(slices, start=own.start, reduce=reduce)
+    return rule
+
+
+def cut_blocks(model: Sequential, apart: Collection[str]) -> tuple[list[Slices], dict[int, int]]:
+    """A unit for each block that has parameters, in order; and from blocks' numbers to units'.
+
+    Parameters in ``apart`` are in no unit, and one that two blocks share is in the first's.
+    """
+    units: list[Slices] = []
+    unit_of: dict[int, int] = {}
+    seen: set[int] = set()
+    for number, (name, block) in enumerate(model.blocks.items()):
+        named = {
+            n: p
+            for n, p in block.named_parameters(f"{name}.").items()
+            if n not in apart and id(p) not in seen
+        }
+        seen |= {id(p) for p in named.values()}
+        if named:
+            unit_of[number] = len(units)
+            units.append(in_a_row(named))
+    return units, unit_of
+
+
+def in_a_row(named: dict[str, Parameter]) -> Slices:
+    """Where these parameters lie if they are put one behind the other."""
+    slices, start = {}, 0
+    for name, parameter in named.items():
+        slices[name] = slice(start, start + parameter.size)
+        start += parameter.size
+    return slices
+
+
+def cut_flat(slices: Slices, model: Sequential, apart: Collection[str]) -> list[Slices]:
+    """Units as runs of the flat array, in the order in which a backward completes them.
+
+    A block each, the last first; then each parameter of ``apart`` alone.
+    """
+    blocks, _ = cut_blocks(model, ())
+    runs: list[Slices] = []
+    for names in reversed(blocks):
+        run: Slices = {}
+        for name in names:
+            if name in apart:
+                runs += [run] if run else []
+                run = {}
+            else:
+                run[name] = slices[name]
+        runs += [run] if run else []
+    return runs + [{name: slices[name]} for name in slices if name in apart]
+
+
+def owned_by_rank(lengths: Sequence[int], size: int) -> list[int]:
+    """How many elements each rank owns of units of these lengths."""
+    shards = [ring.chunks(total, size) for total in lengths]
+    return [
+        sum(part.stop - part.start for part in by_unit) for by_unit in zip(*shards, strict=True)
+    ] or [0] * size
+
+
+def extent(slices: Slices) -> int:
+    """How many elements a unit has."""
+    return sum(part.stop - part.start for part in slices.values())
+
+
+def counted_parts(unit: Unit, without: Collection[str]) -> list[slice]:
+    """The parts of this rank's shard that hold none of the parameters ``without``."""
+    whole = slice(0, unit.own.stop - unit.own.start)
+    if not any(name in without for name in unit.slices):
+        return [whole]
+    parts = []
+    for name, where in unit.slices.items():
+        start, stop = max(where.start, unit.own.start), min(where.stop, unit.own.stop)
+        if name not in without and start < stop:
+            parts.append(slice(start - unit.own.start, stop - unit.own.start))
+    return parts
+
+
+def shared_slices(model: Sequential) -> list[Slices]:
+    """The unit of the parameters that several blocks share, if there are any."""
+    named = model.named_parameters()
+    shared = {name: named[name] for name in shared_by_blocks(model)}
+    return [in_a_row(shared)] if shared else []
