@@ -1,12 +1,12 @@
-"""Every op: a function of tensors, its forward and its backward side by side.
+"""Every op: a function of tensors, with the forward and the backward in one place.
 
-One family a file. An op reads like its formula, and a user's own op is written the same way:
+One file for each family. An op looks like its formula. A user writes an own op in the same way:
 
     def cube(x):
         data = x.data
         return Tensor.of(data**3, (x,), lambda grad: (grad * 3 * data**2,))
 
-The operators and NumPy-style methods of ``Tensor`` are these functions, attached below.
+The operators and NumPy-style methods of ``Tensor`` are these functions; they are attached below.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Matrix products: where the arithmetic of deep learning is, so these count their FLOPs."""
+"""Matrix products. They do most of the arithmetic of deep learning, so they count their FLOPs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROWS = 512  # to add one after the other: see sums.py
 def matmul(x: Any, y: Any) -> Tensor:
     """x @ y for matrices, or stacks of matrices with broadcasting over the leading axes.
 
-    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). Vectors are not accepted: reshape them, so
-    that it is clear which product is meant.
+    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). Vectors are not accepted: reshape them to
+    matrices, so that the product is not ambiguous.
     """
     x, y = as_tensor(x), as_tensor(y)
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
@@ -63,8 +63,8 @@ def matmul(x: Any, y: Any) -> Tensor:
 def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight + bias in one op.
 
-    Shapes: x (..., i), weight (i, o), bias (o,) → (..., o). The weights' gradients are returned
-    as callables, so that a zero-bubble pipeline may compute them later.
+    Shapes: x (..., i), weight (i, o), bias (o,) → (..., o). The gradients of weight and bias
+    are returned as callables, so that a zero-bubble pipeline can compute them later.
     """
     x = as_tensor(x)
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
@@ -84,7 +84,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = xp.empty((len(rows), outputs), matrix.dtype)
     product(xp, rows, matrix, out)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
-        out += bias.data  # in place is safe: nobody else has seen this array yet
+        out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
     wants_input_grad = x.node is not None
@@ -144,7 +144,7 @@ def column_products(a: Array, b: Array | None, out: Array | None = None) -> Arra
     over="columns",
 )
 def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
-    if len(a) > 2 * ROWS:  # in parts: float32 adds no more than ROWS numbers in a row
+    if len(a) > 2 * ROWS:  # in parts: float32 adds at most ROWS numbers one after another
         whole = len(a) // ROWS * ROWS
         rest = xp.empty((1, a.shape[1]), accumulator(a.dtype))
         _column_products(xp, a[whole:], None if b is None else b[whole:], rest[0])

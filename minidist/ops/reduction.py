@@ -1,4 +1,4 @@
-"""Reductions: many elements to one; the backward spreads the gradient back over them."""
+"""Reductions of many elements to one; the backward gives each element its gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     shape, whole, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
 
     def backward(grad: Array) -> Any:
-        return (xp.broadcast_to(grad.reshape(whole), shape),)  # every element has slope 1
+        return (xp.broadcast_to(grad.reshape(whole), shape),)  # every element has derivative 1
 
     return Tensor.of(summed(xp, x.data, axis, keepdims), (x,), backward)
 
@@ -51,7 +51,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The variance over ``axis``: mean of (x - mean)², or divided by n - ddof as in NumPy."""
+    """The variance over ``axis``: the sum of (x - mean)², divided by n - ddof as in NumPy."""
     x = floating_only("var", x)
     shape, xp, dtype = keep_axes("var", x.shape, axis), x.xp, x.dtype
     centred = less_mean(xp, wide(x.data), axis)
@@ -60,7 +60,7 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
     y = (y / count).astype(dtype, copy=False)
 
     def backward(grad: Array) -> Any:
-        # The mean moves too, but its part vanishes: the centred values sum to 0.
+        # The mean depends on x too, but its part is 0: the values minus their mean sum to 0.
         return ((centred * (grad.reshape(shape) * (2 / count))).astype(dtype, copy=False),)
 
     return Tensor.of(y, (x,), backward)
@@ -96,7 +96,7 @@ def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
 
 
 def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log Σ exp x over ``axis``, with the maximum taken out first so that nothing overflows."""
+    """log Σ exp x over ``axis``; the maximum is subtracted first, so that nothing overflows."""
     x = floating_only("logsumexp", x)
     whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
     xp, data = x.xp, wide(x.data)
