@@ -26,7 +26,7 @@ def main(comm):
     optimizer = SGD(linear(0.3, updates))
     method = StaleParameterServer(mlp(), CrossEntropy(), optimizer, comm, staleness=2)
     for start in range(0, STEPS, 40):
-        losses = method.train([batches[step] for step in range(start, start + 40)])  # workers do not wait
+        losses = method.train([batches[step] for step in range(start, start + 40)])  # no waiting
         if comm.rank == 0:
             print(f"step {start:4}  loss {losses[0]:.4f}")
     parameters = method.parameters()  # call it on every rank; rank 0 uses the result
