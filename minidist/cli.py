@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from minidist import __version__
-from minidist.comm.launch import find_mpiexec, launched_size, mpi_environment
+from minidist.comm.launcher import find_mpiexec, launched_size, mpi_environment
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
 
@@ -179,7 +179,7 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
 
 
 def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
-    from minidist.comm.launch import TRACE_FOLDER, TRACE_RANKS
+    from minidist.comm.launcher import TRACE_FOLDER, TRACE_RANKS
 
     script, folder = Path(options.script), Path(options.out).resolve()
     if not script.is_file():
@@ -216,10 +216,14 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
 
 
 def _bench(arguments: list[str]) -> int:
-    """Run a bench on one thread: in a new process, because libraries read the number once."""
-    if "OMP_NUM_THREADS" not in os.environ and launched_size() is None:
+    """Run a bench on one thread, unless the user's environment says more.
+
+    It runs in a new process, because libraries read the environment when they start.
+    """
+    environment = mpi_environment(os.environ.get("OMP_NUM_THREADS", 1))
+    if launched_size() is None and os.environ != environment:
         command = [sys.executable, "-m", "minidist", *arguments]
-        return subprocess.run(command, env=mpi_environment(), check=False).returncode
+        return subprocess.run(command, env=environment, check=False).returncode
     return import_module(BENCHES[arguments[1]][0]).run(arguments[2:])
 
 

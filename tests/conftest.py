@@ -4,8 +4,40 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # Before NumPy is loaded: two cores shared by tests and their MPI ranks are soon crowded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No __init__.py in tests/inspect: a package of that name here would hide the standard library's.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "collectives")]
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("mpi"):
+        from minidist.comm.launcher import find_mpiexec
+
+        if find_mpiexec() is None:
+            pytest.skip("no mpiexec on this machine")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases", type=int, help="of each parametrised test, run this many cases, evenly spread"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    few = config.getoption("--cases")
+    if few is None:
+        return
+    by_function = {}
+    for item in items:
+        by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {
+        id(cases[(2 * number + 1) * len(cases) // (2 * few)])
+        for cases in by_function.values()
+        for number in range(few)
+    }
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]

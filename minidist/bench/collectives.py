@@ -39,7 +39,7 @@ from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
-from minidist.comm.launch import find_mpiexec, launch, launched_size, mpi_environment
+from minidist.comm.launcher import find_mpiexec, launch, launched_size, mpi_environment
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.tuning import save_table
 

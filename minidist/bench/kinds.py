@@ -18,11 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from minidist import collectives
-from minidist.collectives import chunks, library, symmetric_memory
+from minidist.collectives import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    ALL_TO_ALL,
+    BROADCAST,
+    GATHER,
+    REDUCE,
+    REDUCE_SCATTER,
+    SCATTER,
+    Algorithm,
+    Cost,
+    auto,
+    barrier,
+    barrier_cost,
+    chunks,
+    library,
+)
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm
 
-LIBRARY, SYMMETRIC = "library", "symmetric_memory"
+LIBRARY, SYMMETRIC, AUTO = "library", "symmetric_memory", "auto"
 Arrays = tuple[np.ndarray, ...]
 
 
@@ -30,7 +46,7 @@ Arrays = tuple[np.ndarray, ...]
 class Kind:
     """One collective.
 
-    ``run``: its algorithms, functions of a comm and the arrays; ``cost``: their formulas.
+    ``run``: its algorithms, functions of a comm and the arrays.
     ``expected(rank, inputs)`` returns a part of the last array, and the expected values there if
     the ranks began with ``inputs``. ``factor(p)`` converts bytes a second to bus bandwidth; 0: no
     bytes. ``one_way``: the root sends or receives only, and this is the limit.
@@ -38,10 +54,15 @@ class Kind:
 
     name: str
     run: dict[str, Callable[..., Any]]
-    cost: dict[str, Callable[..., collectives.Cost]]
     expected: Callable[[int, list[np.ndarray]], tuple[slice, np.ndarray]]
     factor: Callable[[int], float]
     one_way: bool = False
+
+    @property
+    def cost(self) -> dict[str, Callable[..., Cost]]:
+        """The formulas of those that have one, and are not another's."""
+        known = {name: run.cost for name, run in self.run.items() if isinstance(run, Algorithm)}
+        return {name: cost for name, cost in known.items() if name != AUTO}
 
     def arrays(self, comm: Comm, name: str, length: int, dtype: str) -> Arrays:
         """Arrays of this rank, allocated as the algorithm needs it."""
@@ -120,19 +141,14 @@ def _transposed(rank: int, inputs: list[np.ndarray]) -> tuple[slice, np.ndarray]
     return ALL, np.concatenate([x.reshape(len(inputs), -1)[rank] for x in inputs])
 
 
-def _automatic(comm: Comm, array: np.ndarray) -> None:
-    collectives.all_reduce(comm, array, algorithm="auto")
-
-
 def _barrier_cost(length: int, itemsize: int, rank: int, size: int, machine: Any) -> Any:
-    return collectives.barrier_cost(size, machine)
+    return barrier_cost(size, machine)
 
 
 def _share(size: int) -> float:
     return (size - 1) / size
 
 
-C = collectives
 KINDS = {
     kind.name: kind
     for kind in (
@@ -140,71 +156,65 @@ KINDS = {
             "all_reduce",
             {
                 LIBRARY: library.all_reduce,
-                **C.ALL_REDUCE,
-                "auto": _automatic,
+                **ALL_REDUCE,
+                AUTO: auto.all_reduce,
                 SYMMETRIC: symmetric_memory.all_reduce,
             },
-            C.ALL_REDUCE_COST | {SYMMETRIC: symmetric_memory.all_reduce_cost},
             _sum,
             lambda p: 2 * _share(p),
         ),
         Kind(
             "reduce_scatter",
-            {LIBRARY: library.reduce_scatter, **C.REDUCE_SCATTER},
-            C.REDUCE_SCATTER_COST,
+            {LIBRARY: library.reduce_scatter, **REDUCE_SCATTER},
             _sum_chunk,
             _share,
         ),
         Kind(
             "all_gather",
-            {LIBRARY: library.all_gather, **C.ALL_GATHER},
-            C.ALL_GATHER_COST,
+            {LIBRARY: library.all_gather, **ALL_GATHER},
             _every_chunk,
             _share,
         ),
         Kind(
             "broadcast",
-            {LIBRARY: library.broadcast, **C.BROADCAST},
-            C.BROADCAST_COST,
+            {LIBRARY: library.broadcast, **BROADCAST},
             lambda rank, inputs: (ALL, inputs[0]),
             lambda p: 1.0,
             one_way=True,
         ),
         Kind(
             "reduce",
-            {LIBRARY: library.reduce, **C.REDUCE},
-            C.REDUCE_COST,
+            {LIBRARY: library.reduce, **REDUCE},
             _at_root(_sum),
             lambda p: 1.0,
             one_way=True,
         ),
         Kind(
             "gather",
-            {LIBRARY: library.gather, **C.GATHER},
-            C.GATHER_COST,
+            {LIBRARY: library.gather, **GATHER},
             _at_root(_every_chunk),
             _share,
             one_way=True,
         ),
         Kind(
             "scatter",
-            {LIBRARY: library.scatter, **C.SCATTER},
-            C.SCATTER_COST,
+            {LIBRARY: library.scatter, **SCATTER},
             _chunk_of_root,
             _share,
             one_way=True,
         ),
         Kind(
             "all_to_all",
-            {LIBRARY: library.all_to_all, **C.ALL_TO_ALL},
-            C.ALL_TO_ALL_COST,
+            {LIBRARY: library.all_to_all, **ALL_TO_ALL},
             _transposed,
             _share,
         ),
         Kind(
             "barrier",
-            {LIBRARY: library.barrier, "dissemination": C.barrier},
-            {"dissemination": _barrier_cost},
+            {
+                LIBRARY: library.barrier,
+                "dissemination": Algorithm("dissemination", barrier, _barrier_cost),
+            },
             lambda rank, inputs: (NOTHING, inputs[0][:0]),
             lambda p: 0.0,
         ),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minidist.comm.launch import mpi_environment
+from minidist.comm.launcher import mpi_environment
 
 
 def has_torch(python: str) -> bool:

@@ -36,7 +36,7 @@ from minidist.bench.peers import has_torch, torch_ranks
 from minidist.bench.scaling_jobs import JOBS, MARK, GptJob
 from minidist.bench.scaling_plot import draw
 from minidist.bench.scaling_virtual import virtual
-from minidist.comm.launch import find_mpiexec, mpi_environment
+from minidist.comm.launcher import find_mpiexec, mpi_environment
 
 Row = dict[str, Any]
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from minidist.collectives import ring
 from minidist.comm.comm import Comm
-from minidist.comm.launch import launch
+from minidist.comm.launcher import launch
 from minidist.comm.machine import profile
 from minidist.data import Batches, Dataset
 from minidist.data.batches import Batch

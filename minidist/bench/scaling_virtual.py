@@ -20,7 +20,7 @@ import numpy as np
 
 from minidist.bench.scaling_jobs import BUCKET_MB, JOBS
 from minidist.comm.comm import Comm
-from minidist.comm.launch import launch
+from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine, profile
 from minidist.data import Batches

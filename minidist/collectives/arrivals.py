@@ -1,4 +1,4 @@
-"""Receiving a stream of messages: the next one arrives while one is worked on."""
+"""Receiving messages in order: each is received while the one before it is processed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from minidist.comm.comm import Request, Step
 def arrivals(
     count: int, post: Callable[[int], Request], step: Callable[[int], Step]
 ) -> Iterator[int]:
-    """Receive ``count`` messages in order; yields the number of each when it is there.
+    """Receive ``count`` messages in order; yields the number of each when it has arrived.
 
-    ``post(number)`` starts the receive of one, always one ahead of what was yielded: so two
-    buffers in turn are enough. ``step(number)`` names the waiting for one in the trace.
+    ``post(number)`` starts a receive, before the message in front of it is yielded: two buffers, in
+    turn, are enough. ``step(number)`` names the wait in the trace.
     """
     following = post(0) if count else None
     for number in range(count):

@@ -1,11 +1,12 @@
-"""Which algorithm? The one that was fastest here, or the one whose formula is the least.
+"""Choosing an all-reduce: the fastest measured on this machine, or the least by formula.
 
 No algorithm is best everywhere: recursive doubling has the fewest rounds, a ring the fewest bytes
-in the longest messages, halving and doubling is in between. So every MPI library decides by size
-and rank count, from tables measured on somebody's machine. Here the table is measured on yours:
+in the longest messages, halving and doubling is in between. So every MPI library chooses by size
+and rank count, from tables measured on other machines. Here the table is measured on yours:
 ``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Until
 then ranks of one machine follow a short table that was measured on two cores. Elsewhere, and in
-the local world, the formulas are evaluated for the machine, and the least wins.
+the local world, the formulas are evaluated for the machine, and the algorithm with the shortest
+time is taken.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from minidist.collectives import double_tree, halving_doubling, recursive_doubling, ring
-from minidist.collectives import segmented_ring as segmented
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.tables import ALL_REDUCE
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 # What the formulas choose among: algorithms for any ranks that send messages.
 CANDIDATES = {
-    "recursive_doubling": recursive_doubling.all_reduce_cost,
-    "halving_doubling": halving_doubling.all_reduce_cost,
-    "ring": ring.all_reduce_cost,
-    "segmented_ring": segmented.all_reduce_cost,
-    "double_tree": double_tree.all_reduce_cost,
+    name: ALL_REDUCE[name]
+    for name in ("recursive_doubling", "halving_doubling", "ring", "segmented_ring", "double_tree")
 }
+
+
+@algorithm("auto")
+def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
+    """Reduce ``array`` over all ranks, in place, by the algorithm that is chosen for it."""
+    name = comm.chosen.get((array.size, array.itemsize)) or choose(comm, array)
+    ALL_REDUCE[name](comm, array, op)
 
 
 def choose(comm: Comm, array: Array) -> str:
@@ -43,7 +48,8 @@ def choose(comm: Comm, array: Array) -> str:
 def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
     """The candidate that takes the fewest seconds on ``machine``."""
     return min(
-        CANDIDATES, key=lambda name: CANDIDATES[name](length, itemsize, 0, size, machine).seconds
+        CANDIDATES,
+        key=lambda name: CANDIDATES[name].cost(length, itemsize, 0, size, machine).seconds,
     )
 
 
@@ -57,8 +63,8 @@ def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | N
     return measured[min(bisect_left(sizes, nbytes), len(sizes) - 1)][1]
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What the algorithm that the formulas choose costs."""
-    return CANDIDATES[by_formula(length, itemsize, size, machine)](
-        length, itemsize, rank, size, machine
-    )
+    name = by_formula(length, itemsize, size, machine)
+    return CANDIDATES[name].cost(length, itemsize, rank, size, machine)

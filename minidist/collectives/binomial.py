@@ -1,4 +1,4 @@
-"""Binomial tree: whoever knows tells somebody who does not, so those who know double each round.
+"""Binomial tree: each rank that has the array sends it to one that has not, so they double a round.
 
     broadcast, p = 8, root 0              the tree
 
@@ -10,20 +10,22 @@
                                          │
                                          7
 
-Reduce is the same tree backward, adding on the way up. Ranks are counted from the root, and p need
-not be a power of two: ranks that are not there are not told. With p ranks and n bytes
+Reduce is the same tree in reverse, adding on the way up. Ranks are counted from the root, and p
+need not be a power of two: messages to ranks that do not exist are left out. With p ranks and n
+bytes
 
     broadcast     ⌈lg p⌉(α + nβ)
     reduce        ⌈lg p⌉(α + nβ + nγ)
     all_reduce    2⌈lg p⌉(α + nβ) + ⌈lg p⌉nγ     reduce to the root, then broadcast
 
-The latency is logarithmic, and the root is no longer alone in sending. But every byte is sent as a
-whole ⌈lg p⌉ times one after the other, which a large array does not forgive. Thakur, Rabenseifner,
+The latency is logarithmic, since all ranks that have the array send it. But the whole array is sent
+⌈lg p⌉ times one after the other, which makes it slow for large arrays. Thakur, Rabenseifner,
 Gropp, IJHPCA 19(1) 2005, sections 4.2 and 4.5.
 """
 
 from __future__ import annotations
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -40,6 +42,7 @@ def relatives(place: int, size: int) -> tuple[int, list[int]]:
     return place & (place - 1), [place + bit for bit in bits if place + bit < size]
 
 
+@algorithm("binomial")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     place = (comm.rank - root) % comm.size
@@ -52,8 +55,9 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
             comm.send(array, (child + root) % comm.size)
 
 
+@algorithm("binomial")
 def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
-    """Reduce ``array`` over all ranks into that of ``root``; the others' is left half done."""
+    """Reduce ``array`` over all ranks into that of ``root``; the others' holds partial sums."""
     place = (comm.rank - root) % comm.size
     parent, children = relatives(place, comm.size)
     incoming = comm.scratch(array.size, array).reshape(array.shape)
@@ -66,12 +70,14 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
             comm.send(array, (parent + root) % comm.size)
 
 
+@algorithm("binomial")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     reduce(comm, array, op)
     broadcast(comm, array)
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -82,6 +88,7 @@ def broadcast_cost(
     return Cost(len(children), len(children) * nbytes, rounds * machine.message(nbytes))
 
 
+@reduce.costs
 def reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -94,6 +101,7 @@ def reduce_cost(
     return Cost(messages, messages * nbytes, seconds, len(children) * nbytes)
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: both."""
     here = (length, itemsize, rank, size, machine)

@@ -1,4 +1,4 @@
-"""Measure α, β and γ of the machine that we run on, so that formulas can predict this run."""
+"""Measure α, β and γ of this machine, so that formulas can predict what runs on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def calibrate(comm: Comm, flops: float, repeats: int = 30) -> Machine:
 
     ``flops``: operations a second, measured by the caller on its own kind of work (rank 0's is
     taken). Every rank must call it; every rank gets the same machine. One rank alone has no
-    links: it keeps the defaults for those.
+    links, and keeps the defaults for those.
     """
     default = Machine()
     found = np.array([default.latency, default.bandwidth, default.reduce_bandwidth, flops])

@@ -1,4 +1,4 @@
-"""Central algorithms: one rank does it all. The simplest, and the bottleneck to be beaten.
+"""Central algorithms: every message goes to or from one rank. The simplest, and the slowest.
 
     all_reduce          1   2   3          1   2   3
                          ╲  │  ╱            ↖  ↑  ↗
@@ -10,21 +10,23 @@ Every message goes through the root's one port, so with p ranks and n bytes
     broadcast         (p - 1)(α + nβ)
     reduce            (p - 1)(α + nβ + nγ)
     all_reduce        2(p - 1)(α + nβ) + (p - 1)nγ
-    gather, scatter   (p - 1)(α + nβ/p): here the root sends or receives no byte twice
+    gather, scatter   (p - 1)(α + nβ/p): the root sends or receives each byte once
 
-The root sends (p - 1)n bytes: p times as much data needs p times as long, which is why nobody
-trains this way on more than a few ranks.
+The root sends (p - 1)n bytes, so the time grows with the number of ranks: nobody trains this way on
+more than a few.
 """
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("central")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     if comm.rank != root:
@@ -37,10 +39,11 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
                 comm.send(array, peer)
 
 
+@algorithm("central")
 def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     """Reduce ``array`` over all ranks into that of ``root``; the others keep theirs.
 
-    The root adds in order of rank, so the result does not depend on who was fastest.
+    The root adds in order of rank, so the result does not depend on whose message came first.
     """
     if comm.rank != root:
         with comm.step("reduce to", root):
@@ -54,12 +57,14 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
                 comm.combine(op, array, incoming)
 
 
+@algorithm("central")
 def all_reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the result."""
     reduce(comm, array, op, root)
     broadcast(comm, array, root)
 
 
+@algorithm("central")
 def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     """Chunk r of the root's ``array`` goes to rank r, to its place in ``array``; returns a view."""
     flat = comm.flat(array)
@@ -75,6 +80,7 @@ def scatter(comm: Comm, array: Array, root: int = 0) -> Array:
     return flat[parts[comm.rank]]
 
 
+@algorithm("central")
 def gather(comm: Comm, array: Array, root: int = 0) -> None:
     """Chunk r of rank r's ``array`` goes to its place in the root's."""
     flat = comm.flat(array)
@@ -89,6 +95,7 @@ def gather(comm: Comm, array: Array, root: int = 0) -> None:
                     comm.recv(flat[parts[peer]], peer)
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -98,6 +105,7 @@ def broadcast_cost(
     return Cost(messages, messages * nbytes, (size - 1) * machine.message(nbytes))
 
 
+@reduce.costs
 def reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -109,6 +117,7 @@ def reduce_cost(
     return Cost(1, nbytes, seconds)
 
 
+@all_reduce.costs
 def all_reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -117,6 +126,7 @@ def all_reduce_cost(
     return reduce_cost(*here) + broadcast_cost(*here)
 
 
+@scatter.costs
 def scatter_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:
@@ -127,6 +137,7 @@ def scatter_cost(
     return Cost(len(others), sum(others), seconds) if rank == root else Cost(0, 0, seconds)
 
 
+@gather.costs
 def gather_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:

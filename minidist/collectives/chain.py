@@ -1,5 +1,4 @@
-"""Pipelined chain: cut the array into pieces, and let each rank pass a piece on while the next
-arrives.
+"""Pipelined chain: each rank passes a piece of the array on while the next piece arrives.
 
     rank 0 → rank 1 → rank 2 → rank 3       time →
       link 0→1   │ 0 │ 1 │ 2 │ 3 │
@@ -11,15 +10,17 @@ more links to go:
 
     broadcast    (p - 2 + k)(α + nβ/k)       k* = √((p - 2)nβ/α)
 
-For long arrays the time is nβ, whatever p: no broadcast can be faster than once through a port.
-For short ones the chain is the worst there is. Pješivac-Grbović et al., "Performance analysis of
-MPI collective operations", Cluster Computing 10 2007, section 4.
+For long arrays the time is about nβ for any p: no broadcast can be faster, since every byte must
+pass a port once. For short arrays the chain is slow: p - 1 latencies, one after the other.
+Pješivac-Grbović et al., "Performance analysis of MPI collective operations", Cluster Computing 10
+2007, section 4.
 """
 
 from __future__ import annotations
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -32,6 +33,7 @@ def piece_count(nbytes: int) -> int:
     return max(1, -(-nbytes // PIECE))
 
 
+@algorithm("chain")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     flat = comm.flat(array)
@@ -49,6 +51,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
         request.wait()
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:

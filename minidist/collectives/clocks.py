@@ -2,25 +2,26 @@
 
 The closed formulas (2(p - 1)α + ...) hold when every rank starts at once and all parts are equally
 long. In a training step neither is so: shards are uneven, and a bucket's all-reduce starts on each
-rank when that rank's backward has come so far. The rule of the α-β-γ model is simple, though. When
-every rank passes a message to the rank ``distance`` further, then
+rank when that rank's backward has come so far. But the rule of the α-β-γ model (``Machine`` and
+``Ports`` in ``comm/machine.py``) is simple where every rank passes a message to the rank
+``distance`` further:
 
     a message r → s starts at   max(clock of r, clock of s)      both must be there
                    and ends      α + nβ later
     clock of r      ←            the later end of its two messages, plus γ for what it adds
 
-so a clock for each rank, moved by this rule round by round, gives the exact time for any starts
-and any lengths; and with even parts and a common start it gives the closed formula again. Messages
+So a clock for each rank, moved by this rule round by round, gives the exact time for any starts
+and any lengths; with even parts and a common start it gives the closed formula again. Messages
 and bytes are counted on the way. This is how the costs of data parallelism and its family are
-predicted: nothing is sent and nothing is simulated but these p numbers.
+predicted: nothing is sent, and only these p numbers are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunks
-from minidist.comm.machine import Machine
+from minidist.collectives.partition import chunks
+from minidist.comm.machine import Machine, Ports
 
 
 class Clocks:
@@ -29,6 +30,7 @@ class Clocks:
     def __init__(self, machine: Machine, size: int) -> None:
         self.machine = machine
         self.size = size
+        self.ports = Ports(size)
         self.now = [0.0] * size
         self.messages = [0] * size
         self.nbytes = [0] * size
@@ -47,11 +49,12 @@ class Clocks:
     def shift(self, nbytes: Sequence[int], reduce: bool = False, distance: int = 1) -> None:
         """Rank r sends ``nbytes[r]`` to rank r + distance, and adds what it receives if asked."""
         p = self.size
-        ends = [
-            max(self.now[rank], self.now[(rank + distance) % p])
-            + self.machine.message(nbytes[rank])
-            for rank in range(p)
-        ]
+        ends = []
+        for sender in range(p):
+            receiver = (sender + distance) % p
+            ready = max(self.now[sender], self.now[receiver])  # both must be there
+            seconds = self.machine.message(nbytes[sender])
+            ends.append(self.ports.carry(sender, receiver, ready, seconds))
         for rank in range(p):
             source = (rank - distance) % p
             self.messages[rank] += 1

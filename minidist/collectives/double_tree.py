@@ -1,117 +1,42 @@
-"""Double binary tree: two trees at once, so that no port rests and the depth is logarithmic.
+"""Double binary tree: two trees at once, each for half of the array.
 
-In one binary tree half of the ranks are leaves, whose ports only send going up and only receive
-coming down. So take two trees, in which nobody is inside both, and give each half of the array:
+In one binary tree half of the ranks are leaves, which only send on the way up and only receive on
+the way down: half of what their ports could do is lost. So take two trees over the same ranks,
+such that each rank is an interior node of at most one, and send half of the array through each:
 
-    p = 7, by places 1 to 7        first tree            second tree: all moved by one
+    reduce       each half, in k pieces, from the leaves to the root, added on the way
+    broadcast    the same steps in reverse: the finished pieces from the root to the leaves
 
-                                       4                        3
-                                     ╱   ╲                    ╱   ╲
-                                    2     6                  1     5
-                                   ╱ ╲   ╱ ╲                ╱ ╲   ╱ ╲
-                                  1   3 5   7              7   2 4   6
+``two_trees.py`` builds the trees, and numbers the steps such that in each of them a rank sends at
+most one message and receives at most one. An edge carries a piece in every second step. With p
+ranks and n bytes
 
-A tree of 1..p has the largest power of two at its root, and the rest to its left and right. Inside
-are the even places, so moving all by one swaps inside and outside. Each half goes in k pieces, up
-to the root, added on the way, and down again. Now every rank sends to at most two parents and
-receives from at most two children, so all edges can be given one of two colours such that nobody
-sends, or receives, on two of the same colour. In even steps the one colour moves, in odd steps the
-other: at most one message out and one in. Going down is the film of going up, run backward.
+    messages a rank   at most 4k: k up in each tree, 2k down in the one where it has two children
+    steps S           2k - 1, and as many as the first piece needs to the root: about 2 lg p
+    time              at most 2S(α + nβ/2k) + Snγ/2k: for long arrays 2nβ + nγ
 
-    messages a rank   at most 4k: k up in either tree, and 2k down in the one where it is inside
-    steps S           2k - 1 and as many as the first piece needs to the root, about 2 lg p
-    time              at most 2S(α + nβ/2k) + Snγ/2k: for long arrays 2nβ + nγ. Not everybody is
-                      busy in every step, so ``all_reduce_cost`` follows them: exact
-
-Between the tree's latency and the ring's bandwidth: best in the middle, on many ranks. Sanders,
-Speck, Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan", Parallel
-Computing 35(12) 2009; NCCL 2.4.
+Not every rank is busy in every step, so ``all_reduce_seconds`` follows them one by one, and its
+time is exact. Between a tree's latency and the ring's bandwidth: best for arrays of middle length
+on many ranks. Sanders, Speck, Träff, "Two-tree algorithms for full bandwidth broadcast, reduction
+and scan", Parallel Computing 35(12) 2009; NCCL 2.4.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import lru_cache
 
 import numpy as np
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
+from minidist.collectives.two_trees import Edge, edges
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 PIECE = 1 << 16  # bytes
-
-
-@dataclass(frozen=True)
-class Edge:
-    """From a child to its parent in one of the trees; its first piece moves in step ``start``."""
-
-    tree: int
-    child: int
-    parent: int
-    start: int
-
-
-def family(place: int, size: int) -> tuple[int, list[int]]:
-    """Parent (0 for the root) and children of a place in the tree of places 1 to ``size``."""
-    parent, before, count = 0, 0, size  # the subtree of the places before + 1 to before + count
-    while True:
-        root = before + power_below(count)
-        left, right = root - 1 - before, before + count - root
-        if place == root:
-            children = [before + power_below(left)] if left else []
-            return parent, [*children, root + power_below(right)] if right else children
-        parent = root
-        before, count = (before, left) if place < root else (root, right)
-
-
-@lru_cache
-def edges(size: int) -> list[Edge]:
-    """All edges of both trees, children before parents, with the steps in which they begin."""
-    pairs = []  # (tree, child, parent), as ranks
-    for tree in (0, 1):
-        waiting = [power_below(size)]
-        order = []
-        for place in waiting:  # from the root down
-            children = family(place, size)[1]
-            order += [(tree, (c - 1 - tree) % size, (place - 1 - tree) % size) for c in children]
-            waiting += children
-        pairs += order[::-1]
-    colours = two_colours(pairs)
-    starts: dict[tuple[int, int], int] = {}  # (tree, rank) → the step after its last child's first
-    found = []
-    for pair in pairs:
-        tree, child, parent = pair
-        start = starts.get((tree, child), 0)
-        start += (start + colours[pair]) % 2  # the next step of its colour
-        starts[tree, parent] = max(starts.get((tree, parent), 0), start + 1)
-        found.append(Edge(tree, child, parent, start))
-    return found
-
-
-def two_colours(pairs: list[tuple[int, int, int]]) -> dict[tuple[int, int, int], int]:
-    """Colour 0 or 1 for each (tree, child, parent): two of one child, or parent, differ.
-
-    Edges that must differ form chains and even rings, so any can begin with 0.
-    """
-    touching: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
-    for pair in pairs:
-        touching.setdefault(("sends", pair[1]), []).append(pair)
-        touching.setdefault(("receives", pair[2]), []).append(pair)
-    colours: dict[tuple[int, int, int], int] = {}
-    for first in pairs:
-        if first in colours:
-            continue
-        colours[first] = 0
-        chain = [first]
-        for pair in chain:
-            for other in touching["sends", pair[1]] + touching["receives", pair[2]]:
-                if other not in colours:
-                    colours[other] = 1 - colours[pair]
-                    chain.append(other)
-    return colours
 
 
 def piece_count(length: int, itemsize: int) -> int:
@@ -124,6 +49,7 @@ def step_count(size: int, k: int) -> int:
     return max((edge.start for edge in edges(size)), default=-1) + 2 * k - 1 if size > 1 else 0
 
 
+@algorithm("double_tree")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     flat = comm.flat(array)
@@ -137,7 +63,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     steps = step_count(comm.size, k)
 
     def moving(step: int) -> tuple[list[Edge], list[Edge]]:
-        """My edges that move in this step: to a parent, and from a child; at most one of each."""
+        """This rank's edges that carry a piece: to a parent, from a child; one each at most."""
         now = [edge for edge in mine if edge.start <= step and (step - edge.start) % 2 == 0]
         now = [edge for edge in now if (step - edge.start) // 2 < k]
         up = [edge for edge in now if edge.child == comm.rank]
@@ -147,7 +73,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         return pieces[edge.tree][(step - edge.start) // 2]
 
     for number in comm.rounds("reduce", steps):
-        step = number - 1
+        step = number - 1  # steps count from 0
         to_parent, from_child = moving(step)
         out = [(piece(edge, step), edge.parent) for edge in to_parent]
         growing = [piece(edge, step) for edge in from_child]
@@ -158,14 +84,14 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         for own, (arrived, _) in zip(growing, into, strict=True):
             comm.combine(op, own, arrived)
     for number in comm.rounds("broadcast", steps):
-        step = steps - number  # the same steps backward
+        step = steps - number  # the same steps in reverse
         to_parent, from_child = moving(step)
         out = [(piece(edge, step), edge.child) for edge in from_child]
         exchange(comm, out, [(piece(edge, step), edge.parent) for edge in to_parent])
 
 
 def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, int]]) -> None:
-    """Send and receive what there is: at most one array, with its peer, each."""
+    """Send and receive at the same time: at most one (array, peer) each."""
     if out and into:
         comm.sendrecv(*out[0], *into[0])
     elif out:
@@ -174,6 +100,7 @@ def exchange(comm: Comm, out: list[tuple[Array, int]], into: list[tuple[Array, i
         comm.recv(*into[0])
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs."""
     k = piece_count(length, itemsize)
@@ -207,14 +134,14 @@ def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) 
         moving = (waits == 0) & (piece >= 0) & (piece < k)
         sender, receiver = senders[moving], receivers[moving]
         size_of = nbytes[tree[moving], piece[moving]]
-        end = np.maximum(now[sender], now[receiver]) + machine.latency + size_of / machine.bandwidth
+        end = np.maximum(now[sender], now[receiver]) + machine.message(size_of)
         now[sender] = end  # a rank sends once in a step, and receives once
         now[receiver] = np.maximum(now[receiver], end)
         return receiver, size_of
 
     for step in range(step_count(size, k)):
         receiver, added = move(step, child, parent)
-        now[receiver] += added / machine.reduce_bandwidth
+        now[receiver] += machine.reduce(added)
     for step in reversed(range(step_count(size, k))):
         move(step, parent, child)
     return float(now.max())

@@ -1,10 +1,10 @@
-"""Halving and doubling: the ring's bytes in a tree's number of rounds (Rabenseifner's algorithm).
+"""Halving and doubling: as few bytes as a ring, as few rounds as a tree (Rabenseifner's algorithm).
 
-Exchange halves with a partner p/2 away, and each keeps adding only one half; then quarters with a
-partner p/4 away, and so on, until rank r has chunk r finished: a reduce-scatter by recursive
-halving. The all-gather goes the same way back, by recursive doubling.
+Two partners at distance p/2 exchange halves, and each adds one half; then they exchange quarters
+with partners at distance p/4, and so on, until rank r has chunk r finished: a reduce-scatter by
+recursive halving. The all-gather makes the same exchanges in reverse, by recursive doubling.
 
-    p = 4, what each rank still works on     rank 0    rank 1    rank 2    rank 3
+    p = 4, the chunks that each rank adds    rank 0    rank 1    rank 2    rank 3
       at first                              0 1 2 3   0 1 2 3   0 1 2 3   0 1 2 3
       distance 2: send the other half       0 1       0 1           2 3       2 3
       distance 1: send the other quarter    0           1           2           3
@@ -16,17 +16,18 @@ With p a power of two and n bytes
     reduce_scatter    lg p α + n(p - 1)/p·(β + γ)
     all_reduce        2 lg p α + 2n(p - 1)/p·β + n(p - 1)/p·γ
 
-Other p fold as in ``recursive_doubling``, which costs the whole array once more each way: then a
-ring is better for large arrays. Rabenseifner, "Optimization of collective reduction operations",
-ICCS 2004, section 4; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.5.
+Other p are folded as in ``recursive_doubling``, which sends the whole array once more before and
+after: then a ring is better for large arrays. Rabenseifner, "Optimization of collective reduction
+operations", ICCS 2004, section 4; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks, power_below
 from minidist.collectives.recursive_doubling import (
     double,
     double_cost,
@@ -43,10 +44,11 @@ from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("halving_doubling")
 def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
     """Reduce over all ranks; rank r gets chunk r of the result, in its place in ``array``.
 
-    Returns a view of the chunk. The rest of ``array`` is left half done.
+    Returns a view of the chunk. The rest of ``array`` holds partial sums.
     """
     flat = comm.flat(array)
     parts = chunks(flat.size, comm.size)
@@ -60,6 +62,7 @@ def reduce_scatter(comm: Comm, array: Array, op: str = "sum") -> Array:
     return flat[parts[comm.rank]]
 
 
+@algorithm("halving_doubling")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     flat = comm.flat(array)
@@ -72,8 +75,8 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 
 def halve(comm: Comm, flat: Array, op: str, parts: Sequence[slice], worker: int) -> None:
-    """Reduce-scatter among the workers, of whose parts ``parts`` are the places."""
-    first, count = 0, len(parts)  # the parts that this worker still works on
+    """Reduce-scatter among the workers: worker w gets ``parts[w]``."""
+    first, count = 0, len(parts)  # the parts that this worker still adds
     for _ in comm.rounds("reduce-scatter", len(parts).bit_length() - 1):
         count //= 2
         partner = rank_of(worker ^ count, comm.size)
@@ -104,6 +107,7 @@ def halve_cost(parts: list[int], itemsize: int, worker: int | None, machine: Mac
     return cost
 
 
+@reduce_scatter.costs
 def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``reduce_scatter`` of ``length`` elements costs: the formula above."""
     lengths = chunk_lengths(length, size)
@@ -119,6 +123,7 @@ def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machin
     return cost
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     parts = chunk_lengths(length, power_below(size))

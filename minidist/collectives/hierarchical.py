@@ -1,4 +1,4 @@
-"""Hierarchical all-reduce: few bytes over the slow links between nodes, the rest inside them.
+"""Hierarchical all-reduce: few bytes over the slow links between nodes, most inside the nodes.
 
     node A: ranks 0 1      node B: ranks 2 3          n = the whole array, g = 2 ranks a node
 
@@ -20,8 +20,9 @@ from __future__ import annotations
 from math import isqrt
 
 from minidist.collectives import ring
-from minidist.collectives.chunks import chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -37,6 +38,7 @@ def node_size(size: int, machine: Machine | None = None) -> int:
     return next(g for g in range(isqrt(size), 0, -1) if size % g == 0)
 
 
+@algorithm("hierarchical")
 def all_reduce(comm: Comm, array: Array, op: str = "sum", node: int | None = None) -> None:
     """Reduce ``array`` over all ranks, in place; ``node`` ranks in a row are one node."""
     node = node or node_size(comm.size, comm.machine)
@@ -59,6 +61,7 @@ def levels(comm: Comm, node: int) -> tuple[Comm, Comm]:
     return comm.remember(("hierarchical", node), make)
 
 
+@all_reduce.costs
 def all_reduce_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, node: int | None = None
 ) -> Cost:

@@ -1,16 +1,16 @@
-"""Pairwise all-to-all: in round k everybody sends to the rank k to the right.
+"""Pairwise all-to-all: in round k every rank sends to the rank k to the right.
 
     p = 4      rank 0    rank 1    rank 2    rank 3
       round 1  → 1       → 2       → 3       → 0
       round 2  → 2       → 3       → 0       → 1
       round 3  → 3       → 0       → 1       → 2
 
-Each round is a permutation: every port sends one message and receives one, so nobody queues, as
-they would if all began with rank 0. With p ranks and n bytes on each:
+Each round is a permutation: every rank sends one message and receives one, so no message waits for
+a port, as most would if all ranks began by sending to rank 0. With p ranks and n bytes on each:
 
     all_to_all    (p - 1)α + n(p - 1)/p·β
 
-Each block goes straight to where it belongs, so no byte is sent twice: best but for small blocks.
+Each block is sent once, straight to its receiver: best for all but small blocks.
 Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.4.
 """
 
@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("pairwise")
 def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence[Array]) -> None:
     """``send[r]`` goes to rank r, and ``recv[r]`` comes from it.
 
@@ -40,6 +42,7 @@ def all_to_all(comm: Comm, send: Array | Sequence[Array], recv: Array | Sequence
         comm.sendrecv(send[to], to, recv[source], source)
 
 
+@all_to_all.costs
 def all_to_all_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_to_all`` of ``length`` elements on each rank costs; ``size`` divides them."""
     block = length // size * itemsize

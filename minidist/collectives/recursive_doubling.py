@@ -12,25 +12,26 @@ All ranks add the same pairs, so all get the same bits. With p a power of two an
     all_reduce    lg p (α + nβ + nγ)
     all_gather    lg p α + n(p - 1)/p·β      what is exchanged doubles too: n/p, 2n/p, ...
 
-No all-reduce has fewer rounds: best for small arrays. Other p fold: with p' the power of two below,
-the first p - p' odd ranks hand their part to the even rank on their left, sit out, and are handed
-the result: another α + nβ + nγ before and α + nβ after. Thakur, Rabenseifner, Gropp, IJHPCA 19(1)
-2005, sections 4.1 and 4.5.
+No all-reduce has fewer rounds: best for small arrays. Other p are folded to p', the power of two
+below: the first p - p' odd ranks send their array to the even rank on their left, take no part in
+the rounds, and receive the result: another α + nβ + nγ before and α + nβ after. Thakur,
+Rabenseifner, Gropp, IJHPCA 19(1) 2005, sections 4.1 and 4.5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks, power_below
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks, power_below
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
 def worker_of(rank: int, size: int) -> int | None:
-    """The rank's number among the p' that work; None for one that is folded into its left."""
+    """The rank's number among the p' that take part; None for one that is folded."""
     folded = size - power_below(size)
     if rank >= 2 * folded:
         return rank - folded
@@ -58,7 +59,7 @@ def fold(comm: Comm, array: Array, op: str) -> int | None:
 
 
 def unfold(comm: Comm, array: Array) -> None:
-    """The working ranks hand the result to those that sat out."""
+    """The ranks that took part send the result to those that did not."""
     worker = worker_of(comm.rank, comm.size)
     if worker is None:
         with comm.step("unfold"):
@@ -68,6 +69,7 @@ def unfold(comm: Comm, array: Array) -> None:
             comm.send(array, comm.rank + 1)
 
 
+@algorithm("recursive_doubling")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     worker = fold(comm, array, op)
@@ -82,6 +84,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     unfold(comm, array)
 
 
+@algorithm("recursive_doubling")
 def all_gather(comm: Comm, array: Array) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = comm.flat(array)
@@ -98,7 +101,7 @@ def all_gather(comm: Comm, array: Array) -> None:
 
 
 def double(comm: Comm, flat: Array, parts: Sequence[slice], worker: int) -> None:
-    """All-gather among the workers, of whose parts ``parts`` are the places."""
+    """All-gather among the workers: worker w brings ``parts[w]``."""
     distance = 1
     for _ in comm.rounds("all-gather", len(parts).bit_length() - 1):
         mine = worker // distance * distance  # the first of the block that this worker has
@@ -137,6 +140,7 @@ def unfold_cost(nbytes: int, rank: int, size: int, machine: Machine) -> Cost:
     return Cost(messages, messages * nbytes, machine.message(nbytes) if folded else 0.0)
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     nbytes = length * itemsize
@@ -167,6 +171,7 @@ def double_cost(parts: list[int], itemsize: int, worker: int | None, machine: Ma
     return cost
 
 
+@all_gather.costs
 def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_gather`` to ``length`` elements costs: the formula above."""
     lengths = chunk_lengths(length, size)

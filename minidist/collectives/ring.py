@@ -1,8 +1,8 @@
-"""Ring: every rank sends the least that is possible, and always to its neighbour.
+"""Ring: every rank sends as few bytes as possible, and always to its neighbour.
 
 Cut the array into p chunks, chunk r for rank r. In p - 1 rounds every rank passes one chunk to the
-right, and adds the chunk that comes from the left to its own; the sum of a chunk grows as it
-travels, and reaches its owner last:
+right, and adds the chunk that comes from the left to its own. The sum of a chunk grows from rank to
+rank, and reaches its owner last:
 
     reduce-scatter, p = 3          chunk 0     chunk 1     chunk 2
       rank 0 holds                   a0          a1          a2
@@ -33,13 +33,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("ring")
 def reduce_scatter(
     comm: Comm, array: Array, op: str = "sum", parts: Sequence[slice] | None = None
 ) -> Array:
@@ -47,7 +49,7 @@ def reduce_scatter(
 
     Any contiguous array, any number of ranks; an array shorter than the ranks makes empty chunks.
     ``parts`` are the chunks, if they are not to be of equal length. Returns a view of the chunk.
-    The rest of ``array`` is left half done. ``op`` is "sum", "product", "max" or "min".
+    The rest of ``array`` holds partial results. ``op`` is "sum", "product", "max" or "min".
     """
     flat = comm.flat(array)
     parts = parts or chunks(flat.size, comm.size)
@@ -63,6 +65,7 @@ def reduce_scatter(
     return flat[parts[comm.rank]]
 
 
+@algorithm("ring")
 def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -> None:
     """Rank r brings chunk r of ``array``, in its place; afterwards every rank has them all."""
     flat = comm.flat(array)
@@ -74,20 +77,22 @@ def all_gather(comm: Comm, array: Array, parts: Sequence[slice] | None = None) -
         comm.sendrecv(sending, right, flat[parts[(comm.rank - round) % comm.size]], left)
 
 
+@algorithm("ring")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result.
 
-    Between the halves rank r owns chunk r + 1: so each begins by sending its own, and what starts
-    on the slowest rank is not what all others wait for first.
+    Between the two, rank r owns chunk r + 1. So each rank begins by sending chunk r, and the chunk
+    that begins on the slowest rank is not the one that all others wait for first.
     """
     parts = chunks(array.size, comm.size, first=1)
     reduce_scatter(comm, array, op, parts)
     all_gather(comm, array, parts)
 
 
-# Exact for uneven chunks too: the longest chunk, always on its way, sets the time.
+# Exact for uneven chunks too: the longest chunk moves in every round, and so sets the time.
 
 
+@reduce_scatter.costs
 def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``reduce_scatter`` of ``length`` elements costs: a rank never sends its own chunk."""
     lengths = chunk_lengths(length, size)
@@ -100,13 +105,15 @@ def reduce_scatter_cost(length: int, itemsize: int, rank: int, size: int, machin
     )
 
 
+@all_gather.costs
 def all_gather_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
-    """What ``all_gather`` to ``length`` elements costs: the chunk of the right is never sent."""
+    """What ``all_gather`` to ``length`` elements costs: the right neighbour's is never sent."""
     lengths = chunk_lengths(length, size)
     sent = (length - lengths[(rank + 1) % size]) * itemsize
     return Cost(size - 1, sent, (size - 1) * machine.message(lengths[0] * itemsize))
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the halves, by whose chunk is the rank's.
 

@@ -1,4 +1,4 @@
-"""Broadcast as scatter and all-gather: give every rank a part, and let them exchange the parts.
+"""Broadcast by scatter and all-gather: each rank gets a part, then all exchange their parts.
 
     p = 4            rank 0     rank 1     rank 2     rank 3
       at first       A B C D
@@ -7,7 +7,7 @@
       all-gather     A B C D    A B C D    A B C D    A B C D      ring
 
 A binomial broadcast sends n bytes ⌈lg p⌉ times, one after the other. Here the root sends each byte
-about once, and then all ports work at the same time:
+about once, and then all ranks send and receive at the same time:
 
     broadcast    (⌈lg p⌉ + p - 1)α + 2n(p - 1)/p·β
 
@@ -17,15 +17,17 @@ library", SHPCC 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005, section 4.
 
 from __future__ import annotations
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.binomial import relatives
 from minidist.collectives.binomial_gather import subtree
-from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 
+@algorithm("scatter_all_gather")
 def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
     """Copy ``array`` of rank ``root`` into ``array`` of every other rank, in place."""
     flat = comm.flat(array)
@@ -49,6 +51,7 @@ def broadcast(comm: Comm, array: Array, root: int = 0) -> None:
         comm.sendrecv(sending, right, flat[parts[(place - round) % size]], left)
 
 
+@broadcast.costs
 def broadcast_cost(
     length: int, itemsize: int, rank: int, size: int, machine: Machine, root: int = 0
 ) -> Cost:

@@ -1,10 +1,10 @@
-"""Segmented ring: the ring, in pieces small enough that adding one overlaps with moving the next.
+"""Segmented ring: a ring in pieces, so that one is added while the next one is on its way.
 
-In a plain ring the links rest while a chunk is added. Cut every chunk into k segments, and pass a
-segment on as soon as it is added, while the next is still arriving:
+In a plain ring the links are idle while a chunk is added. Cut every chunk into k segments, and send
+a segment on as soon as it is added, while the next is still arriving:
 
-    link    │ s0 │ s1 │ s2 │ s3 │ s0' │ s1' │ ...     never rests
-    adding       │s0│ │s1│ │s2│ │s3│                  hides behind it
+    link    │ s0 │ s1 │ s2 │ s3 │ s0' │ s1' │ ...     never idle
+    adding       │s0│ │s1│ │s2│ │s3│                  at the same time
 
 What arrives in one round is what is sent in the next, so the whole algorithm is one stream of
 2(p - 1)k segments: each that arrives is added (first half) or kept (second half), and sent on.
@@ -14,9 +14,9 @@ With n bytes, segments of n/(pk), and additions that take no longer than message
     bytes a rank      2n(p - 1)/p, as the ring
     time              2(p - 1)kα + 2n(p - 1)/p·β,  from k = 2 on: no γ
 
-More segments cost more latency, so ``SEGMENT`` is the smallest worth the while: short arrays go as
-in the plain ring. Segments are rarely all of one length, and now and then one waits for another:
-``all_reduce_cost`` follows each of them, so its time is exact. Open MPI,
+More segments cost more latency, so a chunk is cut only where it is longer than ``SEGMENT``: short
+arrays go as in the plain ring. Segments are rarely all of one length, so some wait for others:
+``all_reduce_seconds`` follows each of them, and its time is exact. Open MPI,
 "ompi_coll_base_allreduce_intra_ring_segmented"; Patarasuk, Yuan, JPDC 69(2) 2009, section 3.
 """
 
@@ -26,9 +26,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.arrivals import arrivals
-from minidist.collectives.chunks import chunk_lengths, chunks
 from minidist.collectives.cost import Cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm, Request, Step
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -42,6 +43,7 @@ def segment_count(length: int, itemsize: int, size: int) -> int:
     return max(1, -(-longest // SEGMENT))
 
 
+@algorithm("segmented_ring")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
     if comm.size == 1:
@@ -58,11 +60,11 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     buffers = comm.scratch(2 * longest, flat).reshape(2, longest)  # one arrives, one is added
 
     def sent(number: int) -> Array:
-        """Where the segment lies that is sent as the stream's ``number``-th."""
+        """The segment that this rank sends as its ``number``-th."""
         return places[(comm.rank - 1 - number // k) % comm.size][number % k]
 
     def received(number: int) -> Array:
-        """Where the segment belongs that is received as the ``number``-th."""
+        """The segment that this rank receives as its ``number``-th."""
         return places[(comm.rank - 2 - number // k) % comm.size][number % k]
 
     sends: list[Request] = [comm.isend(sent(number), right) for number in range(k)]
@@ -71,7 +73,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         place = received(number)
         if number < rounds * k:
             return comm.irecv(buffers[number % 2][: place.size], left)
-        sends[number - rounds * k].wait()  # it lay where this one goes
+        sends[number - rounds * k].wait()  # from the memory that this one goes to
         return comm.irecv(place, left)
 
     def step(number: int) -> Step:
@@ -89,6 +91,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
         request.wait()
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs."""
     if size == 1:
@@ -119,10 +122,10 @@ def all_reduce_seconds(length: int, itemsize: int, size: int, machine: Machine) 
     for number in range(2 * rounds * k):
         moving = nbytes[(ranks - 1 - number // k) % size, number % k]  # by sender
         end = np.maximum(np.maximum(ready[number], np.roll(posted, -1)), end)
-        end = end + machine.latency + moving / machine.bandwidth
+        end = end + machine.message(moving)
         posted = now
         now = np.maximum(now, np.roll(end, 1))
         if number < rounds * k:
-            now = now + np.roll(moving, 1) / machine.reduce_bandwidth
+            now = now + machine.reduce(np.roll(moving, 1))
         ready.append(now)
     return float(now.max())

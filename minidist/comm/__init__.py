@@ -1,28 +1,28 @@
-"""Ranks and the messages between them, in one process or over MPI."""
+"""Ranks and the messages between them, in one process or over MPI.
 
-from minidist.comm.comm import Comm, CommError, Crash, Future, RankLost, Request
-from minidist.comm.launch import first_process, launch, print_once
-from minidist.comm.local.world import Deadlock, LocalWorld
-from minidist.comm.machine import PROFILES, Link, Machine, Pauses
-from minidist.comm.timeline import Timeline
+Read ``comm.py``, what a rank can do, first; then ``launcher.py``, which starts the ranks. They are
+functions in one process (``local/``, on the clock of ``machine.py``) or processes (``mpi/``).
+``trace.py`` records what they did, and ``timeline.py`` draws it.
+"""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
 
 __path__.append(f"{__path__[0]}/../moved/comm")  # modules under their old names: see minidist/moved
 
-__all__ = [
-    "PROFILES",
-    "Comm",
-    "CommError",
-    "Crash",
-    "Deadlock",
-    "Future",
-    "Link",
-    "LocalWorld",
-    "Machine",
-    "Pauses",
-    "RankLost",
-    "Request",
-    "Timeline",
-    "first_process",
-    "launch",
-    "print_once",
-]
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "comm": ["Comm"],
+        "errors": ["CommError", "Crash", "RankLost"],
+        "requests": ["Future", "Request"],
+        "launcher": ["first_process", "launch", "print_once"],
+        "local.world": ["LocalWorld"],
+        "local.tasks": ["Deadlock"],
+        "machine": ["PROFILES", "Link", "Machine", "Pauses"],
+        "timeline": ["Timeline"],
+        "trace": [],
+        "tuning": [],
+    },
+)

@@ -1,12 +1,13 @@
 """The Comm interface: what a rank can do, in either world.
 
 A method or a collective is written once, over this class. The public calls check the buffers,
-count and time the message, and then hand it to the world's own transport (the methods with an
+count and time the message, and then pass it to the world's own transport (the methods with an
 underscore), so nothing can be sent uncounted. Messages are arrays, received into arrays that the
 receiver provides; nothing is ever pickled.
 
 ``send`` is synchronous: it returns when the receiver has the message. A program that only works
 because a library happened to buffer a small message is wrong, and here it deadlocks at any size.
+The checks are in checks.py, errors in errors.py, and what is recorded in trace.py.
 """
 
 from __future__ import annotations
@@ -17,58 +18,30 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidist.comm.checks import ANY, HOST, check_alike, check_apart, check_flat, check_message
+from minidist.comm.errors import CommError, Crash, RankLost
 from minidist.comm.machine import Machine
-from minidist.comm.trace import Trace
+from minidist.comm.requests import Future, Request
+from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
 from minidist.engine.array import Array, module_of
 
+__all__ = [
+    "ANY",
+    "IN_PLACE",
+    "Comm",
+    "CommError",
+    "Crash",
+    "Future",
+    "RankLost",
+    "Request",
+    "Step",
+]
+
 T = TypeVar("T")
-ANY = -1  # as a source: receive from whoever sends first
-HOST = np.ndarray  # arrays on the host: one look-up less a message
-ITSELF = object()  # as a buffer of the MPI library: what lies in the other one, in place
-
-
-class CommError(ValueError):
-    """A message that cannot be: a bad buffer, a bad peer, or two sides that do not agree."""
-
-
-class Crash(RuntimeError):
-    """Raise it on a rank to let that rank die. In the local world it alone stops: what it had not
-    sent is lost, and whoever waits for it gets ``RankLost``. Under MPI the whole job ends."""
-
-
-class RankLost(CommError):
-    """The rank at the other end has died: ``rank``, in the communicator's numbering.
-
-    A receive from anyone raises it too, once for each rank that died.
-    """
-
-    def __init__(self, message: str, rank: int) -> None:
-        super().__init__(message)
-        self.rank = rank
-
+IN_PLACE = object()  # as a buffer of ``Comm.library``: MPI's constant of that name
 
 # Reductions by name, and the function of NumPy or CuPy that does each in place.
 REDUCTIONS = {"sum": "add", "product": "multiply", "max": "maximum", "min": "minimum"}
-
-
-class Request(ABC):
-    """A send or receive under way. The buffer belongs to it until ``wait`` has returned."""
-
-    @abstractmethod
-    def wait(self) -> int:
-        """Block until it is done. Returns the rank at the other end."""
-
-    @abstractmethod
-    def test(self) -> bool:
-        """Whether it is done; does not block."""
-
-
-class Future(ABC):
-    """The result of a function that runs on a rank's communication stream: see ``Comm.spawn``."""
-
-    @abstractmethod
-    def wait(self) -> Any:
-        """Block until the function has returned; its result."""
 
 
 class Comm(ABC):
@@ -83,7 +56,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
-        self.beside: Comm | None = None  # see ``main``
+        self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._scratch: dict[tuple[Any, ...], Array] = {}
@@ -92,15 +65,15 @@ class Comm(ABC):
 
     def send(self, array: Array, to: int, tag: int = 0) -> None:
         """Send ``array`` to rank ``to``; returns when it has been received."""
-        self._check("send to", array, to)
-        start = self._enter(array.nbytes)
+        check_message(self.rank, self.size, "send to", array, to)
+        start = self._enter("send", array, to, tag=tag)
         self._send(array, to, tag)
         self._left("send", start, array.nbytes, to)
 
     def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
         """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
-        self._check("recv from", array, source, into=True)
-        start = self._enter()
+        check_message(self.rank, self.size, "recv from", array, source, into=True)
+        start = self._enter("recv", None, ANY, array, source, tag)
         source = self._recv(array, source, tag)
         self._left("recv", start, array.nbytes, source)
         return source
@@ -110,49 +83,44 @@ class Comm(ABC):
 
         Returns who sent it. The arrays must not share memory.
         """
-        self._check("send to", send, to)
-        self._check("recv from", recv, source, into=True)
+        check_message(self.rank, self.size, "send to", send, to)
+        check_message(self.rank, self.size, "recv from", recv, source, into=True)
         # Arrays that own their memory, or are views of different ones that do, cannot overlap.
         out = send if send.base is None else send.base
         into = recv if recv.base is None else recv.base
         if out is into or not (type(out) is type(into) is HOST and out.base is into.base is None):
-            self._check_apart(send, to, recv, source)
-        start = self._enter(send.nbytes)
+            check_apart(self.rank, send, to, recv, source)
+        start = self._enter("sendrecv", send, to, recv, source, tag)
         source = self._sendrecv(send, to, recv, source, tag)
         self._left("sendrecv", start, send.nbytes, to, source)
         return source
 
     def isend(self, array: Array, to: int, tag: int = 0) -> Request:
         """Start a send and return at once; ``array`` must not change until ``wait()``."""
-        self._check("isend to", array, to)
-        start = self._enter(array.nbytes)
+        check_message(self.rank, self.size, "isend to", array, to)
+        start = self._enter("isend", array, to, tag=tag)
         request = self._isend(array, to, tag)
         self._left("isend", start, array.nbytes, to)
         return request
 
     def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:
         """Start a receive into ``array``, which is valid only after ``wait()``."""
-        self._check("irecv from", array, source, into=True)
-        self._enter()
+        check_message(self.rank, self.size, "irecv from", array, source, into=True)
+        self.trace.computed(self.time())
         return self._irecv(array, source, tag)
 
     def wait_for(self, source: int, tag: int = 0) -> None:  # noqa: B027 (a virtual clock may jump)
-        """Before a ``recv`` that may take long: sleep until ``source`` has sent.
+        """Before a ``recv`` that may wait long: sleep until ``source`` has sent.
 
-        A receive spins, to be quick, and keeps a core busy; a server has time.
+        A receive polls all the time, which is quick but keeps a core busy; a server can sleep.
         """
 
     def flat(self, array: Array) -> Array:
         """``array`` in one dimension, in its own memory: what every collective works on.
 
-        Raises CommError if it is not contiguous: of such an array there is only a copy in one
-        dimension, and nobody would see the result.
+        Raises CommError if it is not contiguous.
         """
-        if not array.flags.c_contiguous:
-            raise CommError(
-                f"rank {self.rank}: a collective takes contiguous arrays, and the one of shape "
-                f"{array.shape} is not: pass numpy.ascontiguousarray(...), and copy the result back"
-            )
+        check_flat(self.rank, array)
         return array.reshape(-1)
 
     def combine(self, op: str, into: Array, other: Array) -> None:
@@ -160,9 +128,9 @@ class Comm(ABC):
         name = REDUCTIONS.get(op)
         if name is None:
             raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(REDUCTIONS)}")
-        xp = np if type(into) is HOST else module_of(into)  # the usual case, quickly
+        xp = np if type(into) is HOST else module_of(into)  # quicker for arrays on the host
         if into.dtype is not other.dtype or type(into) is not type(other):
-            self._check_alike(into, other)
+            check_alike(self.rank, into, other)
         getattr(xp, name)(into, other, out=into)
         self._charge_reduction(into.nbytes)
 
@@ -177,30 +145,30 @@ class Comm(ABC):
 
     @abstractmethod
     def barrier(self) -> None:
-        """Wait until every rank has come here; for set-up and timing, so not counted."""
+        """Wait until every rank has called this; for set-up and timing, so not counted."""
 
     @abstractmethod
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         """Run ``function(stream, *args)`` on this rank's communication stream, meanwhile.
 
-        ``stream`` is a Comm of the same ranks, apart from this one: messages of the two never
-        meet. Functions spawned on one rank run one after the other, in order, so every rank must
-        spawn the same ones in the same order. This is how communication overlaps computation.
-        An exception there ends the run, as one on the rank itself does.
-        ``stream.main`` is this communicator, for use on the stream: through it a server beside a
-        worker hears the others' workers.
+        ``stream`` is a Comm of the same ranks, separate from this one: a message sent on one is
+        never received on the other. Functions spawned on one rank run one after the other, in
+        order, so every rank must spawn the same ones in the same order. This is how communication
+        overlaps computation. An exception there ends the run, as one on the rank itself does.
+        ``stream.main`` is this communicator, for use on the stream: a rank that is server and
+        worker runs the server there, and receives what the other ranks' workers send.
         """
 
     @property
     def main(self) -> Comm:
         """On a stream: the communicator that it was spawned from, to be used on the stream."""
-        return self if self.beside is None else self.beside
+        return self if self._main is None else self._main
 
     def shared(self, length: int, like: Array) -> list[Array]:
-        """A 1-D array of each rank, by rank, in memory that all of them see.
+        """A 1-D array for each rank, by rank, in memory that all ranks share.
 
-        Every rank must call it, and may read and write any of them: only messages order what they
-        do. Kept until the process ends. Raises CommError where ranks do not share memory:
+        Every rank must call it, and may read and write any of them: only messages order these
+        accesses. Kept until the process ends. Raises CommError where ranks do not share memory:
         ``split`` by node first.
         """
         return self._shared(length, like)
@@ -211,10 +179,10 @@ class Comm(ABC):
         """The MPI library's own collective, such as "Allreduce", for comparison.
 
         ``buffers`` in the order of the MPI standard: an array, (array, lengths of its parts), a
-        list of lengths, ``ITSELF`` for what is in place, or None where MPI wants nothing. Its
-        messages are unseen.
+        list of lengths, ``IN_PLACE``, or None where MPI wants nothing. Its messages are not
+        counted.
         """
-        raise CommError("the local world has no library to ask: run this under mpirun")
+        raise CommError("the local world has no MPI library: run this under mpirun")
 
     # Time and names
 
@@ -227,7 +195,9 @@ class Comm(ABC):
 
         ``step("all-gather", 2, 3)`` is drawn as "all-gather 2/3", and counted as "all-gather".
         """
-        return NamedStep(self, name, index, of) if self.trace.record else NO_NAME
+        if not self.trace.record:
+            return NO_NAME
+        return NamedStep(self.trace, self.time, name, index, of)
 
     def rounds(self, name: str, count: int) -> Iterable[int]:
         """1 to ``count``, each a step: ``for round in comm.rounds("all-gather", 3): ...``."""
@@ -256,79 +226,52 @@ class Comm(ABC):
             self._remembered[key] = make()
         return self._remembered[key]
 
-    # Checks that every message passes
+    # The record of a call
 
-    def _enter(self, sending: int | None = None) -> float:
-        """Communication begins now, perhaps with a message of so many bytes; returns the time."""
+    def _enter(
+        self,
+        call: str,
+        send: Array | None = None,
+        to: int = ANY,
+        recv: Array | None = None,
+        source: int = ANY,
+        tag: int = 0,
+        counted: bool = False,
+    ) -> float:
+        """A call of communication begins; returns the time.
+
+        ``send`` is counted as a message, unless it is ``counted`` already.
+        """
         now = self.time()
         trace = self.trace
         if now > trace.mark:
             trace.computed(now)
-        if sending is not None:
+        trace.call = (call, now, send, to, recv, source, tag)
+        if send is not None and not counted:
             sent = trace.sent
             sent.messages += 1
-            sent.nbytes += sending
+            sent.nbytes += send.nbytes
         return now
 
     def _left(
-        self, kind: str, start: float, nbytes: int = 0, peer: int = -1, source: int = -1
+        self, kind: str, start: float, nbytes: int = 0, peer: int = ANY, source: int = ANY
     ) -> None:
-        """Communication that began at ``start``, with ``peer`` of this group or nobody, is over."""
+        """The call that began at ``start``, with ``peer`` of this group or nobody, is over."""
         trace = self.trace
+        trace.call = None
         trace.mark = self._now()
         if trace.record:
             peer, source = (self.world[rank] if rank >= 0 else -1 for rank in (peer, source))
             trace.communicated(kind, start, nbytes, peer, source)
 
-    def _check(self, call: str, array: Array, peer: int, into: bool = False) -> None:
-        if type(array) is HOST and 0 <= peer < self.size:  # the usual case, quickly
-            flags = array.flags  # carray: contiguous, aligned and writeable
-            if (flags.carray if into else flags.c_contiguous) and not array.dtype.hasobject:
-                return
-        if not (0 <= peer < self.size or (peer == ANY and into)):
-            raise CommError(f"rank {self.rank}: {call} {peer}: ranks are 0 to {self.size - 1}")
-        try:
-            flags = array.flags
-        except AttributeError:
-            raise CommError(
-                f"rank {self.rank}: {call} {peer} takes an array, not {type(array).__name__}: "
-                "wrap numbers with numpy.array([...])"
-            ) from None
-        if not flags.c_contiguous:
-            raise CommError(
-                f"rank {self.rank}: {call} {peer}: the array of shape {array.shape} is not "
-                "contiguous: " + ("receive into a contiguous one and copy" if into else "copy it")
-            )
-        if array.dtype.hasobject:
-            raise CommError(f"rank {self.rank}: {call} {peer}: arrays of objects cannot be sent")
-        if into and not getattr(flags, "writeable", True):
-            raise CommError(f"rank {self.rank}: {call} {peer}: the array is read-only")
-
-    def _check_apart(self, send: Array, to: int, recv: Array, source: int) -> None:
-        xp = module_of(send)
-        if xp is module_of(recv) and xp.may_share_memory(send, recv):  # contiguous: so they do
-            raise CommError(
-                f"rank {self.rank}: sendrecv to {to} and from {source}: the two arrays share "
-                "memory, so what arrives would overwrite what is being sent: receive into another "
-                "array, such as comm.scratch(...)"
-            )
-
-    def _check_alike(self, into: Array, other: Array) -> None:
-        mine, theirs = module_of(into).__name__, module_of(other).__name__
-        if (mine, into.dtype) != (theirs, other.dtype):
-            raise CommError(
-                f"rank {self.rank}: combine of {theirs} {other.dtype}[{other.size}] into {mine} "
-                f"{into.dtype}[{into.size}]: both must be of one dtype, on one device"
-            )
-
     # What a world provides
 
     def _now(self) -> float:
-        """The clock right after a message, when there is nothing left to charge to it."""
+        """The clock right after a call, when no computing is left to charge to it."""
         return self.time()
 
     def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
-        """Let the clock know that ``nbytes`` were combined; real clocks know by themselves."""
+        """Charge the combining of ``nbytes`` to a virtual clock; a real clock needs nothing."""
 
     @abstractmethod
     def _shared(self, length: int, like: Array) -> list[Array]: ...
@@ -352,41 +295,3 @@ class Comm(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
-
-
-class Step:
-    """A stretch of a rank's work: what ``Comm.step`` returns. When nothing is recorded, no more."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-NO_NAME = Step()
-
-
-class NamedStep(Step):
-    """One that gives its name to what is recorded inside."""
-
-    __slots__ = ("_comm", "_name")
-
-    def __init__(self, comm: Comm, name: str, index: int | None, of: int | None) -> None:
-        self._comm = comm
-        self._name = (name, index, of)
-
-    def __enter__(self) -> None:
-        trace = self._comm.trace
-        trace.computed(self._comm.time())
-        trace.names.append(self._name)
-
-    def __exit__(self, *error: object) -> None:
-        trace = self._comm.trace
-        trace.computed(self._comm.time())
-        trace.names.pop()
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """The same memory as 1-D bytes, for dtypes that a transport does not know."""
-    return array.reshape(-1).view(np.uint8)

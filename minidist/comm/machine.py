@@ -1,9 +1,14 @@
 """The machine model: what a message, a reduction and a FLOP cost, in seconds.
 
-A message of n bytes takes α + n·β: ``latency`` plus bytes over ``bandwidth``. Combining two
-arrays of n bytes takes n·γ (Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005). The
-local world runs its virtual clock on this model and every cost formula is evaluated with it, so
-the two can be held equal.
+    a message of n bytes       α + n·β      ``latency`` plus bytes over ``bandwidth``
+    combining arrays of n      n·γ          bytes over ``reduce_bandwidth``
+    computing                  FLOPs over ``flops``, times the rank's ``slowdown``
+    ports                      a rank sends one message and receives one at a time
+
+(Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005.) These rules are written here and
+nowhere else. The local world runs its virtual clock on them, every cost formula is evaluated with
+them, and so are the prices of pipelines: that is why measured and predicted times can be held
+equal.
 
 Real machines are less even, and the simulator can be too: nodes of fast links joined by slower
 ones, single links that differ, ranks that compute more slowly, and random delays. ``PROFILES``
@@ -15,10 +20,27 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Bytes = TypeVar("Bytes", float, "np.ndarray")  # of one message, or of one for each rank
+
+
+class _Wire:
+    """α + n·β, for whatever has a latency and a bandwidth."""
+
+    latency: float
+    bandwidth: float
+
+    def message(self, nbytes: Bytes) -> Bytes:
+        """Seconds that a message of ``nbytes`` keeps both of its ports busy: α + n·β."""
+        return self.latency + nbytes / self.bandwidth
 
 
 @dataclass(frozen=True)
-class Link:
+class Link(_Wire):
     """α in seconds a message, and bytes a second (1/β)."""
 
     latency: float
@@ -29,10 +51,6 @@ class Link:
             raise ValueError(f"Link: bandwidth must be positive, not {self.bandwidth}")
         if not self.latency >= 0:
             raise ValueError(f"Link: latency must not be negative: {self.latency}")
-
-    def message(self, nbytes: int) -> float:
-        """Seconds that a message of ``nbytes`` keeps both of its ports busy: α + n·β."""
-        return self.latency + nbytes / self.bandwidth
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class Pauses:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(_Wire):
     """α, β, γ and the speed of one rank.
 
     ``latency``: seconds a message (α). ``bandwidth``: bytes a second on a link (1/β).
@@ -101,11 +119,7 @@ class Machine:
                 f"link between nodes: node={self.node}, network={self.network}"
             )
 
-    def message(self, nbytes: int) -> float:
-        """Seconds that a message of ``nbytes`` keeps both of its ports busy: α + n·β."""
-        return self.latency + nbytes / self.bandwidth
-
-    def reduce(self, nbytes: int) -> float:
+    def reduce(self, nbytes: Bytes) -> Bytes:
         """Seconds to combine ``nbytes`` into as many: n·γ."""
         return nbytes / self.reduce_bandwidth
 
@@ -160,6 +174,27 @@ class Links:
             self.sent[pair] += 1
             seconds *= 1 + draw.expovariate(1 / self.machine.jitter)
         return seconds
+
+
+class Ports:
+    """When each rank's two ports are free: it sends one message and receives one at a time.
+
+    Messages must be given in the order in which they are ready; those that want the same port wait
+    for each other in that order.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.out_free = [0.0] * ranks
+        self.in_free = [0.0] * ranks
+
+    def carry(self, sender: int, receiver: int, ready: float, seconds: float) -> float:
+        """When a message ends that both sides have posted by ``ready`` and that takes ``seconds``.
+
+        It begins when it is ready and both ports are free, and keeps both busy to its end.
+        """
+        end = max(ready, self.out_free[sender], self.in_free[receiver]) + seconds
+        self.out_free[sender] = self.in_free[receiver] = end
+        return end
 
 
 class Interrupted:

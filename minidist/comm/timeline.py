@@ -67,10 +67,10 @@ class Timeline:
         ]
 
     def arrows(self) -> list[Arrow]:
-        """A message each, as if those of two ranks, on one stream, came in the order of sending.
+        """An arrow for each message: the first send of a rank belongs to the first receive from it.
 
-        Events know no tags: of messages that overtake each other the arrows are exchanged. And
-        what a stream hears from other ranks' main communicators has none.
+        Events have no tags: where tags make messages arrive in another order than they were sent,
+        arrows are exchanged. What a stream receives from a rank's main communicator has no arrow.
         """
         sent: dict[tuple[int, int, bool], deque[Event]] = defaultdict(deque)
         for rank, events in enumerate(self.events):
@@ -85,7 +85,7 @@ class Timeline:
                     waiting = sent[source, rank, event.stream]
                     if waiting:
                         send = waiting.popleft()
-                        # Aligned clocks still differ by a little, but no message goes back in time.
+                        # Clocks still differ a little: an arrow must not end before it begins.
                         end = max(send.start, event.end)
                         arrow = Arrow(source, rank, send.start, end, send.nbytes, event.stream)
                         found.append(arrow)
@@ -124,8 +124,8 @@ class Timeline:
     def window(self, readable: int = READABLE) -> tuple[float, float] | None:
         """From when to when a picture should show: about ``readable`` events of each rank.
 
-        From the middle of the run, where a training loop does what it mostly does: before are
-        its first steps, and after it somebody evaluates. None if all there is can be read.
+        From the middle of the run, where a training loop repeats its steps; at the start there is
+        set-up, and at the end evaluation. None if the picture has room for the whole run.
         """
         ordered = sorted((e for events in self.events for e in events), key=lambda e: e.start)
         count = readable * len(self.events)
@@ -167,7 +167,7 @@ class Timeline:
                 }
         for number, arrow in enumerate(self.arrows()):
             flow = {"cat": "message", "name": f"{arrow.nbytes} bytes", "id": number}
-            flow["tid"] = int(arrow.stream)  # an arrow joins the bars of its own thread
+            flow["tid"] = int(arrow.stream)  # the thread whose bars it joins
             yield flow | {"ph": "s", "pid": arrow.sender, "ts": arrow.start * 1e6}
             yield flow | {"ph": "f", "bp": "e", "pid": arrow.receiver, "ts": arrow.end * 1e6}
 
@@ -183,7 +183,7 @@ def colour(event: Event) -> str:
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """The unit in which so much time is a handy number, and how many make a second."""
+    """The largest unit of which ``seconds`` are at least 1, and how many of it make a second."""
     units = (("s", 1.0), ("ms", 1e3))
     return next(((u, scale) for u, scale in units if seconds * scale >= 1), ("µs", 1e6))
 

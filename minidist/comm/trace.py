@@ -7,9 +7,11 @@ When it is not, steps have no names, and all that is left of tracing is to ask w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from minidist.comm.calls import Call
 from minidist.engine.array import work
 
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
@@ -59,6 +61,9 @@ class Trace:
         self.names: list[tuple[str, int | None, int | None]] = []  # the steps we are in
         self.mark = start  # when the last communication, or named step, ended
         self._flops: int | None = None  # of ``array.work`` at the mark, if it was recorded
+        self.call: Call | None = None  # the call that this rank is in: the watchdog reads it
+        self.thread = threading.get_ident()  # in which the calls are made
+        self.streams: list[StreamTrace] = []  # the records of this rank's communication streams
 
     @property
     def name(self) -> str:
@@ -88,7 +93,7 @@ class Trace:
         self._flops = work.flops  # what others computed meanwhile, in this process, is theirs
 
     def resume(self, now: float) -> None:
-        """What lay between the last mark and ``now`` was nothing: a stream had no work."""
+        """Ignore the time from the last mark until ``now``: a stream had no work."""
         self.mark = now
 
     def totals(self) -> dict[str, object]:
@@ -112,13 +117,14 @@ class Trace:
 class StreamTrace(Trace):
     """The record of a rank's communication stream, which writes into the rank's own.
 
-    Messages are counted together. Events stand side by side: what the stream adds up meanwhile is
-    of kind "reduce", and is no part of the rank's ``busy``.
+    Messages are counted together, and events are kept in one list. What the stream adds up while
+    the rank computes is of kind "reduce", and is no part of the rank's ``busy``.
     """
 
     def __init__(self, rank: Trace, start: float) -> None:
         super().__init__(start, rank.record)
         self.rank = rank
+        rank.streams.append(self)
         self.sent, self.events = rank.sent, rank.events
 
     def resume(self, now: float) -> None:
@@ -133,6 +139,39 @@ class StreamTrace(Trace):
         self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source, True))
+
+
+class Step:
+    """What ``Comm.step`` returns: does nothing unless recording."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+NO_NAME = Step()
+
+
+class NamedStep(Step):
+    """Gives its name to the events inside."""
+
+    __slots__ = ("_name", "_time", "_trace")
+
+    def __init__(
+        self, trace: Trace, time: Callable[[], float], name: str, index: int | None, of: int | None
+    ) -> None:
+        self._trace, self._time = trace, time
+        self._name = (name, index, of)
+
+    def __enter__(self) -> None:
+        self._trace.computed(self._time())
+        self._trace.names.append(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        self._trace.computed(self._time())
+        self._trace.names.pop()
 
 
 def step_of(event: Event) -> str:

@@ -1,7 +1,7 @@
 """Measured choices of algorithms: the file they are kept in, by MPI library and rank count.
 
 A table is {rank count: [[bytes, algorithm], ...]}: the algorithm is the choice up to that many
-bytes, the last one beyond. The rank count "any" stands for those that nobody measured.
+bytes, the last one beyond. The rank count "any" stands for those that were not measured.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# What ranks of one machine use until somebody measures: they need not send what they can see. On
-# two cores the first is the faster up to 64 KB, and the second from 256 KB on.
+# For ranks of one machine, which can share memory instead of sending, if nothing was measured. On
+# two cores the first is faster up to 64 KB, and the second from 256 KB on.
 ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
 
@@ -31,8 +31,11 @@ def load_table(library: str) -> dict[str, Any] | None:
 
 
 def usable(measured: dict[str, Any], one_machine: bool) -> dict[str, Any]:
-    """What these ranks can follow: without measurements the table for one machine, if they are on
-    one; if not, no table that was measured where ranks could share memory."""
+    """The part of a table that these ranks can use.
+
+    On one machine ``ONE_MACHINE`` fills in for what was not measured. On several, tables that
+    choose shared memory are left out.
+    """
     if one_machine:
         return ONE_MACHINE | measured
     return {

@@ -26,7 +26,7 @@ import numpy as np
 from minidist import __version__
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
-from minidist.comm.launch import launch
+from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
 from minidist.comm.mpi.world import MpiWorld

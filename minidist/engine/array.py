@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from minidist import heap
-
 Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
 DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
 
@@ -213,9 +211,6 @@ def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[
     finally:
         _dtype.reset(dtype_token)
         _device.reset(device_token)
-
-
-heap.prepare()
 
 
 class Work:

@@ -4,7 +4,8 @@
     enable_grad()               recorded again, inside ``no_grad``
     defer_weight_gradients()    a backward computes input gradients now, the weights' later
 
-Kept per context (``contextvars``), so that ranks that share a process, and threads, do not mix.
+The setting belongs to a context (``contextvars``): each rank in a process, and each thread, has its
+own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def set_mode(**changes: Any) -> Iterator[None]:
 
 @contextmanager
 def watch(watcher: Any) -> Iterator[None]:
-    """Show ``watcher`` every op inside: anomalies.py and counters.py look on this way.
+    """Call ``watcher`` for every op inside: inspect/ finds anomalies and counts ops this way.
 
     It is called after the forward of an op, ``after_forward(data, parents, backward)``, and after
     its backward: ``after_backward(node, grad, parts)`` returns the parts, as they are or computed.

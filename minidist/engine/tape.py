@@ -1,32 +1,40 @@
 """The tape: what each op left behind, and the walk back over it.
 
-An op leaves a ``Node`` that knows the nodes of its inputs and holds the op's backward. A node holds
-what its backward needs, and nothing else: an array that no backward needs is free as soon as the
-forward is past it.
+An op adds a ``Node`` with the nodes of its inputs and the op's backward. A node keeps what its
+backward needs, and nothing else: an array that no backward needs is freed during the forward.
 
 ``run_backward`` walks from the loss to the parameters. The order matters. In
 
     b = a + a;  c = b + b
 
-b is used twice, and a backward through b may only start when *both* uses have sent their
-gradients: then a gets 2 · 2 = 4. So we first count, for each node, how many uses lead to the
-loss, and then always run a node whose uses have all reported. There is no recursion: a tape a
-million ops long is fine. Each node lets go of what it held as we pass.
+b is used twice, and b's backward may only run when *both* uses have delivered their gradients:
+then a gets 2 · 2 = 4. So we first count, for each node, how many uses lead to the loss, and then
+always run a node whose uses have all delivered. There is no recursion: a tape a million ops long is
+fine. Each node releases its saved arrays after its backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from minidist.engine.array import Array
 from minidist.engine.mode import MODE
 
-if TYPE_CHECKING:
-    from minidist.engine.tensor import Tensor
-
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
+
+
+class Leaf(Protocol):
+    """What the tape needs of a leaf: a ``Tensor`` that no op computed, such as a parameter."""
+
+    data: Array
+
+    def accumulate(self, grad: Any) -> None:
+        """Add one use's gradient."""
+
+    def ready(self) -> None:
+        """All uses of this backward have been added."""
 
 
 class Node:
@@ -42,7 +50,7 @@ class Node:
         parents: tuple[Node | None, ...],
         backward: Backward | None,
         shape: tuple[int, ...],
-        leaf: Tensor | None = None,
+        leaf: Leaf | None = None,
     ) -> None:
         self.parents = parents
         self.backward = backward
@@ -92,12 +100,12 @@ def run_backward(root: Node, grad: Array) -> None:
     del found
 
     grads: dict[Node, Array] = {root: grad}
-    own: set[Node] = set()  # sums that we made ourselves, so adding in place harms nobody
+    own: set[Node] = set()  # their gradients are sums made here, so they can be added to in place
     ready = [root]
     del grad
 
     def deliver(parent: Node, part: Any) -> None:
-        """One use of ``parent`` has reported ``part``."""
+        """Add ``part``, the gradient of one use of ``parent``."""
         leaf = parent.leaf
         if part is not None:
             if leaf is not None and parent.hooks is None:
@@ -127,7 +135,7 @@ def run_backward(root: Node, grad: Array) -> None:
         return
 
     def walk() -> None:
-        """Run every node whose uses have all reported."""
+        """Run every node whose uses have all delivered their gradients."""
         while ready:
             node = ready.pop()
             node_grad = grads.pop(node, None)
@@ -159,7 +167,7 @@ def run_backward(root: Node, grad: Array) -> None:
                     deliver(parent, part)
 
     def defer(parent: Node, part: Any) -> None:
-        """Leave the gradient of a weight for later; until then what it needs is kept."""
+        """Queue the gradient of a weight; until it is computed, the arrays it needs are kept."""
 
         def later() -> None:
             deliver(parent, part)

@@ -4,14 +4,19 @@ An op computes its result and says how to turn the result's gradient into its in
 
     y = Tensor.of(array, (a, b), lambda grad: (gradient of a, gradient of b))
 
-``of`` leaves a node on the tape, and ``y.backward()`` walks the tape back: see tape.py. Whether
-anything is recorded, and what else happens meanwhile, is in mode.py. The operators and methods of
-``Tensor`` are the functions of ops/.
+``of`` adds a node to the tape, and ``y.backward()`` walks the tape back: see tape.py. Whether
+anything is recorded is in mode.py.
+
+The operators and methods of ``Tensor``, such as ``+`` and ``sum``, are the functions of ops/. That
+package imports this file, so this file cannot import it. Instead ops/ calls ``add_methods``, which
+makes its functions attributes of the class: ``x + y`` then calls ``ops.add`` directly. The last
+line of this file loads ops/ through ``minidist.lazy.complete``, which knows its name from
+minidist/__init__.py. So whoever imports ``Tensor``, by any path, gets it with its operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +34,7 @@ from minidist.engine.mode import (
     set_mode,
 )
 from minidist.engine.tape import Backward, Gradients, Into, Node, run_backward
+from minidist.lazy import complete
 
 __all__ = [
     "Backward",
@@ -103,7 +109,7 @@ class Tensor:
             out.node = None
         return out
 
-    if TYPE_CHECKING:  # the operators and methods are ops, attached in minidist/ops/__init__.py
+    if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 
         def __getattr__(self, name: str) -> Any: ...
         def __add__(self, other: Any) -> Tensor: ...
@@ -147,7 +153,7 @@ class Tensor:
         return self.node is not None
 
     def detach(self) -> Tensor:
-        """The same data, cut off from the tape."""
+        """A tensor of the same data that is not on the tape."""
         return Tensor(self.data)
 
     def numpy(self) -> np.ndarray:
@@ -167,14 +173,14 @@ class Tensor:
         if self.node is not None:
             raise TypeError(
                 f"NumPy was given a tensor {self.shape} whose gradient it would lose: use "
-                "minidist.ops, or tensor.numpy() to leave the tape"
+                "minidist.ops, or tensor.numpy() for an array without a gradient"
             )
         return np.array(self.numpy(), dtype, copy=copy)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
-            "a tensor is not written into, since an op may need what is there: use ops.where, or "
-            "tensor.data[index] = value where no tape depends on it"
+            "a tensor cannot be assigned to, since a backward may need the old values: use "
+            "ops.where, or tensor.data[index] = value if no backward needs them"
         )
 
     def __len__(self) -> int:
@@ -196,8 +202,8 @@ class Tensor:
 
         ``grad`` is the gradient of the final result with respect to this tensor, of the same
         shape: 1 if this is a scalar loss, and needed otherwise (a pipeline stage passes what the
-        next stage sent). What the tape saved is released on the way, so a second backward through
-        the same ops is an error.
+        next stage sent). Each op's saved arrays are released after its backward, so a second
+        backward through the same ops is an error.
         """
         if self.node is None:
             raise RuntimeError(
@@ -231,10 +237,10 @@ class Tensor:
         """Called when a backward has accumulated a leaf's last use (``Parameter`` runs hooks)."""
 
     def register_hook(self, hook: Callable[[Array], Array | None]) -> None:
-        """Call ``hook`` with this tensor's whole gradient when a backward knows it.
+        """Call ``hook`` with this tensor's gradient when a backward has summed it over all uses.
 
-        What the hook returns, unless None, replaces the gradient from here on down. On a leaf the
-        hook sees the gradient of one backward, before it is added to ``grad``.
+        What the hook returns, unless None, replaces the gradient for the rest of the backward. On
+        a leaf the hook gets the gradient of one backward, before it is added to ``grad``.
         """
         if self.node is None:
             raise RuntimeError("register_hook: this tensor has no gradient (requires_grad=False)")
@@ -259,9 +265,17 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def recording(*tensors: Tensor) -> bool:
-    """Whether an op on these tensors will have to go backward: else it need not save anything."""
+    """Whether an op on these tensors is recorded: if not, it need not save anything."""
     return MODE.get().recording and any(tensor.node for tensor in tensors)
 
 
-# Last, so that it finds everything above: gives Tensor its operators and methods.
-import minidist.ops  # noqa: E402, F401
+def add_methods(functions: Mapping[str, Any]) -> None:
+    """Make each function (or property) an attribute of ``Tensor``, under its name: ops/ calls this.
+
+    Set on the class, an operator costs no more than a method written in the class body.
+    """
+    for name, function in functions.items():
+        setattr(Tensor, name, function)
+
+
+complete(__name__)  # load ops/; last, because ops/ imports what is defined above

@@ -4,8 +4,9 @@ Each file here has the old name of a module, and puts the module that has its co
 place. The line that imported the old name gets a DeprecationWarning with the new one.
 
 How Python finds them: a package's ``__path__`` lists the folders in which its modules are looked
-for. ``minidist``, ``minidist.comm`` and ``minidist.parallel`` append their folder here to theirs,
-so that ``minidist.tensor`` is found as ``minidist/moved/tensor.py``, after everything else.
+for. ``minidist`` and its packages ``collectives``, ``comm`` and ``parallel`` append their folder
+here to theirs, so that ``minidist.tensor`` is found as ``minidist/moved/tensor.py``, after
+everything else.
 """
 
 from __future__ import annotations

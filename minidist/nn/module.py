@@ -125,11 +125,22 @@ class Module:
 
         Returns the module itself, so ``model = Linear(3, 4).init(0)``. Values are drawn in
         float64 on the host and then cast: float32 starts at float64's numbers, rounded.
+
+        Raises ValueError if a module inside was initialised by itself, since its values would be
+        lost: take them over with ``model.init(seed).load(block.state(), partial=True)``, with
+        names as the model has them.
         """
         named = self.named_parameters()
         kind = np.dtype(dtype or arrays.default_dtype())
         if kind.kind != "f":
             raise TypeError(f"init: parameters are floating numbers, and {kind} is not")
+        for path, module in self.named_modules().items():
+            if module is not self and module.initialised:
+                raise ValueError(
+                    f"init: block {path!r} of the model was initialised before, by itself, and "
+                    "would lose its values: declare it anew, init the whole model, then "
+                    "load(..., partial=True) the values under the names that they have here"
+                )
         self.flat = Flat(named, kind, device)
         for name, parameter in named.items():
             parameter.name = name
@@ -161,20 +172,51 @@ class Module:
             for name, held in (self.named_parameters() | self.named_buffers()).items()
         }
 
-    def load(self, state: dict[str, np.ndarray]) -> Self:
-        """Take values from ``state``: exactly the names and shapes of this model."""
+    def load(self, state: dict[str, np.ndarray], partial: bool = False) -> Self:
+        """Take values from ``state``: exactly the names and shapes of this model.
+
+        With ``partial``, names of this model that the state lacks keep their values. Everything is
+        checked first: a load that is refused has changed nothing.
+        """
         named = self.named_parameters() | self.named_buffers()
-        if missing := sorted(named.keys() ^ state.keys()):
-            raise KeyError(f"load: model and state differ in {missing}")
-        for name, held in named.items():
-            if state[name].shape != held.declared:
+        wrong = state.keys() - named.keys() if partial else named.keys() ^ state.keys()
+        if wrong:
+            raise KeyError(
+                f"load: model and state differ in {sorted(wrong)}"
+                + ("" if partial else ": for a part of the names, pass partial=True")
+            )
+        for name, value in state.items():
+            if np.shape(value) != named[name].declared:
                 raise ValueError(
-                    f"load: {name} is {held.declared} in the model "
-                    f"and {state[name].shape} in the state"
+                    f"load: {name} is {named[name].declared} in the model "
+                    f"and {np.shape(value)} in the state"
                 )
-            values = state[name].astype(held.data.dtype, copy=False)
-            held.data[...] = arrays.module_of(held.data).asarray(values)
+            if np.asarray(value).dtype.kind not in "fiub":
+                raise TypeError(f"load: {name} is {np.asarray(value).dtype} in the state")
+        for name, value in state.items():
+            held = named[name].data
+            held[...] = arrays.module_of(held).asarray(np.asarray(value).astype(held.dtype))
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or pickle keeps: all but the flat arrays, which ``__setstate__`` makes."""
+        return {name: value for name, value in vars(self).items() if name != "flat"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        named = self.named_parameters()
+        if not named or any(parameter.grad is None for parameter in named.values()):
+            return  # declared, not initialised
+        values = {name: parameter.data for name, parameter in named.items()}
+        grads = {name: parameter.grad for name, parameter in named.items()}
+        first = next(iter(values.values()))
+        self.flat = Flat(named, first.dtype, arrays.module_of(first))
+        for name, parameter in named.items():
+            parameter.data[...] = values[name]
+            parameter.grad[...] = grads[name]  # type: ignore[index]
+        for module in self.named_modules().values():
+            if module is not self:
+                vars(module).pop("flat", None)  # made on the way: the whole model's is the one
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """The cost of this layer on an input of ``shape``, batch first."""

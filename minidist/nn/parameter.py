@@ -71,6 +71,16 @@ class Parameter(Tensor):
     def size(self) -> int:
         return int(np.prod(self.declared))
 
+    def __reduce__(self) -> Any:
+        """A copy, or a pickle, has memory of its own and none of the hooks.
+
+        ``Module`` then gathers its parameters in one flat array again.
+        """
+        declared = type(self), self.declared, self.initialiser, self.shared_name, self.name
+        if self.grad is None:  # declared, not initialised
+            return _restored, (*declared, None, None)
+        return _restored, (*declared, self.data.copy(), self.grad.copy())
+
     def accumulate(self, grad: Any) -> None:
         """Add the gradient of one use; the first after ``zero_grad`` is written, not added."""
         if self.fresh:
@@ -88,6 +98,23 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.declared})"
+
+
+def _restored(
+    kind: type[Parameter],
+    shape: Shape,
+    initialiser: Initialiser,
+    shared_name: str,
+    name: str,
+    data: Array | None,
+    grad: Array | None,
+) -> Parameter:
+    """A parameter from what ``Parameter.__reduce__`` kept of one."""
+    parameter = kind(shape, initialiser, shared_name)
+    parameter.name = name
+    if data is not None:
+        parameter.data, parameter.grad = data, grad
+    return parameter
 
 
 class Buffer:
@@ -111,8 +138,9 @@ class Flat:
     at the end. A method may put the loss there, and so send it in the same message.
     """
 
-    def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: str | None) -> None:
-        xp = arrays.module(device)
+    def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: Any) -> None:
+        """``device`` is a device's name, None for the default one, or an array module."""
+        xp = arrays.module(device) if device is None or isinstance(device, str) else device
         self.parameters = list(parameters.values())
         self.slices: dict[str, slice] = {}
         start = 0

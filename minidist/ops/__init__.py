@@ -6,13 +6,23 @@ One file for each family. An op looks like its formula. A user writes an own op 
         data = x.data
         return Tensor.of(data**3, (x,), lambda grad: (grad * 3 * data**2,))
 
-The operators and NumPy-style methods of ``Tensor`` are these functions; they are attached below.
+The operators and NumPy-style methods of ``Tensor`` are these functions, added to it below.
 """
 
 from __future__ import annotations
 
-from minidist.engine.tensor import Tensor
-from minidist.ops.activation import erf, gelu, relu, sigmoid, silu, tanh
+from minidist.engine.tensor import add_methods
+from minidist.ops.activation import (
+    erf,
+    gelu,
+    leaky_relu,
+    log_sigmoid,
+    relu,
+    sigmoid,
+    silu,
+    softplus,
+    tanh,
+)
 from minidist.ops.attention import attention, rotary, self_attention
 from minidist.ops.compare import (
     argmax,
@@ -26,20 +36,24 @@ from minidist.ops.compare import (
 )
 from minidist.ops.convolution import conv2d
 from minidist.ops.dropout import dropout
+from minidist.ops.einsum import einsum
 from minidist.ops.elementwise import (
     absolute,
     add,
     astype,
     clip,
+    cos,
     divide,
     exp,
     exponential,
     log,
+    log1p,
     maximum,
     minimum,
     multiply,
     negative,
     power,
+    sin,
     sqrt,
     subtract,
     where,
@@ -50,7 +64,7 @@ from minidist.ops.matmul import linear, matmul
 from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
 from minidist.ops.operands import DTypeError, ShapeError
 from minidist.ops.pooling import avg_pool2d, max_pool2d
-from minidist.ops.reduction import logsumexp, max, mean, min, sum, var
+from minidist.ops.reduction import logsumexp, max, mean, min, norm, std, sum, var
 from minidist.ops.shape import (
     broadcast_to,
     concatenate,
@@ -77,7 +91,7 @@ METHODS = {
     "__truediv__": divide,
     "__rtruediv__": lambda x, y: divide(y, x),
     "__pow__": power,
-    "__rpow__": lambda x, base: exponential(base, x),
+    "__rpow__": lambda x, base: power(base, x),
     "__neg__": negative,
     "__pos__": lambda x: x,
     "__abs__": absolute,
@@ -97,14 +111,13 @@ METHODS = {
 METHODS |= {
     function.__name__: function
     for function in (
-        argmax, argmin, astype, clip, copy, exp, expand_dims, flatten, gelu, log, log_softmax,
-        logsumexp, max, mean, min, relu, reshape, sigmoid, silu, softmax, split, sqrt, squeeze, sum,
-        swapaxes, tanh, transpose, var,
+        argmax, argmin, astype, clip, copy, cos, exp, expand_dims, flatten, gelu, log, log1p,
+        log_softmax, logsumexp, max, mean, min, norm, relu, reshape, sigmoid, silu, sin, softmax,
+        split, sqrt, squeeze, std, sum, swapaxes, tanh, transpose, var,
     )
 }  # fmt: skip
 
-for _name, _function in METHODS.items():
-    setattr(Tensor, _name, _function)
+add_methods(METHODS)
 
 __all__ = [
     "DTypeError",
@@ -123,9 +136,11 @@ __all__ = [
     "concatenate",
     "conv2d",
     "copy",
+    "cos",
     "cross_entropy",
     "divide",
     "dropout",
+    "einsum",
     "embedding",
     "equal",
     "erf",
@@ -138,10 +153,13 @@ __all__ = [
     "greater",
     "greater_equal",
     "layer_norm",
+    "leaky_relu",
     "less",
     "less_equal",
     "linear",
     "log",
+    "log1p",
+    "log_sigmoid",
     "log_softmax",
     "logsumexp",
     "matmul",
@@ -154,6 +172,7 @@ __all__ = [
     "minimum",
     "multiply",
     "negative",
+    "norm",
     "not_equal",
     "pad",
     "power",
@@ -164,11 +183,14 @@ __all__ = [
     "self_attention",
     "sigmoid",
     "silu",
+    "sin",
     "softmax",
+    "softplus",
     "split",
     "sqrt",
     "squeeze",
     "stack",
+    "std",
     "subtract",
     "sum",
     "swapaxes",

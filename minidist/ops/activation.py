@@ -42,6 +42,37 @@ def _relu_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
     kept(xp, grad, y > 0, out=grad_x)
 
 
+def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
+    """x where x > 0, else ``slope`` · x."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    y = xp.where(data > 0, data, data * slope)
+    positive = data > 0  # one byte an element
+
+    def backward(grad: Array) -> Any:
+        return (xp.where(positive, grad, grad * slope),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + eˣ), written max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    return Tensor.of(_softplus(xp, data), (x,), lambda grad: (grad * sigmoid_array(xp, data),))
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): of -100 it is -100, where the sigmoid is nearly 0."""
+    x = floating(x)
+    xp, data = x.xp, x.data
+    return Tensor.of(-_softplus(xp, -data), (x,), lambda grad: (grad * sigmoid_array(xp, -data),))
+
+
+def _softplus(xp: Any, x: Array) -> Array:
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, (eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
     x = floating(x)

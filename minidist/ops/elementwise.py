@@ -86,14 +86,16 @@ def divide(x: Any, y: Any) -> Tensor:
     return Tensor.of(quotient, (x, y), backward)
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """x to a constant power, element by element.
+def power(x: Any, exponent: Any) -> Tensor:
+    """x to a power, element by element: a number, or a tensor of exponents, with broadcasting.
 
     Integers to an integer power stay integers. DTypeError if that power is negative, as in PyTorch.
     """
-    x = as_tensor(x)
     if not isinstance(exponent, (int, float, np.number)):
-        raise TypeError("power: the exponent is a number: write exp(y * log(x)) for a tensor y")
+        if isinstance(x, (int, float, np.number)):
+            return exponential(float(x), as_tensor(exponent))
+        return _power_of_tensors(x, exponent)
+    x = as_tensor(x)
     if x.data.dtype.kind in "iub" and isinstance(exponent, (int, np.integer)):
         if exponent < 0:
             raise DTypeError(f"power: {x.dtype} to {exponent} is no integer: convert x first")
@@ -111,6 +113,29 @@ def power(x: Tensor, exponent: float) -> Tensor:
         return (grad * (exponent * data ** (exponent - 1)),)
 
     return Tensor.of(data**exponent, (x,), backward)
+
+
+def _power_of_tensors(x: Any, y: Any) -> Tensor:
+    x, y = pair("power", x, y)
+    if x.data.dtype.kind in "iub":
+        x, y = floating(x), floating(y)
+    shape_x, shape_y = wanted(x), wanted(y)
+    base, exponent = x.data, y.data
+    result = base**exponent
+    xp = module_of(result)
+
+    def backward(grad: Array) -> Any:
+        grad_x = grad_y = None
+        if shape_x is not None:  # y x^(y - 1), and 0 for x⁰, at 0 too
+            slope = exponent * base ** (exponent - 1)
+            grad_x = kept(xp, grad * slope, xp.broadcast_to(exponent != 0, grad.shape))
+        if shape_y is not None:  # x^y log x, whose limit at x = 0 is 0
+            slope = result * xp.log(xp.where(base == 0, 1, base))
+            grad_y = grad * slope.astype(grad.dtype, copy=False)
+        return unbroadcast(grad_x, shape_x), unbroadcast(grad_y, shape_y)
+
+    backward.__qualname__ = "power.backward"
+    return Tensor.of(result, (x, y), backward)
 
 
 def exponential(base: float, x: Tensor) -> Tensor:
@@ -140,6 +165,27 @@ def log(x: Tensor) -> Tensor:
     x = floating(x)
     data = x.data
     return Tensor.of(x.xp.log(data), (x,), lambda grad: (grad / data,))
+
+
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), which keeps the digits of a small x."""
+    x = floating(x)
+    data = x.data
+    return Tensor.of(x.xp.log1p(data), (x,), lambda grad: (grad / (1 + data),))
+
+
+def sin(x: Tensor) -> Tensor:
+    """The sine."""
+    x = floating(x)
+    data, xp = x.data, x.xp
+    return Tensor.of(xp.sin(data), (x,), lambda grad: (grad * xp.cos(data),))
+
+
+def cos(x: Tensor) -> Tensor:
+    """The cosine."""
+    x = floating(x)
+    data, xp = x.data, x.xp
+    return Tensor.of(xp.cos(data), (x,), lambda grad: (-grad * xp.sin(data),))
 
 
 def sqrt(x: Tensor) -> Tensor:

@@ -12,17 +12,25 @@ from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import DTypeError, ShapeError, same_device, same_dtype, unbroadcast
+from minidist.ops.shape import expand_dims, squeeze
 
 ROWS = 512  # to add one after the other: see sums.py
 
 
 def matmul(x: Any, y: Any) -> Tensor:
-    """x @ y for matrices, or stacks of matrices with broadcasting over the leading axes.
+    """x @ y for vectors, matrices, or stacks of matrices with broadcasting over the leading axes.
 
-    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). Vectors are not accepted: reshape them to
-    matrices, so that the product is not ambiguous.
+    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). As in NumPy, a vector (k,) is a row on the left
+    and a column on the right; the result does not have this axis of length 1.
     """
     x, y = as_tensor(x), as_tensor(y)
+    if 1 in (x.ndim, y.ndim) and x.ndim and y.ndim:
+        row, column = x.ndim == 1, y.ndim == 1
+        fits = x.shape[-1] == y.shape[0 if column else -2]
+        if fits:
+            product = matmul(expand_dims(x, 0) if row else x, expand_dims(y, 1) if column else y)
+            dropped = tuple(axis for axis, drop in ((-2, row), (-1, column)) if drop)
+            return squeeze(product, tuple(axis % product.ndim for axis in dropped))
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ShapeError(
             f"matmul: cannot multiply {x.shape} by {y.shape}: need (..,n,k) @ (..,k,m)"

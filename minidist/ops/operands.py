@@ -139,9 +139,9 @@ def wanted(x: Tensor) -> Shape | None:
     return x.data.shape if x.node is not None else None
 
 
-def unbroadcast(grad: Array, shape: Shape | None) -> Any:
+def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
     """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if it is None."""
-    if shape is None or grad.shape == shape:
+    if grad is None or shape is None or grad.shape == shape:
         return grad if shape is not None else None
     extra = grad.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(

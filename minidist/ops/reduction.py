@@ -66,6 +66,36 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
     return Tensor.of(y, (x,), backward)
 
 
+def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The standard deviation over ``axis``: the root of ``var``. Where it is 0, so is the slope."""
+    variance = var(x, axis, keepdims, ddof)
+    xp = variance.xp
+    y = xp.sqrt(variance.data)
+
+    def backward(grad: Array) -> Any:
+        return (_over_twice(xp, grad, y),)
+
+    return Tensor.of(y, (variance,), backward)
+
+
+def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). At 0 the slope is taken as 0."""
+    x = floating_only("norm", x)
+    shape, xp, data, dtype = keep_axes("norm", x.shape, axis), x.xp, x.data, x.dtype
+    y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims)).astype(dtype, copy=False)
+
+    def backward(grad: Array) -> Any:
+        return (data * (2 * _over_twice(xp, grad, y)).reshape(shape),)
+
+    return Tensor.of(y, (x,), backward)
+
+
+def _over_twice(xp: Any, grad: Array, root: Array) -> Array:
+    """grad / (2 · root), the backward of a square root, but 0 where the root is 0."""
+    zero = root == 0
+    return kept(xp, grad / (2 * xp.where(zero, 1, root)).astype(grad.dtype, copy=False), ~zero)
+
+
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest over ``axis``; elements that tie share the gradient equally."""
     return _extreme("max", x, axis, keepdims)

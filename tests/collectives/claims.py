@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
-from minidist.collectives import symmetric_memory
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm import Comm, LocalWorld, Machine, launch
 
 MACHINE = Machine("test", latency=3e-6, bandwidth=2e9, reduce_bandwidth=5e9)
@@ -109,17 +109,17 @@ def expect_copy_of(root: int) -> Callable[..., Expected]:
     return lambda inputs, op, rank: (ALL, inputs[root % len(inputs)])
 
 
-def rooted(kind, name, run, cost, expected, root) -> Collective:
+def rooted(kind, algorithm, expected, root) -> Collective:
     """A collective with a root: rank 0, or the last one (-1)."""
     takes_op = kind == "reduce"
 
     def run_it(comm, array, op):
-        run(comm, array, *([op] if takes_op else []), root % comm.size)
+        algorithm(comm, array, *([op] if takes_op else []), root % comm.size)
 
     def cost_of(length, itemsize, rank, size, machine):
-        return cost(length, itemsize, rank, size, machine, root % size)
+        return algorithm.cost(length, itemsize, rank, size, machine, root % size)
 
-    what = f"{kind}/{name} from {root}"
+    what = f"{kind}/{algorithm.name} from {root}"
     return Collective(what, run_it, expected(root), cost_of, same_everywhere=kind == "broadcast")
 
 
@@ -143,44 +143,39 @@ def all_collectives() -> list[Collective]:
             "all_reduce/symmetric_memory",
             in_symmetric_memory,
             expect_reduced,
-            symmetric_memory.all_reduce_cost,
+            symmetric_memory.all_reduce.cost,
         )
     ]
     found += [
-        Collective(
-            f"all_reduce/{name}",
-            lambda comm, array, op, run=run: run(comm, array, op),
-            expect_reduced,
-            collectives.ALL_REDUCE_COST[name],
-        )
-        for name, run in collectives.ALL_REDUCE.items()
+        Collective(f"all_reduce/{one.name}", one, expect_reduced, one.cost)
+        for one in collectives.ALL_REDUCE.values()
     ]
-    for kind, table, costs, expected in (
-        ("broadcast", collectives.BROADCAST, collectives.BROADCAST_COST, expect_copy_of),
-        ("reduce", collectives.REDUCE, collectives.REDUCE_COST, expect_reduced_at),
-        ("gather", collectives.GATHER, collectives.GATHER_COST, expect_at),
-        ("scatter", collectives.SCATTER, collectives.SCATTER_COST, expect_own),
+    for kind, table, expected in (
+        ("broadcast", collectives.BROADCAST, expect_copy_of),
+        ("reduce", collectives.REDUCE, expect_reduced_at),
+        ("gather", collectives.GATHER, expect_at),
+        ("scatter", collectives.SCATTER, expect_own),
     ):
-        for name, run in table.items():
-            found += [rooted(kind, name, run, costs[name], expected, root) for root in (0, -1)]
+        for one in table.values():
+            found += [rooted(kind, one, expected, root) for root in (0, -1)]
     found += [
         Collective(
-            f"reduce_scatter/{name}",
-            run,
+            f"reduce_scatter/{one.name}",
+            one,
             expect_reduced_chunk,
-            collectives.REDUCE_SCATTER_COST[name],
+            one.cost,
             same_everywhere=False,
         )
-        for name, run in collectives.REDUCE_SCATTER.items()
+        for one in collectives.REDUCE_SCATTER.values()
     ]
     found += [
         Collective(
-            f"all_gather/{name}",
-            lambda comm, array, op, run=run: run(comm, array),
+            f"all_gather/{one.name}",
+            lambda comm, array, op, run=one: run(comm, array),
             expect_gathered,
-            collectives.ALL_GATHER_COST[name],
+            one.cost,
         )
-        for name, run in collectives.ALL_GATHER.items()
+        for one in collectives.ALL_GATHER.values()
     ]
     return found
 
@@ -259,3 +254,42 @@ def broken_claims(
     for found, trace in zip(measured, world.traces, strict=True):
         found["busy"] = trace.busy
     return differences(collective, measured, length, dtype, op, machine)
+
+
+def mine(comm, array, op="sum"):
+    """A user's: everything to rank 0, and back."""
+    other = np.empty_like(array)
+    for peer in range(1, comm.size):
+        if comm.rank == 0:
+            comm.recv(other, peer)
+            comm.combine(op, array, other)
+        elif comm.rank == peer:
+            comm.send(array, 0)
+    for peer in range(1, comm.size):
+        if comm.rank == 0:
+            comm.send(array, peer)
+        elif comm.rank == peer:
+            comm.recv(array, 0)
+
+
+def check_a_users_function(comm: Comm) -> None:
+    """``algorithm=mine`` sums over these ranks, and data parallelism by it equals serial."""
+    from minidist.parallel import METHODS, DataParallel
+    from tests.parallel.checks import Setting, check_equals_serial
+
+    array = np.arange(5.0) + comm.rank
+    collectives.all_reduce(comm, array, algorithm=mine)
+    assert array.tolist() == [comm.size * i + sum(range(comm.size)) for i in range(5)]
+    calls = []
+
+    def counted(comm, array, op):
+        calls.append(op)
+        mine(comm, array, op)
+
+    key = f"data_parallel/mine {comm.rank}"  # ranks of the local world share the dictionary
+    METHODS[key] = functools.partial(DataParallel, algorithm=counted)
+    try:
+        check_equals_serial(comm, key, Setting())
+    finally:
+        del METHODS[key]
+    assert calls == ["sum"] * Setting().steps

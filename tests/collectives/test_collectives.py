@@ -21,8 +21,8 @@ from minidist.collectives import (
     hierarchical,
     ring,
     segmented_ring,
-    symmetric_memory,
 )
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm import CommError, LocalWorld, launch
 from minidist.comm.machine import Link
 from minidist.engine.array import work
@@ -91,6 +91,22 @@ def test_pieces_of_any_length_keep_the_time_exact(nbytes, size, monkeypatch):
         for line in broken_claims(collective, size, length, machine=machine)
     ]
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+@pytest.mark.parametrize("name", ("segmented_ring", "double_tree"))
+def test_a_formula_that_follows_every_step_equals_the_clock_in_every_bit(name, size):
+    """Simulator and formula call one rule, and add in one order."""
+    for length in (0, 1, 97, 70_001):
+        world = LocalWorld(MACHINE)
+        launch(
+            lambda comm, n=length: collectives.all_reduce(comm, np.ones(n), algorithm=name),
+            ranks=size,
+            world=world,
+        )
+        assert (
+            world.seconds == collectives.ALL_REDUCE[name].cost(length, 8, 0, size, MACHINE).seconds
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -204,7 +220,7 @@ def test_all_to_all_is_a_transposition_at_the_formulas_price(name, size):
             [100.0 * other + rank * width + i for i in range(width)] for other in range(size)
         ]
         np.testing.assert_array_equal(recv, expected)
-        cost = collectives.ALL_TO_ALL_COST[name](size * width, 8, rank, size, MACHINE)
+        cost = collectives.ALL_TO_ALL[name].cost(size * width, 8, rank, size, MACHINE)
         assert (messages, nbytes) == (cost.messages, cost.nbytes)
         assert world.seconds == pytest.approx(cost.seconds, rel=1e-9)
 
@@ -255,7 +271,7 @@ def test_hierarchical_is_exact_on_two_levels_and_beats_one_ring():
             world=world,
         )
         seconds[name] = world.seconds
-    cost = collectives.ALL_REDUCE_COST["hierarchical"](1200, 8, 0, 12, machine)
+    cost = collectives.ALL_REDUCE["hierarchical"].cost(1200, 8, 0, 12, machine)
     assert seconds["hierarchical"] == pytest.approx(cost.seconds, rel=1e-9)
     assert seconds["hierarchical"] < seconds["ring"] / 3, seconds
 
@@ -283,8 +299,8 @@ def test_auto_takes_the_least_of_the_formulas_for_this_machine(size):
         )
         assert results == [size] * size
         costs = {
-            name: cost(length, 4, 0, size, MACHINE).seconds
-            for name, cost in auto.CANDIDATES.items()
+            name: one.cost(length, 4, 0, size, MACHINE).seconds
+            for name, one in auto.CANDIDATES.items()
         }
         assert world.seconds <= min(costs.values()) * (1 + 1e-9), (length, costs, world.seconds)
         predicted = collectives.all_reduce_cost(length, 4, 0, size, MACHINE, "auto")

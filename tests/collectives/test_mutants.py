@@ -8,7 +8,7 @@ import pytest
 from claims import all_collectives, broken_claims, in_symmetric_memory, lengths
 from mutants import Mutant
 
-from minidist.collectives import shared_memory
+from minidist.collectives.shared import shared_memory
 from minidist.comm import CommError, Deadlock
 
 TRUE = {collective.name: collective for collective in all_collectives()}
@@ -140,8 +140,8 @@ MUTANTS = [
         Mutant(
             HOME + "double_tree",
             "only one of the trees is there",
-            "for tree in (0, 1):",
-            "for tree in (0,):",
+            "in (edge.child, edge.parent)]",
+            "in (edge.child, edge.parent) and edge.tree == 0]",
         ),
         "all_reduce",
         "all_reduce/double_tree",
@@ -158,7 +158,7 @@ MUTANTS = [
     ),
     (
         Mutant(
-            HOME + "shared_memory",
+            HOME + "shared.shared_memory",
             "copies out before all have added",
             "if turn <= len(segments):",
             "if turn < len(segments):",
@@ -259,7 +259,7 @@ def test_mutants_are_rejected(mutant, function, name):
 def test_mutants_of_many_segments_are_rejected(monkeypatch, what, old, new):
     """Where an array is one segment long, nobody sees how segments follow one another."""
     monkeypatch.setattr(shared_memory, "SEGMENT", 64)
-    mutant = Mutant(HOME + "shared_memory", what, old, new)
+    mutant = Mutant(HOME + "shared.shared_memory", what, old, new)
     wrong = mutant.load()
     wrong.SEGMENT = 64
     true = TRUE["all_reduce/shared_memory"]
@@ -285,7 +285,7 @@ def test_mutants_of_many_segments_are_rejected(monkeypatch, what, old, new):
     ],
 )
 def test_mutants_of_symmetric_memory_are_rejected(what, old, new):
-    mutant = Mutant(HOME + "symmetric_memory", what, old, new)
+    mutant = Mutant(HOME + "shared.symmetric_memory", what, old, new)
     wrong = mutant.load().all_reduce
     true = TRUE["all_reduce/symmetric_memory"]
     run = lambda comm, array, op: in_symmetric_memory(comm, array, op, wrong)

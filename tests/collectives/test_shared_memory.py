@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minidist.collectives import shared_memory
-from minidist.collectives.shared_memory import HEAD, LINE, SEGMENT
+from minidist.collectives.shared import shared_memory
+from minidist.collectives.shared.shared_memory import HEAD, LINE, SEGMENT
 from minidist.comm import CommError, LocalWorld, launch
 from tests.mutants import Mutant
 
-HERE = "minidist.collectives.shared_memory"
+HERE = "minidist.collectives.shared.shared_memory"
 
 
 def placed(length, offset, dtype=np.float32):

@@ -428,6 +428,7 @@ def test_messages_of_a_stream_and_of_the_rank_never_meet():
 # Many ranks
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_data_and_not_with_the_square_of_the_ranks():
     def peak(ranks):
         gc.collect()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import minidist
 from minidist.collectives import all_reduce
 from minidist.comm import LocalWorld, Machine, launch
-from minidist.comm.machine import PROFILES, Interrupted, Link, Links, Pauses, profile
+from minidist.comm.machine import PROFILES, Interrupted, Link, Links, Pauses, Ports, profile
 
 
 def test_message_reduce_compute():
@@ -19,6 +22,23 @@ def test_message_reduce_compute():
     assert machine.reduce(8) == 2.0
     assert machine.compute(10) == 2.0
     assert machine.compute(10, rank=1) == 4.0
+
+
+def test_a_message_of_each_rank_costs_what_it_costs_alone():
+    machine = Machine(latency=3e-6, bandwidth=7e8, reduce_bandwidth=3e8)
+    nbytes = np.array([0, 1, 97, 10**6])
+    assert machine.message(nbytes).tolist() == [machine.message(int(n)) for n in nbytes]
+    assert machine.reduce(nbytes).tolist() == [machine.reduce(int(n)) for n in nbytes]
+    assert Link(3e-6, 7e8).message(97) == machine.message(97)
+
+
+def test_a_port_sends_one_message_and_receives_one_at_a_time():
+    ports = Ports(3)
+    assert ports.carry(0, 1, ready=1.0, seconds=2.0) == 3.0
+    assert ports.carry(0, 2, ready=2.0, seconds=2.0) == 5.0, "0 still sends"
+    assert ports.carry(1, 0, ready=1.5, seconds=1.0) == 2.5, "both directions at the same time"
+    assert ports.carry(2, 1, ready=2.0, seconds=1.0) == 4.0, "1 still receives"
+    assert ports.carry(1, 2, ready=9.0, seconds=1.0) == 10.0, "nobody waits without need"
 
 
 @pytest.mark.parametrize("name", ("bandwidth", "reduce_bandwidth", "flops"))
@@ -165,3 +185,16 @@ def test_two_levels_need_both_numbers():
         Machine(node=4)
     with pytest.raises(ValueError, match="node=0"):
         Machine(node=0, network=Link(1.0, 1.0))
+
+
+def test_the_rule_of_messages_is_written_once():
+    """α, β and γ are read by comm/machine.py, and elsewhere only where they are reported."""
+    package = Path(minidist.__file__).parent
+    speeds = re.compile(r"\.(latency|bandwidth|reduce_bandwidth)\b")
+    readers = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if speeds.search(file.read_text())
+    }
+    measured = {"collectives/calibrate.py", "bench/collectives.py"}
+    assert readers - measured == {"comm/machine.py"}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from minidist import LocalWorld, __version__
 from minidist.cli import main
-from minidist.compare import compare, names
+from minidist.compare import compare, comparison, names
 from minidist.compare import report as reports
 from minidist.parallel import METHODS
 from tests.mpi.run import mpiexec, needs_mpi
@@ -66,8 +66,11 @@ def check_report(report, ranks, bound):
             assert row["parameter_gap"] <= bound, (row["method"], row["parameter_gap"])
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-4)])
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "bound"),
+    [(2, "float64", 1e-12), (3, "float32", 1e-4), (4, "float64", 1e-12)],
+)
 def test_local_world(ranks, dtype, bound):
     world = LocalWorld()
     report, timelines = compare(ranks=ranks, world=world, steps=4, batch=50, dtype=dtype)
@@ -160,6 +163,20 @@ def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
 def test_bad_options_are_refused_in_a_line(options, message, capsys, tmp_path):
     assert main(["compare", "--world", "local", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_equal_means_equal_on_every_rank():
+    cell = reports.CELLS["messages"]
+    row = {"messages_sent": [1, 5], "predicted_messages_sent": [1, 5]}
+    assert cell(row) == "5 (=)"
+    assert cell(row | {"predicted_messages_sent": [2, 5]}) == "5 (5)", "rank 0 differs"
+    assert cell(row | {"predicted_messages_sent": [1, 6]}) == "5 (6)"
+
+
+def test_an_idle_fraction_is_known_only_if_it_is_known_for_every_step():
+    assert comparison._median_known([0.5, 0.1, 0.2]) == 0.2
+    assert comparison._median_known([0.5, None, 0.2]) is None
+    assert comparison._median_known([None]) is None
 
 
 def test_names():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidist.data import Augment, Batches, Dataset, fashion_mnist
+from tests.examples import examples
 
 
 def images(count=23):
@@ -87,6 +88,7 @@ def test_split_is_disjoint_complete_and_by_seed():
     np.testing.assert_array_equal(again.inputs, train.inputs)
     with pytest.raises(ValueError, match="one side empty"):
         images().split(0.001)
+    assert [len(part) for part in images(20).split()] == [18, 2], "a tenth, unless told otherwise"
 
 
 def test_shipped_fashion_mnist():
@@ -112,6 +114,7 @@ def test_errors_say_what_is_wrong():
         Dataset("uneven", np.zeros(2), np.zeros(3), 1)
 
 
+@examples(100)
 @given(
     size=st.integers(1, 23),
     step=st.integers(0, 60),

@@ -61,6 +61,7 @@ def test_backward_accumulates_into_leaves():
         assert a.grad.tolist() == [expected]
 
 
+@pytest.mark.slow
 def test_a_long_chain_forward_backward_and_garbage():
     a = leaf(1.0)
     y = a

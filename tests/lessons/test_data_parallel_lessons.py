@@ -9,6 +9,7 @@ import pytest
 from tests.lessons.test_lessons import run
 from tests.mpi.run import ROOT
 
+pytestmark = pytest.mark.slow
 CLAIMS = {
     "07_data_parallel": [r"batch of 9: sum off by \de-0[67], average of averages by \de-0[12]"],
     "08_zero": [

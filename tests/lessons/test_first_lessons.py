@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 LESSONS = {
     "01_autograd": ["01_autograd"],
     "02_tensors_and_layers": ["02_tensors_and_layers"],

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jupytext
-import nbclient
 import pytest
 
+from tests.long.notebooks import execute
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
+pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
 DISTRIBUTED = [
@@ -63,28 +63,19 @@ def test_the_collectives_script_prints_the_same_in_both_worlds(tmp_path):
     assert done.stdout == alone
 
 
-@pytest.mark.parametrize("name", DISTRIBUTED)
-def test_lesson_draws_its_picture(name, tmp_path):
-    printed = run(ROOT / "lessons" / f"{name}.py", tmp_path)
-    assert f"picture: out/lessons/{name}.png" in printed
-    assert (tmp_path / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
-
-
 @needs_mpi
 @pytest.mark.parametrize("name", DISTRIBUTED)
-def test_lesson_prints_the_same_under_mpirun(name, tmp_path):
+def test_lesson_draws_its_picture_and_prints_the_same_under_mpirun(name, tmp_path):
     alone = run(ROOT / "lessons" / f"{name}.py", tmp_path)
+    assert f"picture: out/lessons/{name}.png" in alone
+    assert (tmp_path / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
     done = mpiexec(4, str(ROOT / "lessons" / f"{name}.py"), python=())
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone
 
 
-@pytest.mark.parametrize("name", DISTRIBUTED)
-def test_lesson_runs_as_a_notebook(name, tmp_path, monkeypatch):
+def test_a_lesson_with_ranks_runs_as_a_notebook(tmp_path, monkeypatch):
+    """One of them: ``make long`` runs them all."""
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = jupytext.read(ROOT / "lessons" / f"{name}.py")
-    nbclient.NotebookClient(
-        notebook, timeout=110, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    ).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    outputs = execute(ROOT / "lessons" / "05_messages.py", tmp_path)
     assert any("image/png" in output.get("data", {}) for output in outputs), "no picture shown"

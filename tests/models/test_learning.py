@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from minidist.data import Batches, fashion_mnist
 from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
@@ -26,6 +28,7 @@ def test_mlp_reaches_84_percent_with_momentum():
     assert reached >= 0.84, reached
 
 
+@pytest.mark.slow
 def test_mlp_reaches_84_percent_with_adam():
     reached = trained_accuracy(Adam(1e-3))
     assert reached >= 0.84, reached

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from minidist.collectives import all_reduce
-from minidist.comm import Crash, launch
+from minidist.comm import CommError, Crash, launch
 
 FAULT = sys.argv[1]
 
@@ -22,7 +22,7 @@ def main(comm):
     if FAULT == "stall":
         if comm.rank == last:
             time.sleep(60)
-        all_reduce(comm, np.zeros(6))
+        all_reduce(comm, np.zeros(6), algorithm="ring")
     if FAULT == "waits":  # started earlier, and on the communication stream
         comm.spawn(lambda stream: None).wait()
         if comm.rank == last:
@@ -37,6 +37,16 @@ def main(comm):
             time.sleep(0.25)
             comm.barrier()
         return
+    if FAULT == "computes":  # for longer than the limit, with a receive posted and an error caught
+        posted = comm.irecv(np.zeros(1), 1 - comm.rank, tag=1)
+        comm.isend(np.zeros(3), 1 - comm.rank)
+        try:
+            comm.recv(np.zeros(4), 1 - comm.rank)
+        except CommError:
+            time.sleep(3)
+            comm.isend(np.zeros(1), 1 - comm.rank, tag=1)
+            posted.wait()
+            return
     if FAULT == "unfinished":  # nobody waits for what was spawned, and nobody sends
         comm.spawn(lambda stream: stream.recv(np.zeros(3), 1 - stream.rank))
         return

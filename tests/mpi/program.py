@@ -8,12 +8,12 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / "collectives")]
 
 import numpy as np
-from claims import all_collectives, differences, measure
+from claims import all_collectives, check_a_users_function, differences, measure
 
 from minidist.collectives import all_reduce
 from minidist.comm import CommError, launch
 from minidist.comm.comm import ANY
-from minidist.comm.mpi import comm as mpi_comm
+from minidist.comm.mpi import buffers, windows
 
 
 def collectives_hold(comm):
@@ -69,7 +69,7 @@ def long_messages_go_in_pieces(comm):
     """With pieces of 1000 bytes instead of 2³⁰: the same numbers, and one message counted."""
     p, rank = comm.size, comm.rank
     right, left = (rank + 1) % p, (rank - 1) % p
-    whole, mpi_comm.PIECE = mpi_comm.PIECE, 1000
+    whole, buffers.PIECE = buffers.PIECE, 1000
     mine, theirs = np.arange(1234.0) + rank, np.zeros(1234)
     before = comm.trace.sent.messages
     comm.sendrecv(mine, right, theirs, left)
@@ -87,25 +87,25 @@ def long_messages_go_in_pieces(comm):
         comm.send(mine, 0) if p > 1 else None
     assert comm.trace.sent.messages - before == 2 + (rank == p - 1 > 0)
     comm.barrier()
-    mpi_comm.PIECE = whole
+    buffers.PIECE = whole
 
 
 def sharing_more_memory_than_there_is(comm):
     """An error, where the system would end the process at the first write."""
     if comm.size == 1:
         return
-    true, mpi_comm.shared_memory_left = mpi_comm.shared_memory_left, lambda: 100.0 * comm.size - 1
+    true, windows.shared_memory_left = windows.shared_memory_left, lambda: 100.0 * comm.size - 1
     try:
         comm.shared(100, np.empty(0, np.uint8))
     except CommError as error:
         assert "/dev/shm has not as much left" in str(error), error
     else:
         raise AssertionError("that was more than was left")
-    mpi_comm.shared_memory_left = lambda: 100.0 * comm.size
+    windows.shared_memory_left = lambda: 100.0 * comm.size
     assert [part.tolist() for part in comm.shared(100, np.empty(0, np.uint8))] == [
         [0] * 100
     ] * comm.size
-    mpi_comm.shared_memory_left = true
+    windows.shared_memory_left = true
 
 
 def the_library_and_auto(comm):
@@ -125,6 +125,7 @@ def main(comm):
     long_messages_go_in_pieces(comm)
     sharing_more_memory_than_there_is(comm)
     the_library_and_auto(comm)
+    check_a_users_function(comm)
     requests_and_groups(comm)
     return collectives_hold(comm)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from minidist.comm.launch import find_mpiexec, mpi_environment
+from minidist.comm.launcher import find_mpiexec, mpi_environment
 
 ROOT = Path(__file__).parents[2]
 
-needs_mpi = pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec on this machine")
+needs_mpi = pytest.mark.mpi  # tests/conftest.py skips these where there is no mpiexec
 
 
 def mpiexec(

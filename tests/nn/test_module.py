@@ -160,3 +160,11 @@ def test_layers_train_on_the_strict_device(monkeypatch):
         grads.append(arrays.to_host(model.flat.grad).copy())
     np.testing.assert_allclose(grads[1], grads[0], rtol=1e-10, atol=1e-12)
     assert np.abs(grads[0]).max() > 0
+
+
+def test_a_shared_parameter_appears_once_under_its_first_name():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    assert list(model.named_parameters()) == ["0.weight", "0.bias", "1.bias"]
+    assert model.init(0).flat.size == 9 + 3 + 3

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, basic_indices, broadcastable_shapes
 from hypothesis.extra.numpy import integer_array_indices as array_indices
@@ -15,9 +15,10 @@ from hypothesis.extra.numpy import integer_array_indices as array_indices
 from minidist import ops
 from minidist.engine.gradcheck import gradcheck
 from minidist.engine.seeds import draws
+from tests.examples import examples
 from tests.ops.test_gradients import distinct, normal, positive
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = examples(40)
 SHAPES = array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 FULL = array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
 SIDE = st.integers(1, 4)

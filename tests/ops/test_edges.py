@@ -222,3 +222,25 @@ def test_layers_of_width_0():
     assert out.shape == (2, 0)
     assert ops.matmul(Tensor(np.ones((2, 0))), Tensor(np.ones((0, 2)))).tolist() == [[0, 0]] * 2
     assert ops.softmax(Tensor(np.ones((2, 0)))).shape == (2, 0)
+
+
+def test_stable_logarithms():
+    x = np.array([-200.0, -25, 0, 25, 200])
+    np.testing.assert_allclose(ops.log_sigmoid(Tensor(x)).numpy(), -np.logaddexp(0, -x))
+    np.testing.assert_allclose(ops.softplus(Tensor(x)).numpy(), np.logaddexp(0, x))
+    assert ops.log1p(Tensor(np.array([1e-20]))).item() == 1e-20
+
+
+def test_where_a_root_is_0_its_slope_is_0():
+    np.testing.assert_array_equal(gradient(lambda x: x.norm(), [0.0, 0.0]), 0)
+    np.testing.assert_array_equal(gradient(lambda x: x.std(), [2.0, 2.0]), 0)
+
+
+def test_powers_of_tensors_at_0():
+    """0⁰ is 1, whose slope in the base is 0; x^y log x goes to 0."""
+    x = Tensor(np.array([0.0, 0.0, 2.0]), requires_grad=True)
+    y = Tensor(np.array([0.0, 3.0, 3.0]), requires_grad=True)
+    with np.errstate(all="ignore"):
+        (x**y).backward(np.ones(3))
+    np.testing.assert_array_equal(x.grad, [0, 0, 12])
+    np.testing.assert_allclose(y.grad, [0, 0, 8 * np.log(2)])

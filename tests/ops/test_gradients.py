@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
 
@@ -13,8 +13,9 @@ from minidist import ops
 from minidist.engine.gradcheck import gradcheck
 from minidist.engine.seeds import draws, generator
 from minidist.engine.tensor import Tensor
+from tests.examples import examples
 
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+quick = examples(12)
 SEEDS = st.integers(0, 2**16)
 
 

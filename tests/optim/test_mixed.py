@@ -103,3 +103,18 @@ def test_a_model_in_float16_follows_float32(name):
     print(f"float32 {loss32.item():.4f}, mixed {loss16.item():.4f}")
     assert model16.flat.data.dtype == np.float16
     assert loss16.item() == pytest.approx(loss32.item(), rel=0.01)
+
+
+def test_layer_wise_rules_inside_are_told_where_the_layers_lie():
+    """LARS alone and LARS inside, on two layers of different size, take the same step."""
+    slices = {"a": slice(0, 3), "b": slice(3, 5)}
+    alone, inside = optim.LARS(1.0), MixedPrecision(optim.LARS(1.0), scale=8.0)
+    start = np.array([1.0, 2.0, 3.0, 100.0, 200.0], np.float32)
+    grad = np.array([4.0, 4.0, 2.0, 1.0, 1.0], np.float32)
+    got, expected = start.copy(), start.copy()
+    alone.bind(slices)
+    inside.bind(slices)
+    alone.step(expected, grad)
+    inside.step(got, 8 * grad)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert abs(got - start)[:3].max() * 10 < abs(got - start)[3:].min(), "each layer its own rate"

@@ -52,6 +52,13 @@ def test_measured_equals_formula(key, ranks, batch):
     launch(lambda comm: check_predictions(comm, key, setting), ranks, LocalWorld(slow_net))
 
 
+@pytest.mark.parametrize("key", PARALLEL)
+def test_measured_equals_formula_with_a_straggler(key):
+    machine = Machine("rank 1 is slow", 1e-5, 1e8, 3e8, 1e8, slowdown={1: 2.5})
+    setting = Setting(steps=3)
+    launch(lambda comm: check_predictions(comm, key, setting), 3, LocalWorld(machine))
+
+
 @pytest.mark.parametrize("key", EXACT)
 def test_one_rank_is_serial_bitwise(key):
     setting = Setting()

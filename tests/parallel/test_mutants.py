@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
-from minidist.collectives import central, ring, symmetric_memory
+from minidist.collectives import central, ring
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm.local.world import Deadlock
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Deferred

@@ -3,7 +3,7 @@
 import pytest
 
 from minidist import optim
-from minidist.comm.launch import launch
+from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalWorld
 from minidist.parallel import METHODS
 from tests.parallel.checks import Setting, check_equals_serial, is_exact

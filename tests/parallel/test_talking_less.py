@@ -384,8 +384,8 @@ def test_mutant_is_rejected(key, mutant, monkeypatch):
 )
 @pytest.mark.parametrize("kind", [LocalSGD, DiLoCo])
 def test_local_sgd_sends_only_when_ranks_meet(kind, start, met, monkeypatch):
-    """Post-local: at every step before ``start``, and from there after every eight."""
-    monkeypatch.setitem(METHODS, "post-local", partial(kind, every=8, start=start))
+    """Post-local: at every step before ``start``, and from there after every eight, the default."""
+    monkeypatch.setitem(METHODS, "post-local", partial(kind, start=start))
 
     def run(comm):
         check_predictions(comm, "post-local", Setting(steps=16))

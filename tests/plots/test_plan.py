@@ -15,11 +15,12 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
 from minidist.parallel.pipeline.schedules import SCHEDULES
-from minidist.plan import plan_pipeline
+from minidist.plan import draw, plan_pipeline
 from minidist.plots.pipeline import COLOURS, draw_price, draw_run, measured_spans
 from tests.parallel.checks import images
 
 
+@pytest.mark.slow
 def test_the_command_prices_and_draws_every_schedule(tmp_path, capsys):
     out = str(tmp_path / "plan")
     status = main(["plan", "pipeline", "--stages", "8", "--microbatches", "32", "--out", out])
@@ -29,6 +30,19 @@ def test_the_command_prices_and_draws_every_schedule(tmp_path, capsys):
         assert name in printed
     assert "17.9%" in printed, "GPipe idles (p - 1)/(m + p - 1) = 7/39"
     assert (tmp_path / "plan" / "pipeline.png").stat().st_size > 50_000
+
+
+def test_every_schedule_has_one_row_on_one_time_axis(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    plans = plan_pipeline(4, 8)
+    draw(plans, 4, tmp_path / "plan.png")
+    (figure,) = drawn
+    assert len(figure.axes) == len(plans)
+    for axes, plan in zip(figure.axes, plans, strict=True):
+        assert axes.get_title(loc="left").startswith(f"{plan.label}: ")
+    longest = max(plan.price.seconds for plan in plans if plan.name != "naive")
+    assert {axes.get_xlim() for axes in figure.axes} == {(0.0, longest)}
 
 
 def test_bad_sizes_are_refused(capsys):
@@ -73,6 +87,7 @@ def test_the_measured_picture_is_the_predicted_one(name):
     draw_price(above, price)
     draw_run(below, [events for _, events, _ in results])
     assert len(above.collections) == len(below.collections) > 0
+    assert above.get_xlim() == pytest.approx((0, price.seconds)), "as wide as the step is long"
     assert set(COLOURS.values()) == set(map(str.lower, COLOURS.values()))
 
 

@@ -1,7 +1,8 @@
 """The local world: ranks in one process, on a virtual clock.
 
-``world.py`` is what a rank sees, ``simulator.py`` decides who runs next and when a message arrives,
-``tasks.py`` is what it keeps of each rank, and what it says of ranks that are stuck.
+``world.py`` is what a rank sees, ``simulator.py`` says when a message begins and ends, and
+``scheduler.py`` which rank runs next. ``tasks.py`` has what they keep of ranks and messages, and
+what is said of ranks that are stuck.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""What the simulator moves about: tasks, messages and meetings; and what is said of a deadlock."""
+"""The simulator's objects (tasks, messages, meetings), and the words of a ``Deadlock``."""
 
 from __future__ import annotations
 
 from traceback import walk_stack
 from typing import Any
 
+from minidist.comm.calls import describe_message
 from minidist.engine.array import Array
 
 
 class Deadlock(RuntimeError):
-    """No rank can go on: each waits for a message, or a partner, that can never come."""
+    """No rank can go on: each waits for a message, or for a rank, that can never come."""
 
 
 class Task:
@@ -35,7 +36,7 @@ class Group:
         self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
         self.recvs: list[list[Transfer]] = [[] for _ in ranks]
         self.meetings: dict[int, Meeting] = {}
-        self.told: list[set[int]] = [set() for _ in ranks]  # whose crash a receiver has heard of
+        self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
         self.stream: Group | None = None  # the same ranks' communication streams
 
 
@@ -77,14 +78,13 @@ class Transfer:
         self.waited = False
 
     def __str__(self) -> str:
-        peer = f"to={self.receiver}" if self.sending else f"source={self.sender}"
-        peer = peer.replace("source=-1", "source=ANY")
-        call = "send" if self.sending else "recv"
-        return f"{call}({self.array.dtype}[{self.array.size}], {peer}, tag={self.tag})"
+        if self.sending:
+            return describe_message("send", self.array, "to", self.receiver, self.tag)
+        return describe_message("recv", self.array, "source", self.sender, self.tag)
 
 
 class Meeting:
-    """A place where all ranks of a group must come: barrier and split."""
+    """A call that all ranks of a group must make: barrier, split and shared."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,6 +96,7 @@ class Meeting:
 
 
 def describe(stuck: list[Task], ranks: int) -> str:
+    """A line for each stuck task: what it waits for, and where in the user's code."""
     lines = [f"{len({task.rank for task in stuck})} of {ranks} ranks wait for what cannot come:"]
     sending = False
     for task in sorted(stuck, key=lambda task: (task.rank, task.stream)):

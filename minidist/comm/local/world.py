@@ -3,8 +3,8 @@
 Nothing to install or launch, and ``print``, a debugger and a traceback work as in any function.
 It is also a simulator of the machine it is given: computing moves a rank's clock by FLOPs over the
 machine's speed, a message of n bytes takes α + n·β and keeps a port of either side busy for that
-long. Runs are deterministic, receive-from-anyone included, and when nobody can run, that is a
-``Deadlock`` which says who waits for what and where. How: ``simulator.py``.
+long. Runs are deterministic, receive-from-anyone included. When no rank can run, it raises
+``Deadlock``, with what each rank waits for, and where. How: ``simulator.py``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LocalWorld:
 
             def rank_body() -> None:
                 results[rank] = function(comm)
-                comm._enter()  # what was computed since the last message
+                comm.trace.computed(comm.time())  # since the last message
 
             return rank_body
 
@@ -88,8 +88,8 @@ class LocalComm(Comm):
     def _charge_reduction(self, nbytes: int) -> None:
         self._simulator.current.clock += self._simulator.machine.reduce(nbytes)
 
-    # Transport. Nobody may act in another rank's past: first those who are further behind. What
-    # the rank has computed was charged to its clock by ``_enter``.
+    # Transport. Ranks with an earlier clock go first, so that no message is late. What the rank has
+    # computed was charged to its clock by ``_enter``.
 
     def _transfer(
         self, sending: bool, sender: int, receiver: int, array: Array, tag: int
@@ -130,7 +130,7 @@ class LocalComm(Comm):
         return self._simulator.meet(self._group, self._meetings, self.rank, name, bring)
 
     def barrier(self) -> None:
-        start = self._enter()
+        start = self._enter("barrier")
         self._meet("barrier()", None)
         self._left("barrier", start)
 
@@ -165,7 +165,7 @@ class LocalComm(Comm):
                 self._group.stream = Group(self._group.ranks)
             trace = StreamTrace(self.trace, now)
             self._stream = LocalComm(self._simulator, self._group.stream, self.rank, trace)
-            self._stream.beside = LocalComm(self._simulator, self._group, self.rank, trace)
+            self._stream._main = LocalComm(self._simulator, self._group, self.rank, trace)
         future = _LocalFuture(self)
         self._queue.append((now, function, args, future))
         if len(self._queue) == 1:  # the stream was idle
@@ -178,7 +178,7 @@ class LocalComm(Comm):
         assert stream is not None  # spawn() made it
         while self._queue:
             spawned, function, args, future = self._queue[0]
-            simulator.advance(max(simulator.clock(), spawned))  # nothing starts before its spawn
+            simulator.advance(max(simulator.clock(), spawned))  # it starts after its spawn
             stream.trace.resume(simulator.clock())
             result = function(stream, *args)
             stream.trace.computed(simulator.clock())
@@ -194,10 +194,10 @@ class _LocalRequest(Request):
 
     def wait(self) -> int:
         comm, transfer = self._comm, self._transfer
-        start = comm._enter()
+        kind = "wait send" if transfer.sending else "wait recv"
+        start = comm._enter(kind)
         comm._simulator.complete(transfer)
         peer = transfer.receiver if transfer.sending else transfer.sender
-        kind = "wait send" if transfer.sending else "wait recv"
         comm._left(kind, start, transfer.array.nbytes, peer)
         return peer
 
@@ -223,7 +223,7 @@ class _LocalFuture(Future):
 
     def wait(self) -> Any:
         simulator = self._comm._simulator
-        start = self._comm._enter()
+        start = self._comm._enter("wait")
         if self._end < 0:
             self._waiter = simulator.current
             simulator.pause(self)

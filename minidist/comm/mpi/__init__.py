@@ -1,7 +1,9 @@
 """The MPI world: ranks are processes that ``mpirun`` started.
 
-``world.py`` meets the MPI library, ``comm.py`` is what a rank sees, ``requests.py`` its messages
-under way; ``watchdog.py`` ends the job when a rank fails or waits for ever.
+``world.py`` finds the processes and runs a function on them. ``comm.py`` sends and receives,
+through the host memory of ``buffers.py``; ``stream.py`` is a rank's second thread, and
+``windows.py`` the memory that ranks share. ``watchdog.py`` ends the job when a rank fails or waits
+for ever.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "world": ["LauncherError", "MpiWorld"],
-        "comm": ["MpiComm"],
-        "requests": ["MpiFuture", "MpiRecv", "MpiSend"],
+        "comm": ["MpiComm", "MpiRecv", "MpiSend"],
+        "stream": ["MpiFuture", "Stream"],
         "watchdog": ["Watchdog", "abort_on_error"],
     },
 )

@@ -3,9 +3,10 @@
 Under plain ``mpirun python script.py`` an exception on one rank leaves the others waiting for its
 messages for ever. So ``launch`` runs the user's function inside ``abort_on_error``.
 
-And ranks that wait for each other would wait for ever: in the local world that is a ``Deadlock``;
-real ranks cannot know that nobody will ever send, but a ``Watchdog`` can lose its patience. It
-then says for every rank which call it waits in, where, and for how long.
+And ranks that wait for each other would wait for ever. In the local world that is a ``Deadlock``;
+real ranks cannot know that no other rank will ever send, so a ``Watchdog`` sets a limit. When it is
+passed, the watchdog prints for every rank the call that it is in, with peer, tag and size, where it
+was made, and for how long it has waited.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
+from minidist.comm.calls import describe_call
+from minidist.comm.trace import Trace
+
 FORWARDING = 0.25  # seconds
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"
-IN_COMM = tuple(f"minidist.comm.{name}" for name in ("comm", "mpi.comm", "mpi.requests"))
 
 
 @contextmanager
 def abort_on_error(rank: int, size: int, abort: Callable[[int], None]) -> Iterator[None]:
     """Print what was raised inside, with the rank, and end every rank through ``abort(status)``.
 
-    ``sys.exit`` counts: a rank that leaves alone would be waited for. Status 0 becomes 1, since
-    the job did not finish.
+    ``sys.exit`` counts: the other ranks would wait for a rank that exits alone. Status 0 becomes 1,
+    since the job did not finish.
     """
     try:
         yield
@@ -53,17 +56,20 @@ def abort_on_error(rank: int, size: int, abort: Callable[[int], None]) -> Iterat
 class Watchdog(threading.Thread):
     """Ends a job in which a rank has waited longer than ``timeout`` seconds in one call.
 
-    It watches from a thread and reads the paused calls' own variables, so the calls it watches
-    cost nothing more. ``comm`` is an MPI communicator of its own: the watchdogs ask each other
-    what their ranks do, and the lowest that barked prints it all and calls ``abort``.
+    It is a thread that looks at ``trace.call``, where ``Comm`` leaves the call that the rank is in,
+    and at those of the rank's streams. ``comm`` is an MPI communicator for the watchdogs alone:
+    they ask each other what their ranks do, and of those whose limit is passed the lowest rank
+    prints all answers and calls ``abort``.
     """
 
     ASK, ANSWER = 1, 2  # tags
     LINE = 1000  # bytes of an answer
 
-    def __init__(self, comm: Any, timeout: float, abort: Callable[[int], None]) -> None:
+    def __init__(
+        self, comm: Any, trace: Trace, timeout: float, abort: Callable[[int], None]
+    ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.comm, self.timeout, self.abort = comm, timeout, abort
+        self.comm, self.trace, self.timeout, self.abort = comm, trace, timeout, abort
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.over = threading.Event()
         self.answers: dict[int, str] = {}
@@ -73,11 +79,11 @@ class Watchdog(threading.Thread):
         period = min(1.0, self.timeout / 4)
         while not self.over.wait(period):
             self._listen()
-            if longest_wait() > self.timeout:
-                self._bark()
+            if longest_wait(self.trace) > self.timeout:
+                self._end_job()
 
     def stop(self) -> None:
-        """The job is through."""
+        """The job has finished."""
         self.over.set()
         self.join()
 
@@ -87,14 +93,16 @@ class Watchdog(threading.Thread):
             while self.comm.Iprobe(other, self.ASK):
                 self.comm.Recv(bytearray(0), other, self.ASK)
                 self.asked_by.add(other)
-                self.comm.Send(describe().encode()[: self.LINE], other, self.ANSWER)
+                line = describe(self.trace).encode()[: self.LINE]
+                self.comm.Send(line, other, self.ANSWER)
             if self.comm.Iprobe(other, self.ANSWER):
-                line = bytearray(self.LINE)
-                self.comm.Recv(line, other, self.ANSWER)
-                self.answers[other] = line.rstrip(b"\0").decode(errors="replace")
+                answer = bytearray(self.LINE)
+                self.comm.Recv(answer, other, self.ANSWER)
+                self.answers[other] = answer.rstrip(b"\0").decode(errors="replace")
 
-    def _bark(self) -> None:
-        self.answers[self.rank] = describe()
+    def _end_job(self) -> None:
+        """Ask every rank what it does, print the answers, and abort."""
+        self.answers[self.rank] = describe(self.trace)
         for other in range(self.size):
             if other != self.rank:
                 self.comm.Send(bytearray(0), other, self.ASK)
@@ -103,7 +111,7 @@ class Watchdog(threading.Thread):
             self._listen()
             time.sleep(0.01)
         if min(self.asked_by, default=self.rank) < self.rank:
-            time.sleep(ANSWERING)  # that one prints and ends the job
+            time.sleep(ANSWERING)  # that rank's watchdog prints and ends the job
         lines = [
             f"  rank {rank}: {self.answers.get(rank, 'gives no answer')}"
             for rank in range(self.size)
@@ -130,63 +138,34 @@ def timeout_from_environment() -> float:
     raise ValueError(f"{TIMEOUT}={text}: give seconds, such as 60, or 0 to wait for ever")
 
 
-def waits() -> list[tuple[str, float, FrameType]]:
-    """Every thread's call of communication that has not returned: (thread, since, its frame)."""
-    found = []
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
-        # The outermost frame in comm/ is the call of the collective or of the user.
-        calls = [f for f, _ in walk_stack(frame) if _in_comm(f) and "start" in f.f_locals]
-        if calls:
-            found.append((names.get(ident, ""), calls[-1].f_locals["start"], calls[-1]))
-    return found
+def longest_wait(trace: Trace) -> float:
+    """Seconds for which this rank, or a stream of it, has been in one call."""
+    calls = [one.call for one in (trace, *trace.streams)]
+    return max((time.perf_counter() - call[1] for call in calls if call is not None), default=0.0)
 
 
-def _in_comm(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "") in IN_COMM
-
-
-def longest_wait() -> float:
-    """Seconds for which a thread of this rank has been in one call."""
-    return max((time.perf_counter() - since for _, since, _ in waits()), default=0.0)
-
-
-def describe() -> str:
-    """What this rank waits in: call, peer, tag, size, the step of the collective, place, time."""
+def describe(trace: Trace) -> str:
+    """What this rank waits in: call, peer, tag, size, collective, the user's line, time."""
+    frames = sys._current_frames()
     parts = []
-    for thread, since, frame in waits():
-        stream = " on the communication stream" if thread.startswith("stream") else ""
-        seconds = time.perf_counter() - since
-        parts.append(f"{_call(frame)}{stream}{_step(frame)}{where(frame)}, for {seconds:.1f} s")
+    for one in (trace, *trace.streams):
+        call, frame = one.call, frames.get(one.thread)
+        if call is not None and frame is not None:
+            stream = "" if one is trace else " on the communication stream"
+            seconds = time.perf_counter() - call[1]
+            place = f"{stream}{collective(frame)}{where(frame)}"
+            parts.append(f"{describe_call(call)}{place}, for {seconds:.1f} s")
     if not parts:
-        main = threading.main_thread().ident
-        parts = ["in no call of communication" + where(sys._current_frames()[main])]  # type: ignore[index]
+        parts = ["in no call of communication" + where(frames[trace.thread])]
     return "; ".join(parts)
 
 
-def _call(frame: FrameType) -> str:
-    """The paused call with its arguments, as the local world's ``Deadlock`` writes them."""
-    values = dict(frame.f_locals)
-    owner = values.get("self")
-    values |= {name.lstrip("_"): value for name, value in getattr(owner, "__dict__", {}).items()}
-    said = []
-    for name in ("send", "recv", "array", "to", "source", "tag", "name"):
-        value: Any = values.get(name)
-        if hasattr(value, "dtype"):
-            value = f"{value.dtype}[{value.size}]"
-        if value is not None and not callable(value):
-            said.append(f"{name}={value}")
-    return f"{frame.f_code.co_name}({', '.join(said)})"
-
-
-def _step(frame: FrameType) -> str:
-    """The collective and its round, if the call was made by one of ours."""
-    for outer, _ in walk_stack(frame):
+def collective(frame: FrameType) -> str:
+    """The function of ``minidist.collectives`` that made the call, if one did, and its line."""
+    for outer, line in walk_stack(frame):
         module = outer.f_globals.get("__name__", "")
         if module.startswith("minidist.collectives."):
-            number = outer.f_locals.get("round", outer.f_locals.get("distance"))
-            counted = "" if number is None else f" {number}"
-            return f", step {module.split('.')[-1]}.{outer.f_code.co_name}{counted}"
+            return f", in {module.split('.')[-1]}.{outer.f_code.co_name} line {line}"
     return ""
 
 

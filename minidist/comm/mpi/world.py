@@ -1,6 +1,6 @@
 """The MPI world: ranks are the processes that ``mpirun`` started.
 
-The one file that imports mpi4py, and only when an MPI world is made.
+This is the only file that imports mpi4py, and only when an MPI world is made.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from minidist.comm.comm import Comm
 from minidist.comm.mpi.comm import MpiComm
@@ -19,15 +21,15 @@ from minidist.engine.array import share_gpus
 
 
 class LauncherError(RuntimeError):
-    """The launcher and the MPI library do not belong together."""
+    """The launcher belongs to another MPI library than mpi4py's."""
 
 
 class MpiWorld:
     """The processes that ``mpirun`` started; ``record=True`` keeps every event for timelines.
 
     After a recorded ``run``, ``traces`` holds each rank's trace. ``tuning(library)`` gives the
-    table from which ``algorithm="auto"`` chooses; rank 0's is everybody's. ``timeout``: seconds
-    that a rank may wait in one call before the watchdog ends the job, 0 for ever; unless given,
+    table from which ``algorithm="auto"`` chooses; all ranks use rank 0's. ``timeout``: seconds
+    that a rank may wait in one call before the watchdog ends the job, 0 for no limit; by default
     ``MINIDIST_TIMEOUT``, or ten minutes.
     """
 
@@ -58,7 +60,7 @@ class MpiWorld:
         return " ".join(text.split(",")[0].split()[:3]).replace(" v", " ")
 
     def check_size(self, launched: int) -> None:
-        """Stop if ``mpirun`` started ``launched`` processes that do not know of each other."""
+        """Raise LauncherError if the MPI library does not see the ``launched`` processes."""
         if launched != self.size:
             raise LauncherError(
                 f"mpirun started {launched} processes, but the MPI library of this Python "
@@ -81,19 +83,41 @@ class MpiWorld:
             # Objects are pickled here alone: before a run, one table; after it, the results.
             comm = MpiComm(self.mpi, world.Dup(), trace, crowded, world.bcast(tuning))
             if self.record:
-                trace.offset = comm._clock_offset()
+                trace.offset = clock_offset(comm)
             watchdog = None
             threads = self.mpi.Query_thread() == self.mpi.THREAD_MULTIPLE
             if self.timeout and self.size > 1 and threads:
-                watchdog = Watchdog(world.Dup(), self.timeout, world.Abort)
+                watchdog = Watchdog(world.Dup(), trace, self.timeout, world.Abort)
                 watchdog.start()
             comm.barrier()
             result = function(comm)
             comm.finish()
-            comm._enter()  # what was computed since the last message
+            trace.computed(comm.time())  # since the last message
             comm.barrier()
             if watchdog is not None:
                 watchdog.stop()
             if self.record:
                 self.traces = world.allgather(trace)
             return world.allgather(result)
+
+
+def clock_offset(comm: Comm, rounds: int = 30) -> float:
+    """Seconds to add to this rank's clock to have rank 0's (Cristian's algorithm).
+
+    Each rank asks rank 0 for the time, ``rounds`` times. Of these answers it takes the quickest,
+    and assumes that rank 0 read its clock in the middle between question and answer.
+    """
+    clock, quickest, offset = np.zeros(1), float("inf"), 0.0
+    for rank in range(1, comm.size):
+        for _ in range(rounds if comm.rank in (0, rank) else 0):
+            if comm.rank == 0:  # not through send and recv: these are no messages of the user's
+                comm._recv(clock, rank, 0)
+                clock[0] = comm.time()
+                comm._send(clock, rank, 0)
+            else:
+                start = comm.time()
+                comm._sendrecv(np.zeros(1), 0, clock, 0, 0)
+                end = comm.time()
+                if end - start < quickest:
+                    quickest, offset = end - start, clock[0] - (start + end) / 2
+    return offset

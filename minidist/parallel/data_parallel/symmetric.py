@@ -2,7 +2,7 @@
 
 On one machine every rank can read every other's memory. So the ranks lay their gradients where
 all can see them, and rank r adds chunk r of all gradients where they lie and writes the sum where
-it belongs: ``collectives/symmetric_memory.py``.
+it belongs: ``collectives/shared/symmetric_memory.py``.
 
     rank 0   shard 0 → forward, backward → gradient 0 ┐
     rank 1   shard 1 → forward, backward → gradient 1 ┼─ one memory: rank r adds everybody's chunk r
@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.collectives import symmetric_memory
 from minidist.collectives.cost import Cost
+from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array

@@ -1,10 +1,10 @@
 """Clocks and ports of many ranks, to find when things happen without doing them.
 
 Each rank is a generator that runs until it has to let others go first. The rank whose clock is
-furthest behind always goes first, so a port serves who came first. A message of n bytes takes
-α + nβ from when its send *and* its post are there and both ranks' ports are free. A send costs its
-sender nothing, and a receive only what is left of the way when it is waited for: that is how
-computing hides messages.
+furthest behind always goes first, so ports are first come, first served. What a message takes is
+the rule of ``comm/machine.py``, which the simulator follows too. A send costs its sender nothing,
+and a receive only what is left of the message's time when it is waited for: that is how computing
+hides messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidist.comm.machine import Machine
+from minidist.comm.machine import Machine, Ports
 from minidist.parallel.pipeline.schedules import Compute
 
 Task = Generator[None, None, None]
@@ -95,7 +95,7 @@ class Stopwatch:
             peak_saved=[0] * self.ranks,
             spans=[[] for _ in range(self.ranks)],
         )
-        self.out_free, self.in_free = [0.0] * self.ranks, [0.0] * self.ranks
+        self.ports = Ports(self.ranks)
         self.waiting: dict[Any, deque[Side]] = {}
         self.streams: list[deque[Job]] = [deque() for _ in range(self.ranks)]
 
@@ -151,9 +151,8 @@ class Stopwatch:
             self.waiting.setdefault(mine, deque()).append(side)
             return side
         other = self.waiting[theirs].popleft()
-        begin = max(side.posted, other.posted, self.out_free[sender], self.in_free[receiver])
-        end = begin + self.machine.message(nbytes if sending else other.nbytes)
-        self.out_free[sender] = self.in_free[receiver] = end
+        seconds = self.machine.message(nbytes if sending else other.nbytes)
+        end = self.ports.carry(sender, receiver, max(side.posted, other.posted), seconds)
         for one in (side, other) if sending else (other, side):
             one.end = end
             if one.waiter is not None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minidist.collectives import all_reduce
+from minidist.collectives import ring
 from minidist.collectives.ring import chunks
 from minidist.comm.comm import Comm, RankLost
 from minidist.engine import array as arrays
@@ -170,7 +170,8 @@ class KeyRanges(Method):
     def sum_over_servers(self, numbers: np.ndarray) -> None:
         """Sum a few numbers over all servers, in place: each must call it."""
         with self.servers_must_live(), self.desk.step("agree on norms"):
-            all_reduce(self.server_group, numbers)  # where a server has the number that it has here
+            # A server's rank in this group is its index among the servers.
+            ring.all_reduce(self.server_group, numbers)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The servers' parameters: every server sends its range to everyone."""

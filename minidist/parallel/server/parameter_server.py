@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 
 from minidist.collectives import chunks
 from minidist.comm.comm import Comm, Request
-from minidist.comm.machine import Machine
+from minidist.comm.machine import Machine, Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
 from minidist.nn.layers import Sequential
@@ -200,14 +200,13 @@ class ParameterServer(KeyRanges):
             flops = sum(training_flops(self.whole, shape))
             busy[rank] = machine.compute(flops + pushes.encode_flops(self.clients_of(rank)), rank)
         messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
-        clock, out_free, in_free = list(busy), list(busy), [0.0 for _ in ranks]
+        clock, ports = list(busy), Ports(self.comm.size)
+        ports.out_free = list(busy)  # nobody sends before it has computed
 
         def move(sender: int, receiver: int, ready: float, size: int) -> float:
-            begin = max(ready, out_free[sender], in_free[receiver])
-            out_free[sender] = in_free[receiver] = begin + machine.message(size)
             messages[sender] += 1
             nbytes[sender] += size
-            return out_free[sender]
+            return ports.carry(sender, receiver, ready, machine.message(size))
 
         def work(rank: int, seconds: float) -> None:
             clock[rank] += seconds
@@ -274,6 +273,8 @@ class ParameterServer(KeyRanges):
             busy=busy,
             # More servers than workers: idle ones overtake, and the rounds are no longer in order.
             seconds=(
-                max(*clock, *out_free, *in_free) if len(self.servers) <= len(self.workers) else None
+                max(*clock, *ports.out_free, *ports.in_free)
+                if len(self.servers) <= len(self.workers)
+                else None
             ),
         )

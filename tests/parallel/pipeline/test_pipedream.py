@@ -88,6 +88,7 @@ def test_without_staleness_it_is_serial_training():
             assert all(np.array_equal(state[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_staleness_costs_little_on_real_images():
     """The gap stated in pipedream.py: 0.06 in the mean loss of the last 40 of 240 steps."""
     training, _ = fashion_mnist()

@@ -157,7 +157,10 @@ def test_pushes_from_a_device_say_what_pushes_from_the_host_say(kind, compressor
         with defaults(device=device, dtype="float64"):
             run = lambda comm: train(make("pushes", comm, Setting(steps=3)), Setting(steps=3))[0]
             losses.append(launch(run, 4, LocalWorld())[0])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    # PowerSGD makes nearly dependent columns orthogonal: on the host alone, parameters that differ
+    # by 3e-16 give a third loss that differs by 1.4e-6. A device rounds differently by as much.
+    tolerance = 1e-5 if compressor is PowerSGD else 1e-6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
 
 
 def test_a_worker_sends_a_fraction_of_the_gradient():

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minidist import LocalWorld, Machine, launch
@@ -21,6 +21,7 @@ from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, LookAhead, ParameterServer, StaleParameterServer
 from minidist.parallel.server import key_ranges
 from minidist.parallel.server.key_ranges import flat_slices
+from tests.examples import examples
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, make, train
 
 SLOW_NET = {"latency": 1e-5, "bandwidth": 1e8, "reduce_bandwidth": 3e8, "flops": 1e8}
@@ -100,7 +101,7 @@ def check_bound(begun, updates, bound, workers):
                 )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     bound=st.integers(0, 3),
@@ -443,6 +444,7 @@ def compared():
     return {str(row["variant"]): row for row in report["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["", "_sharded", "_colocated"])
 @pytest.mark.parametrize("rule", ["ssp", "async"])
 def test_rows_of_compare_converge_within_a_margin(rule, layout, compared):
@@ -455,6 +457,7 @@ def test_rows_of_compare_converge_within_a_margin(rule, layout, compared):
     assert row["accuracy"] > serial["accuracy"] - 0.06
 
 
+@pytest.mark.slow
 def test_momentum_needs_the_remedies(monkeypatch):
     """What the margin above would be without looking ahead, and without either."""
     aware = partial(StaleParameterServer, staleness_aware=True)

@@ -1,7 +1,7 @@
-"""Dissemination barrier: nobody leaves before everybody has come.
+"""Dissemination barrier: no rank returns before all ranks have called it.
 
-In round k every rank tells rank + 2ᵏ that it, and all it has heard of, are here. After ⌈lg p⌉
-rounds everybody has heard of everybody:
+In round k every rank sends an empty message to rank + 2ᵏ. It says that the sender has called, and
+so have all ranks of which the sender has heard. After ⌈lg p⌉ rounds every rank has heard of all:
 
     time  ⌈lg p⌉ α,   messages a rank  ⌈lg p⌉, empty ones
 

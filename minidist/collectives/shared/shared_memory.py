@@ -1,4 +1,4 @@
-"""Shared memory: ranks of one machine need no messages to see each other's data.
+"""Shared memory: ranks of one machine read each other's data, instead of sending it.
 
 The array goes in k segments, each cut into p parts, of which rank r adds part r. Each rank has an
 inbox and an outbox that all others can read. Three ranks, one segment; rank 1 does
@@ -16,25 +16,25 @@ barrier for all three. Boxes are double, so what is read is never what is being 
     add                 seg 0    seg 1    seg 2
     copy out                     seg 0    seg 1    seg 2
 
-A segment is short enough to stay in the cache for its three turns, so main memory gives and takes
-each array once, whatever p is. Nothing waits but the barriers, of empty messages:
+A segment is short enough to stay in the cache for its three turns, so each array is read from and
+written to main memory once, for any p. Ranks wait only in the barriers, which send empty messages:
 
     messages a rank   (k + 1)⌈lg p⌉, no bytes
-    time              (k + 1)⌈lg p⌉α + n(p - 1)/p·γ; for the copies the model has no price
+    time              (k + 1)⌈lg p⌉α + n(p - 1)/p·γ; the model counts no time for the copies
 
-Where ranks allocate their arrays in memory that all see, even the copies can go: see
-``symmetric_memory.py``. Graham, Shipman, "MPI support for multi-core architectures: optimized
-shared memory collectives", EuroPVM/MPI 2008. MPI-3 calls such memory a window
-(Win_allocate_shared).
+Arrays that are allocated in memory that all see need no copies: see ``symmetric_memory.py``.
+Graham, Shipman, "MPI support for multi-core architectures: optimized shared memory collectives",
+EuroPVM/MPI 2008. MPI-3 calls such memory a window (Win_allocate_shared).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from minidist.collectives.barrier import barrier, barrier_cost
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.dissemination import barrier, barrier_cost
+from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, module_of, to_host
@@ -44,6 +44,7 @@ HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank redu
 LINE = 64  # bytes that caches move at once
 
 
+@algorithm("shared_memory")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place; each part is added by one rank, for all.
 
@@ -70,7 +71,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
             ("boxes", rank, shift, flat.dtype), lambda: divide(memory[rank], shift, flat.dtype)
         )
 
-    # In every box an element has the place that it has in its segment.
+    # An element has the same index in every box as in its segment.
 
     def copy_in(number: int) -> None:
         segment, inbox = flat[segments[number]], boxes[comm.rank][number % 2]
@@ -103,7 +104,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
             add(turn - 1)
         if turn >= 2:
             copy_out(turn - 2)
-        if turn <= len(segments):  # a later call's first barrier stands for the last turn's
+        if turn <= len(segments):  # after the last turn a later call's first barrier serves
             barrier(comm)
 
 
@@ -121,9 +122,9 @@ def divide(slot: np.ndarray, shift: int, dtype: np.dtype) -> list[np.ndarray]:
 def shift_to(flat: Array, slot: np.ndarray) -> int:
     """By how many bytes to shift the boxes, so that they divide into cache lines as ``flat`` does.
 
-    A processor may copy whole lines without asking for what stood there. Where lines do not match
-    it cannot, and must fetch every line from the cache of the core that read it last: measured,
-    that makes copying in 4 times slower, and the whole 2.4 times.
+    A processor can overwrite a whole line without reading it first. Where lines do not match it
+    must read each line, from the cache of the core that used it last: measured, that makes copying
+    in 4 times slower, and the whole 2.4 times.
     """
     if not isinstance(flat, np.ndarray):
         return 0
@@ -132,9 +133,9 @@ def shift_to(flat: Array, slot: np.ndarray) -> int:
 
 
 def check_agreement(comm: Comm, heads: list[np.ndarray], array: Array, on: str) -> None:
-    """Messages that would notice ranks that disagree are not sent: so compare what they wrote."""
+    """Raise CommError if ranks disagree: no message is sent that would show it, so compare."""
     if any(head.tolist() != heads[comm.rank].tolist() for head in heads):
-        barrier(comm)  # all have seen it, should somebody go on after the error
+        barrier(comm)  # all have compared, before one that catches the error goes on
         raise CommError(
             f"rank {comm.rank} reduces {array.dtype}[{array.size}], and another rank something "
             f"else: all must agree on {on}"
@@ -142,11 +143,12 @@ def check_agreement(comm: Comm, heads: list[np.ndarray], array: Array, on: str) 
 
 
 def segment_slices(length: int, itemsize: int) -> list[slice]:
-    """Where each segment lies; one, empty, of an empty array."""
+    """The segments of an array; an empty array has one, which is empty."""
     step = SEGMENT // itemsize
     return [slice(start, min(start + step, length)) for start in range(0, max(1, length), step)]
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     if size == 1:

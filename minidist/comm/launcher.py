@@ -26,6 +26,16 @@ from minidist.comm.trace import Trace
 # Set by ``minidist trace``: where to leave traces, and how many local ranks there are to be.
 TRACE_FOLDER, TRACE_RANKS = "MINIDIST_TRACE", "MINIDIST_TRACE_RANKS"
 
+# How glibc's malloc takes and keeps memory, for processes that allocate large arrays again and
+# again: GLIBC_TUNABLES in the environment, read when a process starts. See docs/collectives.md.
+TUNABLES = {
+    "glibc.malloc.hugetlb": 1,  # ask the kernel for pages of 2 MB instead of 4 KB
+    "glibc.malloc.mmap_threshold": 1 << 30,  # blocks of up to 1 GB from the heap
+    "glibc.malloc.trim_threshold": 2**31 - 1,  # bytes: keep what is freed, up to 2 GB
+    "glibc.malloc.top_pad": 16 << 20,  # bytes that the heap grows by, beyond what is asked for
+    "glibc.malloc.arena_max": 1,  # threads, such as a communication stream, use the same heap
+}
+
 
 def launched_size() -> int | None:
     """How many processes an MPI launcher says it started; None outside of one."""
@@ -81,18 +91,32 @@ def find_mpiexec() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
-def mpi_environment(threads: int = 1) -> dict[str, str]:
+def mpi_environment(threads: int | str = 1) -> dict[str, str]:
     """The environment for an ``mpiexec``: ``threads`` a rank, and more ranks than cores allowed.
 
-    MPICH needs nothing said; Open MPI must be told that oversubscription, and root, are meant.
+    MPICH needs no setting for that; Open MPI must be allowed oversubscription, and root. The C
+    library keeps freed memory, and takes huge pages: see ``TUNABLES``.
     """
     return os.environ | {
+        "GLIBC_TUNABLES": glibc_tunables(os.environ.get("GLIBC_TUNABLES", "")),
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
+
+
+def glibc_tunables(given: str = "") -> str:
+    """``TUNABLES`` as glibc reads them, after those ``given`` by the user, which stay as they are.
+
+    >>> glibc_tunables("glibc.malloc.arena_max=4")[:50]
+    'glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1:gl'
+    """
+    settings = [setting for setting in given.split(":") if setting]
+    names = {setting.partition("=")[0] for setting in settings}
+    ours = [f"{name}={value}" for name, value in TUNABLES.items() if name not in names]
+    return ":".join([*settings, *ours])
 
 
 def first_process() -> bool:

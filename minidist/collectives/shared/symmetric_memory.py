@@ -1,22 +1,22 @@
-"""Symmetric memory: all-reduce of arrays that all ranks of one machine can see where they lie.
+"""Symmetric memory: all-reduce of arrays in memory that all ranks of one machine see.
 
     array = symmetric_memory.allocate(comm, length, "float32")    on all ranks
     symmetric_memory.all_reduce(comm, array)                      the array, or a slice of it
 
-Shared memory (``shared_memory.py``) copies every array into boxes and out again, because others
-cannot see it. Here they can, so two steps are all it takes, and nothing is copied but the result:
+Shared memory (``shared_memory.py``) copies every array into boxes and out again, because other
+ranks cannot see the array. Here they can, so two steps are enough, and only the result is copied:
 
                              rank 0      rank 1      rank 2
     barrier                  [a b c]     [d e f]     [g h i]
-    rank r adds chunk r      [A b c]     [d B f]     [g h C]       A = a + d + g, read where it lies
-    and hands it out         [A B C]     [A B C]     [A B C]       written where it belongs
+    rank r adds chunk r      [A b c]     [d B f]     [g h C]       A = a + d + g, of all arrays
+    and copies it to all     [A B C]     [A B C]     [A B C]
     barrier
 
-In step with nobody: between the barriers rank r alone touches chunk r, in all arrays. It goes in
-pieces that are still in the cache when they are handed out.
+Between the barriers only rank r reads and writes chunk r, in all arrays, so ranks need not wait for
+each other. A chunk is added in pieces that are still in the cache when they are copied.
 
     messages a rank   2⌈lg p⌉, no bytes
-    time              2⌈lg p⌉α + n(p - 1)/p·γ; for handing out the model has no price
+    time              2⌈lg p⌉α + n(p - 1)/p·γ; the model counts no time for the copies
 
 The idea is that of OpenSHMEM's symmetric heap; NCCL asks for registered buffers, and PyTorch calls
 this algorithm a two-shot all-reduce over symmetric memory, for the same reason.
@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.collectives.barrier import barrier, barrier_cost
-from minidist.collectives.chunks import chunk_lengths, chunks
+from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
-from minidist.collectives.shared_memory import check_agreement, kind_of
+from minidist.collectives.dissemination import barrier, barrier_cost
+from minidist.collectives.partition import chunk_lengths, chunks
+from minidist.collectives.shared.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, DType
@@ -54,6 +55,7 @@ def allocate(comm: Comm, length: int, dtype: DType = "float32") -> np.ndarray:
     return array
 
 
+@algorithm("symmetric_memory")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array``, or the same slice of it on all ranks, in place.
 
@@ -80,7 +82,7 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 
 def find(comm: Comm, array: Array) -> tuple[list[np.ndarray], int]:
-    """The memory of all ranks in which ``array`` lies, and at which byte it begins."""
+    """The memory of all ranks that ``array`` is part of, and at which byte it begins."""
     if isinstance(array, np.ndarray) and array.flags.c_contiguous:
         address = array.__array_interface__["data"][0]
         for slots in comm.remember("symmetric memory", list[list[np.ndarray]]):
@@ -94,6 +96,7 @@ def find(comm: Comm, array: Array) -> tuple[list[np.ndarray], int]:
     )
 
 
+@all_reduce.costs
 def all_reduce_cost(length: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
     """What ``all_reduce`` of ``length`` elements costs: the formula above."""
     if size == 1:

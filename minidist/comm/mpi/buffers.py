@@ -1,0 +1,46 @@
+"""What MPI is given for an array: host memory, in a dtype that it knows, in pieces.
+
+An array on a GPU is copied to host memory first (staged), and from there after a receive: the MPI
+wheels cannot read a device's memory. Dtypes that MPI does not know go as bytes, and long messages
+in pieces, because not every library counts past 2³¹.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidist.comm.trace import Sent
+from minidist.engine.array import Array, host_buffer, stage_in, stage_out
+
+PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
+
+
+def outgoing(array: Array, sent: Sent) -> list[np.ndarray]:
+    """``array`` on the host, in pieces; a copy from a device is added to ``sent.staged``."""
+    host = stage_out(array)
+    if host is not array:
+        sent.staged += array.nbytes
+    return pieces(host)
+
+
+def incoming(array: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A buffer on the host for what ``array`` is to receive, whole and in pieces."""
+    host = array if isinstance(array, np.ndarray) else host_buffer(array)
+    return host, pieces(host)
+
+
+def arrived(array: Array, host: np.ndarray, sent: Sent) -> None:
+    """Copy what was received in ``host`` to ``array``, if that is on a device."""
+    if array is not host:
+        stage_in(array, host)
+        sent.staged += array.nbytes
+
+
+def pieces(host: np.ndarray) -> list[np.ndarray]:
+    """The memory of ``host`` as arrays of at most ``PIECE`` bytes, of a dtype that MPI knows."""
+    if host.dtype.kind not in "iuf" or host.itemsize == 2:
+        host = host.reshape(-1).view(np.uint8)
+    if host.nbytes <= PIECE:
+        return [host]
+    flat, length = host.reshape(-1), max(1, PIECE // host.itemsize)
+    return [flat[start : start + length] for start in range(0, flat.size, length)]

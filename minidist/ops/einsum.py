@@ -1,0 +1,108 @@
+"""einsum: a sum of products, written by naming the axes.
+
+    einsum("ij,jk->ik", a, b)        a matrix product
+    einsum("bij->bji", a)            a transpose
+    einsum("i,i->", a, b)            a dot product
+
+Every letter is a loop; letters that the result does not have are summed over. Seen so, the gradient
+of one operand is again an einsum: of the result's gradient and the other operands, with the letters
+of that operand as the result. A letter that only this operand has was summed over, and its
+gradient is the same at every place.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from minidist.engine.array import Array, work
+from minidist.engine.tensor import Tensor
+from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
+
+
+def einsum(subscripts: str, *operands: Any) -> Tensor:
+    """The sum of products that ``subscripts`` names, such as "ij,jk->ik", as in NumPy.
+
+    Without "->" the result has the letters that occur once, in alphabetical order. An operand has
+    each letter once; "..." is not supported. Raises ShapeError where the letters do not fit.
+    """
+    tensors = [floating_only("einsum", operand) for operand in operands]
+    inputs, output = _parse(subscripts, tensors)
+    same_device("einsum", *tensors)
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise DTypeError(f"einsum: convert to one dtype, not {[str(t.dtype) for t in tensors]}")
+    lengths = _lengths(subscripts, inputs, tensors)
+    xp, arrays = tensors[0].xp, [tensor.data for tensor in tensors]
+    flops = 2 * math.prod(lengths.values()) if len(tensors) > 1 else 0
+    work.flops += flops
+
+    def backward(grad: Array) -> list[Array | None]:
+        return [
+            _gradient(xp, grad, arrays, inputs, output, place, lengths, flops) if wanted else None
+            for place, wanted in enumerate(wants)
+        ]
+
+    wants = [tensor.node is not None for tensor in tensors]
+    y = xp.einsum(f"{','.join(inputs)}->{output}", *arrays)
+    return Tensor.of(y, tuple(tensors), backward)
+
+
+def _gradient(
+    xp: Any,
+    grad: Array,
+    arrays: list[Array],
+    inputs: list[str],
+    output: str,
+    place: int,
+    lengths: dict[str, int],
+    flops: int,
+) -> Array:
+    """Of the operand at ``place``: the other operands and the result's gradient, summed."""
+    work.flops += flops
+    others = [(name, array) for i, (name, array) in enumerate(zip(inputs, arrays, strict=True))
+              if i != place]  # fmt: skip
+    names = [output, *(name for name, _ in others)]
+    wanted = inputs[place]
+    found = "".join(letter for letter in wanted if any(letter in name for name in names))
+    part = xp.einsum(f"{','.join(names)}->{found}", grad, *(array for _, array in others))
+    if found == wanted:
+        return part
+    shape = [lengths[letter] if letter in found else 1 for letter in wanted]
+    return xp.broadcast_to(part.reshape(shape), [lengths[letter] for letter in wanted])
+
+
+def _parse(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
+    """The letters of each operand, and of the result."""
+    text = subscripts.replace(" ", "")
+    if not re.fullmatch(r"[A-Za-z]*(,[A-Za-z]*)*(->[A-Za-z]*)?", text):
+        raise ValueError(f'einsum: {subscripts!r} is not like "ij,jk->ik"')
+    left, arrow, output = text.partition("->")
+    inputs = left.split(",")
+    if len(inputs) != len(tensors):
+        raise ValueError(f"einsum: {subscripts!r} names {len(inputs)} operands of {len(tensors)}")
+    if not arrow:
+        joined = "".join(inputs)
+        output = "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
+    for name in (*inputs, output):
+        if len(set(name)) < len(name):
+            raise ValueError(f"einsum: {name!r} of {subscripts!r} has a letter twice")
+    if missing := set(output) - set("".join(inputs)):
+        raise ValueError(f"einsum: no operand of {subscripts!r} has {sorted(missing)}")
+    return inputs, output
+
+
+def _lengths(subscripts: str, inputs: list[str], tensors: list[Tensor]) -> dict[str, int]:
+    """How long each letter's axis is."""
+    lengths: dict[str, int] = {}
+    shapes = [tensor.shape for tensor in tensors]
+    for name, shape in zip(inputs, shapes, strict=True):
+        if len(name) != len(shape):
+            raise ShapeError(f"einsum: {name!r} of {subscripts!r} does not fit shape {shape}")
+        for letter, length in zip(name, shape, strict=True):
+            if lengths.setdefault(letter, length) != length:
+                raise ShapeError(
+                    f"einsum: {letter!r} of {subscripts!r} is {lengths[letter]} and {length} long, "
+                    f"in shapes {', '.join(map(str, shapes))}"
+                )
+    return lengths

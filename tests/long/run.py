@@ -1,0 +1,136 @@
+"""Jobs that take too long for every day. A second call goes on where the first one ended.
+
+    make long                                    # every job that is not done yet
+    python -m tests.long.run lesson4 compare     # some of them
+    python -m tests.long.run --list              # what there is, and what is done
+    python -m tests.long.run --again lesson4     # although it is done
+
+A job is a command. What it prints goes to ``out/long/NAME.log``. When it has succeeded,
+``out/long/NAME.done`` says when, how long it took, and which commit was checked out. A job that
+fails stops no other; it has no done-mark, so the next call runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "out" / "long"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of arguments to this Python, run from the repository's root."""
+
+    what: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+PYTEST = ("-m", "pytest", "-q", "--timeout=3600")
+COMPARE = ("-m", "minidist", "compare")
+JOBS = {
+    "lesson4": Job(
+        "lesson 4 with LESSON=long",
+        ["lessons/04_training_for_real.py"],
+        {"LESSON": "long", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
+    ),
+    "properties": Job(
+        "every property test on 50 times as many examples, new ones each time",
+        [*PYTEST, "-m", "hypothesis", "tests"],
+        {"MINIDIST_EXAMPLES": "50"},
+    ),
+    "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
+    "compare": Job(
+        "500 steps by every method on 4 real ranks",
+        [*COMPARE, "--world", "mpi", "--steps", "500", "--out", "out/long/compare"],
+    ),
+    "eight_ranks": Job(
+        "every method on 8 simulated ranks, in float64",
+        [*COMPARE, "--world", "local", "--ranks", "8", "--steps", "50", "--dtype", "float64",
+         "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
+         "--out", "out/long/eight_ranks"],
+    ),
+    "mpi_again": Job(
+        "the tests on real ranks ten times over: what fails now and then is found",
+        ["-m", "tests.long.again", "10", "tests/mpi"],
+    ),
+}  # fmt: skip
+
+
+def run(name: str, job: Job, folder: Path) -> bool:
+    """Run one job; returns whether it succeeded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{name}.done"
+    mark.unlink(missing_ok=True)
+    start = time.monotonic()
+    with (folder / f"{name}.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, *job.command],
+            cwd=ROOT,
+            env=os.environ | job.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    seconds = time.monotonic() - start
+    if done.returncode == 0:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        mark.write_text(f"{now}, {seconds:.0f} s, commit {commit()}\n")
+    return done.returncode == 0
+
+
+def commit() -> str:
+    """What is checked out, with "-dirty" if files differ; "unknown" outside a repository."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    jobs: Mapping[str, Job] = JOBS,
+    folder: Path = FOLDER,
+) -> int:
+    """Run what is wanted and not done; returns 1 if any job failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="JOB", help=", ".join(jobs))
+    parser.add_argument("--list", action="store_true", help="say what there is and what is done")
+    parser.add_argument("--again", action="store_true", help="run also what is done")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in jobs]
+    if unknown:
+        parser.error(f"no such job: {', '.join(unknown)}; choose among {', '.join(jobs)}")
+    failed = []
+    for name in options.names or jobs:
+        mark = folder / f"{name}.done"
+        if mark.exists() and (options.list or not options.again):
+            print(f"{name}: done {mark.read_text().strip()}")
+        elif options.list:
+            print(f"{name}: to do: {jobs[name].what}")
+        else:
+            print(f"{name}: {jobs[name].what} (log: {folder / name}.log) ...", flush=True)
+            if run(name, jobs[name], folder):
+                print(f"{name}: done {mark.read_text().strip()}")
+            else:
+                failed.append(name)
+                print(f"{name}: FAILED, the end of its log:")
+                print("\n".join((folder / f"{name}.log").read_text().splitlines()[-20:]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
