@@ -124,11 +124,11 @@ class Module:
         """Allocate the flat arrays and fill every parameter by (seed, full name).
 
         Returns the module itself, so ``model = Linear(3, 4).init(0)``. Values are drawn in
-        float64 on the host and then cast: float32 starts at float64's numbers, rounded.
+        float64 on the host and then cast, so float32 starts at the rounded values of float64.
 
-        Raises ValueError if a module inside was initialised by itself, since its values would be
-        lost: take them over with ``model.init(seed).load(block.state(), partial=True)``, with
-        names as the model has them.
+        Raises ValueError if an inner module was initialised separately, because its values would
+        be lost. To use its values, call ``model.init(seed).load(block.state(), partial=True)``,
+        with the names of the whole model.
         """
         named = self.named_parameters()
         kind = np.dtype(dtype or arrays.default_dtype())
@@ -173,10 +173,10 @@ class Module:
         }
 
     def load(self, state: dict[str, np.ndarray], partial: bool = False) -> Self:
-        """Take values from ``state``: exactly the names and shapes of this model.
+        """Copy values from ``state``, which must have exactly this model's names and shapes.
 
-        With ``partial``, names of this model that the state lacks keep their values. Everything is
-        checked first: a load that is refused has changed nothing.
+        With ``partial``, parameters that are not in ``state`` keep their values. All checks come
+        first: if load raises, nothing has changed.
         """
         named = self.named_parameters() | self.named_buffers()
         wrong = state.keys() - named.keys() if partial else named.keys() ^ state.keys()
@@ -199,7 +199,7 @@ class Module:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or pickle keeps: all but the flat arrays, which ``__setstate__`` makes."""
+        """The state of a copy or pickle: without the flat arrays, which ``__setstate__`` makes."""
         return {name: value for name, value in vars(self).items() if name != "flat"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ class Module:
             parameter.grad[...] = grads[name]  # type: ignore[index]
         for module in self.named_modules().values():
             if module is not self:
-                vars(module).pop("flat", None)  # made on the way: the whole model's is the one
+                vars(module).pop("flat", None)  # temporary, the whole model's remain
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """The cost of this layer on an input of ``shape``, batch first."""

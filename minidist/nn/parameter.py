@@ -72,9 +72,9 @@ class Parameter(Tensor):
         return int(np.prod(self.declared))
 
     def __reduce__(self) -> Any:
-        """A copy, or a pickle, has memory of its own and none of the hooks.
+        """Copy or pickle with separate memory, and without hooks.
 
-        ``Module`` then gathers its parameters in one flat array again.
+        ``Module`` then puts its parameters into one flat array again.
         """
         declared = type(self), self.declared, self.initialiser, self.shared_name, self.name
         if self.grad is None:  # declared, not initialised
@@ -109,7 +109,7 @@ def _restored(
     data: Array | None,
     grad: Array | None,
 ) -> Parameter:
-    """A parameter from what ``Parameter.__reduce__`` kept of one."""
+    """A parameter from the values of ``Parameter.__reduce__``."""
     parameter = kind(shape, initialiser, shared_name)
     parameter.name = name
     if data is not None:
