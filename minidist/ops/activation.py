@@ -47,7 +47,7 @@ def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
     x = floating(x)
     xp, data = x.xp, x.data
     y = xp.where(data > 0, data, data * slope)
-    positive = data > 0  # one byte an element
+    positive = data > 0  # one byte for each element
 
     def backward(grad: Array) -> Any:
         return (xp.where(positive, grad, grad * slope),)
@@ -56,14 +56,14 @@ def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + eˣ), written max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
+    """log(1 + eˣ), computed as max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
     x = floating(x)
     xp, data = x.xp, x.data
     return Tensor.of(_softplus(xp, data), (x,), lambda grad: (grad * sigmoid_array(xp, data),))
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): of -100 it is -100, where the sigmoid is nearly 0."""
+    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): -100 at x = -100, where the sigmoid is nearly 0."""
     x = floating(x)
     xp, data = x.xp, x.data
     return Tensor.of(-_softplus(xp, -data), (x,), lambda grad: (grad * sigmoid_array(xp, -data),))

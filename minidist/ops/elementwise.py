@@ -168,7 +168,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x), which keeps the digits of a small x."""
+    """log(1 + x), accurate for small x."""
     x = floating(x)
     data = x.data
     return Tensor.of(x.xp.log1p(data), (x,), lambda grad: (grad / (1 + data),))

@@ -67,7 +67,7 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
 
 
 def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The standard deviation over ``axis``: the root of ``var``. Where it is 0, so is the slope."""
+    """The standard deviation over ``axis``: the root of ``var``; the derivative at 0 is 0."""
     variance = var(x, axis, keepdims, ddof)
     xp = variance.xp
     y = xp.sqrt(variance.data)
@@ -79,7 +79,7 @@ def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
 
 
 def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). At 0 the slope is taken as 0."""
+    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). The derivative at 0 is 0."""
     x = floating_only("norm", x)
     shape, xp, data, dtype = keep_axes("norm", x.shape, axis), x.xp, x.data, x.dtype
     y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims)).astype(dtype, copy=False)
@@ -91,7 +91,7 @@ def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def _over_twice(xp: Any, grad: Array, root: Array) -> Array:
-    """grad / (2 · root), the backward of a square root, but 0 where the root is 0."""
+    """grad / (2 · root), the backward of a square root, but 0 if the root is 0."""
     zero = root == 0
     return kept(xp, grad / (2 * xp.where(zero, 1, root)).astype(grad.dtype, copy=False), ~zero)
 
