@@ -26,10 +26,10 @@ from minidist.comm.mpi.world import MpiWorld
 BENCHES = {
     "collectives": (
         "minidist.bench.collectives",
-        "every algorithm at every size, beside the MPI library's and plain messages",
+        "every algorithm at every size, compared with the MPI library and plain messages",
     ),
-    "engine": ("minidist.bench.engine", "a training step, beside PyTorch's and the matmuls alone"),
-    "scaling": ("minidist.bench.scaling", "samples a second on more ranks, beside PyTorch's DDP"),
+    "engine": ("minidist.bench.engine", "a training step, against PyTorch's and the matmuls alone"),
+    "scaling": ("minidist.bench.scaling", "samples a second on more ranks, against PyTorch's DDP"),
 }
 
 
@@ -209,7 +209,7 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
-    bench = commands.add_parser("bench", help="measure this machine, beside predictions and peers")
+    bench = commands.add_parser("bench", help="measure this machine; compare with predictions")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (_, what) in BENCHES.items():
         kinds.add_parser(name, help=what)

@@ -50,8 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="minidist bench collectives",
-        description="Measure collectives on MPI ranks at every size, beside the library's own and "
-        "the bare transport. Writes collectives.json and collectives.png.",
+        description="Measure collectives on MPI ranks at every size, and compare with "
+        "the library's and with single messages. Writes collectives.json and collectives.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--ranks", type=int, default=2, help="MPI processes to start")

@@ -60,7 +60,7 @@ class Kind:
 
     @property
     def cost(self) -> dict[str, Callable[..., Cost]]:
-        """The formulas of those that have one, and are not another's."""
+        """The formulas of the algorithms that have their own."""
         known = {name: run.cost for name, run in self.run.items() if isinstance(run, Algorithm)}
         return {name: cost for name, cost in known.items() if name != AUTO}
 
