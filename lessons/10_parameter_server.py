@@ -235,9 +235,9 @@ if first_process():
 #   | one worker 4 times as slow | 1.58 | 1.45 | 0.45 | 0.47 |
 #   | random pauses | 1.42 | 0.96 | 0.70 | 0.83 |
 #
-# With BSP every step takes the slowest worker's time. An asynchronous worker needs only its own
-# time. (At the bend of the red line in the upper left picture, the three fast workers have finished
-# their batches, and one continues alone.)
+#   With BSP every step takes the slowest worker's time. An asynchronous worker needs only its own
+#   time. (At the bend of the red line in the upper left picture, the three fast workers have
+#   finished their batches, and one continues alone.)
 # - **SSP helps against pauses, and hardly against a worker that is always slow.** A lead of s
 #   clocks absorbs a pause now and then, because the next pause is that of another worker. But if
 #   one worker is *always* 4 times as slow, the others use up their lead once, and then wait for it
