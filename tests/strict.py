@@ -71,6 +71,12 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
         assert self._host.flags.c_contiguous
         np.copyto(self._host, host)
 
+    def __dlpack__(self, **how: Any) -> Any:
+        return self._host.__dlpack__(**how)  # as a GPU-aware MPI library reads an array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._host.__dlpack_device__()
+
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("implicit conversion of a device array to NumPy: use to_host()")
 

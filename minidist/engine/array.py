@@ -114,6 +114,13 @@ def stage_out(array: Array) -> np.ndarray:
     return out
 
 
+def finish_kernels(array: Array) -> None:
+    """Wait until all that this thread has asked of the array's GPU is done."""
+    cuda = getattr(module_of(array), "cuda", None)
+    if cuda is not None:
+        cuda.get_current_stream().synchronize()
+
+
 def stage_in(array: Array, host: np.ndarray) -> None:
     """Copy what came into a ``host_buffer`` to ``array`` on its device; done on return."""
     xp = module_of(array)
@@ -122,7 +129,7 @@ def stage_in(array: Array, host: np.ndarray) -> None:
         array[...] = xp.asarray(host)
         return
     array.set(host)
-    cuda.get_current_stream().synchronize()  # the buffer may now be used again
+    finish_kernels(array)  # the buffer may now be used again
 
 
 class SideStream:
