@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 0. One model, five ways
 #
-# A model can be trained on one machine, or on a thousand. The parameters should come out the same.
-# What changes is *who holds what*, *who sends what to whom*, and *who waits*.
+# A model can be trained on one machine or on a thousand, and the parameters should be the same. The
+# differences are *who holds what*, *who sends what to whom*, and *who waits*.
 #
 # In this lesson we train one small network in five ways, and look at exactly these three things.
-# Every number you will see is measured, and stands beside a formula that predicts it.
+# Every number is measured, and compared with a formula that predicts it.
 #
-# Run it as you like; the same lines do the same thing:
+# There are two ways to run the lesson, with the same code:
 #
 #     python lessons/00_one_model_five_ways.py                  4 ranks in one process
 #     mpirun -n 4 python lessons/00_one_model_five_ways.py      4 real processes
@@ -39,12 +39,12 @@ print_once(mlp())
 # %% [markdown]
 # ## First way: serial
 #
-# One rank does everything: forward, backward, and a step of the optimizer. This is what all other
-# ways must equal, so we keep its losses.
+# One rank does everything: forward, backward, and a step of the optimizer. All other ways must give
+# the same losses, so we keep them.
 #
 # `mlp()` only *declares* the network. A training method decides which part of it a rank holds, and
-# gives that part memory and its first values. The values depend on the seed and the parameter's
-# name alone: that is why any rank can build any part.
+# gives that part memory and its first values. The values depend only on the seed and the
+# parameter's name, so any rank can build any part.
 
 
 # %%
@@ -64,12 +64,11 @@ print_once(f"test accuracy {before:.1%} → {after:.1%} after {STEPS} steps")
 # %% [markdown]
 # ## Ranks and messages
 #
-# Before the other ways, the one tool that they all use. `launch(function, ranks=4)` runs
-# `function(comm)` on four ranks. `comm` is a rank's telephone: its own number, how many there are,
-# and calls to send and receive arrays.
+# All other ways use the same tool. `launch(function, ranks=4)` runs `function(comm)` on four ranks.
+# `comm` has the rank's own number, the number of ranks, and functions to send and receive arrays.
 #
-# An *all-reduce* adds up an array over all ranks and leaves the sum on each of them. Here each
-# rank brings its own number:
+# An *all-reduce* adds up an array over all ranks; then each rank has the sum. Here each rank begins
+# with its own number:
 
 
 # %%
@@ -80,11 +79,11 @@ def everyone_adds(comm):
 
 
 for rank, (array, messages) in enumerate(launch(everyone_adds, ranks=4)):
-    print_once(f"rank {rank} brought {rank + 1}, has {array}, and sent {messages} messages")
+    print_once(f"rank {rank} began with {rank + 1}, has {array}, and sent {messages} messages")
 
 # %% [markdown]
-# Nobody sent to everybody: each rank only ever talked to its right-hand neighbour, 2(p − 1) times
-# for p ranks. Lesson 6 is about how.
+# No rank sent to all others: each rank sent only to its right neighbour, 2(p − 1) times for p
+# ranks. Lesson 6 explains how this works.
 #
 # ## Second way: data parallel
 #
@@ -98,14 +97,14 @@ for rank, (array, messages) in enumerate(launch(everyone_adds, ranks=4)):
 #
 # ## Third way: parameter server
 #
-# Rank 0 *serves*: it owns the parameters. The workers push gradients to it, it adds them, steps,
-# and sends the new parameters back.
+# Rank 0 is the *server* and owns the parameters. The workers push gradients to it. The server adds
+# them, steps the optimizer, and sends the new parameters back.
 #
 # ## Fourth and fifth way: pipelines
 #
 # Every rank holds a *few layers*. Activations flow through the ranks, gradients flow back. In the
 # naive pipeline one rank works while the others wait. GPipe cuts the batch into microbatches, so
-# that a rank can begin the next one while its neighbour is busy with the last.
+# that a rank can begin the next one while its neighbour works on the one before.
 #
 # All of them have the same interface: `step(batch)` takes the global batch and returns the global
 # loss. So one function can train them all:
@@ -141,18 +140,18 @@ for name, (method_class, options) in ways.items():
 # Read the table by column.
 #
 # - **The loss gap is rounding.** Float32 has about seven digits. Adding the same numbers in another
-#   order changes the last one; nothing else differs. In float64 the gap is about 1e-15.
+#   order changes the last digit; nothing else differs. In float64 the gap is about 1e-15.
 # - **Bytes.** A rank of the ring sends about twice the model, *whatever the number of ranks*:
 #   2n(p − 1)/p. The server sends the whole model to each worker, so its bytes grow with the
 #   workers. The pipelines send activations instead of gradients: for this model, far less.
-# - **Memory.** Data parallelism and the server hold everything everywhere. A pipeline rank
-#   holds its own layers, and the first layer here is the largest.
+# - **Memory.** With data parallelism and with the server, every rank holds the whole model. A
+#   pipeline rank holds only its own layers; here the first layer is the largest.
 #
 # ## Who waits?
 #
-# The fifth thing to see is time. In the *local world* ranks run on a virtual clock: a message of n
-# bytes takes α + n·β, and computing takes FLOPs divided by a speed that we choose. So the laptop
-# can play a cluster, and the same program gives the same timeline each time.
+# The table lacks time. In the *local world* ranks run on a virtual clock: a message of n bytes
+# takes α + n·β, and computing takes FLOPs divided by a speed that we choose. So a laptop can
+# simulate a cluster, and the same program gives the same timeline each time.
 
 # %%
 network = Machine("gigabit", latency=30e-6, bandwidth=125e6, reduce_bandwidth=4e9, flops=5e9)
@@ -171,7 +170,7 @@ if first_process():
     longest = max(event.end for timeline in timelines.values() for e in timeline for event in e)
     for panel, (name, events) in zip(axes, timelines.items(), strict=True):
         draw_timeline(panel, events, name.replace("/", ", ").replace("_", " "))
-        panel.set_xlim(0, longest * 1e3)  # one scale for all, so that lengths compare
+        panel.set_xlim(0, longest * 1e3)  # one scale for all, to compare lengths
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle("One step on a gigabit network: green forward, blue backward, thin = waiting")
     figure.tight_layout()
@@ -180,19 +179,20 @@ if first_process():
 # %% [markdown]
 # Four ranks, and the fastest is far from four times as fast as one.
 #
-# - **Data parallel** computes in a quarter of the time, and then spends more than it saved on
-#   sending gradients over this slow network.
-# - **The parameter server** squeezes all of them through one port: slower than a single rank.
-# - **The naive pipeline** is slower than a single rank as well: one rank works at a time, and
-#   messages come on top.
-# - **GPipe** overlaps its stages. What remains of the waiting has two causes: filling and draining
-#   the pipeline, and stages that are not equal, since the first layer holds most of the work.
+# - **Data parallel** computes in a quarter of the time. But sending gradients over this slow
+#   network takes longer than the time saved.
+# - **The parameter server** sends all gradients through one port: slower than a single rank.
+# - **The naive pipeline** is also slower than a single rank: only one rank works at a time, and
+#   messages take extra time.
+# - **GPipe** overlaps its stages. There are two reasons for the remaining idle time: filling and
+#   draining the pipeline, and unequal stages, because the first layer has most of the work.
 #
-# That is what this course is about. No way is best: each spends bytes, memory and waiting
-# differently, and you can *calculate* which one suits a machine before you rent a thousand of them.
+# This course is about these differences. No way is always best: each needs different bytes, memory
+# and time. But you can *calculate* which one suits a machine before you rent a thousand of them.
 #
 # ## Try it
 #
-# 1. Set `bandwidth=10e9`. Which way is fastest now, and how near to four times? Why?
+# 1. Set `bandwidth=10e9`. Which way is fastest now? Is it nearly four times as fast as one rank?
+#    Why?
 # 2. Use 3 ranks. 128 images do not divide by 3: does the loss gap grow?
 # 3. `minidist compare --ranks 4` runs all of this on real processes, with a table and a picture.

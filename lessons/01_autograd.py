@@ -3,7 +3,7 @@
 #
 # To train a network we ask one question, millions of times: *if I change this weight a little, how
 # does the loss change?* The answer is a derivative. This lesson builds, in about 30 lines, a
-# program that finds the derivative of any formula, and then breaks it in an instructive way.
+# program that finds the derivative of any formula, and shows a typical mistake in it.
 #
 # You need: Python, and what a derivative is. Run it with `python lessons/01_autograd.py`.
 
@@ -18,10 +18,10 @@ import minidist as md
 from minidist.plots import save
 
 # %% [markdown]
-# ## A derivative by trying
+# ## A numerical derivative
 #
-# Take $L = (w x + b - y)^2$: a straight line, and how badly it misses one point. To find how $L$
-# depends on $w$, move $w$ a little to both sides and look:
+# Take $L = (w x + b - y)^2$: the squared error of a straight line at one point. To find how
+# $L$ depends on $w$, change $w$ a little in both directions:
 
 
 # %%
@@ -31,29 +31,29 @@ def miss(w: float, b: float, x: float = 2.0, y: float = 1.0) -> float:
 
 tiny = 1e-6
 slope = (miss(1.5 + tiny, 0.5) - miss(1.5 - tiny, 0.5)) / (2 * tiny)
-print(f"slope in w, by trying: {slope:.6f}")
+print(f"slope in w, numerically: {slope:.6f}")
 
 # %% [markdown]
 # This works for every formula. But it takes two evaluations *for each weight*, and a small network
-# has a million weights. We want all slopes for about the price of one evaluation.
+# has a million weights. We want all slopes for about the cost of one evaluation.
 #
-# ## Remember how each number was made
+# ## Remember how each number was computed
 #
 # The chain rule says: if $L$ depends on $u$ and $u$ depends on $w$, then
-# $\frac{dL}{dw} = \frac{dL}{du} \cdot \frac{du}{dw}$. So if every number remembers its *parents*
-# (the numbers that it was made from) and the *local slope* towards each of them, we can start at
-# $L$, where the slope is 1, and walk backwards, multiplying as we go.
+# $\frac{dL}{dw} = \frac{dL}{du} \cdot \frac{du}{dw}$. So if every number stores its *parents*
+# (the numbers that it was computed from) and the *local slope* for each of them, we can start at
+# $L$, where the slope is 1, go backwards, and multiply the slopes.
 
 
 # %%
 class Scalar:
-    """A number that remembers how it was made."""
+    """A number that stores how it was computed."""
 
     def __init__(self, value: float, parents: tuple[Scalar, ...] = (), slopes=()) -> None:
         self.value = value
         self.parents = parents
         self.slopes = slopes  # d(self) / d(parent), one for each parent
-        self.grad = 0.0  # d(the final result) / d(self), once we know it
+        self.grad = 0.0  # d(the final result) / d(self), set by the backward
 
     def __add__(self, other: Scalar) -> Scalar:
         return Scalar(self.value + other.value, (self, other), (1.0, 1.0))
@@ -68,8 +68,8 @@ class Scalar:
 # %% [markdown]
 # ## A backward that looks right
 #
-# The first idea everybody has is recursion: give each parent its share of the gradient, then tell
-# the parent to do the same. A number used twice gets two shares, so we *add* them up in `grad`.
+# The first idea is usually recursion: give each parent its part of the gradient, then do the same
+# for the parent. A number that is used twice gets two parts, so we *add* them up in `grad`.
 
 
 # %%
@@ -95,7 +95,7 @@ print(f"d error / d w = {w.grad}   (right: it is x = 2)")
 #     b = a + a
 #     c = b + b
 #
-# Plainly $c = 4a$, so the slope is 4, whatever $a$ is.
+# $c = 4a$, so the slope is 4 for every $a$.
 
 # %%
 a = Scalar(3.0)
@@ -106,17 +106,17 @@ print(f"wrong recursion says dc/da = {a.grad}, but c = 4a")
 assert a.grad == 6.0
 
 # %% [markdown]
-# Six! What happened? `c` sent 1 to `b`, and `b` *immediately* passed 1 + 1 on to `a`. Then `c` sent
-# its second 1: now `b.grad` is 2, and `b` passed on 2 + 2. But the first 1 in that 2 had been
-# passed on already. `a` got 2 + 4 = 6: **`b` spoke before it had heard everything.**
+# Six! What happened? `c` sent 1 to `b`, and `b` *immediately* sent 1 + 1 to `a`. Then `c` sent its
+# second 1: now `b.grad` is 2, and `b` sent 2 + 2. But the first 1 in this 2 had already been sent.
+# `a` got 2 + 4 = 6: **`b` sent its gradient before it was complete.**
 #
-# (`a + a` alone does not show the mistake, because `a` has nobody to pass anything on to. Tests
-# that stop there miss it.)
+# (`a + a` alone does not show the mistake, because `a` has no parents. A test with only `a + a`
+# does not find it.)
 #
 # ## One repair is right, but slow
 #
-# We could pass on only what has *just* arrived, not the sum. Every path from `c` to `a` is then
-# walked on its own. That is correct, but n such doublings in a row have $2^n$ paths.
+# We could send only the part that has *just* arrived, and not the sum. Then every path from `c` to
+# `a` is followed separately. This is correct, but n such doublings have $2^n$ paths.
 
 
 # %%
@@ -129,16 +129,16 @@ def backward_slow(node: Scalar, arrived: float = 1.0) -> None:
 # %% [markdown]
 # ## The right order
 #
-# So a number must pass its gradient on **once, after everyone who used it has reported**. An order
+# So a number must send its gradient **once, after it has the gradients of all its uses**. An order
 # in which every number comes after all of its users is a *reverse topological order*. To find it,
-# count for each number how often it is used, and take a number when all its uses have reported:
+# count how often each number is used, and take a number when all its uses are done:
 
 
 # %%
 def backward(result: Scalar) -> None:
     uses = {result: 0}
     found = [result]
-    for node in found:  # the list grows while we walk it
+    for node in found:  # the list grows meanwhile
         for parent in node.parents:
             if parent not in uses:
                 found.append(parent)
@@ -151,7 +151,7 @@ def backward(result: Scalar) -> None:
         for parent, slope in zip(node.parents, node.slopes, strict=True):
             parent.grad += node.grad * slope
             uses[parent] -= 1
-            if uses[parent] == 0:  # the last use has reported
+            if uses[parent] == 0:  # the last use is done
                 ready.append(parent)
 
 
@@ -163,9 +163,8 @@ print(f"in the right order   dc/da = {a.grad}")
 assert a.grad == 4.0
 
 # %% [markdown]
-# Note that there is no recursion either: a chain of a million operations is no deeper than a chain
-# of two. This is, step for step, what `minidist/engine/tape.py` does, with arrays in place of
-# numbers.
+# Note that there is no recursion, so a chain of a million operations is no problem.
+# `minidist/engine/tape.py` does the same, step by step, with arrays instead of numbers.
 #
 # How long do the two correct versions take on a chain of n doublings?
 
@@ -179,7 +178,7 @@ def doublings(n: int) -> tuple[Scalar, Scalar]:
 
 
 def seconds(run, n: int) -> float:
-    """The fastest of three runs; checks the answer, 2ⁿ, on the way."""
+    """The fastest of three runs; also checks the result, 2ⁿ."""
     fastest = float("inf")
     for _ in range(3):
         first, last = doublings(n)
@@ -201,9 +200,9 @@ print(
 # %% [markdown]
 # ## The picture
 #
-# Each arrow is one message, `grad +=` what stands on it; time runs downwards, and below each number
-# stands the gradient it ends with. On the left `b` speaks twice, and the second time it repeats
-# itself. In the middle it waits. On the right, the price of walking every path one by one.
+# Each arrow is one addition, `grad +=` the number on the arrow. Time runs downwards, and below each
+# number is its final gradient. On the left, `b` sends twice, and sends its first part again. In the
+# middle it waits. On the right is the time of following every path separately.
 
 # %%
 WRONG, RIGHT, SLOW = "#c0392b", "#1e8449", "#b9770e"
@@ -211,7 +210,7 @@ COLUMN = {"c": 0.0, "b": 1.0, "a": 2.0}
 
 
 def draw_messages(axes, title, colour, messages, final) -> None:
-    """Who sends which gradient to whom, in order from top to bottom."""
+    """Draw which gradients are sent, in order from top to bottom."""
     for name, across in COLUMN.items():
         axes.plot([across, across], [0.2, 6.8], color="0.8", lw=1.5, zorder=0)
         box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": "0.3"}
@@ -232,7 +231,7 @@ figure, (left, middle, right) = plt.subplots(
 )
 draw_messages(
     left,
-    "Wrong: b speaks before it has heard all",
+    "Wrong: b sends before it is complete",
     WRONG,
     [
         ("c", "b", "+1"),
@@ -254,7 +253,7 @@ draw_messages(
 right.loglog(short, slow, "o-", color=SLOW, label="every path alone: $2^n$ paths")
 right.loglog(long, fast, "o-", color=RIGHT, label="each number once, in order")
 right.set(xlabel="doublings in a row, n", ylabel="seconds")
-right.set_title("Right twice, but at what price?", fontsize=12.5)
+right.set_title("Both are right, one is slow", fontsize=12.5)
 right.legend(frameon=False)
 right.grid(alpha=0.3)
 right.spines[["top", "right"]].set_visible(False)
@@ -263,7 +262,7 @@ print("picture:", save(figure, "out/lessons/01_autograd.png"))
 # %% [markdown]
 # ## The same with minidist
 #
-# `md.Tensor` is a `Scalar` that holds an array. `requires_grad=True` marks what we want slopes for.
+# `md.Tensor` is a `Scalar` with an array. `requires_grad=True` says that we want its gradient.
 
 # %%
 a = md.Tensor([3.0], requires_grad=True)
@@ -281,10 +280,10 @@ last.backward()
 print(f"through 100,000 operations: {a.grad}")
 
 # %% [markdown]
-# ## And what it is for
+# ## Training
 #
-# Slopes tell which way is down. Going down, again and again, is learning: here a line finds the
-# three points that it should pass through.
+# The slopes say in which direction the loss becomes smaller. Training is many small steps in this
+# direction: here a line is fitted to three points.
 
 # %%
 points = [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]  # on the line y = 2x + 1
@@ -303,9 +302,9 @@ assert abs(w.value - 2) < 0.01 and abs(b.value - 1) < 0.02
 # %% [markdown]
 # ## What to take away
 #
-# 1. Every number remembers its parents and the local slopes; one walk backwards finds *all* slopes.
-# 2. A number used several times **adds** what its users report.
-# 3. It passes the sum on **once, after the last of them**. Remember `c = b + b`.
+# 1. Every number stores its parents and the local slopes; one backward finds *all* slopes.
+# 2. A number that is used several times **adds** the gradients of its uses.
+# 3. It sends the sum to its parents **once, after the last use**. Remember `c = b + b`.
 #
 # **Try it:** add `__neg__` and `relu` to `Scalar`. Then change `ready.pop()` to `ready.pop(0)`:
 # does the answer change? Why not? Next: `02_tensors_and_layers.py`.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 2. Tensors and layers
 #
-# In lesson 1 every number remembered how it was made. That is right, but slow: a picture has
-# thousands of numbers. Here the thing that remembers is a whole **array**, and one operation on it
+# In lesson 1 every number stored how it was computed. That is right, but slow: an image has
+# thousands of numbers. Here a whole **array** stores how it was computed, and one operation on it
 # does the work of thousands. Then we put such operations into **layers**, and layers into a network
-# that learns a shape no straight line can follow.
+# that separates two classes no straight line can separate.
 #
 # You need: lesson 1, and NumPy arrays. Run it with `python lessons/02_tensors_and_layers.py`.
 
@@ -20,7 +20,7 @@ from minidist.inspect import count_operations, summary
 from minidist.plots import save
 
 # %% [markdown]
-# ## A tensor is an array that remembers
+# ## A tensor is an array that stores how it was computed
 
 # %%
 x = md.Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], requires_grad=True)
@@ -31,10 +31,10 @@ print(f"{loss.item()=}\n{x.grad=}")  # the derivative of x² is 2x, for all six 
 # %% [markdown]
 # The gradient always has the shape of the tensor: one slope for each number.
 #
-# ## Used many times, so add up
+# ## Broadcasting: the gradients of all uses add up
 #
 # A bias of 3 numbers is added to *every row* of a batch. NumPy repeats it for us; that is called
-# broadcasting. But what is used in two rows gets two gradients, and as in lesson 1 they add up.
+# broadcasting. A number that is used in two rows gets two gradients. As in lesson 1, they add up.
 
 # %%
 bias = md.Tensor([10.0, 20.0, 30.0], requires_grad=True)
@@ -62,8 +62,8 @@ print(f"{x.grad.shape=}, {w.grad.shape=}")
 # %% [markdown]
 # ## Your own operation
 #
-# An operation is a function: it computes its result, and says how to turn the gradient of the
-# result into the gradient of its input. That is all there is to know about the engine.
+# An operation is a function. It computes its result, and it says how to compute the gradient of its
+# input from the gradient of the result. Nothing else is needed.
 
 
 # %%
@@ -73,13 +73,13 @@ def cube(x: md.Tensor) -> md.Tensor:
 
 
 def wrong_cube(x: md.Tensor) -> md.Tensor:
-    """x³ by someone who forgot the 3."""
+    """x³, but the backward lacks the 3."""
     return md.Tensor.of(x.data**3, (x,), lambda grad: (grad * x.data**2,))
 
 
 # %% [markdown]
 # How would you notice the mistake? The forward is right, and a network with it even learns
-# something. So never trust a backward: compare it with slopes found by trying, as in lesson 1.
+# something. So check every backward: compare it with numerical slopes, as in lesson 1.
 
 # %%
 numbers = np.array([1.0, -2.0, 0.5])
@@ -93,9 +93,9 @@ except AssertionError as error:
 # %% [markdown]
 # ## A layer is parameters and a forward
 #
-# A layer first *declares* what it needs. Memory and numbers come with `init`. All parameters of a
-# model then lie in **one flat array**, one after the other, and all gradients in another. You will
-# be glad of this: an optimizer steps one array, and another computer can be sent one array.
+# A layer first *declares* its parameters. `init` allocates and fills them. All parameters of a
+# model are then in **one flat array**, one after another, and all gradients in another. This is
+# useful: an optimizer steps one array, and one array can be sent to another computer.
 
 
 # %%
@@ -119,8 +119,8 @@ for name, part in model.flat.slices.items():
     print(f"  {name:16} flat[{part.start}:{part.stop}]")
 
 # %% [markdown]
-# The first numbers depend on the *seed* and on the parameter's *name*, on nothing else. So a piece
-# of a model that is built alone, perhaps on another computer, has exactly the numbers of the whole:
+# The initial numbers depend only on the *seed* and on the parameter's *name*. So a part of a model
+# that is built alone, perhaps on another computer, has exactly the numbers of the whole:
 
 # %%
 piece = network()[2:].init(seed=0)
@@ -129,8 +129,8 @@ assert (piece.state()["2.weight"] == model.state()["2.weight"]).all()
 # %% [markdown]
 # ## Learning a spiral
 #
-# Two classes of points, wound around each other. One step of training is always the same five
-# lines: gradients to zero, forward, loss, backward, a step downhill.
+# Two classes of points form two spirals. One step of training is always the same: gradients to
+# zero, forward, loss, backward, and a step against the gradient.
 
 # %%
 draw = np.random.default_rng(0)
@@ -165,8 +165,9 @@ assert right > 0.97
 # %% [markdown]
 # ## The picture
 #
-# Above: the flat array, and what each part of it is. Below: what the network says about every place
-# of the plane, at the start, on the way, and at the end. The black line is where it cannot decide.
+# Above: the flat array and its parts. Below: the class that the network gives to every point of the
+# plane, at the start, during training, and at the end. On the black line both classes are equally
+# likely.
 
 # %%
 figure = plt.figure(figsize=(12, 5.2), layout="constrained")
@@ -191,7 +192,7 @@ curve.semilogy(losses, color="0.25")
 for step in SHOWN[1:]:
     curve.plot(step, losses[step], "o", color="#c0392b")
 curve.set(xlabel="step", ylabel="loss")
-curve.set_title("The loss on its way down", fontsize=11)
+curve.set_title("The loss", fontsize=11)
 curve.grid(alpha=0.3)
 curve.spines[["top", "right"]].set_visible(False)
 for axes, (step, view) in zip(maps, views.items(), strict=True):
@@ -208,18 +209,18 @@ print("picture:", save(figure, "out/lessons/02_tensors_and_layers.png"))
 # %% [markdown]
 # ## What does it cost?
 #
-# Each layer knows what it computes and what it keeps for the backward, before anything runs. (Our
-# `Hidden` does not say, so here is the same network from layers that do.)
+# Each layer knows its FLOPs and the bytes that it saves for the backward, before anything runs.
+# (Our `Hidden` has no `cost`, so here is the same network from layers that have one.)
 
 # %%
 ready = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
 show(summary(ready, points.shape))
 
 # %% [markdown]
-# What it does when it runs can be counted too, op by op: multiplications and additions (FLOPs), and
-# the bytes that pass between memory and processor. The forward FLOPs are those of the table above.
-# The last column matters for speed: a processor can do tens of operations in the time in which it
-# moves one byte, so an op with few FLOPs a byte, such as `tanh`, waits for memory.
+# A run can be counted too, op by op: multiplications and additions (FLOPs), and the bytes read from
+# and written to memory. The forward FLOPs are those of the table above. The last column matters for
+# speed: a processor can do tens of operations in the time of moving one byte. So an op with few
+# FLOPs per byte, such as `tanh`, waits for memory.
 
 # %%
 ready.init(seed=0)
@@ -230,10 +231,10 @@ show(counted.table())
 # %% [markdown]
 # ## What to take away
 #
-# 1. A tensor is an array that remembers; its gradient has its shape.
-# 2. What broadcasting repeats forward, the backward adds up.
+# 1. A tensor is an array that stores how it was computed; its gradient has the same shape.
+# 2. If broadcasting repeats a number, the backward adds up the gradients of the copies.
 # 3. A layer declares parameters; `init` puts all of them into one flat array.
-# 4. Check every backward of your own against numbers.
+# 4. Check every backward that you write against numerical slopes.
 #
 # **Try it:** give `Hidden` a `cost` method so that `summary(model, points.shape)` works. Replace
 # `ops.tanh` by `ops.relu`: how do the borders in the picture change, and why?

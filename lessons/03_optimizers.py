@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 3. Optimizers
 #
-# The gradient says which way is up. How should we walk down? Always straight against it, or with
-# some memory of the way so far? Here the answers that the field has found walk across the same
-# landscape, where you can *see* what each does well and badly, and then train the same network.
+# The gradient points in the direction in which the loss grows. How should we use it to go down?
+# Directly against it, or also with past gradients? Here six optimizers minimise the same function
+# of two variables, where you can *see* their strengths and weaknesses. Then they train the same
+# network.
 #
 # You need: lessons 1 and 2. Run it with `python lessons/03_optimizers.py`.
 
@@ -21,14 +22,14 @@ from minidist.plots import save
 # %% [markdown]
 # ## One number decides: the learning rate
 #
-# $w \leftarrow w - \text{lr} \cdot g$ is the whole of gradient descent. We try it on a bowl that is
-# 20 times as steep in one direction as in the other:
+# $w \leftarrow w - \text{lr} \cdot g$ is gradient descent. We try it on a bowl that is 20 times as
+# steep in one direction as in the other:
 #
 # $$f(x, y) = \frac{x^2 + 20\,y^2}{2}$$
 #
 # The steep direction limits the rate: above $2/20 = 0.1$ each step overshoots by more than it
-# gains. But the flat direction would like a rate of 1. This mismatch is the problem that every
-# other optimizer tries to solve.
+# gains. But the best rate for the flat direction is 1. All other optimizers try to solve this
+# problem.
 
 
 # %%
@@ -43,7 +44,7 @@ def valley(x, y):
 
 
 def walk(optimizer, surface, start, steps):
-    """The places that an optimizer visits: (steps + 1, 2)."""
+    """The points that an optimizer visits: (steps + 1, 2)."""
     place = np.array(start)
     places = [place.copy()]
     for _ in range(steps):
@@ -65,9 +66,9 @@ for name, places in descents.items():
 # %% [markdown]
 # ## Rates that change
 #
-# Large steps to get there fast, small ones to settle. In minidist a rate may be a *function of the
-# step*; such functions are called schedules. A **warm-up** starts small, because the first
-# gradients of a new network point in wild directions.
+# Use large steps first, to be fast, and small steps at the end, to converge. In minidist a rate may
+# be a *function of the step*; such functions are called schedules. A **warm-up** starts with small
+# steps, because the first gradients of a new network change direction quickly.
 
 # %%
 plans = {
@@ -99,15 +100,15 @@ print("picture:", save(figure, "out/lessons/03_learning_rates.png"))
 #
 # | name | rule | idea |
 # |---|---|---|
-# | gradient descent | $w \leftarrow w - lr\,g$ | straight down |
-# | momentum | $v \leftarrow \mu v + g;\; w \leftarrow w - lr\,v$ | a ball that rolls |
-# | Nesterov | the same, gradient taken one step ahead | a ball that looks ahead |
-# | AdaGrad | $s \leftarrow s + g^2;\; w \leftarrow w - lr\,g/\sqrt s$ | short steps if steep |
+# | gradient descent | $w \leftarrow w - lr\,g$ | directly against the gradient |
+# | momentum | $v \leftarrow \mu v + g;\; w \leftarrow w - lr\,v$ | equal directions add up |
+# | Nesterov | the same, gradient taken one step ahead | momentum, one step ahead |
+# | AdaGrad | $s \leftarrow s + g^2;\; w \leftarrow w - lr\,g/\sqrt s$ | small steps where steep |
 # | RMSprop | $s \leftarrow \rho s + (1-\rho) g^2$, the same step | the same, but forgets |
-# | Adam | RMSprop on a running mean of $g$ | both ideas together |
+# | Adam | RMSprop on a running mean of $g$ | momentum and RMSprop together |
 #
-# Each has a learning rate that suits it; comparing all at one rate would be unfair. All walk down
-# the same curved valley, from the same place.
+# Each has its own suitable learning rate; one rate for all would be unfair. All start at the same
+# point of the same curved valley.
 
 # %%
 walkers = {
@@ -125,8 +126,8 @@ for name, path in paths.items():
 # %% [markdown]
 # ## And on a real network
 #
-# A landscape with two directions is easy to draw, but a network has many thousands. So let each
-# optimizer also train the same network on the same pictures in the same order, from the same start.
+# A function of two variables is easy to draw, but a network has many thousands. So each optimizer
+# also trains the same network on the same images in the same order, from the same start.
 
 # %%
 train, test = fashion_mnist()
@@ -184,21 +185,21 @@ for axes in grid[:, 3]:
 print("picture:", save(figure, "out/lessons/03_optimizers.png"))
 
 # %% [markdown]
-# A dot every ten steps. Gradient descent drops onto the floor of the valley and then creeps, for
-# there the slope is small. Momentum and Nesterov gather speed along the floor, Nesterov with less
-# overshoot. AdaGrad and RMSprop make every direction about equally long, so they hardly notice the
-# steep walls; AdaGrad's steps shrink all the time, while RMSprop's do not and it trembles around
-# the goal. Adam rolls *and* rescales.
+# There is a dot every ten steps. Gradient descent quickly reaches the floor of the valley; there
+# the slope is small, so it becomes slow. Momentum and Nesterov become faster along the floor,
+# Nesterov with less overshoot. AdaGrad and RMSprop make steps of about the same size in every
+# direction, so the steep walls hardly matter. AdaGrad's steps shrink all the time. RMSprop's do
+# not, so it oscillates around the minimum. Adam uses momentum *and* rescales its steps.
 #
-# On the real network the order is not the same as in the valley: do not choose an optimizer by a
-# drawing alone.
+# On the real network the order is not the same as in the valley: do not choose an optimizer only by
+# a drawing.
 #
-# ## The price
+# ## The memory
 #
 # Momentum keeps one number for each parameter, Adam two. For a model of a billion parameters in
-# float32 Adam's memory is 8 GB on top of 4 GB of parameters and 4 GB of gradients. This is what
-# ZeRO, in a later lesson, divides among computers. It can, because an optimizer here steps *any
-# slice* of the flat array, and stepping the parts is stepping the whole:
+# float32 Adam's memory is 8 GB on top of 4 GB of parameters and 4 GB of gradients. In a later
+# lesson, ZeRO divides this memory among computers. This works because an optimizer here can step
+# *any slice* of the flat array, and stepping all parts equals stepping the whole:
 
 # %%
 draw = np.random.default_rng(0)
@@ -208,14 +209,15 @@ optim.Adam(0.1).step(whole, grad)
 optim.Adam(0.1).step(parts[:3], grad[:3])
 optim.Adam(0.1).step(parts[3:], grad[3:])
 assert (parts == whole).all()
-print("two parts, stepped apart, equal the whole to the last bit")
+print("two parts, stepped separately, equal the whole to the last bit")
 
 # %% [markdown]
 # ## What to take away
 #
-# 1. The learning rate matters most. Too large diverges, too small never arrives.
-# 2. Momentum remembers the direction; AdaGrad, RMSprop and Adam remember the size.
-# 3. A better memory costs memory.
+# 1. The learning rate matters most. If it is too large, training diverges; too small, it is slow.
+# 2. Momentum stores the direction of past gradients; AdaGrad and RMSprop store their size; Adam
+#    both.
+# 3. This state costs memory.
 #
 # **Try it:** find a rate at which gradient descent beats Adam's f in the valley, or show that there
 # is none. Give Adam the schedule `warm_up(10, cosine(0.2, 140))`.

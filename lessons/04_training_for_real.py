@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 4. Training for real: images, then characters
 #
-# Everything so far comes together twice. First a convolutional network learns to tell shirts from
-# shoes; then a small GPT reads Shakespeare letter by letter and writes on. Both have the same
-# training loop, and both are judged on data that they have *not* seen.
+# This lesson uses everything so far, twice. First a convolutional network learns to classify
+# clothes; then a small GPT learns Shakespeare letter by letter, and continues a text. Both have the
+# same training loop, and both are tested on data that they have *not* seen.
 #
 # You need: lessons 1 to 3. `python lessons/04_training_for_real.py` takes a minute or two and shows
-# what a little training does. `LESSON=long python lessons/04_training_for_real.py` takes four
+# the result of a short training. `LESSON=long python lessons/04_training_for_real.py` takes four
 # minutes on two cores of a new server, and reaches 90 % on the images and less than 1.8 nats a
 # character on the text.
 
@@ -49,18 +49,18 @@ size = SIZES[LENGTH]
 # %% [markdown]
 # ## One loop for all
 #
-# These lines train everything in this lesson. New since lesson 3 are three precautions:
+# These lines train everything in this lesson. Three things are new since lesson 3:
 #
-# - **AdamW with warm-up and cosine**: start carefully, end gently.
-# - **Clipping**: if a strange batch gives a huge gradient, shorten it, but keep its direction.
+# - **AdamW with warm-up and cosine**: small steps at the start and at the end.
+# - **Clipping**: if an unusual batch gives a huge gradient, scale it down; its direction stays.
 # - **Counting**: the loss is divided by `batch.count`, the number of targets in the *whole* batch.
-#   So a batch too large for memory may be cut into *microbatches* whose gradients add up to the
-#   same. In later lessons the pieces will be on different computers.
+#   So a batch that is too large for memory may be cut into *microbatches*, and their gradients add
+#   up to that of the batch. In later lessons the parts are on different computers.
 
 
 # %%
 def fit(model, batches, steps, lr, watch, every, microbatches=1):
-    """Train; every few steps call ``watch`` and keep (step, loss, what it returned)."""
+    """Train; every few steps call ``watch`` and store (step, loss, its result)."""
     cross_entropy = nn.CrossEntropy()
     optimizer = optim.AdamW(
         warm_up(max(1, steps // 20), cosine(lr, steps, final=lr / 20)),
@@ -68,7 +68,7 @@ def fit(model, batches, steps, lr, watch, every, microbatches=1):
         weight_decay=0.1,
         exclude=("*bias", "*norm*", "*position"),
     )
-    optimizer.bind(model.flat.slices)  # so that it knows which parameters not to decay
+    optimizer.bind(model.flat.slices)  # it must know which parameters have no decay
     history, start = [], time.perf_counter()
     for step in range(steps):
         batch = batches[step]
@@ -90,9 +90,9 @@ def fit(model, batches, steps, lr, watch, every, microbatches=1):
 # %% [markdown]
 # ## Images
 #
-# Fashion-MNIST: 10,000 small grey pictures to learn from, 2,000 others for the exam. Each time a
-# picture is used it is moved a little and perhaps mirrored: a coat is still a coat. This is called
-# augmentation, and it makes 10,000 pictures teach almost as much as many more would.
+# Fashion-MNIST has 10,000 small grey images for training and 2,000 others for the test. Each time
+# an image is used, it is moved a little and perhaps mirrored: a coat is still a coat. This is
+# called augmentation; it has an effect similar to that of more images.
 
 # %%
 train, test = fashion_mnist()
@@ -111,9 +111,10 @@ image_history = fit(
 # %% [markdown]
 # ### Where is it wrong?
 #
-# One number hides a lot. The *confusion matrix* counts, for each kind of clothing, what it was
-# taken for. From it come **precision** (of all that I called a shirt, how much was one?) and
-# **recall** (of all shirts, how many did I find?), and F1, which is high only if both are.
+# One number does not show everything. The *confusion matrix* counts, for each class, how often each
+# class was guessed. From it we compute **precision** (how many of the images classified as shirts
+# are shirts?), **recall** (how many of all shirts were classified as shirts?), and F1, which is
+# high only if both are high.
 
 # %%
 cnn.eval()
@@ -133,7 +134,7 @@ figure = plt.figure(figsize=(13, 5.6), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05])
 plot_confusion(left.subplots(), counts, CLASSES)
 panels = right.subplots(4, 6)
-right.suptitle("Pictures that it gets wrong: what it says (what it is)", fontsize=12)
+right.suptitle("Wrong guesses: guess (target)", fontsize=12)
 for axes, index in zip(panels.flat, wrong[:: max(1, len(wrong) // 24)], strict=False):
     axes.imshow(test.inputs[index], cmap="gray_r")
     axes.set_title(
@@ -144,14 +145,14 @@ for axes in panels.flat:
 print("picture:", save(figure, "out/lessons/04_images.png"))
 
 # %% [markdown]
-# Most of the mistakes are between shirt, T-shirt, pullover and coat. Look at the pictures: would
-# you have known?
+# Most of the mistakes are between shirt, T-shirt, pullover and coat. Look at the images: would you
+# have classified them correctly?
 #
 # ## Characters
 #
-# Now a text. The model sees some letters and must say which comes next, at every place at once. The
-# last tenth of the text is kept for the exam. The loss has a meaning of its own: at a loss of
-# $\ell$ *nats* the model hesitates, as it were, between $e^\ell$ equally likely letters. That is
+# Now a text. The model reads some letters and predicts the next one, at all positions at once. The
+# last tenth of the text is kept for the test. The loss has a direct meaning: with a loss of $\ell$
+# *nats* the model is as uncertain as a choice among $e^\ell$ equally likely letters. This number is
 # its **perplexity**.
 
 # %%
@@ -164,12 +165,12 @@ prompt = "HAMLET:\n"
 
 
 def write(model, letters=220, seed=1):
-    """What the model writes after the prompt, always the likely letters rather than the best."""
+    """Continue the prompt by sampling from the model's likely letters."""
     tokens = text_train.encode(prompt)
     return text_train.decode(models.sample(model, tokens, letters, 0.8, top_k=20, seed=seed))
 
 
-# How well can one do without a network? From the letters alone, and from pairs of letters:
+# How good is a prediction without a network, from the counts of letters and of pairs of letters?
 tokens, exam = text_train.inputs.tokens, text_test.inputs.tokens
 letters = text_train.classes
 single = np.bincount(tokens, minlength=letters) + 1.0
@@ -185,7 +186,7 @@ for name, nats in baselines.items():
 
 # %%
 cross_entropy = nn.CrossEntropy()
-# The whole exam is 126,000 letters; while we train, every tenth window will do.
+# The whole test text has 126,000 letters; during training, every tenth window is enough.
 some = token_windows("some of it", exam, size.context, letters, stride=10 * size.context)
 writings = {}
 
@@ -211,10 +212,10 @@ print(prompt + text)
 # %% [markdown]
 # ### Writing
 #
-# To write, the model's guess for the last place is taken as a chance for each letter, one is drawn,
-# put at the end, and so on. **Temperature** 0.8 makes likely letters likelier still; **top-k** 20
-# forbids all but the 20 likeliest. Keys and values of earlier letters are kept in a cache, so that
-# each new letter costs the same.
+# To write, we use the model's output at the last position as probabilities, draw a letter, append
+# it, and repeat. **Temperature** 0.8 makes likely letters more likely; **top-k** 20 allows only the
+# 20 most likely letters. Keys and values of earlier letters are kept in a cache, so that each new
+# letter needs a forward of one position only.
 
 # %%
 figure = plt.figure(figsize=(13, 4.6), layout="constrained")
@@ -243,10 +244,10 @@ print("picture:", save(figure, "out/lessons/04_characters.png"))
 # %% [markdown]
 # ## What to take away
 #
-# 1. One loop trains everything: the model, the data and the optimizer are all that changes.
-# 2. Judge on data that was held out, and look at the mistakes, not only at one number.
+# 1. The same loop trains every model; only the model, the data and the optimizer change.
+# 2. Test on held-out data, and look at the mistakes, not only at one number.
 # 3. A batch may be cut into parts whose gradients add up, *if* the loss is divided by the count of
-#    the whole batch. This one habit is what makes the parallel methods that follow exact.
+#    the whole batch. Because of this rule, the parallel methods in the next lessons are exact.
 #
 # **Try it:** call `fit(..., microbatches=4)`: are the losses the same? Why not to the last digit?
 # Give `write` a temperature of 0.2 and of 2. Train on a text of your own with

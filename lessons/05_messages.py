@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 5. Messages
 #
-# Ranks share nothing. If rank 1 wants to know what rank 0 knows, rank 0 must *send* it and rank 1
-# must *receive* it. Everything in this course is made of these two calls.
+# Ranks share no memory. If rank 1 needs data of rank 0, rank 0 must *send* it and rank 1 must
+# *receive* it. Everything in this course is built from these two calls.
 #
-# In this lesson we send, we get stuck, we learn why the order of calls matters, and we find out
-# what a message costs.
+# In this lesson we send, we see a deadlock, we learn why the order of calls matters, and we measure
+# the time of a message.
 #
 #     python lessons/05_messages.py                  4 ranks in one process
 #     mpirun -n 4 python lessons/05_messages.py      4 real processes
@@ -23,9 +23,9 @@ from minidist.plots import save
 # %% [markdown]
 # ## Send and receive
 #
-# A program for many ranks is *one* function. Every rank runs it, with its own `comm`, and looks at
-# `comm.rank` to know who it is. Messages are arrays, and the receiver brings the array to receive
-# into: so it must know the shape and the dtype beforehand.
+# A program for many ranks is *one* function. Every rank runs it with its own `comm`; `comm.rank` is
+# the number of the rank. Messages are arrays. The receiver passes the array to receive into, so it
+# must know the shape and the dtype in advance.
 
 
 # %%
@@ -45,12 +45,12 @@ for rank, result in enumerate(launch(hello, ranks=4)):
 
 # %% [markdown]
 # `launch` ran the function on four ranks and gave us the list of their results. Under `python` the
-# ranks are paused functions in one process; under `mpirun` each is a process of its own. The
-# program does not know which.
+# ranks are functions in one process that run in turn; under `mpirun` each rank is a process. The
+# program is the same.
 #
-# ## Everybody passes something on
+# ## A ring
 #
-# Each rank wants to give its number to the right and take one from the left: a ring. The obvious
+# Each rank sends its number to the right and receives one from the left: a ring. The obvious
 # program is: first send, then receive.
 
 
@@ -65,23 +65,23 @@ def send_first(comm):
 try:
     launch(send_first, ranks=4, world=LocalWorld())
 except Deadlock as deadlock:
-    # Each line goes on with the file and the line of your program where the rank stands.
+    # The rest of each line is the file and the line of your program where the rank waits.
     for line in str(deadlock).splitlines():
         print_once(line.split(", at ")[0])
 
 # %% [markdown]
 # **Deadlock.** `send` returns when the message has been received. Rank 0 waits until rank 1
-# receives; rank 1 has not come to its `recv`, because it waits until rank 2 receives; and so on
-# around the ring. Everybody is polite, and nobody can move.
+# receives; rank 1 has not reached its `recv`, because it waits until rank 2 receives; and so on
+# around the ring. All ranks wait, and no rank can continue.
 #
-# An MPI library may let this program through: it copies *small* messages into a buffer, so that
-# `send` returns at once. Then one day the arrays grow past a few kilobytes, and the job that ran
-# for a year hangs without a word. That is why the local world never buffers: what is wrong is
-# wrong at any size.
+# With an MPI library this program may work: the library copies *small* messages into a buffer, so
+# that `send` returns at once. If the arrays later grow to more than a few kilobytes, the same
+# program hangs without a message. So the local world never buffers: a wrong program fails at every
+# size.
 #
-# ### Cure 1: order
+# ### Solution 1: order
 #
-# Even ranks send first, odd ranks receive first. Every send meets a receive.
+# Even ranks send first, odd ranks receive first. So every send has a matching receive.
 
 
 # %%
@@ -104,11 +104,11 @@ def by_turns(comm):
 print_once("by turns: ", launch(by_turns, ranks=4))
 
 # %% [markdown]
-# ### Cure 2: both at once
+# ### Solution 2: both at once
 #
 # `sendrecv` starts the receive and the send together and waits for both. A network cable carries
 # both directions at the same time, so this is not only safe but twice as fast. Almost every
-# algorithm in this course is made of `sendrecv`.
+# algorithm in this course uses `sendrecv`.
 
 
 # %%
@@ -122,11 +122,11 @@ def at_once(comm):
 print_once("at once:  ", launch(at_once, ranks=4))
 
 # %% [markdown]
-# ### Cure 3: start now, wait later
+# ### Solution 3: start now, wait later
 #
 # `isend` and `irecv` (i for *immediate*) start a message and return at once, with a *request*.
-# Until `request.wait()` has returned, the array belongs to the message: do not write what is being
-# sent, and do not read what is being received. In between the rank is free to compute.
+# Before `request.wait()` has returned, do not write an array that is being sent, and do not read an
+# array that is being received. Meanwhile the rank can compute.
 
 
 # %%
@@ -146,8 +146,9 @@ print_once("requests: ", launch(start_and_wait, ranks=4))
 # ## Which message is it?
 #
 # Between two ranks messages do not overtake each other: the first receive gets the first message.
-# A *tag* tells messages apart that have different purposes, and a receive takes the first message
-# with *its* tag. `ANY` as source takes whoever comes first, and `recv` returns who it was.
+# A *tag* distinguishes messages with different purposes: a receive takes the first message with
+# *its* tag. With `ANY` as source it takes the first message of any rank, and `recv` returns the
+# sender.
 
 
 # %%
@@ -159,17 +160,17 @@ def whoever_comes(comm):
     for _ in range(comm.size - 1):
         source = comm.recv(square, ANY, tag=7)
         seen[source] = int(square[0])
-    return dict(sorted(seen.items()))  # the order in which they came may differ each time
+    return dict(sorted(seen.items()))  # the order of arrival may differ from run to run
 
 
 print_once("squares:", launch(whoever_comes, ranks=4)[0])
 
 # %% [markdown]
-# ## What a message costs
+# ## The time of a message
 #
-# A message of n bytes takes about **α + n·β** seconds: α is the *latency*, what an empty message
-# takes, and 1/β is the *bandwidth*. The local world runs a clock by this rule, for a machine that
-# you describe. Let us play a cluster with slow cables, and look at the cures.
+# A message of n bytes takes about **α + n·β** seconds: α is the *latency*, the time of an empty
+# message, and 1/β is the *bandwidth*. The local world runs a clock by this rule, for a machine that
+# you describe. Here is a cluster with slow cables, and the first two solutions on it.
 
 # %%
 cluster = Machine("cluster", latency=50e-6, bandwidth=117e6)
@@ -213,14 +214,14 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/05_messages.png')}")
 
 # %% [markdown]
-# Left of the dot a message is *all latency*: sending 1 byte or 1,000 takes the same. So never send
-# a thousand small messages if one large one would do. Right of the dot it is *all bandwidth*: two
-# halves take as long as the whole.
+# Left of the dot *latency* dominates: 1 byte takes as long as 1,000. So do not send a thousand
+# small messages if one large message is enough. Right of the dot *bandwidth* dominates: two halves
+# take as long as the whole.
 #
 # ## When a rank dies
 #
-# What if one rank fails while the others wait for its message? Under plain MPI they wait for ever.
-# `launch` ends all ranks, with the traceback of the one that failed.
+# What happens if one rank fails while the others wait for its message? With plain MPI they wait for
+# ever. `launch` ends all ranks, and shows the traceback of the one that failed.
 
 
 # %%
@@ -240,5 +241,5 @@ except KeyError as error:
 #
 # 1. In `by_turns`, use 5 ranks. Ranks 4 and 0 are both even and neighbours. Does it deadlock? How
 #    long does it take now, and why? (`launch(by_turns, ranks=5, world=LocalWorld(cluster))`)
-# 2. Send an array of 4 elements to somebody who receives 3. What does the error say?
+# 2. Send an array of 4 elements to a rank that receives 3. What does the error say?
 # 3. Draw any program: `minidist trace lessons/05_messages.py --ranks 6`.

@@ -2,10 +2,10 @@
 # # 6. All-reduce, seven ways
 #
 # Every rank has an array. Afterwards every rank has the *sum* of all of them. This is an
-# **all-reduce**, the operation on which data parallel training stands: the arrays are gradients.
+# **all-reduce**. Data parallel training is built on it: there the arrays are gradients.
 #
-# There are many ways to do it, and the difference is not small. In this lesson we build two by
-# hand, take five more from the package, predict what each costs, and find out who wins where.
+# There are many ways to do it, and they differ a lot. In this lesson we write two of them, take
+# five more from the package, predict the cost of each, and find out which is the fastest, and when.
 #
 #     python lessons/06_all_reduce.py                  ranks in one process
 #     mpirun -n 4 python lessons/06_all_reduce.py      4 real processes
@@ -22,9 +22,9 @@ from minidist.comm.timeline import draw_timeline
 from minidist.plots import save
 
 # %% [markdown]
-# ## One: ask rank 0
+# ## One: central
 #
-# Everybody sends to rank 0, it adds, and sends the sum back.
+# All ranks send to rank 0; it adds the arrays and sends the sum back.
 
 
 # %%
@@ -50,15 +50,15 @@ def try_it(comm, algorithm):
 print_once("central:", launch(lambda comm: try_it(comm, central), ranks=4)[3])
 
 # %% [markdown]
-# It works. But all of the traffic goes through *one* rank's cable: with p ranks and n bytes,
-# 2(p − 1) messages of n bytes one after the other. Twice as many ranks take twice as long, while
-# all the other cables are idle.
+# It works. But all messages go through the link of *one* rank: with p ranks and n bytes, 2(p − 1)
+# messages of n bytes, one after another. Twice as many ranks take twice as long, while all the
+# other links are idle.
 #
 # ## Two: a ring
 #
-# Cut the array into p chunks. Everybody sends one chunk to the right, at the same time, and adds
-# what comes from the left. After p − 1 rounds every rank has *one chunk* of the final sum. Then
-# p − 1 more rounds pass these around.
+# Cut the array into p chunks. All ranks send one chunk to the right, at the same time, and add the
+# chunk that comes from the left. After p − 1 rounds every rank has *one chunk* of the final sum. In
+# p − 1 more rounds these chunks are sent around the ring.
 
 
 # %%
@@ -79,24 +79,25 @@ def ring(comm, array):
 print_once("ring:   ", launch(lambda comm: try_it(comm, ring), ranks=4)[3])
 
 # %% [markdown]
-# Each rank sends 2(p − 1) chunks of n/p bytes: **2n(p − 1)/p**, which is less than 2n *however many
-# ranks there are*, and nobody can do with less. That is why rings train large models.
+# Each rank sends 2(p − 1) chunks of n/p bytes: **2n(p − 1)/p**, which is less than 2n for *any
+# number of ranks*, and no algorithm can send less. This is why rings are used for large models.
 #
-# But it takes 2(p − 1) rounds, and each costs a latency α.
+# But it takes 2(p − 1) rounds, and each round costs a latency α.
 #
 # ## Five more
 #
-# - **binomial**: a tree up, the same tree down: 2 lg p rounds, but n bytes in each.
+# - **binomial**: reduce along a tree, broadcast along the same tree: 2 lg p rounds, but n bytes in
+#   each.
 # - **recursive doubling**: exchange *everything* with a partner 1 away, then 2, then 4: lg p
 #   rounds, the fewest.
 # - **halving and doubling**: exchange *halves*, quarters, eighths, and back: 2 lg p rounds, and
 #   only the ring's bytes. (A power of two is best.)
-# - **segmented ring**: the ring in pieces, so that adding one hides behind moving the next.
+# - **segmented ring**: the ring in pieces, so that one piece is added while the next is sent.
 # - **double tree**: two trees, each for half of the array; a rank that passes messages on in one
 #   is a leaf of the other.
 #
-# Each stands in a file of its own in `minidist/collectives/`, with a drawing and its formula. First
-# the claim that matters: *they all give the same sum*.
+# Each has its own file in `minidist/collectives/`, with a drawing and its formula. First we check
+# the most important property: *they all give the same sum*.
 
 # %%
 SEVEN = [
@@ -132,8 +133,9 @@ for name in SEVEN:
 #
 # ## See them
 #
-# The local world can draw what happened: a row for each rank, an arrow for each message, pale while
-# it communicates and full while it adds. The array has 2 MB; all pictures have the same scale.
+# The local world can draw a run: a row for each rank and an arrow for each message. A rank is pale
+# while it communicates, and dark while it adds. The array has 2 MB; all pictures have the same
+# scale.
 
 # %%
 machine = Machine("slow cables", latency=50e-6, bandwidth=117e6, reduce_bandwidth=1e9)
@@ -165,9 +167,9 @@ if first_process():
 # %% [markdown]
 # ## Predict them
 #
-# Every algorithm has a formula of α, β and γ (seconds to add a byte). It can be held against the
-# simulated clock: they agree to the last digit. So the formulas can tell us who wins, at sizes that
-# nobody wants to wait for.
+# Every algorithm has a formula of α, β and γ (seconds to add a byte). We compare it with the
+# simulated clock: they agree to the last digit. So the formulas can tell us the fastest algorithm,
+# also at sizes that would take long to simulate.
 
 # %%
 print_once(f"{'16 ranks, 40 KB':20} {'clock':>12} {'formula':>12}")
@@ -202,12 +204,12 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/06_all_reduce.png')}")
 
 # %% [markdown]
-# Left: **small arrays want few rounds** (recursive doubling), **large ones want few bytes** (a
+# Left: **small arrays need few rounds** (recursive doubling), **large arrays need few bytes** (a
 # ring, or halving and doubling). The lines cross where latency and bandwidth cost the same. Right:
-# with many ranks the ring's latency comes back, and the logarithmic ones stay flat. Central is the
-# straight line to the top.
+# with many ranks the latency of the ring grows, and that of the logarithmic algorithms hardly does.
+# Central is the straight line to the top.
 #
-# `algorithm="auto"` evaluates these formulas for your machine, and takes the least:
+# `algorithm="auto"` evaluates these formulas for your machine, and takes the smallest:
 
 # %%
 for length in (10, 10_000, 10_000_000):
@@ -217,8 +219,8 @@ for length in (10, 10_000, 10_000_000):
 # %% [markdown]
 # ## Two levels
 #
-# Real machines have fast links inside a node and slow ones between nodes. *Hierarchical* sums
-# inside first, so that only a small part crosses the slow links.
+# Real machines have fast links inside a node and slow links between nodes. *Hierarchical* first
+# sums inside each node, so that only a small part is sent over the slow links.
 
 # %%
 two_levels = Machine(
@@ -239,12 +241,12 @@ for name in ("ring", "hierarchical"):
     print_once(f"{name:13} {world.seconds * 1e6:8.1f} µs on 4 nodes of 4")
 
 # %% [markdown]
-# ## Do not send at all
+# ## Shared memory
 #
-# Ranks on one machine share its memory. `shared_memory` copies through boxes that all can see, and
-# sends nothing but empty messages, which say "now". If the arrays *themselves* lie where all can
-# see them, even the copies go: rank r adds chunk r of all arrays where it lies, and writes the sum
-# where it belongs. That is `symmetric_memory`; NCCL calls such arrays registered buffers.
+# Ranks on one machine can share memory. `shared_memory` copies through shared buffers, and sends
+# only empty messages, for synchronisation. If the arrays *themselves* are in shared memory, no
+# copies are needed: rank r adds chunk r of all arrays in place, and writes the sum into all arrays.
+# This is `symmetric_memory`; NCCL calls such arrays registered buffers.
 
 
 # %%
@@ -268,6 +270,7 @@ print_once(f"symmetric: {total}\n{messages} messages a rank, {nbytes} bytes in t
 #
 # 1. Change `right` to `left` everywhere in `ring`. Does it still work? Why?
 # 2. In `ring`, forget the last round (`range(comm.size - 2)`). Which chunks are wrong?
-# 3. Give `machine` one slow cable: `links={(2, 3): Link(50e-6, 10e6)}`. Who suffers most, and who
-#    hardly notices?
-# 4. Measure your own machine, beside the MPI library's own: `minidist bench collectives --ranks 2`.
+# 3. Give `machine` one slow link: `links={(2, 3): Link(50e-6, 10e6)}`. Which algorithm suffers
+#    most, and which hardly changes?
+# 4. Measure your own machine, and compare with the MPI library: `minidist bench collectives --ranks
+#    2`.

@@ -2,11 +2,11 @@
 # # 7. Data parallel: from naive to overlapped
 #
 # Every rank holds the whole model. Every rank works on its own part of the batch. Then the ranks
-# add up their gradients, and all take the same step. That is data parallel training, and it is how
-# most models are trained.
+# add up their gradients, and all take the same step. This is data parallel training; most models
+# are trained in this way.
 #
 # In this lesson we see why the sum is right and the average is not, send the gradients in three
-# ways, and find out how large a batch may grow.
+# ways, and find out how large a batch may be.
 
 # %%
 import matplotlib.pyplot as plt
@@ -31,11 +31,11 @@ training, test = fashion_mnist()
 # ## Add, do not average
 #
 # The loss of a batch is a mean over its samples. Its gradient is a sum over samples, divided by
-# their number. So the gradient of the whole batch is the *sum* of what the ranks find, if each
-# divides by the number of samples in the *whole* batch.
+# their number. So the gradient of the whole batch is the *sum* of the ranks' gradients, if each
+# rank divides by the number of samples in the *whole* batch.
 #
-# It is tempting to let each rank take the mean over its own samples, and then to average over the
-# ranks. Look what happens if the batch does not divide evenly:
+# A common mistake: each rank takes the mean over its own samples, and then the ranks average these
+# means. See the result if the batch does not divide evenly:
 
 
 # %%
@@ -64,21 +64,21 @@ for size in (8, 9):
 
 # %% [markdown]
 # With 8 samples on 4 ranks both are right up to rounding. With 9, one rank has three samples and
-# the others two: the average of averages gives the three too little weight. Nothing crashes, the
-# loss still goes down, and the result is not the one you would get from serial training. Such
-# bugs live for years.
+# the others two: the average of averages gives the three samples too little weight. Nothing
+# crashes, and the loss still goes down, but the result differs from serial training. Such bugs are
+# hard to find.
 #
 # ## Three ways to send
 #
 # - `PerParameter` waits for the backward to end, and then all-reduces one parameter after another.
 #   Each message costs the latency α, however short it is.
 # - `DataParallel` sends all gradients as one array: the same bytes, in far fewer messages.
-# - `Overlapped` does not wait. The backward finds the last layer's gradient first. As soon as a
+# - `Overlapped` does not wait. The backward computes the last layer's gradient first. As soon as a
 #   *bucket* of gradients is complete, its all-reduce starts on a second stream, while the main
 #   stream goes on with the layers before.
 #
-# (A fourth, `SymmetricDataParallel`, sends nothing: on one machine, gradients can lie where all
-# ranks see them. See the end of lesson 6.)
+# (A fourth, `SymmetricDataParallel`, sends nothing: on one machine, gradients can be in shared
+# memory. See the end of lesson 6.)
 #
 # We give the local world a slow network, so that the difference is easy to see. Each time below is
 # measured on the virtual clock, and predicted by the method's own formula.
@@ -118,8 +118,8 @@ for name, build in ways.items():
 # %% [markdown]
 # ## How large should a bucket be?
 #
-# Small buckets start early, but each pays 2(p − 1) times α. Large buckets pay less and start late;
-# one single bucket is nothing but the flat version. The formula knows the answer without a run.
+# Small buckets start early, but each costs 2(p − 1) times α. Large buckets cost less latency, but
+# start late; one single bucket is the flat version. The formula finds the best size without a run.
 
 
 # %%
@@ -142,27 +142,27 @@ print_once(f"best bucket of those tried: {best} MB, {min(by_size) * 1e3:.2f} ms 
 #
 # ## And on real ranks?
 #
-# The virtual clock gives each rank a core that computes *and* a card that sends. Two ranks on one
-# machine have no card: to send is to copy, and a core must do it. If that core has a batch to
-# compute, then whatever it copies meanwhile, it computes later. Nothing is hidden. You can measure
-# that: `minidist bench scaling` finds the cores busy all the time in a flat step already, and
-# overlapping saves nothing there.
+# In the local world each rank has a core that computes *and* a network card that sends. Two ranks
+# on one machine use no network card: a core copies the message. If this core also has a batch to
+# compute, the copy delays the computation, and nothing is hidden. You can measure this: `minidist
+# bench scaling` shows that the cores are busy all the time in a flat step, and overlapping saves
+# nothing.
 #
-# The same bench then puts the ranks on a link that does its work without the core. Now the flat
-# step leaves the core idle for as long as the link is busy, and overlapping fills that time as the
-# formula says. So ask before you overlap: *who moves the bytes?*
+# The same bench then uses an emulated link that needs no core. Now the core is idle in the flat
+# step while the link is busy, and overlapping uses this time as the formula predicts. So before you
+# overlap, ask: *what moves the bytes, a core or a network card?*
 #
 # ## Large batches
 #
-# More ranks want a larger batch, or each has too little to do. But 16 times the batch makes 1/16 of
-# the steps in an epoch. What saves us:
+# More ranks need a larger batch, or each has too little work. But with 16 times the batch there are
+# only 1/16 of the steps in an epoch. Three things help:
 #
 # - **linear scaling**: k times the batch, k times the learning rate;
-# - **warm-up**: in the beginning the loss bends so much that such steps are too long, so the rate
-#   rises to its full size slowly;
+# - **warm-up**: at the beginning the curvature of the loss is too large for such steps, so the rate
+#   increases slowly to its full value;
 # - **LARS and LAMB**: give each layer a step in proportion to its own weights.
 #
-# Each line below sees the same six epochs of data. (We train serially: data parallel training gives
+# Each run below uses the same six epochs of data. (We train serially: data parallel training gives
 # the same numbers.) The scaled rates fall to zero at the end, with warm-up and without.
 
 # %%
@@ -234,12 +234,12 @@ if first_process():
 # ## What to take away
 #
 # 1. Divide by the *global* number of samples, then add. Never average averages.
-# 2. Bytes do not tell everything. All three ways send the same bytes; what differs is how many
-#    messages there are, and what happens meanwhile.
+# 2. Bytes are not the whole story. All three ways send the same bytes; they differ in the number of
+#    messages, and in the computation that runs meanwhile.
 # 3. Only the last bucket cannot be hidden, so it should be small.
-# 4. Overlapping helps where something else than the computing core moves the bytes.
-# 5. A larger batch needs a larger rate. Linear scaling finds it, and a warm-up makes it bearable in
-#    the beginning. A rate for each layer (LARS, LAMB) does without the search.
+# 4. Overlapping helps if something other than the computing core moves the bytes.
+# 5. A larger batch needs a larger rate. Linear scaling gives this rate, and a warm-up keeps
+#    training stable at the beginning. LARS and LAMB choose a separate rate for each layer.
 #
-# **Try it:** Set the bandwidth to 10 GB/s. Which way wins, by how much, and what does the formula
-# say? Give one rank a `slowdown`: who waits for it now?
+# **Try it:** Set the bandwidth to 10 GB/s. Which way is the fastest, by how much, and what does the
+# formula predict? Give one rank a `slowdown`: which ranks wait for it?

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 8. ZeRO: why should every rank hold everything?
+# # 8. ZeRO: no rank needs to store everything
 #
 # Data parallel training with Adam keeps, on each rank, four numbers for each parameter: the
-# parameter, its gradient, and Adam's two. On p ranks all of that exists p times. ZeRO asks of each
-# kind: *who needs it, and when?* The rest lives with one owner.
+# parameter, its gradient, and Adam's two. On p ranks all of this is stored p times. ZeRO asks for
+# each kind: *which rank needs it, and when?* Each part is stored on one rank only, its owner.
 #
 # | stage | each rank keeps only its 1/p of |
 # |---|---|
@@ -37,8 +37,8 @@ STAGES = {"data parallel": DataParallel, "stage 1": Zero1, "stage 2": Zero2, "st
 # ## An all-reduce has two halves
 #
 # *Reduce-scatter* gives each rank the finished sum of one part. *All-gather* gives every part to
-# all. One after the other, they are the all-reduce that you know. ZeRO's idea fits between the two:
-# whoever owns the finished sum of a part can step the optimizer for that part, alone.
+# all. Together they are the all-reduce of lesson 6. ZeRO works between the two: the rank that has
+# the finished sum of a part steps the optimizer for this part, alone.
 
 
 # %%
@@ -88,12 +88,12 @@ for name, build in STAGES.items():
     )
 
 # %% [markdown]
-# ## Stop, and go on with fewer ranks
+# ## Stop, and continue with fewer ranks
 #
-# A shard is a third of everything on 3 ranks, and a quarter on 4. So what is saved must not be
-# shards. `method.state()` gathers them and cuts the arrays at parameters instead: names and shapes
-# are those of serial training, and whoever loads takes the part that it keeps. We train 3 steps on
-# 4 ranks, save, and go on with 3 ranks, and then with one rank alone.
+# A shard is a third of everything on 3 ranks, and a quarter on 4. So a checkpoint must not contain
+# shards. `method.state()` gathers the shards into whole parameters: names and shapes are those of
+# serial training, and each rank that loads takes its own shard. We train 3 steps on 4 ranks, save,
+# and continue with 3 ranks, and then with one rank.
 
 
 # %%
@@ -102,7 +102,7 @@ def first_half(comm):
     batches = Batches(training, 128, seed=0)
     for step in range(3):
         method.step(batches[step])
-    state = method.state()  # on every rank the same
+    state = method.state()  # the same on every rank
     if comm.rank == 0:
         CHECKPOINT.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, CHECKPOINT)
@@ -125,10 +125,10 @@ if first_process():
         print(f"saved by 4 ranks, loaded by {ranks} of {build.__name__}: loss gap {gap:.0e}")
 
 # %% [markdown]
-# ## What a rank holds
+# ## The memory of a rank
 #
-# `method.arrays()` lists the arrays that a rank keeps, by kind: this is measured. `method.cost()`
-# says what the formula expects. Stages 2 and 3 work with two *slots*, each as large as the largest
+# `method.arrays()` lists the arrays of a rank, by kind: this is measured. `method.cost()` gives the
+# prediction of the formula. Stages 2 and 3 work with two *slots*, each as large as the largest
 # block, which the blocks use in turn: memory that does not shrink with p.
 
 
@@ -155,9 +155,9 @@ for name, by_ranks in bars.items():
 # %% [markdown]
 # ## Stage 3 on the clock
 #
-# A block's parameters must arrive before it can be computed. So while one block computes, the next
-# one is already on its way (*prefetch*), in the forward and again in the backward, and gradients
-# leave on the same stream. Data parallel and stage 3, on the same network:
+# A block's parameters must arrive before it can be computed. So while one block computes, the
+# parameters of the next one are already being sent (*prefetch*), in the forward and again in the
+# backward. Gradients are sent on the same stream. Data parallel and stage 3, on the same network:
 
 # %%
 machine = Machine("cluster", latency=10e-6, bandwidth=1e9, reduce_bandwidth=8e9, flops=2e10)
@@ -235,11 +235,11 @@ if first_process():
 # %% [markdown]
 # ## What to take away
 #
-# 1. Stages 1 and 2 send not a byte more than data parallel: there is hardly a reason not to use
+# 1. Stages 1 and 2 send no more bytes than data parallel, so there is hardly a reason not to use
 #    them.
-# 2. Stage 3 sends half as much again, and holds 1/p of everything, plus two slots.
-# 3. Time is memory's price, and prefetch pays part of it back.
-# 4. What is saved has names and shapes, not shards: then any number of ranks can go on from it.
+# 2. Stage 3 sends 1.5 times as much, and stores 1/p of everything, plus two slots.
+# 3. Stage 3 saves memory but takes more time; prefetch reduces this time.
+# 4. A checkpoint has whole parameters and not shards: any number of ranks can continue from it.
 #
 # **Try it:** Make one layer of `WIDTHS` very wide. What happens to the slots, and why do large
 # models have many equal blocks? Then set the latency to 1 ms: which stage suffers most?

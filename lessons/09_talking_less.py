@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 9. Talking less
 #
-# So far all ranks sent exact gradients in each step. On a slow network that is most of the time.
-# There are three ways to talk less:
+# So far all ranks sent exact gradients in each step. On a slow network this takes most of the time.
+# There are three ways to send less:
 #
-# - **say it shorter**: compress the gradient;
-# - **say it less often**: train alone for a while, then average;
-# - **say it to fewer**: average with neighbours only.
+# - **shorter messages**: compress the gradient;
+# - **less often**: train separately for some steps, then average;
+# - **to fewer ranks**: average with neighbours only.
 #
-# None of them gives serial training's numbers. So for each we ask two things: how many bytes, and
-# how good is the model?
+# None of them gives the same numbers as serial training. So for each we ask two questions: how many
+# bytes are sent, and how good is the model?
 
 # %%
 from functools import partial
@@ -43,11 +43,11 @@ training, test = fashion_mnist()
 WIDTHS, STEPS, BATCH = (784, 48, 10), 160, 64
 
 # %% [markdown]
-# ## Nothing is lost, it is only late
+# ## Error feedback: late, but not lost
 #
-# *Top-k* sends the k largest elements of the gradient. If the rest were thrown away, small but
-# steady gradients would never be heard. *Error feedback* keeps the rest, and adds it to the next
-# gradient. Watch four elements, of which only the largest is sent in each step:
+# *Top-k* sends the k largest elements of the gradient. If the rest were discarded, small but steady
+# gradients would never be sent. *Error feedback* keeps the rest, and adds it to the next gradient.
+# Watch four elements, of which only the largest is sent in each step:
 
 
 # %%
@@ -63,16 +63,17 @@ def watch(comm):
 
 
 for step, (sent, owed) in enumerate(launch(watch, 1, LocalWorld())[0]):
-    print_once(f"step {step}: sent {np.round(sent, 1)}, still owed {np.round(owed, 1)}")
+    print_once(f"step {step}: sent {np.round(sent, 1)}, not yet sent {np.round(owed, 1)}")
 
 # %% [markdown]
-# The second element is sent every few steps, with all that has gathered. What was applied, plus
-# what is owed, is always what was computed: the tests hold every compressor with feedback to that.
+# The second element is sent every few steps, with everything accumulated since then. The sum of
+# what was sent and what was kept always equals the sum of the gradients; the tests check this for
+# every compressor with feedback.
 #
-# ## Every way, measured
+# ## All ways, measured
 #
-# Each way trains the same network on the same batches on four ranks. We use plain SGD, at a rate
-# that falls: near the end a long step would move the accuracy more than the ways differ. With
+# Each way trains the same network on the same batches on four ranks. We use plain SGD with a
+# falling rate: large steps near the end would change the accuracy more than the ways differ. With
 # momentum a late gradient is amplified before it is corrected, and some of these ways diverge.
 
 
@@ -127,11 +128,12 @@ for name, (_, sent, reached) in points.items():
     print_once(f"{name:12} {sent / 1e3:8.2f} KB a step, 1/{exact / sent:5.1f}, {reached:.1%}")
 
 # %% [markdown]
-# ## Does it add up on the way?
+# ## Can messages be added?
 #
-# Two float16 arrays can be added, and so can the factors of PowerSGD. A ring all-reduce carries
-# them, and the bytes of a rank hardly grow with the number of ranks. The largest elements of two
-# ranks lie in different places, so everybody must hear everybody: the bytes grow with p.
+# Two float16 arrays can be added, and so can the factors of PowerSGD. So a ring all-reduce can add
+# them, and the bytes of a rank hardly grow with the number of ranks. But the largest elements of
+# two ranks have different indices, so all ranks need the messages of all ranks (an all-gather): the
+# bytes grow with p.
 
 
 # %%
@@ -150,10 +152,10 @@ for name in ("exact", "float16", "8 bits", "sign", "top 1 %", "rank 2"):
     print_once(f"{name:12}" + "".join(f"{n / 1e3:10.1f}" for n in growth[name]) + "  KB")
 
 # %% [markdown]
-# ## How far does gossip travel?
+# ## How fast does gossip spread?
 #
-# Give one rank a secret, the number 1, and let all the others hold 0. After each round of averaging
-# with neighbours: how far is the worst informed rank from the mean?
+# One rank begins with the number 1, and all others with 0. After each round of averaging with
+# neighbours: what is the largest difference of any rank from the mean?
 
 # %%
 spread = {}
@@ -223,17 +225,17 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/09_talking_less.png')}")
 
 # %% [markdown]
-# In the exponential graph a rank talks to one other rank in each round, to 1, 2, 4, 8 further in
-# turn. After four rounds all sixteen have the exact mean; the ring, with two neighbours a round,
-# needs many more.
+# In the exponential graph a rank exchanges with one other rank in each round, at distance 1, 2, 4,
+# 8 in turn. After four rounds all sixteen ranks have the exact mean. The ring, with two neighbours
+# in each round, needs many more rounds.
 #
 # ## What to take away
 #
-# 1. With error feedback, 1 % of the gradient is enough to learn, since nothing is thrown away.
-# 2. Training alone saves a factor of H, and the copies drift apart: H is a dial, not a gift.
-# 3. Ask whether the short form can be added. If not, the bytes grow with the number of ranks, and
-#    what is small on 4 ranks may be large on 400.
-# 4. Each of these ways has a setting in which it is exact. Test that first.
+# 1. With error feedback, sending 1 % of the gradient is enough to learn, because nothing is lost.
+# 2. Averaging only every H steps saves a factor of H, but the copies diverge more with a larger H.
+# 3. Ask whether compressed messages can be added. If not, the bytes grow with the number of ranks,
+#    and a method that sends little on 4 ranks may send a lot on 400.
+# 4. Each of these ways has a setting in which it is exact. Test this setting first.
 #
-# **Try it:** Use `SGD(linear(0.1, STEPS, 0.01), momentum=0.9)`. Who diverges? Then give DiLoCo
-# `every=60`: how does it compare with plain averaging at that H?
+# **Try it:** Use `SGD(linear(0.1, STEPS, 0.01), momentum=0.9)`. Which ways diverge? Then give
+# DiLoCo `every=60`: how does it compare with plain averaging at that H?

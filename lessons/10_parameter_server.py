@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 10. The parameter server
 #
-# Data parallelism needs everybody's gradient. A ring adds them up among equals. The parameter
-# server, the method of the field's first decade, does it with two roles:
+# Data parallelism needs the gradients of all ranks. In a ring, equal ranks add them up. The
+# parameter server, an older method, has two roles:
 #
 # - **workers** compute gradients, *push* them, and *pull* new parameters;
 # - a **server** owns the parameters and the optimizer, and steps.
 #
-# We begin with what is wrong with it, repair that, and then look at the one thing that a server can
-# do and a ring cannot: *not wait*.
+# We begin with its bottleneck and remove it. Then we look at something that a server can do and a
+# ring cannot: *workers need not wait for each other*.
 
 # %%
 from collections import Counter
@@ -41,8 +41,8 @@ WIDTHS = (784, 64, 10)
 # ## One port for all
 #
 # With W workers and n bytes of gradients, each worker sends n and receives n. The server receives
-# Wn and sends Wn, through *one* port. We measure one step with more and more workers. Computing is
-# made free here (a very fast machine), so that only the wire is left.
+# Wn and sends Wn, through *one* port. We measure one step with more and more workers. Here
+# computing takes no time (a very fast machine), so only the time of messages is left.
 
 
 # %%
@@ -79,34 +79,34 @@ for name, results in measured.items():
     print_once(f"{name:32}" + "".join(f"{1e3 * seconds:8.2f} " for _, seconds in results))
 
 # %% [markdown]
-# One server's bytes and time grow with W: twice the workers, twice the time. That is the
-# bottleneck. The repair is *sharding*: cut the keys (the flat parameters) into S ranges and give
-# each range a server of its own. Each then has nW/S bytes to send.
+# One server's bytes and time grow with W: twice the workers, twice the time. This is the
+# bottleneck. The solution is *sharding*: cut the keys (the flat parameters) into S ranges, and give
+# each range its own server. Each server then sends nW/S bytes.
 #
-# Go on until every worker has a server beside it. What it would send to itself stays where it is,
-# and each rank sends 2n(W − 1)/W bytes: servers beside the workers and the ring have the same
-# lines in the table, and the same formulas. A fully sharded synchronous server *is* a
-# reduce-scatter and an all-gather.
+# In the extreme case, every rank is a worker and a server. A rank sends nothing to itself, so each
+# rank sends 2n(W − 1)/W bytes. Servers beside the workers and the ring have the same lines in the
+# table, and the same formulas: a fully sharded synchronous server *is* a reduce-scatter and an
+# all-gather.
 #
-# So nobody needs servers to add gradients up. What are they good for? The line between the two
-# sends as much, but is another method:
+# So servers are not needed for adding gradients. Why use them? The line between the two sends the
+# same bytes, but is another method:
 #
 # ## Waiting for the slowest
 #
-# Synchronous training (*bulk synchronous*, BSP) takes as long as its slowest worker. A server need
-# not be so patient. It can apply each gradient when it comes:
+# Synchronous training (*bulk synchronous*, BSP) takes as long as its slowest worker. But a server
+# can also apply each gradient as soon as it arrives:
 #
-# - **asynchronous**: push, pull, go on. Nobody waits, and gradients are *stale*: computed on
-#   parameters that others have moved on since;
+# - **asynchronous**: push, pull, continue. No worker waits, and gradients are *stale*: computed on
+#   parameters that other workers have updated since;
 # - **stale synchronous (SSP)**: the same, but the fastest worker may be at most s clocks ahead of
 #   the slowest;
-# - **backup workers**: synchronous, but the last b gradients of each clock are thrown away.
+# - **backup workers**: synchronous, but the last b gradients of each clock are discarded.
 #
-# (A push carries its clock, 16 bytes with the loss. So a server knows how far each worker is, and
-# recognises a push that comes twice.)
+# (A push contains its clock and the loss, 16 bytes. So a server knows the clock of each worker, and
+# recognises a push that arrives twice.)
 #
-# Here is a cluster of four workers with two kinds of trouble: one worker that is always 4 times as
-# slow, and workers that are equal but pause at random, as they do on machines shared with others.
+# Here are two problems on a cluster of four workers: one worker is always 4 times as slow; or
+# workers are equal but pause at random, as on machines that other programs share.
 
 
 # %%
@@ -119,7 +119,7 @@ STEPS, EVERY = 100, 8
 
 
 class Watched:
-    """Keeps the server's parameters, and the time, after every few updates."""
+    """Stores the server's parameters, and the time, after every few updates."""
 
     def update_keys(self):
         super().update_keys()
@@ -130,7 +130,7 @@ class Watched:
 
 
 def watch(kind, machine, **options):
-    """Train freely; what the server saw: (time, updates, parameters), and each update."""
+    """Train; returns the server's (time, updates, parameters), and each update."""
 
     def run(comm):
         watched = type("Watched" + kind.__name__, (Watched, kind), {})
@@ -153,7 +153,7 @@ sample = test.batch(np.arange(1000))
 
 
 def loss_of(parameters):
-    """The loss on 1,000 images that nobody has trained on."""
+    """The loss on 1,000 images that were not used in training."""
     judge.flat.data[...] = parameters
     with no_grad():
         return CrossEntropy()(judge(sample.inputs), sample.targets, sample.count).item()
@@ -217,17 +217,17 @@ if first_process():
     axes[0, 0].legend(frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Who waits, and what not waiting costs: 4 workers, 1 server", fontsize=14)
+    figure.suptitle("Waiting or staleness: 4 workers, 1 server", fontsize=14)
     figure.tight_layout()
     print(f"picture: {save(figure, 'out/lessons/10_parameter_server.png')}")
 
 # %% [markdown]
-# Left to right: against *time*, against the gradients that *updates* were made of, and how old
-# these were.
+# Left to right: the loss by *time*, the loss by number of gradients in *updates*, and the staleness
+# of these gradients.
 #
-# - **Against updates** all four learn nearly alike: staleness of two or three updates costs little
-#   here. Nothing is gained by not waiting, per gradient.
-# - **Against time** they differ, since they wait differently. Virtual seconds to a test loss of
+# - **By updates** all four learn nearly the same: a staleness of two or three updates costs little
+#   here. Not waiting gains nothing per gradient.
+# - **By time** they differ, because they wait differently. Virtual seconds to a test loss of
 #   0.6, as printed above:
 #
 #   | | BSP | SSP, s = 3 | asynchronous | BSP, 1 backup |
@@ -235,26 +235,26 @@ if first_process():
 #   | one worker 4 times as slow | 1.58 | 1.45 | 0.45 | 0.47 |
 #   | random pauses | 1.42 | 0.96 | 0.70 | 0.83 |
 #
-#   BSP pays the slowest worker's time at every step. Asynchronous workers pay nobody's but their
-#   own. (Where the red line in the upper left picture bends, the three fast workers have finished
-#   their batches, and one goes on alone.)
-# - **SSP helps against pauses, and hardly against a worker that is always slow.** A head start of
-#   s clocks absorbs a pause now and then: somebody else pauses next time. But if one worker is
-#   *always* 4 times as slow, the others use their head start up once, and then wait for it at
-#   every clock, as under BSP. The paper that introduced SSP (Ho et al. 2013) has the first kind of
-#   trouble in mind. Its order holds in both: BSP slowest, SSP between, asynchronous fastest per
-#   second, as long as staleness does no harm.
+#   With BSP every step takes the slowest worker's time. An asynchronous worker needs only its own
+#   time. (At the bend of the red line in the upper left picture, the three fast workers have
+#   finished their batches, and one continues alone.)
+# - **SSP helps against pauses, and hardly against a worker that is always slow.** A lead of s
+#   clocks absorbs a pause now and then, because the next pause is that of another worker. But if
+#   one worker is *always* 4 times as slow, the others use up their lead once, and then wait for it
+#   at every clock, as with BSP. The paper that introduced SSP (Ho et al. 2013) is about pauses. Its
+#   order is right for both problems: BSP is the slowest, then SSP, and asynchronous is the fastest
+#   per second, if staleness does no harm.
 # - **A backup worker** is about as fast as asynchronous training, with no staleness at all. But
-#   gradients are computed in vain, and the data of a worker that is always slow is never learnt
-#   from.
+#   some gradients are computed and then discarded, and the data of a worker that is always slow is
+#   never used.
 #
 # ## What staleness costs
 #
-# A stale gradient is a gradient that arrives late, and so is a gradient that momentum remembers.
-# The two add up: with momentum 0.9 the same asynchronous workers do much worse. There are two
-# repairs. *Weigh less*: divide a gradient by its staleness. *Look ahead*: with momentum the next
-# updates will be much like the last, so the server can answer with the parameters that it expects
-# to have by the time when the gradient comes (`look_ahead.py` has the arithmetic).
+# A stale gradient is applied late, and momentum also applies past gradients. The two effects add
+# up: with momentum 0.9 the same asynchronous workers are much worse. There are two remedies.
+# *Smaller weight*: divide a gradient by its staleness. *Look ahead*: with momentum the next updates
+# will be similar to the last. So the server sends the parameters that it expects to have when the
+# gradient arrives (see `look_ahead.py`).
 
 
 # %%
@@ -285,14 +285,14 @@ for name, kind, options in (
     print_once(f"{name:42}{plain:10.3f}{heavy:16.3f}")
 
 # %% [markdown]
-# With momentum the two together come within 10 % of BSP. Without it there is nothing to look ahead
-# to, and plain asynchronous training is best. `minidist compare` trains with momentum, so its `ssp`
-# and `async` rows do both.
+# With momentum the two together are within 10 % of BSP. Without momentum, looking ahead changes
+# nothing, and plain asynchronous training is best. `minidist compare` trains with momentum, so its
+# `ssp` and `async` rows do both.
 #
-# ## Say it shorter
+# ## Compressed pushes
 #
-# Pushes can be compressed, as in lesson 9: each worker keeps what it has not sent and adds it to
-# its next push. Pulls are parameters, and cannot.
+# Pushes can be compressed, as in lesson 9: each worker keeps the part that it has not sent and adds
+# it to its next push. Pulls are parameters, and cannot be compressed in this way.
 
 
 # %%
@@ -307,7 +307,7 @@ def compressed(comm, compressor):
 
 print_once(f"{'a push, 4 workers, 2 servers':34}{'KB a worker sends a step':>25}{'loss':>8}")
 for name, compressor in (
-    ("as it is", None),
+    ("uncompressed", None),
     ("8 bits an element", Quantised),
     ("the largest 1 %", partial(TopK, 0.01)),
 ):
@@ -316,11 +316,12 @@ for name, compressor in (
     print_once(f"{name:34}{sent / 1e3:25.1f}{loss:8.3f}")
 
 # %% [markdown]
-# ## What dies, and what is lost
+# ## When a rank fails
 #
-# A ring stops when any of its ranks dies. Here a worker holds nothing that is not on the server as
-# well, so the others go on without it. A server holds the only copy of its keys: that is an error,
-# and it says which keys are gone. `method.state()` and `method.load(...)` are for that day.
+# A ring stops if one of its ranks fails. Here the data of a worker is also on the server, so the
+# other workers continue without it. A server has the only copy of its keys. If it fails, there is
+# an error that says which keys are lost. For this case there are `method.state()` and
+# `method.load(...)`.
 
 
 # %%
@@ -345,15 +346,15 @@ except ServerLost as error:
 # %% [markdown]
 # ## Should you choose it today?
 #
-# For a dense model on equal machines: no. Synchronous all-reduce sends the least, needs no ranks
-# apart, wastes no gradient, and gives the same result every time. Choose servers when
+# For a dense model on equal machines: no. Synchronous all-reduce sends the least, needs no extra
+# ranks, discards no gradient, and gives the same result every time. Choose servers when
 #
-# - workers are **unequal or come and go** (cheap machines that may be taken away, phones): the
-#   server is the fixed point, and nobody waits for the absent;
-# - the model is **sparse and huge**, such as the embeddings of a recommender: a worker touches few
+# - workers are **unequal, or join and leave** (cheap machines that may be taken away, phones): the
+#   server stays, and no worker waits for a missing one;
+# - the model is **sparse and huge**, such as the embeddings of a recommender: a worker uses few
 #   keys in a batch, and pushes and pulls only those;
-# - the optimizer's **state should live elsewhere** than on the machines that compute. ZeRO took
-#   over this idea: its shards are colocated servers without the name.
+# - the optimizer's **state should be on other machines** than those that compute. ZeRO has the same
+#   idea: its shards are colocated servers.
 #
 # ## Try it
 #

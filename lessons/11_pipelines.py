@@ -3,7 +3,7 @@
 #
 # A model that does not fit on one machine can be cut: rank 0 holds the first layers, rank 1 the
 # next ones, and so on. Each rank is a *stage*. A stage must wait for its input, and in the
-# backward for its gradient. This lesson is about that waiting, and about six ways to wait less.
+# backward for its gradient. This lesson is about this waiting, and about six schedules.
 #
 #     python lessons/11_pipelines.py
 #     mpirun -n 4 python lessons/11_pipelines.py
@@ -36,9 +36,9 @@ P, M = 4, 8  # stages, microbatches
 # %% [markdown]
 # ## A schedule is a list
 #
-# What a stage does, and in which order, is data: a list of `Forward(microbatch)` and
-# `Backward(microbatch)`. Nothing is computed yet. Here is what stage 2 of 4 does with four
-# microbatches under two schedules. Messages are not in the list: they follow from it.
+# The work of a stage, in order, is data: a list of `Forward(microbatch)` and
+# `Backward(microbatch)`. Nothing is computed yet. Here is the list of stage 2 of 4 for four
+# microbatches, in two schedules. The list does not contain messages, because they follow from it.
 
 # %%
 for name in ("gpipe", "one_f_one_b"):
@@ -48,8 +48,8 @@ for name in ("gpipe", "one_f_one_b"):
     )
 
 # %% [markdown]
-# Four programs read such a list. One proves that it can run. One predicts its time and memory. One
-# draws it. And one runs it. So what we draw is what runs.
+# Four programs read this list. One proves that it can run. One predicts its time and memory. One
+# draws it. One runs it. So the picture shows exactly the list that runs.
 #
 # ## Naive: one stage works at a time
 #
@@ -60,7 +60,7 @@ for name in ("gpipe", "one_f_one_b"):
 
 # %%
 def picture(names, m, path):
-    """Predicted schedules under each other, on one time axis."""
+    """Draw predicted schedules below each other, on one time axis."""
     figure, rows = plt.subplots(
         len(names), 1, figsize=(12, 1.75 * len(names) + 0.5), squeeze=False, layout="constrained"
     )
@@ -87,13 +87,13 @@ print_once(
 #
 # While stage 1 works on microbatch 0, stage 0 can already work on microbatch 1. The stages still
 # wait while the pipeline fills and drains: the *bubble*. Its share is (p - 1)/(m + p - 1), so more
-# microbatches make it smaller. But a stage must keep what it saved of *every* microbatch until its
-# backward comes.
+# microbatches make it smaller. But a stage must keep the saved activations of *every* microbatch
+# until its backward.
 #
-# ## 1F1B saves memory, and not one moment of time
+# ## 1F1B saves memory, but no time
 #
-# 1F1B ("one forward, one backward") goes backward as soon as it can. Many texts say that it makes
-# the bubble smaller. Look at the two pictures: they end at the same time.
+# 1F1B ("one forward, one backward") runs each backward as soon as possible. Many texts say that it
+# makes the bubble smaller. Look at the two pictures: they end at the same time.
 
 # %%
 picture(["gpipe", "one_f_one_b"], M, "out/lessons/11_pipelines_1f1b.png")
@@ -105,20 +105,21 @@ for name in ("gpipe", "one_f_one_b"):
     )
 
 # %% [markdown]
-# The same time, and half of the memory or less. That is still a great deal: with that memory you
-# can use more microbatches, and *those* make the bubble smaller.
+# The same time, and half of the memory or less. This is still useful: with the saved memory you can
+# use more microbatches, and *these* make the bubble smaller.
 #
-# ## Less bubble: give a stage something else to do
+# ## A smaller bubble: other work while a stage waits
 #
 # **Interleaved.** Each stage holds two small chunks of the model instead of one large one. The
-# pipeline is full after a chunk's time, not a stage's: half of the bubble, twice the messages.
+# pipeline is full after the time of chunks, not of stages: half of the bubble, twice the messages.
 #
 # **Zero bubble.** A backward has two halves. The previous stage waits for the gradient of the
-# *input*. Nobody waits for the gradient of the *weights*. So we keep the second half (orange) for
-# moments in which we would wait anyway.
+# *input*. No stage waits for the gradient of the *weights*. So the second half (orange) is done at
+# a time when the stage would be idle.
 #
-# **Zero bubble, V.** Both ideas: two chunks a stage, down and up again like a V. The last layers
-# are on the first rank. What is left of the bubble is the first microbatch's way to each stage.
+# **Zero bubble, V.** Both ideas: two chunks for each stage, in the order of a V, down and up again.
+# The last layers are on the first rank. The rest of the bubble is the time until the first
+# microbatch reaches each stage.
 
 # %%
 picture(
@@ -130,9 +131,9 @@ picture(
 # %% [markdown]
 # ## Do they really run like that?
 #
-# Pictures of schedules are patient. So let us train a real model. It has eight equal layers behind
-# a table (looking up costs no arithmetic), so its stages are equal. The local world gives us a
-# machine on which messages take no time: then only the schedule itself makes anybody wait.
+# So far these are predictions. Now we train a real model. It has eight equal layers after an
+# embedding table (a look-up costs no arithmetic), so its stages are equal. The local world
+# simulates a machine on which messages take no time, so all waiting comes from the schedule.
 
 # %%
 WIDTH = 32
@@ -190,7 +191,7 @@ def measure(schedule):
 
 
 def kept_measured(timelines, chunks):
-    """Microbatches between forward and the end of backward, at most, from the trace."""
+    """The largest number of microbatches between forward and end of backward, in the trace."""
     most = 0
     for events in timelines:
         under_way, peak = 0, 0
@@ -219,10 +220,10 @@ for name in ("naive", "gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1", "
     )
 
 # %% [markdown]
-# Every schedule gives the parameters of serial training, to the last bit: the order in which a
-# *stage* works does not matter, only the order in which one stage adds up its microbatches.
+# Every schedule gives the parameters of serial training, to the last bit. The order of work on a
+# *stage* does not matter, only the order in which a stage adds up its microbatches.
 #
-# And this is what the ranks did, drawn from the trace of the run, below what the schedule said:
+# Here are the traces of two runs, each below its predicted schedule:
 
 # %%
 figure, rows = plt.subplots(4, 1, figsize=(12, 7.5), layout="constrained")
@@ -240,8 +241,8 @@ if first_process():
 # ## Exercise: write your own schedule
 #
 # A schedule is a function of (stage, stages, microbatches) that yields `Forward` and `Backward`.
-# This one is GPipe with the backward in reverse order: the microbatch that came last is still
-# warm. Ten lines, and validator, pricer, plotter and executor all take it.
+# This one is GPipe with the backward in reverse order: the activations of the last microbatch are
+# still in the cache. It has ten lines, and validator, pricer, plotter and executor all accept it.
 
 
 # %%
@@ -259,12 +260,12 @@ print_once(
 )
 
 # %% [markdown]
-# It idles as GPipe does. But it is not serial training *bit for bit* any more: it adds up the same
-# gradients in another order, and floating-point sums depend on the order.
+# It is idle as long as GPipe. But it no longer equals serial training *bit for bit*: it adds up the
+# same gradients in another order, and floating-point sums depend on the order.
 #
-# A schedule that cannot run is refused before anything is sent, with the instruction that is
-# wrong. Here every stage wants to finish microbatch 0 before it begins with 1, but the first stage
-# goes backward too early:
+# A schedule that cannot run is refused before anything is sent; the error has the wrong
+# instruction. Here every stage finishes microbatch 0 before it begins with 1, but the first stage
+# runs its backward too early:
 
 
 # %%
@@ -284,11 +285,11 @@ except ScheduleError as error:
     print_once("refused:", error)
 
 # %% [markdown]
-# Now you:
+# Exercises:
 #
-# 1. Write a 1F1B that lets every stage run one microbatch further ahead. What happens to memory,
-#    what to the idle share? And with slow messages, `price_units(..., message=0.5)`?
+# 1. Write a 1F1B that lets every stage run one microbatch further ahead. What happens to memory
+#    and to the idle share? And with slow messages, `price_units(..., message=0.5)`?
 # 2. Split the backward of your schedule into `InputGradient` and `WeightGradient`. How small can
 #    you make the bubble with no more memory than 1F1B?
-# 3. `minidist plan pipeline --stages 8 --microbatches 32` prices all of this for larger sizes.
-#    From how many microbatches on is 1F1B below 5 % idle, and ZB-V?
+# 3. `minidist plan pipeline --stages 8 --microbatches 32` predicts all of this for larger sizes.
+#    How many microbatches does 1F1B need to be less than 5 % idle? And ZB-V?

@@ -1,6 +1,6 @@
 """The ``minidist`` command.
 
-Each subcommand parses its arguments, and calls a function that could be called without it.
+Each subcommand parses its arguments and calls a function that can also be called from Python.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from minidist.comm.launcher import find_mpiexec, launched_size, mpi_environment
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
 
-# Benches that parse their own arguments: the module whose run(arguments) to call, and what it is.
+# Benches parse their own arguments: the module with run(arguments), and a description.
 BENCHES = {
     "collectives": (
         "minidist.bench.collectives",
-        "every algorithm at every size, beside the MPI library's own and the bare transport",
+        "every algorithm at every size, compared with the MPI library and plain messages",
     ),
-    "engine": ("minidist.bench.engine", "a training step, beside PyTorch's and the matmuls alone"),
-    "scaling": ("minidist.bench.scaling", "samples a second as ranks are added, beside DDP's"),
+    "engine": ("minidist.bench.engine", "a training step, against PyTorch's and the matmuls alone"),
+    "scaling": ("minidist.bench.scaling", "samples a second on more ranks, against PyTorch's DDP"),
 }
 
 
@@ -67,17 +67,17 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
     compare = commands.add_parser(
         "compare",
-        help="train one model in every way, side by side",
+        help="train one model by every method, and compare",
         description="Train one model by every method, on the same data from the same seed, and "
         "compare: losses and parameters with serial training; bytes, messages, memory and idle "
-        "time with each method's formula. Writes compare.json and compare.png.",
+        "time with the predictions of each method's formula. Writes compare.json and compare.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     compare.add_argument(
         "--methods", default="all", help=f"comma-separated, among: all, {', '.join(METHODS)}"
     )
     compare.add_argument(
-        "--model", default="mlp", choices=sorted(TASKS), help="what to train, with its data"
+        "--model", default="mlp", choices=sorted(TASKS), help="model to train, with its data"
     )
     compare.add_argument("--ranks", type=int, default=4, help="how many ranks")
     compare.add_argument(
@@ -93,10 +93,10 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "--dtype",
         default="float32",
         choices=("float32", "float64"),
-        help="of parameters, data and messages",
+        help="dtype of parameters, data and messages",
     )
     compare.add_argument(
-        "--seed", type=int, default=0, help="of the order of the data and every other draw"
+        "--seed", type=int, default=0, help="seed of the order of the data and all random numbers"
     )
     compare.add_argument("--out", default="out/compare", help="folder to write to")
     compare.set_defaults(run=_compare)
@@ -105,7 +105,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     from minidist.compare import comparison, report
 
-    methods = comparison.names(options.methods)  # complain before anything is launched
+    methods = comparison.names(options.methods)  # raises before anything is launched
     if options.ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
     if not 1 <= options.batch <= 10000:
@@ -122,7 +122,7 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     where = (
         f"{ranks} processes of {world.library}"
         if isinstance(world, MpiWorld)
-        else f"{ranks} ranks in this process, times are virtual"
+        else f"{ranks} ranks in this process, virtual times"
         + ("" if mpiexec or options.world == "local" else ' (no mpiexec found: "minidist[mpich]")')
     )
     console.print(f"[bold]minidist {__version__}[/bold]  {world.name} world: {where}")
@@ -145,8 +145,8 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     if isinstance(world, MpiWorld) and ranks > cores:
         console.print(
-            f"{ranks} ranks share {cores} cores: seconds and idle time are of a crowded machine, "
-            "while the predictions give each rank a core. Bytes, messages and memory are exact."
+            f"{ranks} ranks share {cores} cores, so seconds and idle time are not comparable; "
+            "the predictions assume one core for each rank. Bytes, messages and memory are exact."
         )
     return 0
 
@@ -154,11 +154,11 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
 def _add_trace(commands: argparse._SubParsersAction) -> None:
     trace = commands.add_parser(
         "trace",
-        help="run a script, and draw what its ranks did",
-        description="Run a lesson or script, and leave a picture of what every rank did, with all "
-        "messages (trace-N.png; of a long run, its middle), and everything for "
-        "https://ui.perfetto.dev (trace-N.json), for each launch() in it. The script's own "
-        "arguments follow after --.",
+        help="run a script, and draw the timelines of its ranks",
+        description="Run a lesson or script. For each launch() in it, write a picture of the "
+        "timelines of all ranks with their messages (trace-N.png; of a long run, its middle), and "
+        "the whole trace for https://ui.perfetto.dev (trace-N.json). Arguments for the script "
+        "follow after --.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trace.add_argument("script", help="a Python file that calls minidist.launch")
@@ -209,16 +209,16 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
-    bench = commands.add_parser("bench", help="measure this machine, beside what is predicted")
+    bench = commands.add_parser("bench", help="measure this machine; compare with predictions")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (_, what) in BENCHES.items():
         kinds.add_parser(name, help=what)
 
 
 def _bench(arguments: list[str]) -> int:
-    """A bench with arguments of its own, on one thread unless the user's environment says more.
+    """Run a bench on one thread, unless the user's environment says more.
 
-    It runs in a process of its own, since libraries read the environment when they start.
+    It runs in a new process, because libraries read the environment when they start.
     """
     environment = mpi_environment(os.environ.get("OMP_NUM_THREADS", 1))
     if launched_size() is None and os.environ != environment:
@@ -236,16 +236,16 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     what = plan.add_subparsers(dest="what", required=True, metavar="WHAT")
     pipeline = what.add_parser(
         "pipeline",
-        help="every pipeline schedule: bubble, memory, picture",
-        description="Price every pipeline schedule: time, idle share, memory and messages, and "
-        "draw them all on one time axis.",
+        help="every pipeline schedule: idle time, memory, picture",
+        description="Predict time, idle share, memory and messages of every pipeline schedule, and "
+        "draw all schedules on one time axis.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     pipeline.add_argument("--stages", type=int, default=4, help="parts of the model, one a rank")
     pipeline.add_argument(
         "--microbatches", type=int, default=8, help="parts of the batch, sent one after another"
     )
-    pipeline.add_argument("--forward", type=float, default=1.0, help="time of a forward in a stage")
+    pipeline.add_argument("--forward", type=float, default=1.0, help="time of a stage's forward")
     pipeline.add_argument(
         "--input-gradient", type=float, default=1.0, help="time of the backward for the input"
     )
@@ -276,26 +276,26 @@ def _plan_pipeline(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _start_mpi(mpiexec: str, ranks: int, arguments: list[str]) -> int:
-    """Run this same command on ``ranks`` processes; their output is ours."""
+    """Run the same command on ``ranks`` processes, with this process's output."""
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
     environment = mpi_environment()
-    if sys.stdout.isatty():  # mpiexec puts a pipe between us and the terminal
+    if sys.stdout.isatty():  # behind mpiexec, stdout is a pipe and not the terminal
         environment["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
     return subprocess.run([*command, *arguments], env=environment, check=False).returncode
 
 
 def _console(quiet: bool) -> Console:
-    """Colours and moving bars only where a person watches, who may sit behind an mpiexec."""
+    """Use colours and progress bars only on a terminal, also if it is behind an mpiexec."""
     width = os.environ.get("MINIDIST_TERMINAL")
     if width:
         return Console(quiet=quiet, force_terminal=True, width=int(width))
-    # Some launchers give their ranks a terminal although their own output goes to a file.
+    # Some launchers give ranks a terminal although the output of the launcher goes to a file.
     watched = sys.stdout.isatty() and launched_size() is None
     return Console(quiet=quiet, force_terminal=watched, width=None if watched else 170)
 
 
 class _Live:
-    """Progress, a bar for each method; where there is no terminal, a line when one is done."""
+    """Show progress: a bar for each method or, without a terminal, a line when it is done."""
 
     def __init__(self, console: Console, methods: list[str], steps: int) -> None:
         self.console = console

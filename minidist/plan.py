@@ -1,7 +1,8 @@
 """Plan a pipeline: idle time, memory and picture of every schedule, without running a model.
 
-All stages are taken as equal and messages as free: what is left is the schedule's own doing.
-Times are in units of a stage's forward; its two halves of the backward take as long each.
+All stages are equal. By default messages take no time, so the differences come from the schedules
+alone. The unit of time is the forward of a stage. Each half of the backward (gradient of the input,
+gradient of the weights) takes as long by default.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minidist.plots.pipeline import draw_price, legend
 
 @dataclass(frozen=True)
 class Plan:
-    """What one schedule should cost."""
+    """The predicted cost of one schedule."""
 
     name: str
     price: Price
@@ -28,12 +29,12 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """The schedule's name for people: "zero bubble h1"."""
+        """The schedule's name in table and picture: "zero bubble h1"."""
         return "1F1B" if self.name == "one_f_one_b" else self.name.replace("_", " ")
 
     @property
     def kept(self) -> float:
-        """Activations that the fullest stage keeps, in microbatches of a whole stage."""
+        """The largest memory for activations of any stage, in microbatches of a whole stage."""
         return max(self.price.peak_saved) / self.chunks
 
 
@@ -45,7 +46,7 @@ def plan_pipeline(
     weight_gradient: float = 1.0,
     message: float = 0.0,
 ) -> list[Plan]:
-    """Price every schedule for a pipeline of this size."""
+    """Predict the cost of every schedule for a pipeline of this size."""
     if stages < 1 or microbatches < 1:
         raise ValueError(
             f"a pipeline needs at least one stage and one microbatch, not {stages} and "
@@ -59,10 +60,10 @@ def plan_pipeline(
 
 
 def table(plans: list[Plan], stages: int, microbatches: int) -> Table:
-    """The plans as a table, a row a schedule."""
+    """The plans as a table, one row for each schedule."""
     view = Table(
         title=f"{stages} equal stages, {microbatches} microbatches",
-        caption="time in forwards of a stage; memory in microbatches of a stage's activations; "
+        caption="time: 1 is the forward of a stage; kept: microbatches of a stage's activations; "
         "pipedream also steps after every microbatch, with stale weights",
     )
     view.add_column("schedule")
@@ -82,7 +83,7 @@ def table(plans: list[Plan], stages: int, microbatches: int) -> Table:
 
 
 def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
-    """Every schedule's picture on one time axis, so that lengths can be compared."""
+    """Draw all schedules on one time axis, so that their lengths can be compared."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -92,14 +93,14 @@ def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
     rows: Any = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
     foot = 0.5 / figure.get_size_inches()[1]
     figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.6 * foot, bottom=foot, hspace=0.3)
-    # Naive takes p times as long as it works: drawn whole, it would dwarf all others.
+    # Naive takes p times its work: drawn in full, it would make all others tiny.
     longest = max((p.price.seconds for p in plans if p.name != "naive"), default=1.0)
     for axes, plan in zip(rows, plans, strict=True):
         plural = "" if plan.kept == 1 else "es"
         title = f"{plan.label}: {plan.price.idle_fraction:.1%} idle, "
         title += f"keeps {plan.kept:g} microbatch{plural}"
         if plan.price.seconds > longest:
-            title += f"; goes on to {plan.price.seconds / longest:.1f} times this width"
+            title += f"; cut off: takes {plan.price.seconds / longest:.1f} times this width"
         draw_price(axes, plan.price, title)
         axes.set_xlim(0, longest)
     legend(figure, chunks=True)

@@ -13,7 +13,7 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import BackupWorkers
 
-STEPS = 640  # eight times through the 10,000 images, of which the slowest third is dropped
+STEPS = 640  # eight epochs of the 10,000 images; the slowest third is dropped
 
 
 def main(comm):
@@ -24,10 +24,10 @@ def main(comm):
         losses = method.train([batches[step] for step in range(start, start + 40)])
         if comm.rank == 0:
             print(f"step {start:4}  loss {losses[0]:.4f}")
-    parameters = method.parameters()  # every rank must ask; rank 0 uses them
+    parameters = method.parameters()  # call it on every rank; rank 0 uses the result
     if comm.rank == 0:  # the server
         reached = accuracy(mlp().init().load(parameters), test)
-        print(f"test accuracy {reached:.1%}; {method.dropped} gradients were late, and dropped")
+        print(f"test accuracy {reached:.1%}; {method.dropped} gradients were late and dropped")
 
 
 if __name__ == "__main__":

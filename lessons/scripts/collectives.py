@@ -1,8 +1,8 @@
-"""Every collective by every algorithm: the result is checked, and what rank 0 sent is printed.
+"""Run every collective by every algorithm: check the result, and print rank 0's messages.
 
     mpirun -n 4 python lessons/scripts/collectives.py
 
-Without mpirun the four ranks run in this one process. For a picture of who sends to whom, when:
+Without mpirun the four ranks run in this one process. To draw all messages on a time axis:
 
     minidist trace lessons/scripts/collectives.py --ranks 4
 """
@@ -28,10 +28,10 @@ LENGTH = 1000
 
 def main(comm):
     p, rank = comm.size, comm.rank
-    # Every rank knows what all have, to check the results: different numbers on each.
+    # Different numbers on each rank. Every rank has the numbers of all, to check the results.
     everybody = [np.arange(LENGTH) + 1000 * r for r in range(p)]
     total = sum(everybody)
-    parts = chunks(LENGTH, p)  # part r is rank r's
+    parts = chunks(LENGTH, p)  # part r belongs to rank r
     own = parts[rank]
     gathered = np.concatenate([x[part] for x, part in zip(everybody, parts, strict=True)])
 

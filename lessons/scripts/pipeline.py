@@ -13,7 +13,7 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
 
-STEPS = 240  # three times through the 10,000 images
+STEPS = 240  # three epochs of the 10,000 images
 
 
 def main(comm):
@@ -26,7 +26,7 @@ def main(comm):
         if comm.rank == 0 and step % 40 == 0:
             print(f"step {step:4}  loss {loss:.4f}")
     sent = comm.trace.sent.nbytes
-    parameters = method.parameters()  # every rank must ask; rank 0 uses them
+    parameters = method.parameters()  # call it on every rank; rank 0 uses the result
     if comm.rank == 0:
         reached = accuracy(mlp().init().load(parameters), test)
         print(f"test accuracy {reached:.1%}; rank 0 sent {sent / 1e6:,.1f} MB in {STEPS} steps")

@@ -16,7 +16,7 @@ from minidist.optim import SGD
 from minidist.optim.schedules import linear
 from minidist.parallel import StaleParameterServer
 
-STEPS = 240  # three times through the 10,000 images
+STEPS = 240  # three epochs of the 10,000 images
 
 
 def main(comm):
@@ -26,10 +26,10 @@ def main(comm):
     optimizer = SGD(linear(0.3, updates))
     method = StaleParameterServer(mlp(), CrossEntropy(), optimizer, comm, staleness=2)
     for start in range(0, STEPS, 40):
-        losses = method.train([batches[step] for step in range(start, start + 40)])  # runs free
+        losses = method.train([batches[step] for step in range(start, start + 40)])  # no waiting
         if comm.rank == 0:
             print(f"step {start:4}  loss {losses[0]:.4f}")
-    parameters = method.parameters()  # every rank must ask; rank 0 uses them
+    parameters = method.parameters()  # call it on every rank; rank 0 uses the result
     if comm.rank == 0:  # the server
         staleness = Counter(update.staleness for update in method.updates)
         print("updates by staleness:", dict(sorted(staleness.items())))

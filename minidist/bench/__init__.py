@@ -1,1 +1,1 @@
-"""Measurements against peers. A bench prints a table and writes JSON; nothing here is a test."""
+"""Benchmarks against other libraries. Each prints a table and writes JSON; none is a test."""

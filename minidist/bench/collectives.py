@@ -1,19 +1,18 @@
 """``minidist bench collectives``: every algorithm at every size, in the manner of nccl-tests.
 
-For each collective, size and algorithm: the result is checked first, on different data of every
-rank; then the time of one call is measured, on the same arrays for all algorithms and on data just
-written, in many short turns of which the least counts: see turns.py. Where memory happens to lie
-can change the speed of a whole process, so there are several launches, and the median of them
-counts (Hunold, Carpen-Amarie, "Reproducible MPI benchmarking is still not as easy as you think",
-IEEE TPDS 27(12) 2016).
+For each collective, size and algorithm, the result is checked first, with different data on every
+rank. Then one call is timed, on the same arrays for all algorithms and on data just written, in
+many short turns; the smallest time counts (see turns.py). The place of arrays in memory can change
+the speed of a whole process, so there are several launches, and their median is reported (Hunold,
+Carpen-Amarie, "Reproducible MPI benchmarking is still not as easy as you think", IEEE TPDS 27(12)
+2016).
 
-    algorithm bandwidth   n / time             what a user sees
-    bus bandwidth         that times a factor  what the links carry, see kinds.py
+    algorithm bandwidth   n / time             for the user
+    bus bandwidth         that times a factor  on the links, see kinds.py
 
-The limit of this machine is measured in the same run, see point_to_point.py. Beside ours stand the
-MPI library's own collectives, and gloo's all-reduce if a Python with torch is at hand (one launch
-of it, with up to 3 s a size). What
-tracing costs when it is off is measured too, see tracing.py.
+The limit of this machine is measured in the same run (point_to_point.py). The MPI library's own
+collectives are timed too, and gloo's all-reduce if there is a Python with torch (in one launch,
+with up to 3 s for each size). The cost of tracing while it is off is also measured (tracing.py).
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ GLOO = "gloo"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="minidist bench collectives",
-        description="Measure collectives on MPI ranks at every size, beside the library's own and "
-        "the bare transport. Writes collectives.json and collectives.png.",
+        description="Measure collectives on MPI ranks at every size, and compare with "
+        "the library's and with single messages. Writes collectives.json and collectives.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--ranks", type=int, default=2, help="MPI processes to start")
@@ -62,16 +61,14 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--algorithms", default="all", help="comma-separated names")
     parser.add_argument("--largest", type=int, default=1 << 26, help="bytes of the largest array")
     parser.add_argument("--dtype", default="float32", help="of the arrays")
+    parser.add_argument("--turns", type=int, default=100, help="measurements; the fastest counts")
     parser.add_argument(
-        "--turns", type=int, default=100, help="measurements; the least disturbed counts"
-    )
-    parser.add_argument(
-        "--launches", type=int, default=3, help="times to start all ranks anew; the median counts"
+        "--launches", type=int, default=3, help="how often all ranks are started; the median counts"
     )
     parser.add_argument("--torch", default=sys.executable, help="a Python that has torch, for gloo")
     parser.add_argument("--json", metavar="PATH", help="also write the report there")
     parser.add_argument(
-        "--tune", action="store_true", help='keep what was fastest, for algorithm="auto"'
+        "--tune", action="store_true", help='store the fastest, for algorithm="auto"'
     )
     parser.add_argument("--out", default="out/bench", help="folder to write to")
     parser.add_argument("--gloo", default="{}", help=argparse.SUPPRESS)
@@ -102,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Gloo's ranks, if there is torch, and then this command, several times, on MPI ranks."""
+    """Start gloo's ranks, if there is torch; then this command on MPI ranks, several times."""
     if options.launches < 1:
         raise ValueError(f"--launches must be at least 1, not {options.launches}")
     mpiexec = find_mpiexec()
@@ -130,7 +127,7 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def median_of(reports: Sequence[Any]) -> Any:
-    """Reports of the same form as one, with the median of each number."""
+    """Merge reports of the same form into one, with the median of each number."""
     first = reports[0]
     if isinstance(first, dict):
         return {key: median_of([report[key] for report in reports]) for key in first}
@@ -141,7 +138,7 @@ def median_of(reports: Sequence[Any]) -> Any:
 
 
 def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: Console) -> None:
-    """Print, draw and write what was found, in all launches."""
+    """Print, draw and write the results of all launches."""
     report = median_of(reports)
     for view in report_of.tables(report):
         console.width = max(console.width, 24 + 15 * len(view.columns))
@@ -163,7 +160,7 @@ def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: 
 
 
 def sizes(largest: int, factor: int = 4) -> list[int]:
-    """Bytes: 8, 16, and from there by ``factor``."""
+    """Sizes in bytes: 8, 16, then each ``factor`` times the one before."""
     found = [8, 16]
     while found[-1] * factor <= largest:
         found.append(found[-1] * factor)
@@ -171,7 +168,7 @@ def sizes(largest: int, factor: int = 4) -> list[int]:
 
 
 def kinds(selection: str) -> list[str]:
-    """The collectives that a comma-separated selection means: "all" is everything."""
+    """The collectives in a comma-separated selection; "all" selects all."""
     names = list(KINDS) if selection == "all" else selection.split(",")
     for name in names:
         if name not in KINDS:
@@ -180,9 +177,9 @@ def kinds(selection: str) -> list[str]:
 
 
 def algorithms(selection: str, kind: str = "all_reduce") -> list[str]:
-    """The names that a comma-separated selection means: "all" is everything, "auto" included.
+    """The algorithms in a comma-separated selection; "all" selects all, "auto" included.
 
-    Those that this collective does not have, but another, are left out.
+    Algorithms that only another collective has are left out.
     """
     known = list(KINDS[kind].run)
     if selection == "all":
@@ -258,7 +255,8 @@ def _row(
     length = kind.length(nbytes, itemsize, comm.size) if nbytes else 0
     calls: dict[str, Call] = {}
     messages: dict[str, int | None] = {}
-    ordinary = kind.arrays(comm, "", length, dtype)  # the same for all: where they lie is luck
+    # The same arrays for all algorithms: their place in memory matters, and is random.
+    ordinary = kind.arrays(comm, "", length, dtype)
     for name in names:
         arrays = kind.arrays(comm, name, length, dtype) if name == SYMMETRIC else ordinary
         before, unseen = comm.trace.sent.messages, comm.trace.uncounted
@@ -284,10 +282,10 @@ def _row(
 
 
 def tune(reports: Sequence[dict[str, Any]]) -> Path:
-    """Keep an all-reduce for every size, for ``algorithm="auto"``; returns the file.
+    """Store the best all-reduce for every size, for ``algorithm="auto"``; returns the file.
 
-    The one that, in its worst launch, is nearest to the fastest of that launch: what is quick in
-    two of them and four times slower in the third is no good choice for the next.
+    The best is the one that, in its worst launch, is nearest to the fastest of that launch. An
+    algorithm that is fast in two launches and four times slower in the third is not chosen.
     """
     entries = []
     for rows in zip(*(report_of.rows_of(report, "all_reduce") for report in reports), strict=True):
@@ -296,5 +294,5 @@ def tune(reports: Sequence[dict[str, Any]]) -> Path:
 
 
 def worst(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """How many times as long as the fastest an algorithm took, in its worst launch."""
+    """The time of an algorithm over that of the fastest, in its worst launch."""
     return max(report_of.times_the_fastest(row, name) for row in rows)

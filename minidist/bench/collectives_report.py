@@ -13,7 +13,7 @@ from minidist.bench import point_to_point
 from minidist.bench.kinds import KINDS, LIBRARY, SYMMETRIC
 from minidist.bench.point_to_point import seconds_for
 
-# One is another again, one cannot be chosen, and one wants its arrays allocated its own way.
+# One is another one again, one cannot be chosen, and one needs its own allocation.
 NO_RIVALS = ("auto", "gloo", SYMMETRIC)
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -30,22 +30,22 @@ def kinds_of(report: Report) -> list[str]:
 
 
 def rivals(row: Row) -> list[str]:
-    """The algorithms among which can be chosen."""
+    """The algorithms that "auto" can choose from."""
     return [name for name in row["seconds"] if name not in NO_RIVALS]
 
 
 def fastest(row: Row) -> str:
-    """The algorithm that took the least time, of those among which can be chosen."""
+    """The fastest of the algorithms that "auto" can choose from."""
     return min(rivals(row), key=lambda name: row["seconds"][name])
 
 
 def times_the_fastest(row: Row, name: str) -> float:
-    """How many times as long as the fastest this one took."""
+    """The time of this algorithm over that of the fastest."""
     return row["seconds"][name] / row["seconds"][fastest(row)]
 
 
 def how_near(report: Report) -> str | None:
-    """How near "auto" came to the fastest, in words; None where it was not measured."""
+    """How close "auto" is to the fastest, in words; None if it was not measured."""
     rows = [row for row in rows_of(report, "all_reduce") if "auto" in row["seconds"]]
     rows = [row for row in rows if rivals(row)]
     if not rows:
@@ -59,15 +59,15 @@ def how_near(report: Report) -> str | None:
 
 
 def bus_bandwidth(nbytes: int, seconds: float, size: int, kind: str = "all_reduce") -> float:
-    """Bytes a second on the links, as nccl-tests has it."""
+    """Bus bandwidth in bytes per second, as defined by nccl-tests."""
     return nbytes / seconds * KINDS[kind].factor(size)
 
 
 def limit(report: Report, row: Row) -> float | None:
     """The bus bandwidth that the transport allows; None for one rank, or no bytes.
 
-    With a root: what must leave or reach it, one way. Otherwise that of a ring whose additions are
-    free: every rank swaps n/p with its neighbours at the bus bandwidth of one such exchange.
+    With a root, this is the limit of its port, in one direction. Without a root, it is that of a
+    ring without additions: every rank exchanges n/p bytes with its neighbours in each step.
     """
     size, kind = report["ranks"], row["collective"]
     if size == 1 or not row["bytes"]:
@@ -79,7 +79,7 @@ def limit(report: Report, row: Row) -> float | None:
 
 
 def crossovers(rows: list[Row]) -> list[tuple[float, str]]:
-    """(bytes, algorithm): from which size on that one is the fastest, until the next."""
+    """(bytes, algorithm): the algorithm is the fastest from this size until the next entry."""
     found: list[tuple[float, str]] = []
     before = None
     for row in rows:
@@ -91,7 +91,7 @@ def crossovers(rows: list[Row]) -> list[tuple[float, str]]:
 
 
 def tables(report: Report) -> Iterator[Table]:
-    """Point to point, and a table for each collective."""
+    """The tables: point to point, and one for each collective."""
     if report["point_to_point"]:
         yield point_to_point.table(report["point_to_point"])
     for kind in kinds_of(report):
@@ -99,7 +99,7 @@ def tables(report: Report) -> Iterator[Table]:
 
 
 def table(report: Report, kind: str) -> Table:
-    """Microseconds a call, the fastest marked, and bus bandwidths where bytes matter."""
+    """Microseconds for each call, the fastest marked, and bus bandwidths for large sizes."""
     size, rows = report["ranks"], rows_of(report, kind)
     view = Table(
         title=f"{kind.replace('_', ' ')} on {size} ranks of {report['library']}, "
@@ -129,11 +129,11 @@ def table(report: Report, kind: str) -> Table:
 
 
 def draw(report: Report, path: Path) -> None:
-    """A row a collective: time, and bus bandwidth, against size; last, the bare transport."""
+    """Draw a row for each collective: time and bus bandwidth by size; last, single messages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in kinds_of(report) if kind != "barrier"]  # one point is no line
+    kinds = [kind for kind in kinds_of(report) if kind != "barrier"]  # one point makes no line
     count = len(kinds) + bool(report["point_to_point"])
     figure = Figure(figsize=(13, 0.6 + 4.4 * count), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -152,7 +152,7 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _draw_kind(report: Report, kind: str, left: Any, right: Any) -> None:
-    """Time, with the sizes at which another becomes the fastest, and bus bandwidth."""
+    """Draw time, with the sizes at which the fastest algorithm changes, and bus bandwidth."""
     size, rows, title = report["ranks"], rows_of(report, kind), kind.replace("_", " ")
     for index, name in enumerate(name for name in rows[0]["seconds"] if name != "auto"):
         style: dict[str, Any] = {"color": f"C{index}", "linewidth": 1.4}
@@ -182,7 +182,7 @@ def _draw_kind(report: Report, kind: str, left: Any, right: Any) -> None:
             transform=left.get_xaxis_transform(),
             color="dimgray",
         )
-    left.set_title(f"{title}: time; lines: from here on another is the fastest", loc="left")
+    left.set_title(f"{title}: time; lines: another algorithm becomes the fastest", loc="left")
     left.set_ylabel("µs")
     right.set_title(f"{title}: bus bandwidth", loc="left")
     right.set_ylabel("GB/s")
@@ -190,7 +190,7 @@ def _draw_kind(report: Report, kind: str, left: Any, right: Any) -> None:
 
 
 def _draw_transport(rows: list[Row], left: Any, right: Any) -> None:
-    """What single messages take, by nothing but the library's send and receive."""
+    """Draw the time of single messages, by the library's send and receive alone."""
     nbytes = [row["bytes"] for row in rows]
     for field, label in (("seconds", "one way"), ("exchange_seconds", "exchange, both ways")):
         left.loglog(nbytes, [row[field] * 1e6 for row in rows], "o-", markersize=3, label=label)

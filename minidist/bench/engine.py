@@ -1,9 +1,9 @@
 """``minidist bench engine``: a training step against PyTorch eager, HIPS autograd and matmul alone.
 
-Every case is one whole step, forward, backward and Adam, on one thread, the peers in one process
-and in turn (see ``timing``). ``matmul`` is the step's own matrix-product FLOPs at the speed of one
-large product measured here: what a step would take if all else were free. A peer that is not
-installed leaves its column empty. Outside of the command, set OMP_NUM_THREADS=1.
+Every case is one whole step (forward, backward and Adam) on one thread. All libraries run in one
+process, in turn (see ``timing``). ``matmul`` is the time of the step's matrix products at the speed
+of one large product, measured here: the time of a step if everything else took no time. The column
+of a library that is not installed is empty. Outside of the command, set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLOCKS: dict[str, Clock] = {"wall": WALL, "cpu": CPU}
 
 @dataclass(frozen=True)
 class Case:
-    """A model with inputs and targets to train it on, and the same model of each peer."""
+    """A model with inputs and targets, and the same model in each other library."""
 
     name: str
     model: nn.Module
@@ -58,13 +58,13 @@ class Case:
 
 
 def _build(name: str, *arguments: Any) -> Any:
-    """``peer.name(*arguments)``, for ``partial``: the peer's module comes last."""
+    """Call ``peer.name(*arguments)``; the module ``peer`` is last, for ``partial``."""
     *given, peer = arguments
     return getattr(peer, name)(*given)
 
 
 def cases() -> list[Case]:
-    """The cases, from small to large within each kind."""
+    """The cases, from small to large for each kind of model."""
     generator = np.random.default_rng(0)
 
     def images(n: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,12 +141,12 @@ def training_step(
 
 
 def large_product(device: str, dtype: str = "float32") -> tuple[Step, int]:
-    """A product of two square matrices large enough to keep the device busy, and its FLOPs."""
+    """A product of two square matrices, large enough to use the whole device; and its FLOPs."""
     xp, length = arrays.module(device), 1024
     if device.startswith("cuda"):
         length = 8192
     elif dtype == "float16":
-        length = 256  # NumPy has no fast product of it
+        length = 256  # NumPy has no fast product in this dtype
     draw = np.random.default_rng(0).standard_normal((length, length), np.float32)
     a = arrays.to_device(draw.astype(dtype), device)
     out = xp.empty_like(a)
@@ -159,7 +159,7 @@ def large_product(device: str, dtype: str = "float32") -> tuple[Step, int]:
 
 
 def peers(device: str) -> dict[str, Any]:
-    """The peers that are installed, by name."""
+    """The other libraries that are installed, by name."""
     wanted = ["torch", "autograd"] if device == "cpu" else ["torch"]
     return {
         name: import_module(f"minidist.bench.peer_{name}")
@@ -171,7 +171,7 @@ def peers(device: str) -> dict[str, Any]:
 def measure(
     case: Case, device: str, seconds: float, clock: Clock = WALL, dtype: str = "float32"
 ) -> dict[str, Any]:
-    """One row: milliseconds of each, our ratio to each, and the peak of memory."""
+    """One row: milliseconds of each library, our ratio to each, and peak memory."""
     installed = peers(device) if dtype == "float32" or device != "cpu" else {}
     steps = {"minidist": training_step(case.model, case.inputs, case.targets, device, dtype)}
     if torch := installed.get("torch"):
@@ -206,7 +206,7 @@ def measure(
 
 
 def one_element(device: str, clock: Clock = WALL) -> dict[str, float | None]:
-    """Microseconds for forward and backward of one product of two numbers."""
+    """Microseconds for the forward and backward of one product of two numbers."""
     xp = arrays.module(device)
     x, y = (Tensor(xp.ones(1, np.float32), requires_grad=True) for _ in range(2))
 
@@ -231,7 +231,7 @@ def measure_all(
     clock_name: str = "wall",
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Everything the bench reports, as what goes into its JSON."""
+    """All results of the bench, as in its JSON."""
     clock = CLOCKS[clock_name]
     return {
         "device": device,
@@ -269,7 +269,7 @@ def report(results: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "ms: minidist's median; the ratios are minidist's time over the other's, below 1 faster; "
+        "ms: minidist's median; ratios: minidist's time over the other's, below 1 is faster; "
         "products: the step's matrix products alone; MFU: FLOPs a second over those of one large "
         "product"
     )
@@ -281,7 +281,7 @@ def report(results: dict[str, Any], console: Console) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """The command: ``engine [--json FILE] [--device cuda] [--seconds S] [--only TEXT]``."""
+    """Run the command: ``engine [--json FILE] [--device cuda] [--seconds S] [--only TEXT]``."""
     parser = argparse.ArgumentParser(
         prog="minidist bench engine",
         description=__doc__,

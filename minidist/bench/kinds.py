@@ -1,13 +1,13 @@
-"""What ``minidist bench collectives`` can measure: collectives, their data, what must come out.
+"""The collectives of ``minidist bench collectives``: their algorithms, data and expected results.
 
-The bus bandwidth is the rate of the busiest link, if no byte is sent that need not be: n bytes over
-the time, times a factor for each collective, as nccl-tests defines them (PERFORMANCE.md there):
+The bus bandwidth is the rate of the busiest link if only the necessary bytes are sent: n bytes over
+the time, times a factor for each collective, as nccl-tests defines it (PERFORMANCE.md there):
 
     all_reduce                                             2(p - 1)/p
     reduce_scatter, all_gather, gather, scatter, all_to_all (p - 1)/p
     broadcast, reduce                                       1
 
-n is the whole array: what every rank has before a reduce-scatter, or after an all-gather.
+n is the whole array: the input of each rank in a reduce-scatter, or its result in an all-gather.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ Arrays = tuple[np.ndarray, ...]
 class Kind:
     """One collective.
 
-    ``run`` are its algorithms, functions of a comm and the arrays.
-    ``expected(rank, inputs)`` is a part of the last array and what must stand there, if all
-    ranks began with ``inputs``. ``factor(p)`` makes bus bandwidth of bytes a second; 0: no bytes.
-    ``one_way``: the root's port works in one direction only, so that is the limit.
+    ``run``: its algorithms, functions of a comm and the arrays.
+    ``expected(rank, inputs)`` returns a part of the last array, and the expected values there if
+    the ranks began with ``inputs``. ``factor(p)`` converts bytes a second to bus bandwidth; 0: no
+    bytes. ``one_way``: the root sends or receives only, and this is the limit.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Kind:
 
     @property
     def cost(self) -> dict[str, Callable[..., Cost]]:
-        """The formulas of those that have one, and are not another's."""
+        """The formulas of the algorithms that have their own."""
         known = {name: run.cost for name, run in self.run.items() if isinstance(run, Algorithm)}
         return {name: cost for name, cost in known.items() if name != AUTO}
 
     def arrays(self, comm: Comm, name: str, length: int, dtype: str) -> Arrays:
-        """Arrays of this rank, in memory as the algorithm wants it."""
+        """Arrays of this rank, allocated as the algorithm needs it."""
         if name == SYMMETRIC:
             return (symmetric_memory.allocate(comm, length, dtype),)
         if self.name == "barrier":
@@ -82,9 +82,9 @@ class Kind:
         return -(-length // size) * size if self.name == "all_to_all" else length
 
     def check(self, comm: Comm, name: str, length: int, dtype: str, arrays: Arrays) -> None:
-        """The result must be right before its speed is of interest; ArithmeticError if not.
+        """Check the result, before it is timed; ArithmeticError if it is wrong.
 
-        Each rank begins with data of its own.
+        Each rank begins with different data.
         """
         if not arrays:
             self.run[name](comm)
@@ -105,11 +105,11 @@ class Kind:
 
 
 def pattern(rank: int, length: int, dtype: str) -> np.ndarray:
-    """Small whole numbers, whose sums are exact in any dtype."""
+    """Small integers, so that sums are exact in any dtype."""
     return (np.arange(length) % 7 + rank).astype(dtype)
 
 
-# What must come out, by rank: a part of the array, and its values.
+# The expected result by rank: a part of the array, and its values.
 
 ALL, NOTHING = slice(None), slice(0)
 

@@ -1,7 +1,7 @@
-"""The bench's models in HIPS autograd, whose ops are NumPy's: the engine closest to ours.
+"""The bench's models in HIPS autograd, which also uses NumPy's ops.
 
-It takes a function of the parameters and returns their gradients. There is no convolution that
-needs only NumPy, so the CNN is written as a sum over the places of the kernel.
+It takes a function of the parameters and returns their gradients. It has no convolution that needs
+only NumPy, so the CNN is a sum over the elements of the kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cross_entropy(logits: Any, targets: np.ndarray) -> Any:
 
 
 def mlp(parameters: Parameters, x: Any) -> Any:
-    """Linear and ReLU in turn."""
+    """Alternately Linear and ReLU."""
     for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
         x = anp.maximum(anp.dot(x, weight) + bias, 0)
     return anp.dot(x, parameters[-2]) + parameters[-1]
@@ -106,7 +106,7 @@ def step(forward: Any, parameters: Parameters, inputs: np.ndarray, targets: np.n
 
 
 def one_element() -> Step:
-    """Forward and backward of one product of two numbers."""
+    """The forward and backward of one product of two numbers."""
     x, y = np.ones(1, np.float32), np.ones(1, np.float32)
     slopes = grad(lambda pair: (pair[0] * pair[1])[0])
     return lambda: slopes([x, y])

@@ -1,6 +1,6 @@
-"""The same jobs in PyTorch: DistributedDataParallel over gloo.
+"""The jobs of ``minidist bench scaling`` in PyTorch: DistributedDataParallel over gloo.
 
-Started by ``minidist bench scaling`` with a Python that has torch, once a rank. Prints rank 0's
+The bench starts this program once for each rank, with a Python that has torch. Rank 0 prints its
 rows as JSON.
 """
 
@@ -21,7 +21,7 @@ from minidist.bench.peer_torch import GPT, mlp
 
 
 def build(job: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model, and the optimizer that the bench gives it."""
+    """The model, and its optimizer in the bench."""
     if job["kind"] == "mlp":
         model = mlp(tuple(job["shape"]))
         return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -38,7 +38,7 @@ def samples(job: dict[str, Any], count: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def main() -> None:
-    """Every job, strong and weak, in turn."""
+    """Run every job, with strong and weak scaling in turn."""
     jobs, steps = json.loads(sys.argv[1]), int(sys.argv[2])
     torch.manual_seed(0)
     torch.set_num_threads(1)

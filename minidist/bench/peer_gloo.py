@@ -1,8 +1,8 @@
-"""The same all-reduces in PyTorch, over gloo: what most programs on CPUs use.
+"""The all-reduces of ``minidist bench collectives`` in PyTorch, over gloo.
 
-Started by ``minidist bench collectives`` with a Python that has torch, once a rank, before the
-ranks of MPI. Timed in the same way: on data just written, in short turns, each as long as its
-slowest rank, of which the least counts. Rank 0 prints {bytes: seconds} as JSON.
+The bench starts this program once for each rank, with a Python that has torch, before the MPI
+ranks. The timing is the same: on data just written, in short turns, each as long as its slowest
+rank; the smallest counts. Rank 0 prints {bytes: seconds} as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SLICE, LIMIT = 0.0005, 3.0  # seconds of a turn at least, and of all turns of a 
 
 
 def least_seconds(length: int, dtype: torch.dtype, turns: int) -> float:
-    """Of one all-reduce, on the slowest rank."""
+    """Seconds of one all-reduce, on the slowest rank."""
     tensor = torch.full((length,), float(dist.get_rank() + 1)).to(dtype)
     dist.all_reduce(tensor)
     size = dist.get_world_size()
@@ -30,7 +30,7 @@ def least_seconds(length: int, dtype: torch.dtype, turns: int) -> float:
         dist.barrier()
         seconds = torch.zeros(1, dtype=torch.float64)
         for _ in range(calls):
-            tensor.zero_()  # sums of nothing stay finite, however often
+            tensor.zero_()  # sums of zeros stay finite after many calls
             start = time.perf_counter()
             dist.all_reduce(tensor)
             seconds += time.perf_counter() - start
@@ -46,7 +46,7 @@ def least_seconds(length: int, dtype: torch.dtype, turns: int) -> float:
 
 
 def main() -> None:
-    """Every size in argv[1]."""
+    """Measure every size in argv[1]."""
     sizes, dtype, turns = json.loads(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -1,4 +1,4 @@
-"""The bench's models in PyTorch, as a practised user writes them: eager mode, its own layers."""
+"""The bench's models in PyTorch: eager mode, with PyTorch's own layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minidist.bench.timing import Step
 
 
 def mlp(widths: tuple[int, ...]) -> nn.Module:
-    """Linear and ReLU in turn."""
+    """Alternately Linear and ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -109,7 +109,7 @@ def step(
 
 
 def one_element(device: str = "cpu") -> Step:
-    """Forward and backward of one product of two numbers."""
+    """The forward and backward of one product of two numbers."""
     torch.set_num_threads(1)
     x, y = (torch.ones(1, requires_grad=True, device=device) for _ in range(2))
 

@@ -1,4 +1,4 @@
-"""Start PyTorch's side of a benchmark: one process a rank, joined over gloo."""
+"""Start PyTorch's part of a benchmark: one process for each rank, connected by gloo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minidist.comm.launcher import mpi_environment
 
 
 def has_torch(python: str) -> bool:
-    """Whether that Python has torch. Raises ValueError if there is no such program."""
+    """Whether this Python has torch. Raises ValueError if there is no such program."""
     if shutil.which(python) is None:
         raise ValueError(f"--torch {python}: there is no such program")
     command = [python, "-c", "import torch"]
@@ -22,7 +22,7 @@ def has_torch(python: str) -> bool:
 
 
 def torch_ranks(python: str, module: str, arguments: Sequence[str], ranks: int) -> Any:
-    """Run ``module`` on ``ranks`` processes of ``python``; the JSON that rank 0 prints last."""
+    """Run ``module`` on ``ranks`` processes of ``python``; returns the JSON of rank 0."""
     here = str(Path(__file__).parents[2])  # that Python need not have minidist installed
     processes = [
         subprocess.Popen(

@@ -1,20 +1,20 @@
-"""What one message costs, by its length: the limit of all collectives on this machine.
+"""The time of one message, by its length: the limit of all collectives on this machine.
 
-Two numbers, α and β, do not describe a real transport: short messages are copied, long ones are
-handed over after an agreement, and what fits in a cache is faster. So latency and bandwidth are
-given piece by piece: between two measured sizes the time is a straight line, whose slope is
-that piece's 1/bandwidth.
+Two numbers, α and β, do not describe a real transport. Short messages are copied at once, long ones
+after a handshake, and messages that fit in a cache are faster. So latency and bandwidth are given
+for each interval: between two measured sizes the time is a straight line, and its slope is
+1/bandwidth of this interval.
 
     one way     half the time of a ping-pong between ranks 0 and 1
     exchange    every rank sends to the right and receives from the left, at the same time
 
-Both by nothing but the MPI library's send and receive, past our own checks and counters.
+Both use only the MPI library's send and receive, without minidist's checks and counters.
 
     cache line  from the core of rank 0 to that of rank 1 and back, without any library
 
-tells how near the two are: those that share a cache take less than half the time of those that do
-not. It is to be compared, not believed: a good part of it is Python's. Which algorithm is best
-depends on it, and a virtual machine's cores may be moved at any moment.
+shows how close the two cores are: cores that share a cache take less than half the time of others.
+Use it only for comparison, because a large part of it is Python's time. The best algorithm depends
+on it, and a virtual machine's cores may be moved at any time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def one_way(comm: Comm, nbytes: int) -> Call:
-    """A ping-pong of ``nbytes``: takes twice the time of one way."""
+    """A ping-pong of ``nbytes``: twice the time of one way."""
     buffer = np.zeros(nbytes, np.uint8)
 
     def there_and_back() -> None:
@@ -53,22 +53,23 @@ def one_way(comm: Comm, nbytes: int) -> Call:
 
 
 def exchange(comm: Comm, nbytes: int) -> Call:
-    """Send ``nbytes`` to the right, and receive as many from the left."""
+    """Send ``nbytes`` to the right, and receive the same number from the left."""
     out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     return Call(lambda: comm._sendrecv(out, right, into, left, 0), (out,))
 
 
 def cache_line(comm: Comm, rounds: int = 200, turns: int = 20) -> float | None:
-    """Seconds of a cache line there and back: ranks 0 and 1 write into it, each what comes next.
+    """Seconds for a cache line there and back: ranks 0 and 1 write to it in turn.
 
-    None for one rank, or where ranks share no memory, or outnumber the cores. Raises CommError in
-    the local world, where one rank would wait for ever for another that never runs meanwhile.
+    None for one rank, if ranks share no memory, or if there are more ranks than cores. Raises
+    CommError in the local world: a rank would wait for ever, because the other does not run.
     """
     if not isinstance(comm, MpiComm):
         raise CommError("cache_line needs ranks that run at the same time: use mpirun")
     enough = np.array([len(os.sched_getaffinity(0)) >= comm.size])
-    all_reduce(comm, enough, "min", algorithm="recursive_doubling")  # all must go the same way
+    # So that all ranks take the same branch:
+    all_reduce(comm, enough, "min", algorithm="recursive_doubling")
     if comm.size < 2 or not enough[0]:
         return None
     try:
@@ -92,7 +93,7 @@ def cache_line(comm: Comm, rounds: int = 200, turns: int = 20) -> float | None:
 
 
 def measure(comm: Comm, sizes: Sequence[int], turns: int) -> list[Row]:
-    """A row for each size: seconds one way and of an exchange."""
+    """A row for each size: seconds of one way and of an exchange."""
     rows = []
     for nbytes in sizes if comm.size > 1 else ():
         calls = {"one way": one_way(comm, nbytes), "exchange": exchange(comm, nbytes)}
@@ -108,9 +109,9 @@ def measure(comm: Comm, sizes: Sequence[int], turns: int) -> list[Row]:
 
 
 def pieces(rows: Sequence[Row]) -> list[Row]:
-    """The rows, each with ``piece_bandwidth``: bytes a second from the size before up to it.
+    """Add ``piece_bandwidth`` to the rows: bytes a second from the size before up to this one.
 
-    None where the time hardly grew: there bytes cost nothing that can be told from noise.
+    None if the time hardly grew: the cost of the bytes is then less than the noise.
     """
     found = [dict(rows[0], piece_bandwidth=None)] if rows else []
     for before, row in pairwise(rows):
@@ -122,20 +123,20 @@ def pieces(rows: Sequence[Row]) -> list[Row]:
 
 
 def seconds_for(rows: Sequence[Row], nbytes: float, field: str = "seconds") -> float:
-    """Seconds of a message of ``nbytes``: on the line between its measured neighbours."""
+    """Seconds of a message of ``nbytes``, interpolated between the measured sizes."""
     sizes = [row["bytes"] for row in rows]
     if len(rows) == 1:
         return rows[0][field]
     upper = min(max(bisect_left(sizes, nbytes), 1), len(rows) - 1)
     low, high = rows[upper - 1], rows[upper]
     if nbytes <= low["bytes"]:
-        return low[field]  # shorter than all that was measured: latency
+        return low[field]  # shorter than all measured sizes: the latency
     slope = (high[field] - low[field]) / (high["bytes"] - low["bytes"])
     return low[field] + slope * (nbytes - low["bytes"])
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Latency and bandwidth, piece by piece."""
+    """The table of latency and bandwidth for each interval."""
     view = Table(
         title="point to point",
         caption="GB/s of this piece: from the size before up to this one",

@@ -1,20 +1,20 @@
-"""``minidist bench scaling``: how much faster is data parallel training on more ranks?
+"""``minidist bench scaling``: the speed of data parallel training on more ranks.
 
 Three parts, in one run:
 
     real      samples a second of a large MLP and a GPT on 1 and on 2 MPI ranks, one thread each:
-              strong scaling (the same global batch) and weak (the same batch a rank); beside
-              PyTorch's DistributedDataParallel over gloo, if a Python with torch is at hand
+              strong scaling (the same global batch) and weak (the same batch on each rank);
+              compared with PyTorch's DistributedDataParallel over gloo, if there is torch
     overlap   the step without communication, communication alone, and both together:
               hidden = (compute + communicate - together) / communicate;
-              in the memory of one machine, and over a link that needs no core
-    virtual   the MLP on 2 to 256 ranks of several machines, in the local world, and the α-β
-              formula through the points
+              in the memory of one machine, and on a link that needs no core
+    virtual   the MLP on 2 to 256 ranks of several machines, in the local world, compared with
+              the α-β formula
 
-What exactly runs, and why nothing is hidden in the memory of one machine: scaling_jobs.py. A
-step's time is that of its slowest rank. minidist and PyTorch, 1 and 2 ranks, take turns for
-``--rounds``. Medians are reported, and the best: on a machine that does other work too, the best
-is nearer to what the program needs.
+scaling_jobs.py describes the jobs, and explains why nothing is hidden in the memory of one machine.
+The time of a step is that of the slowest rank. minidist and PyTorch, 1 and 2 ranks, run in turn for
+``--rounds``. The median and the best are reported: on a machine that also does other work, the best
+is closer to the time that the program needs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="minidist bench scaling",
         description=__doc__,
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def real(models: list[str], steps: int, rounds: int, torch: str) -> list[Row]:
-    """What each program measured, with the times of all rounds; nothing without an mpiexec."""
+    """The rows of each program, with the times of all rounds; empty without an mpiexec."""
     mpiexec = find_mpiexec()
     if mpiexec is None:
         return []
@@ -96,7 +96,7 @@ def real(models: list[str], steps: int, rounds: int, torch: str) -> list[Row]:
 
 
 def statistics(row: Row) -> dict[str, float]:
-    """Median and best seconds of a step, and samples a second at each."""
+    """Median and best seconds of a step, and samples a second for both."""
     middle, best = median(row["times"]), min(row["times"])
     return {
         "seconds": middle,
@@ -107,7 +107,7 @@ def statistics(row: Row) -> dict[str, float]:
 
 
 def ours(mpiexec: str, models: list[str], steps: int, ranks: int) -> list[Row]:
-    """minidist's rows, measured on MPI ranks of their own."""
+    """minidist's rows, measured on newly started MPI ranks."""
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m"]
     command += ["minidist.bench.scaling_jobs", json.dumps({"models": models, "steps": steps})]
     done = subprocess.run(
@@ -120,7 +120,7 @@ def ours(mpiexec: str, models: list[str], steps: int, ranks: int) -> list[Row]:
 
 
 def pytorch(python: str, models: list[str], steps: int, ranks: int) -> list[Row]:
-    """PyTorch's rows for the same jobs, on as many processes."""
+    """PyTorch's rows for the same jobs, on the same number of processes."""
     jobs = {
         name: {
             "kind": "gpt" if isinstance(JOBS[name], GptJob) else "mlp",
@@ -133,15 +133,15 @@ def pytorch(python: str, models: list[str], steps: int, ranks: int) -> list[Row]
     return torch_ranks(python, "minidist.bench.peer_ddp", wanted, ranks)
 
 
-# What it says
+# The findings
 
 
 def summary(rows: list[Row], figure: str = "samples_per_second") -> list[Row]:
-    """For each model and kind of scaling: 2 ranks over 1, over PyTorch, and what was hidden.
+    """For each model and kind of scaling: speed-up, ratio to PyTorch, and hidden communication.
 
-    ``speedup``: the fastest way of 2 ranks over the fastest of 1, as are the ratios to PyTorch.
-    ``ceiling``: of two ranks that compute and never communicate over one: what this machine's
-    memory, caches and clock leave. What was hidden: see ``overlap``.
+    ``speedup``: the fastest method on 2 ranks over the fastest on 1; the ratios to PyTorch also use
+    the fastest. ``ceiling``: the speed-up of two ranks that never communicate, which is limited by
+    the machine's memory, caches and clock. For hidden communication see ``overlap``.
     """
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -172,12 +172,12 @@ def summary(rows: list[Row], figure: str = "samples_per_second") -> list[Row]:
 
 
 def overlap(by: dict[str, Row]) -> dict[str, float]:
-    """What was hidden, from the rows of 2 ranks: medians of ratios within each turn.
+    """Hidden communication, from the rows of 2 ranks: medians of the ratios within each turn.
 
-    ``efficiency``: both ranks computing alone, over both training together (flat): the share of
-    time not spent on communication. ``hidden``: of communication, by overlapping it in shared
-    memory, where the core is busy for the share ``core_busy`` of a flat step. The same on the
-    link, and what the formula says of it.
+    ``efficiency``: time of both ranks without communication over time with it (flat): the share of
+    time not spent on communication. ``hidden``: the share of communication that overlapping hides
+    in shared memory; there the core is busy for the share ``core_busy`` of a flat step. Then the
+    same on the link, measured and by the formula.
     """
     compute, communicate, flat, both, link_flat, link_both = (
         np.array(by[what]["times"])
@@ -199,7 +199,7 @@ def overlap(by: dict[str, Row]) -> dict[str, float]:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Print the report as a table and a few lines."""
+    """Print the report as a table and a few lines of text."""
     table = Table(title="real: one thread a rank")
     for heading in ("model", "library", "ranks", "what", "ms a step", "best", "samples/s", "best"):
         table.add_column(heading, justify="left" if heading in ("model", "what") else "right")

@@ -1,22 +1,22 @@
-"""What ``minidist bench scaling`` trains: on real ranks, with what is measured on each.
+"""The training jobs of ``minidist bench scaling`` on real ranks, and their measurements.
 
     python -m mpi4py -m minidist.bench.scaling_jobs '{"models": ["mlp"], "steps": 8}'
 
-Started by the bench on 1 and on 2 MPI ranks. Every turn runs each of these once, one after the
-other, so that whatever else the machine does meets all of them alike:
+The bench starts this program on 1 and on 2 MPI ranks. Every turn runs each of these jobs once, one
+after another, so that they all run under the same load:
 
     strong    the batch of one rank, divided among all      flat, symmetric, overlapped, ZeRO-1
     weak      a whole batch for each rank                   the same four
     compute, communicate    a whole batch without all-reduce; the all-reduce of its gradients alone
-    link      weak, flat and overlapped, over a link of 1 Gbit/s that works without the core
+    link      weak, flat and overlapped, on a link of 1 Gbit/s that needs no core
 
-**Why a link?** To hide communication is to let the core compute while the network works. Between
-two ranks of one machine there is no network: to send and to receive is to copy, and the cores do
-that themselves. If all of them have a batch to compute, they are busy all the time anyway (``cpu``
-shows it), so a copy that is made meanwhile is not hidden: it takes its time from the computation.
-The link is what a cluster has: a card moves the bytes. Here the rank (flat), or its communication
-stream (overlapped), sleeps as long as the formula says that the card would work, and then does the
-ring. The same code as before now hides what its formula says.
+**Why a link?** Communication is hidden if the core computes while the network works. Between two
+ranks of one machine there is no network: send and receive are copies, and the cores make them. If
+all cores have a batch to compute, they are busy all the time (``cpu`` shows this). So a copy during
+the computation is not hidden: it slows the computation down. In a cluster a network card moves the
+bytes; the link emulates it. The rank (flat), or its communication stream (overlapped), first sleeps
+for the time that the card would need by the formula, and then runs the ring. The same code then
+hides the share that its formula predicts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from minidist.parallel import (
 )
 from minidist.parallel.method import training_flops
 
-MARK = "minidist-scaling:"  # what the line of results begins with
+MARK = "minidist-scaling:"  # the beginning of the line with the results
 LINK = profile("gigabit")
 BUCKET_MB = 2.0
 
@@ -74,7 +74,7 @@ class Job:
         raise TypeError(f"{type(self).__name__} does not define model()")
 
     def data(self, count: int) -> Dataset:
-        """Random samples: how fast they are learned is not the question here."""
+        """Random samples: only the time of a step matters here."""
         raise TypeError(f"{type(self).__name__} does not define data()")
 
 
@@ -106,7 +106,7 @@ JOBS: dict[str, Job] = {
 
 
 def link_seconds(comm: Comm, array: Array) -> float:
-    """How long a ring all-reduce of ``array`` keeps the link busy."""
+    """Seconds of a ring all-reduce of ``array`` on the link."""
     rounds = 2 * (comm.size - 1)
     return rounds * LINK.message(array.nbytes // comm.size)
 
@@ -120,7 +120,7 @@ class AllReduceOnLink(AllReduce):
 
 
 class BucketsOnLink(Buckets):
-    """The same with buckets: here the communication stream sleeps."""
+    """The same with buckets: the communication stream sleeps."""
 
     def sum(self, stream: Comm, part: slice) -> None:
         time.sleep(link_seconds(stream, self.model.flat.grad_and_loss[part]))
@@ -128,7 +128,7 @@ class BucketsOnLink(Buckets):
 
 
 def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
-    """Rows: what ran, the slowest rank's time of each step, samples a second."""
+    """Rows: the job, the slowest rank's time of each step, samples a second."""
     job = JOBS[name]
     weak = job.batch * comm.size
     dataset = job.data(max(64, weak))
@@ -182,13 +182,13 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
 def saved_by_formula(
     job: Job, flat: DataParallel, overlapped: DataParallel, dataset: Dataset, compute: float
 ) -> float:
-    """Seconds that overlapping saves a step on the link, if a batch takes ``compute`` seconds."""
+    """Seconds saved by overlapping in a step on the link, if a batch takes ``compute`` seconds."""
     flops = sum(training_flops(job.model(), (job.batch, *dataset.input_shape)))
-    # What is added up comes after the link's work: it is the core's, in either way.
+    # The additions of the ring come after the link's time; the core does them in both cases.
     machine = replace(LINK, flops=flops / compute, reduce_bandwidth=float("inf"))
     batch = Batches(dataset, job.batch * flat.comm.size)[0]
     at_the_end, meanwhile = (method.cost(batch, machine).seconds for method in (flat, overlapped))
-    assert at_the_end is not None  # both formulas know
+    assert at_the_end is not None  # both formulas have a time
     assert meanwhile is not None
     return at_the_end - meanwhile
 
@@ -199,7 +199,7 @@ def in_turn(
     parts: dict[str, tuple[Callable[[Batch], object], int]],
     steps: int,
 ) -> np.ndarray:
-    """Seconds (wall or cpu, part, step) of the slowest rank, after two turns to warm up."""
+    """Seconds (wall or cpu, part, step) of the slowest rank, after two warm-up turns."""
     found = np.zeros((2, len(parts), steps))
     for step in range(-2, steps):
         for index, (function, size) in enumerate(parts.values()):
@@ -215,7 +215,7 @@ def in_turn(
 
 
 def main() -> None:
-    """On every MPI rank: time the jobs; rank 0 prints what was found."""
+    """Time the jobs, on every MPI rank; rank 0 prints the results."""
     options = json.loads(sys.argv[1])
 
     def run(comm: Comm) -> list[dict[str, Any]]:

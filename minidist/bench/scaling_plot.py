@@ -10,7 +10,7 @@ MACHINE_COLOURS = ("#2f6690", "#c8553d", "#4c9f70")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Samples a second of each model; what was hidden; and efficiency on many virtual ranks."""
+    """Draw samples a second, hidden communication, and efficiency on many virtual ranks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 def _rates(axes: Any, rows: list[dict[str, Any]], model: str) -> None:
-    """A bar for each library and rank count: the fastest way, by its median step."""
+    """Draw a bar for each library and rank count: the method with the fastest median step."""
     place, named = 0.0, set[str]()
     for mode in ("strong", "weak"):
         start = place
@@ -58,7 +58,7 @@ def _rates(axes: Any, rows: list[dict[str, Any]], model: str) -> None:
 
 
 def _hidden(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """What overlapping hides, for each model: in memory, on a link, and by the formula."""
+    """Draw the hidden communication of each model: in memory, on a link, by the formula."""
     for place, row in enumerate(rows):
         axes.bar(place - 0.2, row["hidden"], 0.38, color="#b5838d", label="shared memory")
         axes.bar(place + 0.2, row["hidden_on_link"], 0.38, color="#2f6690", label="1 Gbit/s link")
@@ -73,7 +73,7 @@ def _hidden(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _virtual(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Weak scaling efficiency of every machine: dots measured, lines by the formula."""
+    """Draw the weak scaling efficiency of every machine: dots measured, lines by the formula."""
     machines = dict.fromkeys(row["machine"] for row in rows)
     for name, colour in zip(machines, MACHINE_COLOURS, strict=False):
         mine = [row for row in rows if row["machine"] == name]

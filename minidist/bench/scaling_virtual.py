@@ -1,14 +1,14 @@
 """The MLP of ``minidist bench scaling`` on up to 256 ranks of named machines, in one process.
 
-Weak scaling: each rank has the whole batch of one. Two things keep that cheap, and change no
-virtual time:
+Weak scaling: each rank has a whole batch. Two tricks keep this cheap, and do not change the virtual
+times:
 
 - A rank computes *one* sample of its batch of b, on a machine 1/b as fast: the clock charges
   FLOPs / speed, and the FLOPs of a batch are b times those of a sample.
-- All ranks share one memory for their parameters, and one for their gradients. What they compute
-  in it means nothing; how long it takes depends on lengths alone.
+- All ranks share one array for their parameters, and one for their gradients. The numbers in them
+  are meaningless, but times depend on lengths only.
 
-The formula is ``Overlapped.cost``. Points and lines must coincide, and the tests hold them equal.
+The formula is ``Overlapped.cost``. The tests check that measured and predicted times are equal.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _step(machine: Machine, ranks: int) -> dict[str, float]:
         _share(method.model, memory)
         comm.barrier()
         start = comm.time()
-        with np.errstate(all="ignore"):  # one memory, added to itself again and again, overflows
+        with np.errstate(all="ignore"):  # the sum of the shared array overflows
             method.step(batch)
         seconds = comm.time() - start
         predicted = method.cost(batch, slower).seconds if comm.rank == 0 else None
@@ -73,7 +73,7 @@ def _nothing(random: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _share(model: Sequential, memory: list[Any]) -> None:
-    """Let the model live in ``memory``, which the first rank to come provides."""
+    """Put the model into ``memory``, which the first rank allocates."""
     flat = model.flat
     if not memory:
         memory += [flat.data_and_loss, flat.grad_and_loss]

@@ -1,11 +1,11 @@
 """Fair timing: paired, interleaved runs in one process, and the median of their ratios.
 
-Two programs timed one after the other meet different machines: another clock speed, another
-neighbour. So we time a run of each in turn, many times over, and take the ratio *within* each
-round, where the machine was nearly the same; the median forgets the rounds that were disturbed.
+Between two runs, the state of the machine may change: the clock speed, or the load of other
+programs. So one run of each program is timed in turn, many times. The ratio is taken *within* each
+round, where the machine was nearly the same, and the median leaves out disturbed rounds.
 
-Where neighbours share the processor, the wall clock counts their turns too: ``CPU`` counts only
-the time this process ran, which for steps on one thread is what they would take alone.
+If other programs share the processor, the wall clock includes their time. ``CPU`` counts only the
+time in which this process ran: for steps on one thread, the time that they would take alone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of a run of each step, in turn, for about ``seconds`` and at least ``rounds``.
 
-    ``in_a_row`` runs make a turn, and their mean counts: where the host is the limit, as it is
-    when it launches a GPU's kernels, a run just after another program's finds cold caches.
+    A turn is ``in_a_row`` runs, and their mean counts. This matters if the host is the limit, as in
+    launching a GPU's kernels: directly after another program a run has cold caches.
     """
     for step in steps.values():  # warm up: caches, lazy imports, allocators
         step()
@@ -51,21 +51,21 @@ def interleaved(
 
 
 def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float | None:
-    """The median over rounds of our time divided by theirs; None if they did not run."""
+    """The median over rounds of our time over theirs; None if they did not run."""
     if theirs not in times:
         return None
     return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
 
 
 def median(times: list[float] | None) -> float | None:
-    """The median; None of nothing."""
+    """The median; None if there are no values."""
     return statistics.median(times) if times else None
 
 
 def peak_bytes(step: Step, device: str = "cpu") -> int:
-    """The most memory that one run of ``step`` holds at once, beyond what was there before.
+    """The peak memory of one run of ``step``, without the memory allocated before.
 
-    On a GPU: of what CuPy's memory pool hands out, in blocks of a multiple of 512 bytes.
+    On a GPU: memory from CuPy's pool, in blocks of a multiple of 512 bytes.
     """
     cuda = getattr(arrays.module(device), "cuda", None)
     if hasattr(cuda, "MemoryHook"):
@@ -98,7 +98,7 @@ def _peak_on_gpu(step: Step, cuda: Any) -> int:
 
 
 def microseconds(function: Step, calls: int = 500, repeats: int = 21, clock: Clock = WALL) -> float:
-    """Microseconds a call: the median over repeats of the mean over many calls."""
+    """Microseconds per call: the median over repeats of the mean over many calls."""
     function()
     means = []
     for _ in range(repeats):

@@ -1,14 +1,15 @@
-"""What tracing costs while it is off, as a share of an all-reduce of 4 KB.
+"""The cost of tracing while it is off, as a share of an all-reduce of 4 KB.
 
-A difference of 1 % drowns in the noise of messages between processes. So the calls that are there
-for tracing alone are counted in one all-reduce, each is timed by itself, many times in a row,
-against what would stand there without tracing, and the sum is set against the all-reduce:
+A difference of 1 % is smaller than the noise of messages between processes. So the calls that exist
+only for tracing are counted in one all-reduce. Each of them is timed alone, many times in a row,
+minus the code that would replace it without tracing. Their sum is divided by the time of the
+all-reduce:
 
     rounds    ``for round in comm.rounds(...)``     against ``for round in range(...)``
     steps     ``with comm.step(...): pass``         against nothing
     records   ``if trace.record: ...``, a message   against nothing
 
-Counting messages and bytes and taking the time are no part of it: they are always on.
+Counting messages and bytes and reading the clock are not included: they are always on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CALLS = 20000
 
 
 def measure(comm: Comm, turns: int) -> dict[str, Any]:
-    """Seconds of the all-reduce; for each call, how many and seconds of one; the share of all."""
+    """Seconds of the all-reduce; number and seconds of each kind of call; their share."""
     array = np.zeros(LENGTH, np.float32)
 
     def once() -> None:
@@ -45,7 +46,7 @@ def measure(comm: Comm, turns: int) -> dict[str, Any]:
 
 
 def count(comm: Comm, once: Callable[[], None]) -> dict[str, int]:
-    """How often ``once`` calls what is there for tracing."""
+    """How often ``once`` calls each tracing function."""
     counts = {"rounds": 0, "step": 0, "_left": 0}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -63,12 +64,12 @@ def count(comm: Comm, once: Callable[[], None]) -> dict[str, int]:
         once()
     finally:
         for name in counts:
-            delattr(comm, name)  # the class's own again
+            delattr(comm, name)  # back to the method of the class
     return {"rounds": counts["rounds"], "steps": counts["step"], "records": counts["_left"]}
 
 
 def price(comm: Comm) -> dict[str, float]:
-    """Seconds of one such call, beyond what would stand there without tracing."""
+    """Seconds of one such call, minus the code without tracing."""
 
     def seconds(statement: str) -> float:
         return min(repeat(statement, globals={"comm": comm}, number=CALLS, repeat=9)) / CALLS

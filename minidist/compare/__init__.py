@@ -1,4 +1,4 @@
-"""The main job: every method trains the same model on the same data, side by side.
+"""Compare all methods: each trains the same model on the same data.
 
 ``comparison.py`` trains and measures, ``report.py`` prints and draws.
 """

@@ -1,17 +1,17 @@
-"""Compare: train one model in every way, on the same data, and put the results side by side.
+"""Compare: train one model by every method, on the same data, and compare the results.
 
-Each method goes through the same call: same model, same seed, same global batches. What differs is
-measured, and stands beside what the method's own formula predicts:
+Each method is called in the same way, with the same model, seed and global batches. These numbers
+are measured, and shown next to the predictions of the method's formula:
 
     loss and parameter gap   largest relative difference to serial, over all steps
     bytes, messages          sent by each rank in a training step
     peak bytes               parameters, gradients, optimizer state and saved activations of a
                              rank; the work arrays of collectives are not counted
     idle fraction            share of all ranks' time in which they do not compute
-    step seconds             median, the slowest rank's; virtual in the local world
+    step seconds             median of the slowest rank; virtual in the local world
 
-Every step begins together, after a barrier that is not counted. Set-up, the collection of
-parameters and evaluation lie between the measurements.
+All ranks begin a step together, after a barrier that is not counted. Set-up, the collection of
+parameters and evaluation are not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int, float], None]  # method, steps done, steps i
 
 @dataclass(frozen=True)
 class Task:
-    """A model, the data it learns, and how: what all methods are given."""
+    """A model, its data and its optimizer: the same for all methods."""
 
     name: str
     model: Callable[[], Sequential]
@@ -61,7 +61,7 @@ TASKS = {"mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9))
 
 @dataclass
 class Record:
-    """What one rank saw of one method."""
+    """The measurements of one method on one rank."""
 
     exact: bool
     predicted_messages: list[int]  # in all steps, by rank
@@ -75,14 +75,15 @@ class Record:
     seconds: list[float] = field(default_factory=list)
     predicted_idle: list[float | None] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # of the last step
-    parameter_gap: float = 0.0  # to serial; rank 0 alone knows this and the next
+    parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
     accuracy: float = 0.0
 
 
 def names(selection: str) -> list[str]:
-    """The methods that a selection such as ``"data_parallel,pipeline/gpipe"`` means.
+    """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
-    A method's name alone means all its variants, ``"all"`` everything; serial always comes first.
+    The name of a method selects all its variants, and ``"all"`` selects all methods. Serial is
+    always included, as the first.
     """
     chosen = {"serial"}
     for part in selection.split(","):
@@ -104,9 +105,9 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[list[Event]]]]:
-    """Run the comparison: the report (the content of compare.json), and timelines by method.
+    """Run the comparison; returns the report (the content of compare.json) and timelines by method.
 
-    Under ``mpirun`` call it on every rank; ``ranks`` counts in the local world only.
+    Under ``mpirun`` call it on every rank; ``ranks`` is used in the local world only.
     ``progress`` is called on rank 0 after every step. Raises ValueError for unknown names.
     """
     if model not in TASKS:
@@ -152,7 +153,7 @@ def _run_all(
     seed: int,
     progress: Progress | None,
 ) -> dict[str, Record]:
-    """One rank's part: every method in turn, serial on rank 0 alone."""
+    """One rank's part: all methods one after another; serial on rank 0 only."""
     records: dict[str, Record] = {}
     oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
     alone = comm.split(comm.rank)
@@ -182,7 +183,7 @@ def _run(
     oracle: list[dict[str, np.ndarray]],
     progress: Progress | None,
 ) -> Record:
-    """Train by one method, and measure; serial training fills the ``oracle``."""
+    """Train by one method and measure; serial training fills ``oracle``."""
     training, test = task.data()
     method = METHODS[key](task.model(), CrossEntropy(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
@@ -229,9 +230,9 @@ def _run(
 
 
 def _measured_step(method: Method, batch: Any, record: Record) -> float:
-    """The first step, with every array that the tape saves weighed."""
-    held = [array for arrays in method.arrays().values() for array in arrays]
-    owners = [array if array.base is None else array.base for array in held]
+    """The first step; it also measures the bytes that the tape saves."""
+    kept = [array for arrays in method.arrays().values() for array in arrays]
+    owners = [array if array.base is None else array.base for array in kept]
     with measure_saved(exclude=owners) as meter:
         loss = method.step(batch)
     record.peak_bytes = {
@@ -246,7 +247,7 @@ def _shifted(event: Event, start: float) -> Event:
 
 
 def _flop_rate(serial: Record | None, task: Task, batch: int) -> float:
-    """FLOPs a second of this model's own training step, as serial training measured them."""
+    """FLOPs per second of this model's training step, measured by serial training."""
     if serial is None:
         return Machine().flops
     training, _ = task.data()
@@ -260,7 +261,7 @@ def _row(
     serial_losses: list[float],
     steps: int,
 ) -> dict[str, Any]:
-    """One method's row of compare.json, from what all its ranks recorded."""
+    """One method's row of compare.json, from the records of all its ranks."""
     method, _, variant = key.partition("/")
     first = records[0]
     slowest = np.max([record.seconds for record in records], axis=0)  # by step
@@ -290,13 +291,13 @@ def _row(
 
 
 def _median_known(values: list[float | None]) -> float | None:
-    """The median; None if the method's formula does not know."""
+    """The median; None if the method has no formula for some step."""
     known = [value for value in values if value is not None]
     return median(known) if len(known) == len(values) else None
 
 
 def _per_step(total: int, steps: int) -> int | float:
-    """The mean a step: a whole number wherever every step was the same."""
+    """The mean per step; an integer if it is a whole number."""
     return total // steps if total % steps == 0 else total / steps
 
 

@@ -1,4 +1,4 @@
-"""What ``compare`` found, for people: a table, a picture and a JSON file."""
+"""The results of ``compare`` as a table, a picture and a JSON file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ KIND_COLOURS = {
 
 
 def label(row: dict[str, Any]) -> str:
-    """A method's name in table and picture: "pipeline gpipe"."""
+    """A method's name in the table and the picture: "pipeline gpipe"."""
     return f"{row['method']} {row['variant'] or ''}".strip().replace("_", " ")
 
 
-def held(peak_bytes: dict[str, list[int]]) -> list[int]:
-    """All kinds of memory together, by rank."""
+def total_bytes(peak_bytes: dict[str, list[int]]) -> list[int]:
+    """The sum of all kinds of memory, by rank."""
     return [sum(kinds) for kinds in zip(*peak_bytes.values(), strict=True)]
 
 
 def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
-    """The comparison as a table: a row a method, measured and (predicted) where both are known.
+    """The comparison as a table: one row for each method, measured and (predicted) values.
 
-    ``headings`` chooses among the columns of ``CELLS``; all of them if empty.
+    ``headings`` selects columns of ``CELLS``; all of them if empty.
     """
     view = Table(
         title=f"{report['model']} on {report['dataset']}, {report['ranks']} ranks, "
@@ -72,7 +72,7 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
         row["messages_sent"], row["predicted_messages_sent"], 1, "{:,.0f}"
     ),
     "MB held": lambda row: _both(
-        held(row["peak_bytes"]), held(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"
+        total_bytes(row["peak_bytes"]), total_bytes(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"
     ),
     "idle": lambda row: f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
     "ms a step": lambda row: f"{row['step_seconds'] * 1e3:.2f}",
@@ -92,10 +92,10 @@ def save(
 
 
 def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: Path) -> None:
-    """The comparison as a picture.
+    """Draw the comparison as a picture.
 
-    Above: the losses, and how far each method is from serial training. Below, a row for each
-    method and in it a line for each rank: bytes sent, bytes held, and one step on the clock.
+    Above: the losses, and the gap of each method to serial training. Below: a row for each method,
+    with a line for each rank: bytes sent, bytes of memory, and the timeline of one step.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ def _patch(colour: str, name: str) -> Any:
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """All exact methods lie on one broad line; a lossy method has a line of its own."""
+    """All exact methods lie on one broad line; each lossy method has its own line."""
     exact = [row for row in rows if row["exact"]]
     lossy = [row for row in rows if not row["exact"]]
     for index, row in enumerate(exact):
@@ -168,7 +168,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
             row["loss"],
             color="#2f6690" if index else "#d9d9d9",
             linewidth=1.5 if index else 8,
-            label="serial" if not index else f"{len(exact) - 1} exact methods, on one another",
+            label="serial" if not index else f"{len(exact) - 1} exact methods, on the same line",
         )
     for index, row in enumerate(lossy):
         dashes = ("--", ":", "-.")[index // 10 % 3]  # there are ten colours
@@ -185,7 +185,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
-    """How far from serial: rounding for exact methods, more for lossy ones."""
+    """The gap to serial: rounding for exact methods, more for lossy ones."""
     import numpy as np
 
     others = [row for row in rows if row["method"] != "serial"]
@@ -202,7 +202,7 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
     axes.set_yticks(range(len(others)), [label(row) for row in others], fontsize=8)
     axes.set_ylim(len(others) - 0.4, -1.5)
     axes.set_title("largest relative difference to serial", loc="left")
-    # In the empty row above the first method, where no mark can be.
+    # In the empty row above the first method, where there are no marks.
     axes.legend(
         frameon=False, fontsize=8, ncols=2, loc="upper right", borderpad=0, borderaxespad=0.1
     )
@@ -210,7 +210,7 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]], dtype: str) -> None:
 
 
 def _draw_bytes(column: Any, rows: list[dict[str, Any]]) -> None:
-    """A bar for each rank of each method, and a mark where the formula puts it."""
+    """A bar for each rank of each method, and a mark at the predicted value."""
     largest = max(max(row["bytes_sent"]) for row in rows)
     unit, scale = _unit(largest)
     for axes, row in zip(column, rows, strict=True):
@@ -229,8 +229,8 @@ def _draw_bytes(column: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_memory(column: Any, rows: list[dict[str, Any]]) -> None:
-    """Stacked bars by kind, and a mark where the formula puts the sum."""
-    largest = max(max(held(row["peak_bytes"])) for row in rows)
+    """Stacked bars by kind, and a mark at the predicted sum."""
+    largest = max(max(total_bytes(row["peak_bytes"])) for row in rows)
     unit, scale = _unit(largest)
     for axes, row in zip(column, rows, strict=True):
         left = [0.0] * len(row["bytes_sent"])
@@ -238,7 +238,7 @@ def _draw_memory(column: Any, rows: list[dict[str, Any]]) -> None:
             values = [value * scale for value in row["peak_bytes"][kind]]
             axes.barh(range(len(values)), values, 0.8, left=left, color=colour)
             left = [low + value for low, value in zip(left, values, strict=True)]
-        _mark(axes, held(row["predicted_peak_bytes"]), scale)
+        _mark(axes, total_bytes(row["predicted_peak_bytes"]), scale)
         _finish_bars(axes, len(left), largest * scale)
         axes.set_yticks([])
     handles = [_patch(colour, name) for name, colour in KIND_COLOURS.items()]
@@ -257,7 +257,7 @@ def _draw_memory(column: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _mark(axes: Any, predicted: Sequence[float] | None, scale: float) -> None:
-    """The formula's value: a black line across the end of each bar."""
+    """Mark the predicted value of each bar by a black line."""
     for rank, value in enumerate(predicted or ()):
         axes.vlines(value * scale, rank - 0.45, rank + 0.45, "black", linewidth=1.5)
 
@@ -271,7 +271,7 @@ def _finish_bars(axes: Any, ranks: int, largest: float) -> None:
 
 
 def _unit(largest: float) -> tuple[str, float]:
-    """A unit in which ``largest`` bytes make a short number, and the factor to it."""
+    """A unit in which ``largest`` bytes are a short number, and the factor from bytes to it."""
     for unit, scale in (("GB", 1e-9), ("MB", 1e-6), ("KB", 1e-3)):
         if largest * scale >= 1:
             return unit, scale
@@ -279,7 +279,7 @@ def _unit(largest: float) -> tuple[str, float]:
 
 
 def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> None:
-    """Print the table, in parts where it is wider than the console, and where the rest is."""
+    """Print the table, in parts if it is wider than the console, and the paths of the files."""
     endless = console.options.update(max_width=1000)
     part: list[str] = []
     for heading in CELLS:

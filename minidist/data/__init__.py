@@ -1,4 +1,4 @@
-"""Data that ships with the package or lies in a folder, and batches keyed by (seed, step)."""
+"""Datasets that ship with the package, a user's own files, and batches keyed by (seed, step)."""
 
 from minidist.data.augment import Augment
 from minidist.data.batches import Batch, Batches, Dataset

@@ -1,7 +1,7 @@
-"""Augmentation: images changed a little at random, so that a small dataset teaches more.
+"""Augmentation: change images a little at random, so that a small dataset gives more variety.
 
-The random numbers are an argument, one row a sample: who draws them decides what they are keyed
-by (see ``Batch``), and this file is plain arithmetic on arrays.
+The random numbers are an argument, one row for each sample. ``Batch`` draws them, and decides what
+they are keyed by. This file is plain arithmetic on arrays.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Augment:
             )
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """New images (n, ..., height, width), from ``draws`` (n, 3); zeros move in at the edges."""
+        """New images (n, ..., height, width), from ``draws`` (n, 3); empty edges get 0."""
         flipped = draws[:, 0] < self.flip
         images = np.where(flipped.reshape(-1, *[1] * (images.ndim - 1)), images[..., ::-1], images)
         if not self.shift or not len(images):
             return images
         margin = [(0, 0)] * (images.ndim - 2) + [(self.shift, self.shift)] * 2
-        # Every place the window can have in the padded image, as a view:
+        # Every position of the window in the padded image, as a view:
         # (n, ..., 2·shift + 1, 2·shift + 1, height, width).
         places = sliding_window_view(np.pad(images, margin), images.shape[-2:], axis=(-2, -1))
         down, right = (draws[:, 1:] * (2 * self.shift + 1)).astype(int).T

@@ -1,9 +1,10 @@
-"""Batches keyed by (seed, step): every rank can name the same global batch and read only its part.
+"""Batches keyed by (seed, step): all ranks know the same global batch, and each reads its own part.
 
-A ``Batch`` is lazy: it holds the *indices* of its samples and reads them when asked. So all ranks
-agree on the global batch without a message, and ``batch.shard(rank, size)`` costs one rank only
-its share. Shards and microbatches need not be even: they remember the global count of targets, by
-which losses are divided, and where in the global batch they begin, by which random draws are keyed.
+A ``Batch`` is lazy: it stores the *indices* of its samples, and reads the samples when they are
+needed. So all ranks agree on the global batch without a message, and a rank that takes
+``batch.shard(rank, size)`` reads only its shard. Shards and microbatches may have uneven sizes.
+Each stores the global count of targets, by which losses are divided. Each also stores its position
+in the global batch, by which random draws are keyed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from minidist.engine.array import Array
 from minidist.engine.seeds import draws, generator, uniform_rows
 from minidist.ops.losses import holds_classes
 
-LISTED = 1 << 24  # samples whose order is kept as a list: of 128 MB
+LISTED = 1 << 24  # up to so many samples the order is stored as a list, of at most 128 MB
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 
 
@@ -32,8 +33,8 @@ class Dataset:
 
     ``prepare`` turns the raw inputs of a batch into what the model takes, for example uint8
     pixels into floats. ``classes`` is the number of target classes. Targets equal to ``ignore``
-    are padding: they are not counted (give the loss the same number). ``encode`` and ``decode``
-    go from text to tokens and back, where the data is text.
+    are padding and are not counted (pass the same number to the loss). ``encode`` and ``decode``
+    convert text to tokens and back, if the data is text.
     """
 
     name: str
@@ -72,9 +73,9 @@ class Dataset:
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two datasets, (training, held-out), dealt out at random by ``seed``; both in memory.
+        """Two datasets, (training, held-out), chosen at random by ``seed``; both in memory.
 
-        Not for windows of a text, which overlap: cut the text itself, with ``split_tokens``.
+        Not for windows of a text, because windows overlap: use ``split_tokens`` on the text.
         """
         count = round(len(self) * held_out)
         if not 0 < count < len(self):
@@ -91,10 +92,10 @@ class Dataset:
 class Batch:
     """Part of a dataset, by index: a global batch, or a shard or microbatch of one.
 
-    ``first`` is the position of its first sample in the global batch. What is drawn at random for
-    a sample is keyed by (seed, step, position), so a shard draws exactly what serial training
-    draws for the same samples: ``with draws(batch.seed, batch.step, batch.positions)`` around a
-    forward does the same for dropout.
+    ``first`` is the position of its first sample in the global batch. Random draws for a
+    sample are keyed by (seed, step, position), so a shard draws exactly the numbers that serial
+    training draws for the same samples. For dropout, write ``with draws(batch.seed, batch.step,
+    batch.positions)`` around the forward.
     """
 
     dataset: Dataset
@@ -110,12 +111,12 @@ class Batch:
 
     @property
     def positions(self) -> np.ndarray:
-        """Where in the global batch each sample is."""
+        """The position of each sample in the global batch."""
         return np.arange(self.first, self.first + len(self))
 
     @cached_property
     def inputs(self) -> Array:
-        """The samples, prepared, on the default device and in the default dtype if floating."""
+        """The prepared samples, on the default device; floats in the default dtype."""
         raw = self.dataset.inputs[self.indices]
         if self.augment is not None:
             with draws(self.seed, self.step, self.positions):
@@ -133,7 +134,7 @@ class Batch:
 
     @cached_property
     def count(self) -> int:
-        """The number of targets in the *global* batch: what losses are divided by."""
+        """The number of targets in the *global* batch: losses are divided by it."""
         whole = self.global_batch or self
         if self.dataset.ignore is not None:
             targets = self.dataset.targets[whole.indices]
@@ -141,7 +142,7 @@ class Batch:
         return len(whole) * int(np.prod(self.dataset.targets.shape[1:]))
 
     def shard(self, rank: int, size: int) -> Batch:
-        """Part ``rank`` of ``size`` contiguous parts; the first parts are one longer if uneven."""
+        """Part ``rank`` of ``size`` contiguous parts; if uneven, the first parts are one longer."""
         if not 0 <= rank < size:
             raise ValueError(f"shard: rank {rank} is not in [0, {size})")
         each, longer = divmod(len(self), size)
@@ -155,7 +156,7 @@ class Batch:
         )
 
     def microbatches(self, count: int) -> list[Batch]:
-        """The batch in ``count`` contiguous parts, uneven or empty ones included."""
+        """The batch in ``count`` contiguous parts; parts may be uneven or empty."""
         return [self.shard(index, count) for index in range(count)]
 
 
@@ -165,7 +166,7 @@ class Batches:
     Each epoch is a new permutation, keyed by (seed, epoch); its last batch is shorter if ``size``
     does not divide the dataset. ``augment`` changes the inputs at random, keyed by (seed, step,
     position in the global batch). The order of more than ``LISTED`` samples is computed, not
-    listed, so that a dataset larger than memory is no trouble.
+    stored, so the dataset may be larger than memory.
     """
 
     def __init__(

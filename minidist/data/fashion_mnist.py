@@ -1,7 +1,7 @@
 """Fashion-MNIST: grey images of clothing in ten classes (arXiv 1708.07747).
 
 A class-balanced part ships with the package: 10,000 training and 2,000 test images, so that a
-first run needs no network. All 60,000 and 10,000 are read from a folder with the four files of
+first run needs no network. The full 60,000 and 10,000 are read from a folder with the four files of
 https://github.com/zalandoresearch/fashion-mnist, compressed or not.
 """
 
@@ -31,7 +31,7 @@ CLASSES = (
 
 
 def _pixels(raw: np.ndarray) -> np.ndarray:
-    """uint8 to about zero mean and unit deviation (mean 0.286, deviation 0.353 of 0..1)."""
+    """Scale uint8 to [0, 1], then to mean 0 and standard deviation 1 (from 0.286 and 0.353)."""
     return (raw.astype(np.float32) / 255 - 0.286) / 0.353
 
 

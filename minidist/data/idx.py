@@ -3,7 +3,7 @@
     bytes 0-1   zero
     byte  2     the type of an element: 8 is uint8
     byte  3     the number of dimensions, d
-    then        d lengths of 4 bytes, and the elements; all numbers big-endian
+    then        d lengths of 4 bytes each, then the elements; all numbers are big-endian
 
 (Y. LeCun, "The MNIST database of handwritten digits".)
 """

@@ -1,16 +1,16 @@
-"""A shuffled order that is never written down, for datasets with billions of samples.
+"""A random permutation that is computed and never stored, for datasets with billions of samples.
 
-A list of all n indices in random order takes 8 n bytes: for every window of a token file that is
-more than the file itself. A *Feistel network* puts a range in another order by arithmetic alone.
-It cuts an index into two halves of k bits and changes each in turn by what the other says:
+A list of all n indices in random order takes 8 n bytes. With one index for every window of a token
+file, that is more than the file itself. A *Feistel network* permutes a range by arithmetic alone.
+It cuts an index into two halves of k bits, and changes each in turn by a function of the other:
 
-    (left, right)  →  (right, left ⊕ F(right))        as many rounds as one likes
+    (left, right)  →  (right, left ⊕ F(right))        repeated for several rounds
 
-Whatever F is, nothing is lost: from the new pair the old one can be worked out. So distinct indices
-stay distinct, and the range [0, 4ᵏ) is permuted. If n is less than 4ᵏ, an index that lands beyond n
-goes through again until it does not: that is a permutation of [0, n) still ("cycle walking": Black,
-Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). As 4ᵏ < 4 n, that takes fewer than
-four goes on average.
+For any F, each round can be undone: the old pair can be computed from the new one. So distinct
+indices stay distinct, and the range [0, 4ᵏ) is permuted. If n is less than 4ᵏ, an index may become
+n or larger; it then goes through the network again until it is less than n. The result is still a
+permutation of [0, n) ("cycle walking": Black, Rogaway, "Ciphers with arbitrary finite domains",
+CT-RSA 2002). Because 4ᵏ < 4 n, this takes fewer than four passes on average.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS = 6
 
 
 class Permutation:
-    """[0, count) in an order drawn from ``generator``; a slice is that part of the order."""
+    """A permutation of [0, count), chosen by ``generator``; a slice is that part of the order."""
 
     def __init__(self, count: int, generator: np.random.Generator) -> None:
         self.count = count
@@ -33,14 +33,14 @@ class Permutation:
         return self.count
 
     def __getitem__(self, places: slice) -> np.ndarray:
-        """The indices at these places of the order: int64."""
+        """The indices at these positions of the order: int64."""
         index = self._through(np.arange(*places.indices(self.count), dtype=np.uint64))
         while (outside := index >= self.count).any():
             index[outside] = self._through(index[outside])
         return index.astype(np.int64)
 
     def _through(self, index: np.ndarray) -> np.ndarray:
-        """Once through the network."""
+        """One pass through the network."""
         left, right = index >> self.half, index & self.mask
         for key in self.keys:
             left, right = right, left ^ (_mixed(right, key) & self.mask)
@@ -48,8 +48,8 @@ class Permutation:
 
 
 def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """F: every bit of x and of the key changes about half of the result's (splitmix64)."""
-    x = x + key  # around 2⁶⁴, as all of this
+    """F: each bit of x or key changes about half of the bits of the result (splitmix64)."""
+    x = x + key  # modulo 2⁶⁴, like all arithmetic here
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Text as characters: the smallest vocabulary there is, and no tokenizer to explain."""
+"""Text as characters: a small vocabulary, and no tokenizer to explain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minidist.data.tokens import split_tokens, token_windows
 
 
 class Vocabulary:
-    """The characters of a text, sorted; the token of one is its place.
+    """The characters of a text, sorted; a character's token is its index.
 
     >>> vocabulary = Vocabulary("hello")
     >>> vocabulary.encode("hole")
@@ -45,7 +45,7 @@ class Vocabulary:
         return tokens
 
     def decode(self, tokens: Any) -> str:
-        """The text of a row of tokens."""
+        """The text of a sequence of tokens."""
         return "".join(self.characters[int(token)] for token in tokens)
 
 
@@ -62,8 +62,8 @@ def characters(
 ) -> tuple[Dataset, Dataset]:
     """Next-character prediction on any text: (training, held-out), windows of ``length``.
 
-    The last part of the text is held out. ``stride`` is between the training windows (see
-    ``token_windows``); held-out windows never overlap. ``dataset.decode`` gives text back.
+    The last part of the text is held out. ``stride`` is the distance between training windows
+    (see ``token_windows``); held-out windows never overlap. ``dataset.decode`` returns text.
     """
     vocabulary = Vocabulary(text)
     train, test = split_tokens(vocabulary.encode(text).astype(np.uint32), held_out)
@@ -91,7 +91,7 @@ def text_file(
 
 @cache
 def shakespeare_text() -> str:
-    """1.26 million characters of Shakespeare's tragedies: ``SPEAKER:`` and lines."""
+    """1.26 million characters of Shakespeare's tragedies: ``SPEAKER:``, then the speech."""
     stored = files("minidist.data") / "files" / "shakespeare.txt.gz"
     return gzip.decompress(stored.read_bytes()).decode("ascii")
 
@@ -104,7 +104,7 @@ def shakespeare(
 
 
 def read_in_pieces(path: str | Path, size: int = 1 << 20) -> Iterator[str]:
-    """A text file too large for memory, ``size`` characters at a time: for ``write_tokens``."""
+    """Read a file larger than memory, ``size`` characters at a time: for ``write_tokens``."""
     with open(path, encoding="utf-8") as file:
         while piece := file.read(size):
             yield piece

@@ -1,11 +1,11 @@
-"""Long rows of tokens, cut into windows: what a language model reads.
+"""Long sequences of tokens, cut into windows: the input of a language model.
 
     tokens    T o   b e   o r   n o t
     input     T o   b e            a window of ``length`` tokens
-    target      o   b e   o        the same window one token later: what to predict at each place
+    target      o   b e   o        the same window one token later: to predict at each position
 
-The row may be a file larger than memory: ``write_tokens`` writes it once, in pieces, and
-``open_tokens`` maps it, so that only the windows asked for are ever read.
+The sequence may be a file larger than memory: ``write_tokens`` writes it once, in pieces, and
+``open_tokens`` maps it into memory, so that only the windows that are used are read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from minidist.data.batches import Dataset
 
 
 class Windows:
-    """Windows of one row of tokens, as if they were the rows of an array (n, length).
+    """Windows of one sequence of tokens, used like the rows of an array (n, length).
 
     Window i begins at token ``offset + i · stride``. Nothing is copied until ``windows[indices]``.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, stride: int, offset: int = 0) -> None:
-        # One token is kept back at the end, so that inputs and targets have equally many windows.
+        # The last token is left out, so that inputs and targets have the same number of windows.
         count = (len(tokens) - 1 - length) // stride + 1
         if length < 1 or stride < 1 or count < 1:
             raise ValueError(
@@ -61,8 +61,8 @@ def token_windows(
 ) -> Dataset:
     """A dataset of (window, the same one token later) pairs: both (n, length).
 
-    ``stride`` is how far apart windows begin: by default ``length``, so that each token is in one
-    window; 1 for every possible window. ``more`` is passed to ``Dataset``.
+    ``stride`` is the distance between the starts of windows: by default ``length``, so that each
+    token is in one window; 1 gives every possible window. ``more`` is passed to ``Dataset``.
     """
     step = length if stride is None else stride
     inputs, targets = Windows(tokens, length, step), Windows(tokens, length, step, offset=1)
@@ -70,7 +70,7 @@ def token_windows(
 
 
 def split_tokens(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out): the *end* of the row is held out, so that no window is in both."""
+    """(training, held-out): the *end* is held out, so that no window is in both parts."""
     cut = len(tokens) - round(len(tokens) * held_out)
     if not 0 < cut < len(tokens):
         raise ValueError(f"split_tokens: {held_out} of {len(tokens)} tokens leaves one side empty")
@@ -78,10 +78,10 @@ def split_tokens(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray,
 
 
 def write_tokens(path: str | Path, pieces: Iterable[np.ndarray], classes: int) -> int:
-    """Write a row of tokens, piece by piece, to an ``.npy`` file; returns how many.
+    """Write a sequence of tokens, piece by piece, to an ``.npy`` file; returns their number.
 
-    Each token takes 1, 2 or 4 bytes, as ``classes`` needs. The length is known only at the end:
-    NumPy's header leaves room to write it again, which is what happens. A file that was not
+    Each token takes 1, 2 or 4 bytes, as ``classes`` needs. The length is known only at the end, so
+    the header is written twice: NumPy's header has room for the final length. A file that was not
     finished has length 0.
     """
     dtype = np.dtype(np.min_scalar_type(classes - 1))
@@ -110,14 +110,14 @@ def write_tokens(path: str | Path, pieces: Iterable[np.ndarray], classes: int) -
 
 
 def open_tokens(path: str | Path) -> np.ndarray:
-    """The row of tokens in a file that ``write_tokens`` wrote, memory-mapped and read-only."""
+    """The tokens in a file written by ``write_tokens``, memory-mapped and read-only."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{path} is not a token file: write it with write_tokens()") from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not len(tokens):
         raise ValueError(
-            f"{path} holds {tokens.dtype} of {tokens.shape}, not a row of tokens: it is another "
-            "file, or its writing was not finished"
+            f"{path} contains {tokens.dtype} of shape {tokens.shape}, not a 1-D array of tokens: "
+            "it is another file, or its writing was not finished"
         )
     return tokens

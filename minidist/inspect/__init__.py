@@ -1,7 +1,7 @@
-"""What a model has, does and keeps: its size, FLOPs and bytes, its faults, and how well it guesses.
+"""Look into a model: its size, FLOPs and bytes, where a NaN began, and how good its guesses are.
 
-Read ``summaries.py`` first: it predicts what ``counters.py`` (ops as they run) and ``meter.py``
-(bytes that the tape keeps) measure.
+Read ``summaries.py`` first: it predicts the numbers that ``counters.py`` (FLOPs and bytes of each
+op) and ``meter.py`` (bytes that the tape saves) measure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find the op that first made a NaN or an infinity, in the forward or in the backward.
+"""Find the op that first produced a NaN or an infinity, in the forward or in the backward.
 
 with detect_anomaly():
     loss(model(x), y).backward()
@@ -17,21 +17,22 @@ from minidist.engine.tensor import Tensor
 
 
 class AnomalyError(FloatingPointError):
-    """An op produced NaN or infinity from finite inputs, or a wrong shape of gradient."""
+    """An op produced a NaN or an infinity, or a gradient of the wrong shape."""
 
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
     """Stop at the first op whose result, or whose gradient, is NaN or infinite, and name it.
 
-    Checks every array, so a step takes about twice as long: for finding a fault, not for training.
+    Every array is checked, so a step takes about twice as long: use it to find an error, not for
+    training.
     """
     with watch(Checker()):
         yield
 
 
 class Checker:
-    """What the tape calls after every op, and after every backward of one."""
+    """The tape calls these methods after the forward and after the backward of every op."""
 
     def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
         if wrong := _describe(data):
@@ -62,7 +63,7 @@ class Checker:
 
 
 def _describe(array: Array) -> str | None:
-    """What is wrong with the values of ``array``, or None."""
+    """The NaN and infinite values of ``array``, in words; None if all are finite."""
     if array.dtype.kind != "f":
         return None
     xp = module_of(array)

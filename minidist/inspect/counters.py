@@ -1,17 +1,17 @@
-"""Count what every op computes and moves: calls, FLOPs and bytes, forward and backward.
+"""Count the calls, FLOPs and bytes of every op, forward and backward.
 
     with count_operations() as counted:
         loss(model(x), y).backward()
-    print(counted.table())                                  # with rich: a row an op
+    print(counted.table())                                  # with rich: one row for each op
     mfu(counted.flops, seconds, peak)                       # see summaries.py
 
-FLOPs are those of ``array.work``: 2 for each multiply-add of matrix products and convolutions.
-Bytes are what has to pass between memory and processor if each array of an op does so once: in the
-forward its inputs and its result, in the backward the gradient that arrives, what the op saved,
-and the gradients that it makes. A change of shape moves nothing.
+FLOPs are counted as in ``array.work``: 2 for each multiply-add of matrix products and convolutions.
+Bytes are counted as if each array of an op is read or written once: in the forward its inputs and
+its result; in the backward the gradient of the result, the saved arrays, and the gradients of the
+inputs. A reshape moves no bytes.
 
-A machine does some number of FLOPs in the time in which it moves one byte. An op with fewer FLOPs a
-byte waits for memory, and one with more for arithmetic: the roofline (Williams, Waterman,
+A machine does some number of FLOPs in the time of moving one byte. An op with fewer FLOPs per byte
+is limited by memory, and an op with more by arithmetic: the roofline (Williams, Waterman,
 Patterson, "Roofline", CACM 52(4), 2009).
 """
 
@@ -34,7 +34,7 @@ from minidist.inspect.summaries import readable
 
 @dataclass
 class Count:
-    """Of one kind of op, in one direction."""
+    """Calls, FLOPs and bytes of one kind of op, in the forward or in the backward."""
 
     calls: int = 0
     flops: int = 0
@@ -47,16 +47,16 @@ class Counter:
     def __init__(self) -> None:
         self.forward: dict[str, Count] = {}
         self.backward: dict[str, Count] = {}
-        self._mark = work.flops  # when the last op was counted
+        self._mark = work.flops  # after the last op that was counted
 
     @property
     def flops(self) -> int:
-        """Of all ops, forward and backward."""
+        """FLOPs of all ops, forward and backward."""
         return _sum([*self.forward.values(), *self.backward.values()]).flops
 
     @property
     def nbytes(self) -> int:
-        """Of all ops, forward and backward."""
+        """Bytes of all ops, forward and backward."""
         return _sum([*self.forward.values(), *self.backward.values()]).nbytes
 
     def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
@@ -78,7 +78,7 @@ class Counter:
         return [self._counted(part, count) if callable(part) else part for part in parts]
 
     def _counted(self, part: Any, count: Count) -> Any:
-        """A gradient that is computed later, counted when it is."""
+        """Wrap a gradient that is computed later, so that it is counted then."""
 
         def compute(*out: Array | None) -> Array:
             result = part.write(*out) if type(part) is Into else part()
@@ -93,7 +93,7 @@ class Counter:
         self._mark = work.flops
 
     def table(self) -> Table:
-        """A row an op, those that move most first."""
+        """One row for each op, sorted by bytes, largest first."""
         table = Table(title="what the ops did", title_justify="left")
         table.add_column("op", no_wrap=True)
         for heading in ("calls", "FLOPs", "bytes", "FLOPs back", "bytes back", "FLOPs a byte"):
@@ -129,7 +129,7 @@ def _cells(forward: Count, backward: Count) -> list[str]:
 
 @contextmanager
 def count_operations() -> Iterator[Counter]:
-    """Count the ops that run inside: yields a ``Counter``."""
+    """Count the ops inside the ``with`` block: yields a ``Counter``."""
     counter = Counter()
     with watch(counter):
         yield counter

@@ -1,8 +1,8 @@
 """Draw the tape of a tensor: Graphviz DOT text, to paste into any DOT viewer or ``dot -Tsvg``.
 
-An arrow goes from an op to what it was computed from, the way the gradient will travel. Boxes are
-ops, with the shape of their result; ellipses are the leaves, where gradients come to rest. Draw
-before ``backward``, which releases the tape as it passes.
+An arrow goes from an op to its inputs, in the direction of the gradients. Boxes are ops, with the
+shape of their result; ellipses are the leaves, where gradients are stored. Draw before
+``backward``, because it frees the tape.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def to_dot(tensor: Tensor) -> str:
     }
     """
     if tensor.node is None:
-        raise RuntimeError("to_dot: this tensor has no tape: nothing it came from needs gradients")
+        raise RuntimeError("to_dot: this tensor has no tape: none of its inputs requires gradients")
     found: dict[Node, int] = {tensor.node: 0}
     order = [tensor.node]
     arrows = []
-    for node in order:  # grows as we go: iterative, so a deep tape is fine
+    for node in order:  # the list grows meanwhile; no recursion, so a deep tape is no problem
         for parent in node.parents:
             if parent is None:
                 continue

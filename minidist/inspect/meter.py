@@ -1,11 +1,11 @@
-"""How many bytes the tape saves for backward: measured on the tape itself.
+"""Measure the bytes that the tape saves for the backward.
 
     with measure_saved(exclude=[model.flat.data_and_loss]) as meter:
         model(x).sum().backward()
     meter.peak  # bytes of activations
 
-What an op keeps for its backward is what its closure keeps alive, so that is where we look. The
-prediction that stands beside it is ``Module.cost``.
+An op saves for its backward the arrays that its closure refers to, so the closures are searched for
+arrays. ``Module.cost`` predicts the same number.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from minidist.engine.tensor import Tensor
 
 
 class Meter:
-    """Bytes of the arrays that the tape saves for backward: now, and at the highest.
+    """Bytes of the arrays that the tape saves for the backward: now, and the peak.
 
-    Measured, not estimated: it looks into the closures on the tape and counts every distinct
-    array that they keep alive (a view counts as the array it views), except the arrays in
-    ``exclude``, which are the parameters.
+    Measured, not estimated: every distinct array that a closure on the tape refers to is counted
+    (a view counts as the array that owns its memory), except the arrays in ``exclude``, such as
+    the parameters.
     """
 
     def __init__(self, exclude: Sequence[Array] = ()) -> None:
         self.bytes = 0
         self.peak = 0
         self._exclude = {id(array) for array in exclude}
-        self._holds: dict[Any, list[tuple[int, Array]]] = {}
+        self._saved: dict[Any, list[tuple[int, Array]]] = {}  # by holder
         self._users: dict[int, int] = {}
 
-    def hold(self, holder: Any, holds: Any) -> None:
-        """Count what ``holds`` (a closure, a tensor, an array) keeps alive, until ``release``."""
-        held = {id(owner): owner for owner in map(owner_of, arrays_in(holds))}
-        self._holds[holder] = [pair for pair in held.items() if pair[0] not in self._exclude]
-        for key, owner in self._holds[holder]:
+    def hold(self, holder: Any, value: Any) -> None:
+        """Count the arrays in ``value`` (a closure, a tensor, an array) until ``release``."""
+        owners = {id(owner): owner for owner in map(owner_of, arrays_in(value))}
+        self._saved[holder] = [pair for pair in owners.items() if pair[0] not in self._exclude]
+        for key, owner in self._saved[holder]:
             users = self._users.get(key, 0)
             self._users[key] = users + 1
             if users == 0:
@@ -47,8 +47,8 @@ class Meter:
         self.peak = max(self.peak, self.bytes)
 
     def release(self, holder: Any) -> None:
-        """``holder`` keeps nothing alive any more."""
-        for key, owner in self._holds.pop(holder, ()):
+        """Stop counting the arrays of ``holder``."""
+        for key, owner in self._saved.pop(holder, ()):
             self._users[key] -= 1
             if self._users[key] == 0:
                 del self._users[key]
@@ -56,14 +56,14 @@ class Meter:
 
 
 def owner_of(array: Array) -> Array:
-    """The array whose memory ``array`` is a view of: itself if it is of none."""
+    """The array that owns the memory of ``array``: itself if it is not a view."""
     while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
         array = array.base
     return array
 
 
 def arrays_in(function: Any) -> Iterator[Array]:
-    """Every array that a closure keeps alive, also through tensors, tuples and inner functions."""
+    """Every array that a closure refers to, also through tensors, tuples and inner functions."""
     stack = [function]
     while stack:
         value = stack.pop()
@@ -83,7 +83,7 @@ def arrays_in(function: Any) -> Iterator[Array]:
 
 @contextmanager
 def saved_for_backward(array: Array) -> Iterator[None]:
-    """Let a ``Meter`` know that ``array`` is kept for a backward, though no op keeps it yet."""
+    """Count ``array`` as saved for a backward, although no op has saved it yet."""
     meter, holder = current_mode().meter, object()
     if meter is not None:
         meter.hold(holder, array)
@@ -96,7 +96,7 @@ def saved_for_backward(array: Array) -> Iterator[None]:
 
 @contextmanager
 def measure_saved(exclude: Sequence[Array] = ()) -> Iterator[Meter]:
-    """Measure the bytes that ops inside save for their backward: yields a ``Meter``."""
+    """Measure the bytes that ops inside the ``with`` block save: yields a ``Meter``."""
     meter = Meter(exclude)
     with set_mode(meter=meter):
         yield meter

@@ -1,13 +1,13 @@
-"""How good is it: every figure from one table of counts, the confusion matrix.
+"""Quality of a classifier: all metrics from one table of counts, the confusion matrix.
 
                       guessed:  no   yes
     confusion =  target no    [ 90    10 ]     precision of yes = 30 / (10 + 30)
                  target yes   [  5    30 ]     recall of yes    = 30 / (5 + 30)
 
-F1 is their harmonic mean. ``average="macro"`` is the plain mean over classes, so that rare ones
-count as much as common ones; ``"micro"`` counts every sample alike (with one target a sample,
-precision, recall and F1 are then all the accuracy); ``None`` gives one number a class. A class
-that is never guessed has precision 0, one that never occurs has recall 0.
+F1 is their harmonic mean. ``average="macro"`` is the mean over classes, so rare classes count as
+much as common ones. ``"micro"`` gives each sample the same weight (with one target for each sample,
+precision, recall and F1 then all equal the accuracy). ``None`` gives one number for each class. A
+class that is never guessed has precision 0; a class that never occurs has recall 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Model = Callable[[Any], Tensor]
 
 
 def accuracy(model: Model, dataset: Dataset, chunk: int = 500) -> float:
-    """The fraction of targets that the largest logit finds, ``chunk`` samples at a time."""
+    """The fraction of targets with the largest logit, computed on ``chunk`` samples at a time."""
     right = targets = 0
     with no_grad():
         for batch in dataset.chunks(chunk):
@@ -40,7 +40,7 @@ def accuracy(model: Model, dataset: Dataset, chunk: int = 500) -> float:
 def mean_loss(
     model: Model, loss: Callable[..., Tensor], dataset: Dataset, chunk: int = 500
 ) -> float:
-    """The mean loss a target over a whole dataset: nats, for cross-entropy."""
+    """The mean loss per target over a whole dataset; for cross-entropy in nats."""
     total, targets = 0.0, 0
     with no_grad():
         for batch in dataset.chunks(chunk):
@@ -50,12 +50,12 @@ def mean_loss(
 
 
 def perplexity(nats: float) -> float:
-    """e to the mean cross-entropy: between how many equally likely tokens the model hesitates."""
+    """e to the mean cross-entropy: as uncertain as among so many equally likely tokens."""
     return math.exp(nats)
 
 
 def confusion_matrix(targets: Any, guesses: Any, classes: int) -> np.ndarray:
-    """Counts (classes, classes): row is the target, column the guess."""
+    """Counts (classes, classes): the row is the target, the column is the guess."""
     targets, guesses = to_host(targets).reshape(-1), to_host(guesses).reshape(-1)
     if targets.shape != guesses.shape:
         raise ValueError(f"{targets.size} targets but {guesses.size} guesses")
@@ -77,12 +77,12 @@ def confusion(model: Model, dataset: Dataset, chunk: int = 500) -> np.ndarray:
 
 
 def precision(confusion: np.ndarray, average: Average = "macro") -> Any:
-    """Of the samples guessed to be of a class, the fraction that is."""
+    """The fraction of correct guesses among all guesses of a class."""
     return _averaged(confusion, confusion.sum(axis=0), average)
 
 
 def recall(confusion: np.ndarray, average: Average = "macro") -> Any:
-    """Of the samples of a class, the fraction guessed to be of it."""
+    """The fraction of correct guesses among all samples of a class."""
     return _averaged(confusion, confusion.sum(axis=1), average)
 
 

@@ -1,15 +1,16 @@
-"""What a model is made of and what a step of it costs, before anything is computed.
+"""The blocks of a model and the cost of a step, before anything is computed.
 
     parameters   from the declared shapes
     FLOPs        of the forward: 2 for each multiply-add of its matrix products and convolutions
-    saved bytes  what the forward keeps for the backward
+    saved bytes  of the arrays that the forward saves for the backward
 
-All three come from ``Module.cost``, which the tests hold equal to what a real step counts. A
-training step costs the forward, as much again for the gradients of the weights, and as much again
-for those of the inputs (which the first layer does not need). How much of the machine's peak that
-uses is the model FLOPs utilization, MFU (PaLM, arXiv 2204.02311, appendix B).
+All three come from ``Module.cost``; tests check that they equal the counts of a real step. A
+training step has the FLOPs of the forward, as many again for the gradients of the weights, and as
+many again for the gradients of the inputs (which the first layer does not need). The fraction of
+the machine's peak that this uses is the model FLOPs utilization, MFU (PaLM, arXiv 2204.02311,
+appendix B).
 
-``layer_summary`` measures the same on one real forward, for every module down to the innermost.
+``layer_summary`` measures the same on one real forward, for every module, inner modules included.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Row:
 
 
 def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
-    """A row for each block of a Sequential, or one for any other module.
+    """A row for each block of a Sequential, or one row for any other module.
 
-    ``shape`` is the input's, with the batch. A parameter that several blocks share counts in the
-    first of them. An array between two blocks that either of them saves counts in the one that
-    made it; the model's input is the data's and counts in none.
+    ``shape`` is that of the input, batch included. A parameter that several blocks share is counted
+    in the first of them. If the array between two blocks is saved by either of them, it is counted
+    in the block that computed it. The model's input belongs to the data and is not counted.
     """
     parts: Sequence[tuple[str, Module]] = [("", model)]
     if isinstance(model, nn.Sequential):
@@ -55,7 +56,7 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
         seen |= {id(p) for p in own}
         costs.append(block.cost(shape, itemsize))
         before, saved = saved, in_a_row(costs, whole, itemsize).saved_bytes
-        if rows:  # what saved grew by, besides the block's own: the array made by the last one
+        if rows:  # the rest of the growth is the output of the block before
             rows[-1].saved_bytes += saved - before - costs[-1].saved_bytes
         size = sum(p.size for p in own)
         rows.append(Row(name, repr(block), size, costs[-1], costs[-1].saved_bytes))
@@ -66,8 +67,9 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
 def training_flops(model: Module, shape: Shape) -> int:
     """FLOPs of one forward and backward on a batch whose input has this shape.
 
-    What ``minidist.engine.work`` counts. No gradient of the model's own input is computed, so the
-    first block with parameters needs that of its weights alone (exact if it is a single layer).
+    This is the number that ``minidist.engine.work`` counts. No gradient of the model's input is
+    computed, so the first block with parameters computes only the gradient of its weights (exact if
+    this block is a single layer).
     """
     total, first = 0, True
     for row in blocks(model, shape):
@@ -78,10 +80,10 @@ def training_flops(model: Module, shape: Shape) -> int:
 
 
 def mfu(flops_per_step: float, seconds_per_step: float, peak_flops: float) -> float:
-    """Model FLOPs utilization: the fraction of a machine's peak that training makes use of.
+    """Model FLOPs utilization: the fraction of the machine's peak that training uses.
 
-    ``peak_flops`` is the peak in FLOPs a second of everything that took part. Work that is done
-    twice, as in activation checkpointing, counts once: it is a cost, not a use.
+    ``peak_flops`` is the peak, in FLOPs per second, of all devices together. Work that is done
+    twice, as in activation checkpointing, is counted once, because the second time is not useful.
     """
     if seconds_per_step <= 0 or peak_flops <= 0:
         raise ValueError(f"mfu: {seconds_per_step} s and a peak of {peak_flops} must be positive")
@@ -109,25 +111,25 @@ def summary(model: Module, shape: Shape, itemsize: int = 4) -> Table:
 
 
 def layers(model: Module, x: Any) -> list[Row]:
-    """A row for every module inside an initialised model, as one forward of ``x`` finds it.
+    """A row for every module inside an initialised model, measured in one forward of ``x``.
 
-    It needs no ``cost()``, so it works for modules of your own. A module's row is the sum of those
-    inside it, which follow, further in, in the order of their calls. Saved bytes count where they
-    are first kept.
+    It needs no ``cost()``, so it works for your own modules. A module's row includes the modules
+    inside it; their rows follow, indented, in the order of their calls. Saved bytes are counted in
+    the module that saves them first.
     """
-    rows, around = list[Row](), list[Row]()
+    rows, enclosing = list[Row](), list[Row]()
 
     def watched(name: str, module: Module) -> Callable[..., Tensor]:
         def forward(*inputs: Any) -> Tensor:
             size = sum(p.size for p in module.parameters())
-            row = Row("  " * len(around) + name, type(module).__name__, size, LayerCost(()), 0)
+            row = Row("  " * len(enclosing) + name, type(module).__name__, size, LayerCost(()), 0)
             rows.append(row)
-            around.append(row)
+            enclosing.append(row)
             flops, saved = work.flops, meter.bytes
             y = type(module).forward(module, *inputs)
             row.cost = LayerCost(y.shape, work.flops - flops)
             row.saved_bytes = meter.bytes - saved
-            around.pop()
+            enclosing.pop()
             return y
 
         return forward
@@ -145,7 +147,7 @@ def layers(model: Module, x: Any) -> list[Row]:
 
 
 def layer_summary(model: Module, x: Any) -> Table:
-    """What ``layers`` finds, as a table to print with rich."""
+    """The rows of ``layers``, as a table to print with rich."""
     return _table(f"every module, on an input of {x.shape}", layers(model, x))
 
 

@@ -1,14 +1,14 @@
 """A convolutional network for small grey images, in the manner of LeNet (LeCun et al., 1998).
 
     28 × 28        image
-    channels       3 × 3 kernels, ReLU, then the largest of each 2 × 2: 14 × 14
+    channels       3 × 3 kernels, ReLU, then 2 × 2 max pooling: 14 × 14
     2 · channels   the same again: 7 × 7
-    hidden         every feature at every place, weighed together; ReLU
+    hidden         a linear layer over all features of all pixels; ReLU
     classes        linear
 
-A kernel looks for the same small pattern everywhere, so the first layers need few weights: a
-pattern learned at one place is known at all. There is no batch norm: its statistics would differ
-between a batch and the parts of it that a parallel method computes, and so would the results.
+A kernel looks for the same small pattern at every position, so the first layers need few weights.
+There is no batch norm: its statistics differ between a whole batch and the parts that parallel
+methods compute, so their results would differ from serial training.
 """
 
 from __future__ import annotations

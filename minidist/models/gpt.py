@@ -1,14 +1,14 @@
-"""GPT: a transformer that predicts the next token from all before it.
+"""GPT: a transformer that predicts the next token from all tokens before it.
 
     tokens (b, l) ── embed + positions ── block ── block ── ... ── norm ── logits (b, l, vocabulary)
 
-    block:   x ← x + attention(norm(x))      what other places say
-             x ← x + mlp(norm(x))            what each place makes of it
+    block:   x ← x + attention(norm(x))      each position reads from those before it
+             x ← x + mlp(norm(x))            each position is computed alone
 
-The norm comes first in each branch ("pre-norm"), so that gradients pass along the sums unhindered.
-The table that turns tokens into vectors also scores vectors against tokens: the tied embedding
-(arXiv 1608.05859). It is *one* Parameter in the first and the last block. A pipeline that puts
-these on different ranks finds the same name, ``"embedding.weight"``, on both, and adds the two
+The norm comes first in each branch ("pre-norm"), so gradients pass through the sums unchanged.
+The table that maps tokens to vectors also computes the logits from vectors: the tied embedding
+(arXiv 1608.05859). It is *one* Parameter in the first and the last block. If a pipeline puts these
+blocks on different ranks, it finds the same name, ``"embedding.weight"``, on both, and adds the two
 gradients. Radford et al., "Language models are unsupervised multitask learners", 2019.
 """
 
@@ -30,14 +30,14 @@ STD = 0.02  # of the initial weights, as in GPT-2
 
 
 class Embed(Module):
-    """A vector for the token, plus one for the place: (b, l) integers → (b, l, width)."""
+    """A vector for each token plus one for its position: (b, l) integers → (b, l, width)."""
 
     def __init__(self, weight: Parameter, context: int) -> None:
         self.weight = weight  # (vocabulary, width)
         self.position = Parameter((context, weight.declared[1]), normal(STD))
 
     def forward(self, tokens: Any, start: int = 0) -> Tensor:
-        """``start``: the place of the first token, when earlier ones are in a cache."""
+        """``start``: the position of the first token, if earlier tokens are in a cache."""
         tokens = self.weight.xp.asarray(tokens) if isinstance(tokens, list) else tokens
         if len(tokens.shape) != 2:
             raise ops.ShapeError(f"gpt: tokens must be (batch, length), not {tokens.shape}")
@@ -47,7 +47,7 @@ class Embed(Module):
         return ops.embedding(tokens, self.weight) + self.position[start:last]
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the tokens, as int64."""
+        """Saves the tokens, as int64."""
         width, tokens = self.weight.declared[1], int(np.prod(shape))
         return LayerCost(
             (*shape, width),
@@ -65,7 +65,7 @@ class Block(Module):
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float = 0.0) -> None:
         start = normal(STD)
-        # 2 · layers branches add to x: each starts smaller, so that the sum does not grow.
+        # 2 · layers branches are added to x: smaller initial weights keep the sum from growing.
         branch_end = normal(STD / math.sqrt(2 * layers))
         self.norm1 = nn.LayerNorm(width)
         self.attention = nn.CausalSelfAttention(
@@ -82,7 +82,7 @@ class Block(Module):
         return x + self.dropout2(self.down(self.gelu(self.up(self.norm2(x)))))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        # The sums keep nothing: the two branches, one after the other, are all there is.
+        # The sums save nothing, so the cost is that of the two branches.
         branches = (
             (self.norm1, self.attention, self.dropout1),
             (self.norm2, self.up, self.gelu, self.down, self.dropout2),
@@ -96,7 +96,7 @@ def _branch(layers: Any, shape: Shape, itemsize: int) -> LayerCost:
 
 
 class Head(Module):
-    """Norm, then the score of every token: (b, l, width) → (b, l, vocabulary)."""
+    """Norm, then the logit of every token: (b, l, width) → (b, l, vocabulary)."""
 
     def __init__(self, weight: Parameter) -> None:
         self.norm = nn.LayerNorm(weight.declared[1])
@@ -152,12 +152,12 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """``count`` tokens to follow ``tokens`` (l,), drawn one at a time; returns the new ones.
+    """Draw ``count`` tokens that continue ``tokens`` (l,), one at a time; returns the new tokens.
 
-    ``temperature`` divides the logits: below 1 the likely become likelier, 0 always takes the
-    likeliest. ``top_k`` allows only the k likeliest. Keys and values of past places are kept in a
-    cache, so a new token costs one place, not all of them again. When the context is full, its
-    later half is read again from place 0.
+    ``temperature`` divides the logits: below 1, likely tokens become more likely; 0 always takes
+    the most likely. ``top_k`` allows only the k most likely. Keys and values of past positions are
+    kept in a cache, so a new token needs a forward of one position only. When the context is full,
+    the cache is emptied, and the last half of the context is computed again from position 0.
     """
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"sample: temperature {temperature} or top_k {top_k} is too small")
@@ -181,7 +181,7 @@ def sample(
             x = embed(xp.asarray([unread], np.int64), len(caches[0]))
             for block, cache in zip(blocks, caches, strict=True):
                 x = block(x, cache)
-            logits = to_host(head(x[:, -1:]).data)[0, -1]  # of the last place: (vocabulary,)
+            logits = to_host(head(x[:, -1:]).data)[0, -1]  # of the last position: (vocabulary,)
             unread = [pick(logits, temperature, top_k, draw.random())]
             text += unread
     model.train(training)
@@ -189,7 +189,7 @@ def sample(
 
 
 def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -> int:
-    """The token that a number in [0, 1) selects from softmax(logits / temperature)."""
+    """Select a token from softmax(logits / temperature) by the number ``uniform`` in [0, 1)."""
     if temperature == 0:
         return int(logits.argmax())
     scaled = logits.astype(np.float64) / temperature

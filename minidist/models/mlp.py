@@ -10,7 +10,7 @@ from minidist.nn.module import Module
 
 
 def mlp(widths: tuple[int, ...] = (784, 256, 256, 256, 10)) -> Sequential:
-    """Flatten, then Linear and ReLU in turn: ``widths`` from the input's to the output's.
+    """Flatten, then alternately Linear and ReLU; ``widths`` are those of input to output.
 
     >>> len(mlp((784, 64, 10)))
     4

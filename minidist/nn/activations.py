@@ -1,4 +1,4 @@
-"""Nonlinearities as layers, and dropout: they have no parameters, and keep what their op keeps."""
+"""Nonlinearities and dropout as layers: no parameters; each saves what its op saves."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class GELU(Module):
         return ops.gelu(x, self.exact)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the slope."""
+        """Saves the derivative."""
         return LayerCost(shape, saved_bytes=int(np.prod(shape)) * itemsize)
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class SiLU(Module):
         return ops.silu(x)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the slope."""
+        """Saves the derivative."""
         return LayerCost(shape, saved_bytes=int(np.prod(shape)) * itemsize)
 
 
@@ -71,7 +71,7 @@ class Dropout(Module):
     """In training, zero each element with probability ``rate`` and scale the others up.
 
     The mask is keyed by the seed and step of the enclosing ``minidist.engine.draws`` and by this
-    layer's full name, so call a Dropout once a forward. In evaluation it passes x on.
+    layer's full name, so call each Dropout only once in a forward. In evaluation it returns x.
     """
 
     def __init__(self, rate: float) -> None:
@@ -83,7 +83,7 @@ class Dropout(Module):
         return ops.dropout(x, self.rate, self.path) if self.training else x
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the mask, a byte an element."""
+        """Saves the mask: one byte for each element."""
         if not self.training or self.rate == 0:
             return LayerCost(shape, view=True)
         return LayerCost(shape, saved_bytes=int(np.prod(shape)))

@@ -15,9 +15,9 @@ from minidist.ops.attention import attention_blocks
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, for sampling one token after the other.
+    """Keys and values of the positions so far, for sampling one token after another.
 
-    ``keys`` and ``values``: (batch, groups, positions, d), grown as they come.
+    ``keys`` and ``values``: (batch, groups, positions, d); they grow by every call of ``extend``.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class KeyValueCache:
 
 
 class CausalSelfAttention(Module):
-    """Every position reads from those before it: (batch, length, width) → the same.
+    """Each position attends to itself and those before: (batch, length, width) → the same.
 
-    ``heads`` query heads of width/heads features; ``groups`` heads of keys and values, as many if
-    not given, and 1 for multi-query attention. ``rotary`` turns queries and keys by position, so
-    that no positions need be added to the input. One product makes queries, keys and values, side
-    by side in that order; one mixes the heads' results.
+    There are ``heads`` query heads of width/heads features, and ``groups`` heads of keys and values
+    (by default ``heads``; 1 is multi-query attention). ``rotary`` rotates queries and keys by
+    their position, so that the input needs no position embedding. One product computes queries,
+    keys and values, side by side in that order; another combines the results of the heads.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CausalSelfAttention(Module):
         return self.out(ops.self_attention(qkv, self.heads, self.groups, self.rotary_base))
 
     def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """The positions of x come after those in the cache, and join it."""
+        """The positions of x follow those in the cache, and are added to it."""
         batch, length, width = x.shape
         parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
         parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
@@ -87,7 +87,7 @@ class CausalSelfAttention(Module):
         return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Counts, and keeps, attention's weights in the blocks that are really computed."""
+        """Counts and saves only the blocks of attention weights that are computed."""
         batch, length, width = shape
         first = self.qkv.cost(shape, itemsize)
         pairs = sum(
@@ -102,7 +102,7 @@ class CausalSelfAttention(Module):
             saves_input=True,
             saved_bytes=batch * self.heads * pairs * itemsize,
         )
-        if self.rotary_base is not None:  # keeps the turned copy instead of its input
+        if self.rotary_base is not None:  # saves the rotated copy instead of the input
             core = LayerCost(shape, flops, 2 * flops, saved_bytes=core.saved_bytes + qkv_bytes)
         return in_a_row((first, core, self.out.cost(shape, itemsize)), shape, itemsize)
 

@@ -27,7 +27,7 @@ class AddChannel(Module):
 
 
 class Conv2d(Module):
-    """Slide ``outputs`` kernels over the image: (n, inputs, h, w) → (n, outputs, oh, ow)."""
+    """Slide ``outputs`` kernels over each image: (n, inputs, h, w) → (n, outputs, oh, ow)."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Conv2d(Module):
 
 
 class MaxPool2d(Module):
-    """The largest of each window; the stride is the kernel's length if not given."""
+    """The largest element of each window; the stride is the kernel's length if not given."""
 
     def __init__(self, kernel: int, stride: int | None = None, padding: int = 0) -> None:
         self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
@@ -83,7 +83,7 @@ class MaxPool2d(Module):
         return ops.max_pool2d(x, self.kernel, self.stride, self.padding)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps which place of a window won: a byte an output."""
+        """Saves the position of the largest element in each window: one byte for each output."""
         out = (*shape[:2], *_windows(shape, self.kernel, self.stride, self.padding))
         return LayerCost(out, saved_bytes=int(np.prod(out)))
 

@@ -1,8 +1,8 @@
-"""What a layer costs, said before anything is computed: the basis of every prediction.
+"""The cost of a layer, known before anything is computed: the basis of every prediction.
 
-Each layer's ``cost(shape)`` returns a ``LayerCost``; ``in_a_row`` adds layers up. Summaries, the
-cutting of pipelines and the formulas of the parallel methods use them, and tests hold them equal to
-what a real step counts.
+Each layer's ``cost(shape)`` returns a ``LayerCost``; ``in_a_row`` adds up consecutive layers.
+Summaries, the cutting of pipelines and the formulas of the parallel methods use these costs. Tests
+check that they equal the counts of a real step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minidist.nn.parameter import Shape
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs on an input of a given shape: the basis of every prediction.
+    """The cost of one layer on an input of a given shape.
 
-    ``shape``: of the output. ``flops``: of the forward, matrix products alone; each needs as many
-    again for the weights' gradient (``weight_flops``) and for the input's (``input_flops``).
-    ``saves_input``, ``saves_output``: whether the backward needs them; ``saved_bytes``: of
-    anything else it keeps. ``view``: the output is the input's memory in another shape.
-    ``defers_input``, ``deferred_bytes``: what a weight gradient that is computed later keeps until
-    then, beside the saved: its input, and anything else.
+    ``shape``: the output's. ``flops``: of the forward, matrix products only; ``weight_flops`` and
+    ``input_flops``: of the gradients of the weights and of the input. ``saves_input``,
+    ``saves_output``: whether the backward needs the input, the output; ``saved_bytes``: the bytes
+    of everything else that it saves. ``view``: the output is the input's memory in another shape.
+    If the weight gradient is computed later, it keeps more until then: ``defers_input`` says
+    whether it keeps the input, and ``deferred_bytes`` counts everything else.
     """
 
     shape: Shape
@@ -40,9 +40,9 @@ class LayerCost:
 
 
 def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
-    """Layers one after the other, on an input of ``shape``, as one.
+    """The cost of consecutive layers, on an input of ``shape``, as one layer.
 
-    What lies between two layers is one array, saved once if either of the two needs it.
+    The array between two layers is saved once, if either of the two needs it.
     """
     saved = 0
     boundary, needed = shape, False
@@ -57,7 +57,7 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
             defers_input = defers_input or first
             deferred += 0 if first else int(np.prod(boundary)) * itemsize
         if cost.view:
-            continue  # the same memory: still the same boundary
+            continue  # the output is the same memory as the input, so the boundary stays the same
         if first:
             saves_input = needed
         elif needed:

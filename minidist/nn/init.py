@@ -1,4 +1,4 @@
-"""How parameters start. Each initialiser takes a generator and a shape."""
+"""Initial values of parameters. Each initialiser takes a generator and a shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Constant:
-    """Every element the same."""
+    """Every element is ``value``."""
 
     value: float
 
@@ -45,7 +45,7 @@ def uniform_fan_in(fan_in: int) -> Initialiser:
 
 
 def constant(value: float) -> Initialiser:
-    """Every element the same."""
+    """Every element is ``value``."""
     return Constant(value)
 
 
@@ -55,7 +55,7 @@ def normal(std: float) -> Initialiser:
 
 
 def he_normal(fan_in: int) -> Initialiser:
-    """Normal with variance 2/fan_in, which keeps a signal's size through ReLUs (1502.01852)."""
+    """Normal with variance 2/fan_in: keeps activations' size through ReLUs (1502.01852)."""
     return Normal((2 / max(1, fan_in)) ** 0.5)
 
 

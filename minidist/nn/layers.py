@@ -1,4 +1,4 @@
-"""Linear layers, tables, and ways to put layers together: what they declare, compute and cost."""
+"""Linear, Embedding and Flatten, and the containers Sequential and Residual."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from minidist.nn.module import Initialiser, LayerCost, Module, Parameter, Shape,
 class Linear(Module):
     """x @ weight + bias: (..., inputs) → (..., outputs).
 
-    The weight is stored (inputs, outputs), so that the formula reads as it computes and a
-    *column* of it makes one output: what tensor parallelism calls column-parallel splits columns.
+    The weight is stored as (inputs, outputs), as in the formula. So each *column* computes one
+    output, and column-parallel (tensor parallelism) splits its columns.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A row of a table for every integer: (...) → (..., width)."""
+    """Look up a row of a table for each integer: (...) → (..., width)."""
 
     def __init__(self, rows: int, width: int, std: float = 0.02) -> None:
         self.weight = Parameter((rows, width), normal(std))
@@ -64,7 +64,7 @@ class Embedding(Module):
         return ops.embedding(indices, self.weight)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the indices, as int64; looking up is no arithmetic."""
+        """Saves the indices, as int64; a look-up has no FLOPs."""
         width, indices = self.weight.declared[1], int(np.prod(shape))
         return LayerCost(
             (*shape, width),
@@ -79,8 +79,8 @@ class Embedding(Module):
 class Flatten(Module):
     """(batch, ...) → (batch, product of the rest).
 
-    A view, except of images (n, c, h, w): convolution leaves their channels side by side in
-    memory, and putting them in order is a copy.
+    The result is a view, except for images (n, c, h, w): convolution stores the channels of a
+    pixel side by side in memory (n, h, w, c), so that flattening has to copy.
     """
 
     def forward(self, x: Any) -> Tensor:
@@ -94,9 +94,9 @@ class Flatten(Module):
 
 
 class Sequential(Module):
-    """Blocks in a row, named "0", "1", ...; a slice of it is a Sequential with the same names.
+    """Blocks applied in order, named "0", "1", ...; a slice is a Sequential with the same names.
 
-    ``input_shape`` is that of one sample, if known: a pipeline needs it to cut even stages.
+    ``input_shape`` is the shape of one sample, if known: a pipeline needs it to cut equal stages.
 
     >>> model = Sequential(Linear(4, 3), ReLU(), Linear(3, 2))
     >>> list(model[1:].named_parameters())
@@ -132,7 +132,7 @@ class Sequential(Module):
         return x
 
     def costs(self, shape: Shape, itemsize: int = 4) -> list[LayerCost]:
-        """Each block's cost on an input of ``shape`` to the first."""
+        """The cost of each block, if the first block's input has ``shape``."""
         costs = []
         for block in self.blocks.values():
             costs.append(block.cost(shape, itemsize))
@@ -140,12 +140,12 @@ class Sequential(Module):
         return costs
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """All blocks as one."""
+        """The cost of all blocks together."""
         return in_a_row(self.costs(shape, itemsize), shape, itemsize)
 
 
 class Residual(Module):
-    """x + blocks(x): what the blocks learn is a correction (arXiv 1512.03385)."""
+    """x + blocks(x): the blocks learn a correction to x (arXiv 1512.03385)."""
 
     def __init__(self, *blocks: Module) -> None:
         self.inner = Sequential(*blocks)
@@ -154,7 +154,7 @@ class Residual(Module):
         return ops.add(x, self.inner(x))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """The sum itself keeps nothing; the correction stays if the last block keeps its output."""
+        """The sum saves nothing; blocks(x) is saved only if the last block saves its output."""
         inner = self.inner.cost(shape, itemsize)
         if inner.shape != shape:
             raise ops.ShapeError(f"Residual: the blocks turn {shape} into {inner.shape}")

@@ -1,8 +1,8 @@
 """Losses: sums over targets, divided by the *global* number of targets.
 
 ``loss(output, targets, count)`` is what every parallel method calls. It divides by ``count``, the
-number of targets in the global batch, so the losses and gradients of any split of a batch *add
-up* to the serial ones: uneven shards and unequal token counts need no correction.
+number of targets in the global batch, so the losses and gradients of the parts of a batch *add
+up* to the serial ones. Uneven shards and unequal token counts need no correction.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from minidist.nn.module import LayerCost, Module, Shape
 class CrossEntropy(Module):
     """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar.
 
-    Targets equal to ``ignore_index`` count for nothing; ``label_smoothing`` gives that share of
-    every target to all classes equally.
+    Targets equal to ``ignore_index`` are left out. ``label_smoothing`` is the share of each target
+    that is spread equally over all classes.
     """
 
     def __init__(self, ignore_index: int | None = None, label_smoothing: float = 0.0) -> None:
@@ -31,28 +31,28 @@ class CrossEntropy(Module):
         return ops.cross_entropy(logits, targets, count, self.ignore_index, self.label_smoothing)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the probabilities, and the targets as int64."""
+        """Saves the probabilities, and the targets as int64."""
         elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
         return LayerCost((), saved_bytes=elements * itemsize + targets * 8)
 
 
 class MeanSquaredError(Module):
-    """Σ (output - target)² / count, for outputs and targets of one shape."""
+    """Σ (output - target)² / count, for outputs and targets of the same shape."""
 
     def forward(self, output: Tensor, targets: Any, count: int | None = None) -> Tensor:
         return ops.mean_squared_error(output, targets, count)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the differences."""
+        """Saves the differences."""
         return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)
 
 
 class BinaryCrossEntropy(Module):
-    """Cross-entropy of yes or no, from logits: targets of the same shape, in [0, 1]."""
+    """Cross-entropy of two classes, from logits: targets of the same shape, in [0, 1]."""
 
     def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
         return ops.binary_cross_entropy(logits, targets, count)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Keeps the gradient."""
+        """Saves the gradient."""
         return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)

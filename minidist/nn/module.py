@@ -1,8 +1,8 @@
 """Module: a layer or a model, made of parameters and other modules.
 
 Each parameter is filled from a generator keyed by (seed, its full name), so a pipeline stage that
-is built alone has exactly the numbers of the whole model. Where parameters live is in parameter.py,
-what a layer costs in cost.py.
+is built alone has exactly the numbers of the whole model. See parameter.py for the memory of
+parameters, and cost.py for the cost of layers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 
 
 class Module:
-    """A layer or a model: parameters, and modules inside it, found among its attributes.
+    """A layer or a model. Its parameters and inner modules are found among its attributes.
 
-    Write a layer by declaring ``Parameter`` attributes in ``__init__`` and computing in
-    ``forward``; add ``cost`` so that summaries, pipelines and predictions know it.
+    To write a layer, declare ``Parameter`` attributes in ``__init__`` and compute in ``forward``.
+    Add ``cost`` for summaries, pipelines and predictions.
     """
 
     flat: Flat
@@ -61,7 +61,7 @@ class Module:
                         yield f"{name}.{index}", item
 
     def named_parameters(self, prefix: str = "") -> dict[str, Parameter]:
-        """Every parameter by its full name, such as ``"2.weight"``; a shared one appears once."""
+        """Every parameter by its full name, such as ``"2.weight"``; each only once."""
         found: dict[str, Parameter] = {}
         seen: set[int] = set()
 
@@ -71,13 +71,13 @@ class Module:
                     visit(child, f"{prefix}{name}.")
                 elif id(child) not in seen:
                     seen.add(id(child))
-                    found[child.given or prefix + name] = child
+                    found[child.shared_name or prefix + name] = child
 
         visit(self, prefix)
         return found
 
     def parameters(self) -> list[Parameter]:
-        """Every parameter, in the order in which it lies in the flat array."""
+        """Every parameter, in the order of the flat array."""
         return list(self.named_parameters().values())
 
     def named_modules(self, prefix: str = "") -> dict[str, Module]:
@@ -98,13 +98,13 @@ class Module:
         }
 
     def train(self, training: bool = True) -> Self:
-        """Compute as in training: dropout drops, batch norm uses the batch's statistics."""
+        """Compute as in training: with dropout, and batch norm by the batch's statistics."""
         for module in self.named_modules().values():
             module.training = training
         return self
 
     def eval(self) -> Self:
-        """Compute as in evaluation: every sample alone, and the same each time."""
+        """Compute as in evaluation: without dropout, and batch norm by its running averages."""
         return self.train(False)
 
     @property
@@ -124,11 +124,11 @@ class Module:
         """Allocate the flat arrays and fill every parameter by (seed, full name).
 
         Returns the module itself, so ``model = Linear(3, 4).init(0)``. Values are drawn in
-        float64 on the host and then cast: float32 starts at float64's numbers, rounded.
+        float64 on the host and then cast, so float32 starts at the rounded values of float64.
 
-        Raises ValueError if a module inside was initialised by itself, since its values would be
-        lost: take them over with ``model.init(seed).load(block.state(), partial=True)``, with
-        names as the model has them.
+        Raises ValueError if an inner module was initialised separately, because its values would
+        be lost. To use its values, call ``model.init(seed).load(block.state(), partial=True)``,
+        with the names of the whole model.
         """
         named = self.named_parameters()
         kind = np.dtype(dtype or arrays.default_dtype())
@@ -156,10 +156,10 @@ class Module:
         return self
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero; ``backward`` adds to what is there.
+        """Set every gradient to zero; ``backward`` adds to it.
 
-        The next backward overwrites a parameter's zeros at its first use, which saves an addition:
-        so write nothing of your own into ``grad`` between the two.
+        To save an addition, the next backward overwrites each parameter's zeros with the first
+        gradient. So do not write into ``grad`` between ``zero_grad`` and ``backward``.
         """
         self.flat.grad_and_loss.fill(0)
         for parameter in self.flat.parameters:
@@ -173,10 +173,10 @@ class Module:
         }
 
     def load(self, state: dict[str, np.ndarray], partial: bool = False) -> Self:
-        """Take values from ``state``: exactly the names and shapes of this model.
+        """Copy values from ``state``, which must have exactly this model's names and shapes.
 
-        With ``partial``, names of this model that the state lacks keep their values. Everything is
-        checked first: a load that is refused has changed nothing.
+        With ``partial``, parameters that are not in ``state`` keep their values. All checks come
+        first: if load raises, nothing has changed.
         """
         named = self.named_parameters() | self.named_buffers()
         wrong = state.keys() - named.keys() if partial else named.keys() ^ state.keys()
@@ -199,7 +199,7 @@ class Module:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or pickle keeps: all but the flat arrays, which ``__setstate__`` makes."""
+        """The state of a copy or pickle: without the flat arrays, which ``__setstate__`` makes."""
         return {name: value for name, value in vars(self).items() if name != "flat"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -216,13 +216,13 @@ class Module:
             parameter.grad[...] = grads[name]  # type: ignore[index]
         for module in self.named_modules().values():
             if module is not self:
-                vars(module).pop("flat", None)  # made on the way: the whole model's is the one
+                vars(module).pop("flat", None)  # temporary, the whole model's remain
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """What this layer costs on an input of ``shape``, batch first."""
+        """The cost of this layer on an input of ``shape``, batch first."""
         raise TypeError(
             f"{type(self).__name__} does not say what it costs: define cost(self, shape, itemsize) "
-            "and return a LayerCost (in_a_row adds up layers in a row: see nn/cost.py), or measure "
+            "and return a LayerCost (in_a_row adds up several layers: see nn/cost.py), or measure "
             "with minidist.inspect.layer_summary(model, x)"
         )
 

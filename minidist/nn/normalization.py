@@ -1,4 +1,4 @@
-"""Normalization layers: each keeps its normalized input and the factors that made it."""
+"""Normalization layers: each saves its normalized input and the factors 1/σ."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class RMSNorm(Module):
 class BatchNorm(Module):
     """Mean 0 and variance 1 of each channel over the batch, then a learned scale and shift.
 
-    In training the statistics are the batch's, and running averages of them are kept for
-    evaluation: average ← (1 - momentum) · average + momentum · batch's. The statistics couple the
-    samples of a batch: a method that splits the batch normalizes each part by itself, and does
-    *not* equal serial training (use layer norm where it must).
+    In training the statistics are those of the batch. Their running averages are used in
+    evaluation: average ← (1 - momentum) · average + momentum · statistic. The statistics depend
+    on all samples of a batch. So a method that splits the batch normalizes each part separately,
+    and does *not* equal serial training (use layer norm if it must).
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
@@ -68,7 +68,7 @@ class BatchNorm(Module):
             return ops.batch_norm(x, self.weight, self.bias, statistics, self.epsilon)[0]
         y, mean, variance = ops.batch_norm(x, self.weight, self.bias, None, self.epsilon)
         count = x.size // x.shape[1]
-        variance = variance * (count / (count - 1))  # of the population, estimated from a sample
+        variance = variance * (count / (count - 1))  # the unbiased estimate
         for buffer, value in ((self.mean, mean), (self.variance, variance)):
             buffer.data *= 1 - self.momentum
             buffer.data += self.momentum * value
@@ -82,9 +82,10 @@ class BatchNorm(Module):
 
 
 def _row_cost(shape: Shape, itemsize: int) -> LayerCost:
-    """Keeps the normalized rows, and a factor for each.
+    """Saves the normalized rows, and one factor for each row.
 
-    A later weight gradient keeps the rows, the output's gradient, and ones to sum that with.
+    A weight gradient that is computed later keeps the rows, the gradient of the output, and a
+    vector of ones to sum that gradient with.
     """
     elements, count = int(np.prod(shape)), rows(shape)
     return LayerCost(
@@ -95,5 +96,5 @@ def _row_cost(shape: Shape, itemsize: int) -> LayerCost:
 
 
 def rows(shape: Shape) -> int:
-    """How many rows an array of ``shape`` has, of its last axis."""
+    """The number of rows (along the last axis) of an array of ``shape``."""
     return int(np.prod(shape[:-1]))

@@ -1,4 +1,4 @@
-"""Parameter, and the flat array that all parameters of a model lie in.
+"""Parameter, and the flat array that stores all parameters of a model.
 
 A layer *declares* its parameters and allocates nothing: ``Linear(784, 128)`` costs no memory.
 ``model.init(seed)`` then allocates one flat array for all parameters and one for all gradients:
@@ -6,8 +6,8 @@ A layer *declares* its parameters and allocates nothing: ``Linear(784, 128)`` co
     flat.data   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
     flat.grad   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
 
-and each Parameter becomes a view into them. An optimizer then steps one 1-D array, an all-reduce
-sends one, and a shard is a slice.
+and each Parameter becomes a view into them. So an optimizer steps one 1-D array, an all-reduce
+sends one array, and a shard is a slice.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class UninitialisedError(RuntimeError):
 
 
 class Parameter(Tensor):
-    """A tensor that is trained: declared with a shape, given memory by ``Module.init``.
+    """A tensor that is trained: declared with a shape, allocated by ``Module.init``.
 
-    ``on_ready`` holds functions called with the parameter each time a backward has accumulated
-    the last use of it; communication overlaps computation by starting there.
+    ``on_ready`` is a list of functions. Each backward calls them with the parameter when its
+    gradient is complete; communication that overlaps with the backward starts there.
 
-    A parameter's name is where it lies in the model, such as ``"2.weight"``. One that several
-    blocks share is given a ``name`` instead, so that it is the same parameter, with the same
-    initial values, in every part of the model that holds it.
+    A parameter's name is its path in the model, such as ``"2.weight"``. If several blocks share a
+    parameter, pass a ``name`` (``shared_name``) instead. It is then the same parameter, with the
+    same initial values, in every part of the model.
     """
 
-    __slots__ = ("declared", "fresh", "given", "initialiser", "name", "on_ready")
+    __slots__ = ("declared", "fresh", "initialiser", "name", "on_ready", "shared_name")
 
     def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
         # ``data`` stays unset until init: see __getattr__.
         self.declared = shape
         self.initialiser = initialiser
-        self.given = name
+        self.shared_name = name
         self.name = name
         self.grad = None
-        self.fresh = False  # nothing added to the gradient since zero_grad
+        self.fresh = False  # true from zero_grad until the first gradient is written
         self.node = Node((), None, shape, self)
         self.on_ready: list[Callable[[Parameter], None]] = []
 
@@ -72,17 +72,17 @@ class Parameter(Tensor):
         return int(np.prod(self.declared))
 
     def __reduce__(self) -> Any:
-        """A copy, or a pickle, has memory of its own and none of the hooks.
+        """Copy or pickle with separate memory, and without hooks.
 
-        ``Module`` then gathers its parameters in one flat array again.
+        ``Module`` then puts its parameters into one flat array again.
         """
-        declared = type(self), self.declared, self.initialiser, self.given, self.name
+        declared = type(self), self.declared, self.initialiser, self.shared_name, self.name
         if self.grad is None:  # declared, not initialised
             return _restored, (*declared, None, None)
         return _restored, (*declared, self.data.copy(), self.grad.copy())
 
     def accumulate(self, grad: Any) -> None:
-        """Add one use's gradient; the first after ``zero_grad`` is written, not added."""
+        """Add the gradient of one use; the first after ``zero_grad`` is written, not added."""
         if self.fresh:
             self.fresh = False
             if type(grad) is Into:
@@ -104,13 +104,13 @@ def _restored(
     kind: type[Parameter],
     shape: Shape,
     initialiser: Initialiser,
-    given: str,
+    shared_name: str,
     name: str,
     data: Array | None,
     grad: Array | None,
 ) -> Parameter:
-    """A parameter from what ``Parameter.__reduce__`` kept of one."""
-    parameter = kind(shape, initialiser, given)
+    """A parameter from the values of ``Parameter.__reduce__``."""
+    parameter = kind(shape, initialiser, shared_name)
     parameter.name = name
     if data is not None:
         parameter.data, parameter.grad = data, grad
@@ -120,8 +120,8 @@ def _restored(
 class Buffer:
     """An array that belongs to a layer but is not trained, such as batch norm's running mean.
 
-    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. It travels with
-    ``state`` and ``load``.
+    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. ``state`` and
+    ``load`` include it.
     """
 
     def __init__(self, shape: Shape, value: float) -> None:
@@ -133,9 +133,9 @@ class Buffer:
 class Flat:
     """All parameters of a model in one array, and all gradients in another.
 
-    ``data`` and ``grad`` are 1-D, of ``size`` elements; ``slices[name]`` is where a parameter
-    lies. Each array has one more slot at its end, ``data_and_loss`` and ``grad_and_loss``, in
-    which a method may send the loss along: then a step needs no second message for one number.
+    ``data`` and ``grad`` are 1-D, of ``size`` elements; ``slices[name]`` is the slice of a
+    parameter. ``data_and_loss`` and ``grad_and_loss`` are the same arrays with one more element
+    at the end. A method may put the loss there, and so send it in the same message.
     """
 
     def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: Any) -> None:
@@ -155,7 +155,7 @@ class Flat:
         self.hold_gradients(xp.zeros(start + 1, dtype))
 
     def hold_gradients(self, grad_and_loss: Array) -> None:
-        """Keep the gradients in this array from now on: in memory that others see, for one."""
+        """Store the gradients in this array from now on, for example in shared memory."""
         self.grad_and_loss = grad_and_loss
         self.grad: Array = grad_and_loss[:-1]
         for parameter, part in zip(self.parameters, self.slices.values(), strict=True):

@@ -1,6 +1,6 @@
-"""Every op: a function of tensors, its forward and its backward side by side.
+"""Every op: a function of tensors, with the forward and the backward in one place.
 
-One family a file. An op reads like its formula, and a user's own op is written the same way:
+One file for each family. An op looks like its formula. A user writes an own op in the same way:
 
     def cube(x):
         data = x.data

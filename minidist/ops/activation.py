@@ -1,8 +1,8 @@
-"""Nonlinearities: functions of one tensor, element by element, with a bend in them.
+"""Nonlinearities: nonlinear functions of one tensor, element by element.
 
-Where the slope is a formula of the result (tanh, sigmoid, relu), the result is what is kept for
-backward: the next layer keeps it anyway. For GELU and SiLU the *slope itself* is computed in the
-forward, while its ingredients are at hand, and is the one array that is kept.
+If the derivative is a formula of the result (tanh, sigmoid, relu), the result is saved for the
+backward: the next layer saves it anyway. For GELU and SiLU the *derivative itself* is computed in
+the forward, from the same intermediate values, and is the only array that is saved.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
     x = floating(x)
     xp, data = x.xp, x.data
     y = xp.where(data > 0, data, data * slope)
-    positive = data > 0  # one byte an element
+    positive = data > 0  # one byte for each element
 
     def backward(grad: Array) -> Any:
         return (xp.where(positive, grad, grad * slope),)
@@ -56,14 +56,14 @@ def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + eˣ), written max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
+    """log(1 + eˣ), computed as max(x, 0) + log(1 + e^-|x|), which cannot overflow."""
     x = floating(x)
     xp, data = x.xp, x.data
     return Tensor.of(_softplus(xp, data), (x,), lambda grad: (grad * sigmoid_array(xp, data),))
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): of -100 it is -100, where the sigmoid is nearly 0."""
+    """log(1 / (1 + e⁻ˣ)) = -softplus(-x): -100 at x = -100, where the sigmoid is nearly 0."""
     x = floating(x)
     xp, data = x.xp, x.data
     return Tensor.of(-_softplus(xp, -data), (x,), lambda grad: (grad * sigmoid_array(xp, -data),))
@@ -81,7 +81,7 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e⁻ˣ), of which neither tail is lost: see ``sigmoid_array``."""
+    """1 / (1 + e⁻ˣ), accurate for large and small x: see ``sigmoid_array``."""
     x = floating(x)
     y = sigmoid_array(x.xp, x.data)
     return Tensor.of(y, (x,), lambda grad: (grad * (y * (1 - y)),))
@@ -90,8 +90,8 @@ def sigmoid(x: Tensor) -> Tensor:
 def sigmoid_array(xp: Any, x: Array) -> Array:
     """The sigmoid of an array, as e^min(x, 0) / (1 + e^-|x|).
 
-    Both exponents are at most 0, so nothing overflows, and far below 0 the result is eˣ, not the
-    0 that rounding leaves of (1 + tanh(x / 2)) / 2.
+    Both exponents are at most 0, so nothing overflows. For x far below 0 the result is eˣ, where
+    (1 + tanh(x / 2)) / 2 would be rounded to 0.
     """
     return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(-xp.abs(x)))
 
@@ -112,8 +112,8 @@ def _silu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 def gelu(x: Tensor, exact: bool = False) -> Tensor:
     """x · Φ(x), with Φ the normal distribution function (arXiv 1606.08415).
 
-    By default Hendrycks' and Gimpel's approximation 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))),
-    which is GPT-2's; ``exact=True`` uses the error function, which is PyTorch's default.
+    The default is Hendrycks' and Gimpel's approximation 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))),
+    as in GPT-2; ``exact=True`` uses the error function, as PyTorch does by default.
     """
     return _with_slope("gelu", x, _gelu_exact if exact else _gelu)
 
@@ -142,7 +142,7 @@ def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
 @fused
 def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
     x = wide(x)
-    # Added to 1, the error function need be exact near 0 in float64 alone.
+    # It is added to 1, so only float64 needs an error function that is exact near 0.
     error_function = erf_array if x.dtype.itemsize > 4 else _erf_far
     cdf = error_function(xp, x * math.sqrt(0.5))
     cdf += 1
@@ -170,7 +170,7 @@ def erf(x: Tensor) -> Tensor:
 
 
 def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
-    """An op from ``formula(xp, x, y, slope)``, which fills y = f(x) and slope = f'(x) in place."""
+    """An op from ``formula(xp, x, y, slope)``, which fills y = f(x) and slope = f'(x)."""
     x = floating(x)
     xp, shape = x.xp, x.data.shape
     data = xp.ascontiguousarray(x.data).reshape(-1)
@@ -211,7 +211,7 @@ def erf_array(xp: Any, x: Array) -> Array:
     square = size * size
     out = 1 - xp.exp(-square) * _ratio(size, _FAR)
     near = size * _ratio(xp.minimum(square, 0.25), _NEAR)
-    near *= size <= 0.46875  # one of the two, as a sum: many times faster than xp.where
+    near *= size <= 0.46875  # one of the two terms is 0: a sum is many times faster than xp.where
     out *= size > 0.46875
     out += near
     return xp.copysign(out, x)
@@ -219,10 +219,10 @@ def erf_array(xp: Any, x: Array) -> Array:
 
 @fused
 def _erf_far(xp: Any, x: Array) -> Array:
-    """The same from Cody's second formula alone, which is faster.
+    """The same, faster, from Cody's second formula alone.
 
-    Its error is below 1e-11, but near 0 not small relative to erf x: good enough for float32 where
-    the result is added to a larger number.
+    Its error is below 1e-11. Near 0 this is not small relative to erf x, but it is good enough for
+    float32 if the result is added to a larger number.
     """
     size = xp.minimum(xp.abs(x), 6)
     return xp.copysign(1 - xp.exp(-(size * size)) * _ratio(size, _FAR), x)

@@ -1,19 +1,19 @@
-"""Causal attention: every position reads from those before it, and from itself.
+"""Causal attention: each position attends to itself and to the positions before it.
 
     P = softmax(Q Kᵀ / √d + mask)        (length, length), the weights
     O = P V                              (length, d)
 
 "Attention is all you need", arXiv 1706.03762, section 3.2.1. With H query heads and G < H heads of
-keys and values, each group of H/G query heads shares one (grouped-query attention, arXiv
-2305.13245). With dO the gradient of O, and row sums taken along the keys:
+keys and values, each group of H/G query heads shares one of them (grouped-query attention, arXiv
+2305.13245). dO is the gradient of O, and Σ sums over the keys of each row:
 
     dV = Pᵀ dO        dP = dO Vᵀ        dS = P · (dP - Σ P · dP)        dQ = dS K / √d
                                                                         dK = dSᵀ Q / √d
 
-A row of P that is masked to the right of the diagonal need not be computed there. So we take the
-queries in blocks of ``BLOCK`` rows, and give each block only the keys up to its last row: for long
-sequences half of the work and of the memory. All three products of a block read Q, K and V where
-they lie, as views: nothing is transposed in memory.
+The masked part of P, to the right of the diagonal, need not be computed. So the queries are cut
+into blocks of ``BLOCK`` rows, and each block uses only the keys up to its last row. For long
+sequences this is half of the work and of the memory. All three products of a block read Q, K and V
+as views: nothing is transposed in memory.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from minidist.ops.chunks import chunks
 from minidist.ops.operands import ShapeError, floating_only, same_device
 
 BLOCK = 64  # query rows at a time
-WEIGHTS = 1 << 19  # bytes of P at a time: as many samples as stay in cache
+WEIGHTS = 1 << 19  # bytes of P at a time: few samples, so that they stay in cache
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     """softmax(q kᵀ / √d) v for all heads at once.
 
     Shapes: q (batch, heads, length, d), k and v (batch, groups, keys, d), where ``groups``
-    divides ``heads`` and query head h reads from group h // (heads / groups) → (batch, heads,
-    length, d). If there are more keys than queries, the queries are the *last* positions, as when
-    sampling with a cache. ``causal=False`` lets every query read every key.
+    divides ``heads`` and query head h uses group h // (heads / groups) → (batch, heads, length,
+    d). If there are more keys than queries, the queries are the *last* positions, as in sampling
+    with a cache. With ``causal=False`` every query uses every key.
     """
     q, k, v = (floating_only("attention", one) for one in (q, k, v))
     _check(q, k, v)
@@ -49,8 +49,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     xp = q.xp
     batch, heads, length, d = q.shape
     data_q, data_k, data_v = q.data, k.data, v.data
-    # Memory of (batch, length, heads, d), seen as (batch, heads, length, d): merging the heads
-    # afterwards is then a view.
+    # Allocated as (batch, length, heads, d), viewed as (batch, heads, length, d): so the heads
+    # are merged later without a copy.
     out = xp.empty((batch, length, heads, d), q.dtype).transpose(0, 2, 1, 3)
     weights = attention_forward(data_q, data_k, data_v, out, causal)
 
@@ -65,12 +65,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
 def self_attention(
     qkv: Tensor, heads: int, groups: int | None = None, rotary_base: float | None = None
 ) -> Tensor:
-    """Causal attention where one product made queries, keys and values side by side.
+    """Causal attention on queries, keys and values that one product computed, side by side.
 
-    Shapes: qkv (batch, length, (heads + 2 groups) · d) → (batch, length, heads · d). The same as
-    cutting qkv up, turning queries and keys with ``rotary`` if ``rotary_base`` is given, and
-    calling ``attention``, without the copies: the backward writes the three gradients into one
-    array, which the layer before takes as it is.
+    Shapes: qkv (batch, length, (heads + 2 groups) · d) → (batch, length, heads · d). The result is
+    that of three steps: split qkv, rotate queries and keys with ``rotary`` if ``rotary_base`` is
+    given, and call ``attention``. Here no copies are made: the backward writes the three gradients
+    into one array, which is the gradient of qkv.
     """
     qkv = floating_only("self_attention", qkv)
     groups = groups or heads
@@ -84,7 +84,7 @@ def self_attention(
     d = width // (heads + 2 * groups)
     packed = qkv.data
     if rotary_base is not None:
-        packed = packed.copy()  # from here on the unrotated one is not needed
+        packed = packed.copy()  # the unrotated array is not needed after this
         turn = _angles(xp, 0, length, d, rotary_base, packed.dtype)
         _rotate(_turning(packed, heads, groups), *turn)
     out = xp.empty((batch, length, heads, d), packed.dtype)
@@ -108,7 +108,7 @@ def self_attention(
 
 
 def _unpack(packed: Array, heads: int, groups: int) -> tuple[Array, Array, Array]:
-    """Views of q (b, heads, l, d), k and v (b, groups, l, d) in memory of (b, l, everything)."""
+    """Views of q (b, heads, l, d), k and v (b, groups, l, d) in an array (b, l, q + k + v)."""
     batch, length, width = packed.shape
     count = heads + 2 * groups
     # Not -1 for the last: a batch may be empty.
@@ -117,7 +117,7 @@ def _unpack(packed: Array, heads: int, groups: int) -> tuple[Array, Array, Array
 
 
 def _turning(packed: Array, heads: int, groups: int) -> Array:
-    """The part of the packed memory that rotary positions turn: queries and keys."""
+    """The part of the packed array that is rotated by position: queries and keys."""
     batch, length, width = packed.shape
     count = heads + 2 * groups
     # Not -1 for the last: a batch may be empty.
@@ -128,7 +128,7 @@ def _turning(packed: Array, heads: int, groups: int) -> Array:
 def attention_blocks(
     length: int, keys: int, causal: bool = True, block: int = BLOCK
 ) -> Iterator[tuple[slice, int]]:
-    """Blocks of query rows, and for each how many keys it may read."""
+    """Blocks of query rows, each with the number of keys that it may use."""
     for start in range(0, length, block):
         stop = min(start + block, length)
         yield slice(start, stop), (keys - length + stop) if causal else keys
@@ -137,7 +137,7 @@ def attention_blocks(
 def attention_forward(
     q: Array, k: Array, v: Array, out: Array, causal: bool
 ) -> list[tuple[slice, slice, Array]]:
-    """Fill ``out``; return for every block its samples, its rows and its weights P."""
+    """Fill ``out``; return the samples, rows and weights P of every block."""
     xp = module_of(q)
     groups, d = k.shape[1], q.shape[3]
     q, out = _grouped(q, groups), _grouped(out, groups)  # (b, g, h/g, l, d)
@@ -172,11 +172,11 @@ def attention_backward(
     grad, q, grad_q = (_grouped(array, groups) for array in (grad, q, grad_q))
     k, v, grad_k, grad_v = (array[:, :, None] for array in (k, v, grad_k, grad_v))
     scale = 1 / math.sqrt(d)
-    if not saved:  # no queries, so nobody has read the keys
+    if not saved:  # no queries, so the keys were not used
         grad_k[...] = grad_v[...] = 0
-    begun = -1  # the samples of which a block has been here
-    for some, rows, p in reversed(saved):  # first the block that reads all keys: it writes
-        seen, more = p.shape[-1], some.start == begun  # the others add
+    begun = -1  # samples for which a block has written
+    for some, rows, p in reversed(saved):  # the first block uses all keys: it writes
+        seen, more = p.shape[-1], some.start == begun  # the other blocks add
         begun = some.start
         d_out, asking = grad[some, ..., rows, :], q[some, ..., rows, :]  # (b, g, h/g, l, d)
         # (.., s, l) @ (.., l, d) -> (.., s, d)
@@ -208,9 +208,9 @@ def attention_backward(
     over="rows",
 )
 def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
-    """Turn scores (.., rows, keys) into weights; the queries are the last of the keys' places."""
+    """Turn scores (.., rows, keys) into weights; the queries are the last positions."""
     seen = p.shape[-1]
-    e = wide(p)  # p itself, but for float16
+    e = wide(p)  # p itself, except for float16
     if causal:
         e[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, e.dtype), 1)
     e -= e.max(axis=-1, keepdims=True)
@@ -240,10 +240,10 @@ def _masked_softmax_backward(xp: Any, ds: Array, p: Array) -> None:
 
 
 def _pieces(q: Array, k: Array, causal: bool) -> Iterator[tuple[slice, slice, int]]:
-    """Some samples, a block of their query rows, and the number of keys these may read."""
+    """Yield some samples, a block of their query rows, and the number of keys for these rows."""
     _, groups, shared, length, _ = q.shape
     keys = k.shape[3]
-    # On a GPU fewer launches are worth more than the half of the work that is saved.
+    # On a GPU fewer launches save more time than half of the work.
     longest = BLOCK if module_of(q) is np else max(1, length)
     rows = groups * shared * min(longest, length)
     for some in chunks(q, rows * keys, WEIGHTS):
@@ -289,11 +289,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
-    """Rotate pairs of features by an angle that grows with the position (arXiv 2104.09864).
+    """Rotate pairs of features by an angle proportional to the position (arXiv 2104.09864).
 
     Shapes: x (..., length, d) with d even → the same. Feature i of the first half and feature i of
-    the second are turned by position · base^(-2i/d), so that q·k depends on the *distance* of
-    their positions. ``start`` is the position of the first row. The backward turns back.
+    the second are rotated by position · base^(-2i/d), so that q·k depends on the *distance* of
+    their positions. ``start`` is the position of the first row. The backward rotates back.
     """
     x = floating_only("rotary", x)
     if x.ndim < 2:
@@ -314,7 +314,7 @@ def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
 def _angles(
     xp: Any, start: int, length: int, d: int, base: float, dtype: Any
 ) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles, (length, d/2): worked out in float64."""
+    """Cosine and sine of the angles of every position, (length, d/2), computed in float64."""
     if d % 2:
         raise ShapeError(f"rotary: features are turned in pairs, and d = {d} is odd")
     frequency = base ** (-xp.arange(d // 2, dtype=np.float64) / (d // 2))  # (d/2,)
@@ -323,7 +323,7 @@ def _angles(
 
 
 def _rotate(x: Array, cosine: Array, sine: Array) -> None:
-    """Turn the pairs (first half, second half) of the last axis of ``x``, in place."""
+    """Rotate the pairs (first half, second half) of the last axis of ``x``, in place."""
     half = x.shape[-1] // 2
     first, second = x[..., :half].copy(), x[..., half:]
     x[..., :half] = first * cosine - second * sine

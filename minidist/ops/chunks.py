@@ -1,9 +1,8 @@
 """Work on an array in pieces that fit the processor's cache.
 
-A fused op makes many passes over the same numbers. Over a large array each pass would read and
-write main memory; over a piece of it, only the first and last do, and the scratch arrays between
-stay in cache and are used again. A GPU has no such cache and wants few launches: there the one
-piece is the whole.
+A fused op makes many passes over the same numbers. On a large array each pass would read and write
+main memory. On a small piece, only the first and the last pass do; the scratch arrays stay in cache
+and are used again. On a GPU few launches matter more, so the whole array is one piece.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CHUNK = 128 * 1024  # bytes of a piece: with its scratch it fits a second-level 
 
 
 def chunks(array: Array, width: int = 1, chunk: int = CHUNK) -> Iterator[slice]:
-    """Slices of the first axis of ``array``, whose rows hold ``width`` elements each."""
+    """Slices of the first axis of ``array``, whose rows have ``width`` elements each."""
     if not isinstance(array, np.ndarray):
         return iter((slice(0, len(array)),) if len(array) else ())
     return iter(_slices(len(array), max(1, chunk // (array.itemsize * max(1, width)))))

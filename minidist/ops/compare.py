@@ -1,4 +1,4 @@
-"""Comparisons: x > y is a plain array of booleans, since it has no slope worth the name."""
+"""Comparisons: x > y is an array of booleans and not a Tensor, because it has no gradient."""
 
 from __future__ import annotations
 

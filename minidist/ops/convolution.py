@@ -1,18 +1,18 @@
 """Convolution in two dimensions, as a matrix product over patches ("im2col").
 
-Every output pixel is a dot product of the kernel with the patch of the input beneath it. Write
-the patches as rows of a matrix and all of them are one product:
+Every output pixel is a dot product of the kernel with a patch of the input. With the patches as
+rows of a matrix, all pixels are one product:
 
     (pixels, KH·KW·C)  @  (KH·KW·C, out channels)  →  (pixels, out channels)
 
 Chellapilla et al., "High performance convolutional neural networks for document processing", 2006.
-The patch matrix holds each input pixel KH·KW times, so we neither make it whole nor keep it: we
-go through the batch a few samples at a time, so that their patches stay in cache, and make them
-again for the backward.
+The patch matrix contains each input pixel KH·KW times, so it is never computed as a whole, and
+never saved. The batch is processed a few samples at a time, so that their patches stay in cache,
+and the backward computes the patches again.
 
-The product leaves the channels of a pixel side by side in memory, and we leave them there: the
-*shape* of images is (n, c, h, w) throughout, their memory is that of (n, h, w, c). NumPy's
-elementwise functions keep such an order, and a row of a patch is then one run of KW·C numbers.
+The product writes the channels of a pixel side by side, and they stay so: the *shape* of images is
+always (n, c, h, w), but their order in memory is (n, h, w, c). NumPy's elementwise functions keep
+this order. A row of a patch is then KW·C numbers side by side.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATCHES = 1 << 20  # bytes of patches at a time
 
 
 def convolved_length(length: int, kernel: int, stride: int, padding: int) -> int:
-    """How many places a kernel has along one axis."""
+    """The number of positions of a kernel along one axis."""
     return (length + 2 * padding - kernel) // stride + 1
 
 
@@ -46,11 +46,11 @@ def conv2d(
     padding: int = 0,
     groups: int = 1,
 ) -> Tensor:
-    """Slide the kernels over the images.
+    """Convolution: slide the kernels over the images.
 
-    Shapes: x (n, c, h, w), weight (o, c/groups, kh, kw), bias (o,) → (n, o, oh, ow) with
-    oh = (h + 2 padding - kh) // stride + 1. With groups, output channels o/groups · i and on see
-    only input channels c/groups · i and on.
+    Shapes: x (n, c, h, w), weight (o, c/groups, kh, kw), bias (o,) → (n, o, oh, ow) with oh = (h +
+    2 padding - kh) // stride + 1. With groups, the o/groups output channels of group i use only the
+    c/groups input channels of group i.
     """
     x = as_tensor(x)
     _check(x, weight, bias, stride, padding, groups)
@@ -89,7 +89,7 @@ def conv2d(
         if wants_input_grad:
             work.flops += flops
             if stride == 1 and kh == kw > padding:
-                # Every pixel is under the kernel's places in reverse order: a convolution of the
+                # Each pixel meets the kernel's elements in reverse order: a convolution of the
                 # gradient with the kernels turned by 180°, from outputs to inputs.
                 turned = kernels.reshape(groups, o // groups, cg, kh, kw).swapaxes(1, 2)
                 turned = turned[..., ::-1, ::-1].reshape(groups * cg, o // groups, kh, kw)
@@ -137,7 +137,7 @@ def correlate(
 def _pieces(
     images: Array, out: Array, kernels: Array, groups: int
 ) -> Iterator[tuple[slice, slice, slice, int]]:
-    """Some samples, and the input and output channels of a group, and the group."""
+    """Yield some samples, the input and output channels of a group, and the group."""
     o, cg, kh, kw = kernels.shape
     og = o // groups
     for part in chunks(images, out.shape[1] * out.shape[2] * kh * kw * cg, PATCHES):
@@ -150,8 +150,9 @@ def patch_matrix(
 ) -> Array:
     """Patches of (m, c, h, w), padded with zeros, as rows: (m·oh·ow, kh·kw·c).
 
-    Copying is fast along runs of memory. With many channels these are the rows of a patch, kw·c
-    numbers; with few they are rows of the image, and we fill the transposed matrix.
+    Copying is fast if many numbers lie side by side in memory. With many channels these are the
+    rows of a patch, kw·c numbers; with few channels they are rows of the image, so the transposed
+    matrix is filled.
     """
     xp = module_of(images)
     m, c, h, w = images.shape
@@ -173,11 +174,11 @@ def patch_matrix(
 
 
 def overlapping(images: Array, kh: int, kw: int, oh: int, ow: int, stride: int) -> Array:
-    """Patches that overlap in memory, seen as if each had its own: (m, oh, ow, kh, kw·c)."""
+    """A view of all patches, which overlap in memory: (m, oh, ow, kh, kw·c)."""
     xp = module_of(images)
     m, c = images.shape[:2]
     images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
-    # Not images.strides: NumPy leaves those of an axis of length 1 at anything.
+    # Not images.strides: for an axis of length 1, NumPy may report any stride.
     one = images.itemsize
     pixel = c * one
     row = images.shape[2] * pixel
@@ -220,9 +221,9 @@ def _patches(
 def add_patches(
     images: Array, rows: Array, kh: int, kw: int, oh: int, ow: int, stride: int
 ) -> None:
-    """The reverse of ``patch_matrix``: add every patch to (m, h, w, c) where it came from.
+    """The reverse of ``patch_matrix``: add every patch to (m, h, w, c) at its position.
 
-    Patches overlap, so each place in the kernel is added separately.
+    Patches overlap, so each element of the kernel is added separately.
     """
     rows = rows.reshape(-1, oh, ow, kh, kw, images.shape[3])
     for i in range(kh):
@@ -239,7 +240,7 @@ def kernel_matrix(kernels: Array, groups: int) -> Array:
 
 
 def pad_images(images: Array, padding: int, value: float = 0.0) -> Array:
-    """(n, c, h, w) with ``padding`` pixels around; the same array if there are none."""
+    """(n, c, h, w) with ``padding`` zeros on each side; the same array if ``padding`` is 0."""
     if padding == 0:
         return images
     n, c, h, w = images.shape
@@ -251,7 +252,7 @@ def pad_images(images: Array, padding: int, value: float = 0.0) -> Array:
 
 
 def window(i: int, j: int, oh: int, ow: int, stride: int) -> tuple[slice, ...]:
-    """The pixels that lie under kernel place (i, j) as it slides."""
+    """The pixels that kernel element (i, j) meets at all positions."""
     return (
         slice(None),
         slice(None),

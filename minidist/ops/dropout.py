@@ -1,9 +1,9 @@
 """Dropout: zero each element with probability ``rate``, and scale the others up to compensate.
 
-Hinton et al., arXiv 1207.0580. Which elements fall out is keyed by (seed, name, step) and by each
+Hinton et al., arXiv 1207.0580. The mask is keyed by (seed, name, step) and by each
 sample's position in the global batch, never by rank or by the order of calls: see
-``minidist.engine.draws``. So data-parallel ranks, microbatches and a recomputation in backward all
-see the mask that serial training sees. A GPU draws the same numbers itself.
+``minidist.engine.draws``. So data-parallel ranks, microbatches and a recomputation in the backward
+all use the mask of serial training. A GPU draws the same numbers itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def dropout(
 ) -> Tensor:
     """x · mask / (1 - rate), where the mask is 0 with probability ``rate``, else 1.
 
-    The first axis of x holds samples. ``name`` must differ between the dropouts of a model. A
-    rank that holds only part of each sample, as in tensor parallelism, says which: ``part`` are
-    slices of the axes after the first, ``whole`` the full lengths of those axes.
+    The first axis of x holds samples. ``name`` must differ between the dropouts of a model. If
+    a rank has only part of each sample, as in tensor parallelism, it passes ``part``, the slices
+    of the axes after the first, and ``whole``, the full lengths of those axes.
     """
     x = floating_only("dropout", x)
     if not 0 <= rate < 1:

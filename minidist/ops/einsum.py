@@ -1,13 +1,13 @@
-"""einsum: a sum of products, written by naming the axes.
+"""einsum: a sum of products, described by a letter for each axis.
 
     einsum("ij,jk->ik", a, b)        a matrix product
     einsum("bij->bji", a)            a transpose
     einsum("i,i->", a, b)            a dot product
 
-Every letter is a loop; letters that the result does not have are summed over. Seen so, the gradient
-of one operand is again an einsum: of the result's gradient and the other operands, with the letters
-of that operand as the result. A letter that only this operand has was summed over, and its
-gradient is the same at every place.
+Every letter is a loop; letters that are not in the result are summed over. So the gradient of one
+operand is also an einsum: of the result's gradient and the other operands, with the letters of this
+operand as the result. If only this operand has a letter, it was summed over, and the gradient is
+the same for every index of this axis.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_de
 
 
 def einsum(subscripts: str, *operands: Any) -> Tensor:
-    """The sum of products that ``subscripts`` names, such as "ij,jk->ik", as in NumPy.
+    """The sum of products described by ``subscripts``, such as "ij,jk->ik", as in NumPy.
 
-    Without "->" the result has the letters that occur once, in alphabetical order. An operand has
-    each letter once; "..." is not supported. Raises ShapeError where the letters do not fit.
+    Without "->" the result has the letters that occur once, in alphabetical order. An operand may
+    have each letter once; "..." is not supported. Raises ShapeError if the letters do not fit.
     """
     tensors = [floating_only("einsum", operand) for operand in operands]
     inputs, output = _parse(subscripts, tensors)
@@ -58,7 +58,7 @@ def _gradient(
     lengths: dict[str, int],
     flops: int,
 ) -> Array:
-    """Of the operand at ``place``: the other operands and the result's gradient, summed."""
+    """The gradient of the operand at index ``place``."""
     work.flops += flops
     others = [(name, array) for i, (name, array) in enumerate(zip(inputs, arrays, strict=True))
               if i != place]  # fmt: skip
@@ -93,7 +93,7 @@ def _parse(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
 
 
 def _lengths(subscripts: str, inputs: list[str], tensors: list[Tensor]) -> dict[str, int]:
-    """How long each letter's axis is."""
+    """The length of each letter's axis."""
     lengths: dict[str, int] = {}
     shapes = [tensor.shape for tensor in tensors]
     for name, shape in zip(inputs, shapes, strict=True):

@@ -1,7 +1,7 @@
-"""Element by element: arithmetic with broadcasting, and the plain functions of mathematics.
+"""Elementwise ops: arithmetic with broadcasting, and functions such as exp and log.
 
-A closure keeps alive every array it names until backward has run, so each names only what its
-formula needs: addition keeps two *shapes*, multiplication the *other* side's values.
+A closure keeps every array that it uses alive until the backward has run. So each closure uses only
+what its formula needs: addition two *shapes*, multiplication the values of the *other* operand.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def multiply(x: Any, y: Any) -> Tensor:
     """x · y, element by element, with broadcasting."""
     x, y = pair("multiply", x, y)
     shape_x, shape_y = wanted(x), wanted(y)
-    for_x = y.data if shape_x is not None else None  # each side's slope is the other side
+    for_x = y.data if shape_x is not None else None  # the derivative is the other operand
     for_y = x.data if shape_y is not None else None
 
     def backward(grad: Array) -> Any:
@@ -89,7 +89,7 @@ def divide(x: Any, y: Any) -> Tensor:
 def power(x: Any, exponent: Any) -> Tensor:
     """x to a power, element by element: a number, or a tensor of exponents, with broadcasting.
 
-    Integers to a power that is one stay integers; DTypeError if it is negative, as in PyTorch.
+    Integers to an integer power stay integers. DTypeError if that power is negative, as in PyTorch.
     """
     if not isinstance(exponent, (int, float, np.number)):
         if isinstance(x, (int, float, np.number)):
@@ -168,7 +168,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def log1p(x: Tensor) -> Tensor:
-    """log(1 + x), which keeps the digits of a small x."""
+    """log(1 + x), accurate for small x."""
     x = floating(x)
     data = x.data
     return Tensor.of(x.xp.log1p(data), (x,), lambda grad: (grad / (1 + data),))
@@ -189,14 +189,14 @@ def cos(x: Tensor) -> Tensor:
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """The square root; its slope at 0 is infinite, as in NumPy's arithmetic."""
+    """The square root; its derivative at 0 is infinite, as 1/0 is in NumPy."""
     x = floating(x)
     y = x.xp.sqrt(x.data)
     return Tensor.of(y, (x,), lambda grad: (grad / (2 * y),))
 
 
 def absolute(x: Tensor) -> Tensor:
-    """|x|, whose slope at 0 is taken as 0."""
+    """|x|; the derivative at 0 is defined as 0."""
     x = as_tensor(x)
     data, xp = x.data, x.xp
 
@@ -207,7 +207,7 @@ def absolute(x: Tensor) -> Tensor:
 
 
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """x, kept within [low, high]: where it was outside, the slope is 0."""
+    """x, limited to [low, high]; the derivative is 0 where x was outside."""
     x = as_tensor(x)
     for bound in (low, high):
         x = x if bound is None else beside(x, bound)
@@ -218,7 +218,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
 
 
 def astype(x: Tensor, dtype: DType) -> Tensor:
-    """x in another floating dtype; the gradient goes back in the old one."""
+    """x in another floating dtype; the gradient is converted back to the old dtype."""
     x = as_tensor(x)
     old, new = x.dtype, np.dtype(dtype)
     if new.kind != "f" and x.node is not None:
@@ -253,12 +253,12 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
 
 
 def maximum(x: Any, y: Any) -> Tensor:
-    """The larger of x and y; at a tie both get half of the gradient, so that they sum to it."""
+    """The larger of x and y; at a tie each gets half of the gradient."""
     return _extreme("maximum", x, y)
 
 
 def minimum(x: Any, y: Any) -> Tensor:
-    """The smaller of x and y; at a tie both get half of the gradient, so that they sum to it."""
+    """The smaller of x and y; at a tie each gets half of the gradient."""
     return _extreme("minimum", x, y)
 
 
@@ -271,7 +271,7 @@ def _extreme(name: str, x: Any, y: Any) -> Tensor:
     def backward(grad: Array) -> Any:
         above, below = xp.broadcast_to(a > b, grad.shape), xp.broadcast_to(a < b, grad.shape)
         first, second = (above, below) if name == "maximum" else (below, above)
-        shared = kept(xp, grad, ~(above | below), 0.5)  # at a tie, or beside a NaN
+        shared = kept(xp, grad, ~(above | below), 0.5)  # at a tie, or if one is NaN
         return (
             unbroadcast(kept(xp, grad, first) + shared, shape_x) if shape_x is not None else None,
             unbroadcast(kept(xp, grad, second) + shared, shape_y) if shape_y is not None else None,

@@ -1,8 +1,8 @@
 """Reading part of an array: slices, integer arrays, rows of a table.
 
-The backward of reading is *adding* into the places that were read. Slices read no place twice, so
-there writing is enough. Integer arrays may, and then every read must be added: an assignment
-``grad_x[index] = grad`` would keep the last only.
+The backward *adds* the gradient to the elements that were read. Slices read no element twice, so
+for them writing is enough. Integer arrays may read an element several times, and every read must be
+added: an assignment ``grad_x[index] = grad`` would keep only the last one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minidist.ops.operands import DTypeError, ShapeError, same_device
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
-    """x[index], for everything that NumPy's indexing takes."""
+    """x[index], for every index that NumPy accepts."""
     x = as_tensor(x)
     if isinstance(index, Tensor):
         index = index.data
@@ -38,7 +38,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     def backward(grad: Array) -> Any:
         grad_x = xp.zeros(shape, grad.dtype)
         if plain:
-            grad_x[index] = grad  # no place was read twice
+            grad_x[index] = grad  # no element was read twice
         else:
             xp.add.at(grad_x, index, grad)
         return (grad_x,)
@@ -49,8 +49,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 def embedding(indices: Any, weight: Tensor) -> Tensor:
     """Rows of a table: indices (...) integers in [0, rows), weight (rows, width) → (..., width).
 
-    Raises IndexError for an index out of range. On a GPU, where reading the indices would make the
-    host wait in every step, such an index gives a row of NaN instead.
+    Raises IndexError for an index out of range. On a GPU a check would make the host wait in every
+    step, so there such an index gives a row of NaN.
     """
     if isinstance(indices, Tensor):
         indices = indices.data
@@ -116,7 +116,7 @@ def _take_rows(xp: Any, out: Array, table: Array, indices: Array, rows: int) -> 
     over="rows",
 )
 def _sum_rows(xp: Any, table: Array, rows: Array, indices: Array, count: int) -> None:
-    """Fill each row of ``table`` with the sum of the rows whose index is its own."""
+    """Fill row i of ``table`` with the sum of all rows with index i."""
     table.fill(0)
     add_rows(table, indices, rows)
 
@@ -124,8 +124,8 @@ def _sum_rows(xp: Any, table: Array, rows: Array, indices: Array, count: int) ->
 def add_rows(table: Array, indices: Array, rows: Array) -> None:
     """table[indices[i]] += rows[i] for every i, where an index may occur many times.
 
-    On the host a loop over *distinct* indices beats ``np.add.at`` many times: rows of one index
-    are brought together by sorting and summed by one call (``reduceat``).
+    On the host, rows with the same index are sorted together and summed by one call (``reduceat``).
+    This is many times faster than ``np.add.at``.
     """
     if not len(indices):
         return

@@ -1,7 +1,8 @@
-"""Losses: sums over targets divided by ``count``, the number of targets to divide by.
+"""Losses: sums over targets, divided by ``count``.
 
-``count`` is the number of targets here if None. A parallel method passes the number in the
-*global* batch, so that the parts of a batch, of whatever sizes, add up to the serial loss.
+By default ``count`` is the number of targets in this call. A parallel method passes the number in
+the *global* batch, so that the losses of the parts of a batch, of any sizes, add up to the serial
+loss.
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ def cross_entropy(
     """Softmax cross-entropy with integer targets: the sum of -log p(target), divided by ``count``.
 
     Shapes: logits (..., classes), targets (...) integers in [0, classes), or ``ignore_index``,
-    whose rows count for nothing: neither in the loss nor in the number to divide by. With label
-    smoothing ε a target is 1 - ε on its class and ε / classes on every class (arXiv 1512.00567,
-    section 7).
+    whose rows are left out of the loss and of the default count. With label smoothing ε a target is
+    1 - ε on its class plus ε / classes on every class (arXiv 1512.00567, section 7).
 
-    Softmax and logarithm are one op: log p = z - log Σ exp z with the maximum taken out first,
-    which cannot overflow, and its gradient is simply p - (smoothed) onehot(target).
+    Softmax and logarithm are one op: log p = z - log Σ exp z. The maximum is subtracted first, so
+    that nothing overflows. The gradient is p - (smoothed) onehot(target).
 
-    Raises ValueError for a target out of range. On a GPU, where reading the targets would make
-    the host wait in every step, such a target makes the loss and its row's gradient NaN instead.
+    Raises ValueError for a target out of range. On a GPU a check would make the host wait in every
+    step, so there such a target makes the loss and the gradient of its row NaN.
     """
     logits = floating_only("cross_entropy", logits)
     xp = logits.xp
@@ -64,7 +64,7 @@ def cross_entropy(
         _check_targets(given if kept is None else given[kept], classes)  # uint64 may not fit int64
     if kept is not None:
         flat = xp.where(kept, flat, -1)
-    if count is None:  # a method passes the number: to count here, a GPU's host has to wait
+    if count is None:  # methods pass it: counting here makes the host wait for a GPU
         count = len(flat) if kept is None else int(kept.sum())
 
     z = logits.data.reshape(len(flat), classes)  # (n, c)
@@ -76,7 +76,7 @@ def cross_entropy(
     shape = logits.shape
 
     def backward(grad: Array) -> Any:
-        # in place is safe: p belongs to this op alone, and a backward runs once
+        # in place is safe: only this op uses p, and the backward runs once
         _softmax_losses_backward(xp, p, flat, grad, float(label_smoothing), ignoring, scale)
         return (p.reshape(shape),)
 
@@ -121,7 +121,7 @@ def _softmax_losses(
     e = in_range(xp, p)
     if z.size:
         xp.subtract(z, z.max(axis=1, keepdims=True), out=e)
-    picked = e[xp.arange(len(targets)), targets]  # z of the target; an ignored row's is left out
+    picked = e[xp.arange(len(targets)), targets]  # z of the target; ignored rows are left out
     row_sum = e.sum(axis=1) if smoothing else None  # Σ z, for the smoothed part
     xp.exp(e, out=e)
     total = e.sum(axis=1, keepdims=True)  # (n, 1)
@@ -169,7 +169,7 @@ def _softmax_losses_backward(
 def holds_classes(name: str, dtype: DType, classes: int) -> None:
     """Raise DTypeError if class numbers up to ``classes`` - 1 overflow an integer ``dtype``.
 
-    Larger ones were wrapped around when such an array was made, to other classes' numbers.
+    Larger class numbers overflowed when the array was made, and became those of other classes.
     """
     if dtype.kind in "iu" and np.iinfo(dtype).max < classes - 1:
         raise DTypeError(
@@ -188,7 +188,7 @@ def _check_targets(flat: Array, classes: int) -> None:
 
 
 def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Tensor:
-    """Σ (x - target)², divided by ``count``: the number of elements here if None."""
+    """Σ (x - target)², divided by ``count`` (by default the number of elements)."""
     x, targets = pair("mean_squared_error", x, targets)
     x, targets = floating(x), floating(targets)
     if x.shape != targets.shape:
@@ -210,7 +210,8 @@ def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Ten
 def binary_cross_entropy(logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
     """-Σ t log σ(z) + (1 - t) log(1 - σ(z)) with logits z, divided by ``count``.
 
-    Written max(z, 0) - z t + log(1 + exp(-|z|)), which cannot overflow; gradient σ(z) - t.
+    Computed as max(z, 0) - z t + log(1 + exp(-|z|)), which cannot overflow. The gradient is
+    σ(z) - t.
     """
     logits = floating_only("binary_cross_entropy", logits)
     logits, targets = pair("binary_cross_entropy", logits, targets)

@@ -1,4 +1,4 @@
-"""Matrix products: where the arithmetic of deep learning is, so these count their FLOPs."""
+"""Matrix products. They do most of the arithmetic of deep learning, so they count their FLOPs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROWS = 512  # to add one after the other: see sums.py
 def matmul(x: Any, y: Any) -> Tensor:
     """x @ y for vectors, matrices, or stacks of matrices with broadcasting over the leading axes.
 
-    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). As in NumPy a vector (k,) on the left is a row
-    and on the right a column, whose axis of length 1 the result does not have.
+    Shapes: (..., n, k) @ (..., k, m) → (..., n, m). As in NumPy, a vector (k,) is a row on the left
+    and a column on the right; the result does not have this axis of length 1.
     """
     x, y = as_tensor(x), as_tensor(y)
     if 1 in (x.ndim, y.ndim) and x.ndim and y.ndim:
@@ -71,8 +71,8 @@ def matmul(x: Any, y: Any) -> Tensor:
 def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight + bias in one op.
 
-    Shapes: x (..., i), weight (i, o), bias (o,) → (..., o). The weights' gradients are returned
-    as callables, so that a zero-bubble pipeline may compute them later.
+    Shapes: x (..., i), weight (i, o), bias (o,) → (..., o). The gradients of weight and bias
+    are returned as callables, so that a zero-bubble pipeline can compute them later.
     """
     x = as_tensor(x)
     if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
@@ -92,7 +92,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = xp.empty((len(rows), outputs), matrix.dtype)
     product(xp, rows, matrix, out)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
-        out += bias.data  # in place is safe: nobody else has seen this array yet
+        out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
     wants_input_grad = x.node is not None
@@ -152,7 +152,7 @@ def column_products(a: Array, b: Array | None, out: Array | None = None) -> Arra
     over="columns",
 )
 def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
-    if len(a) > 2 * ROWS:  # in parts: float32 adds no more than ROWS numbers in a row
+    if len(a) > 2 * ROWS:  # in parts: float32 adds at most ROWS numbers one after another
         whole = len(a) // ROWS * ROWS
         rest = xp.empty((1, a.shape[1]), accumulator(a.dtype))
         _column_products(xp, a[whole:], None if b is None else b[whole:], rest[0])

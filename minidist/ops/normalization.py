@@ -1,7 +1,7 @@
 """Normalization: layer norm, RMS norm, batch norm, each as one op.
 
-All keep x̂, the normalized input, and the factor 1/σ that made it. With y = x̂ · w + b and
-u = grad · w, the gradient of the input is u with what the statistics absorb taken out:
+All save x̂, the normalized input, and the factor 1/σ. With y = x̂ · w + b and u = grad · w, the
+gradient of the input is u minus the parts that come from the mean and from σ:
 
     layer and batch norm   (u - mean(u) - x̂ · mean(u · x̂)) / σ
     RMS norm               (u           - x̂ · mean(u · x̂)) / σ
@@ -126,7 +126,7 @@ def _normalise(
     for part in chunks(x, width):
         rows = wide(x[part])
         hat = kept[part] if kept.dtype == rows.dtype else xp.empty_like(rows)
-        if centred:  # equal numbers less their mean are 0: their mean is rounded, so see less_mean
+        if centred:  # equal numbers must give 0, but their mean is rounded: see less_mean
             xp.subtract(rows, rows[:, :1], out=hat)
             hat -= hat @ average
         else:
@@ -166,7 +166,7 @@ def _normalise(
 def _normalise_backward(
     xp: Any, grad: Array, weight: Array, normed: Array, inverse: Array, out: Array, centred: bool
 ) -> None:
-    """Fill the input's gradient: the formula at the top of this file."""
+    """Fill the gradient of the input by the formula at the top of this file."""
     width = grad.shape[-1]
     average = _average(xp, width, inverse.dtype)
     for part in chunks(grad, width):
@@ -185,7 +185,7 @@ def _normalise_backward(
 
 
 def _average(xp: Any, width: int, dtype: Any) -> Array:
-    """A column of 1/width. A row's mean is a product with it: faster than a short reduction."""
+    """A column of 1/width. The product of a row with it is the mean: faster than a reduction."""
     return xp.full((width, 1), 1 / max(1, width), dtype)
 
 
@@ -200,8 +200,8 @@ def batch_norm(
 
     Shapes: x (batch, channels, ...), weight and bias (channels,). Mean and variance are those of
     this batch, over all other axes, or ``statistics`` if given (evaluation). Returns the result,
-    the mean and the variance. The statistics couple the samples: parts of a batch, each with its
-    own, do *not* add up to the whole.
+    the mean and the variance. The statistics depend on all samples of the batch: the results of
+    its parts, each with its own statistics, do *not* equal that of the whole.
     """
     x = as_tensor(x)
     if x.ndim < 2 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
@@ -244,7 +244,7 @@ def batch_norm(
         grad_x = None
         if wants_input_grad:
             grad_x = grad
-            if not fixed:  # what the statistics absorb: mean(u) + x̂ · mean(u · x̂), with u / w
+            if not fixed:  # the subtracted parts: mean(u) + x̂ · mean(u · x̂), with u / w
                 absorbed = normed * (grad_weight / count).reshape(channel)
                 absorbed += (grad_bias / count).reshape(channel)
                 grad_x = grad - absorbed

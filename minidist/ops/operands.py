@@ -1,7 +1,7 @@
-"""What an op is given: turned into tensors that fit together, or refused with the reason.
+"""Check the operands of an op and convert them to tensors that fit, or raise the reason.
 
-Where NumPy broadcasts an input up to the result's shape, that input is used several times, so its
-gradient is the sum over those uses: ``unbroadcast``.
+If NumPy broadcasts an input to a larger shape, its elements are used several times, so its gradient
+is the sum over those uses: ``unbroadcast``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Shape = tuple[int, ...]
 
 
 class ShapeError(ValueError):
-    """Shapes that do not fit an op: says which op, and the shapes."""
+    """Shapes do not fit an op; the message has the op and the shapes."""
 
 
 class DTypeError(TypeError):
-    """Numbers of a kind that an op does not take: says which op, the dtypes, and the way out."""
+    """An op does not accept these dtypes; the message has the op, the dtypes, and what to do."""
 
 
 def constant(value: Any, like: Tensor) -> Tensor:
-    """``value`` as a tensor that may meet ``like`` in an op.
+    """``value`` as a tensor that fits ``like`` in an op.
 
     Numbers, integer arrays and NumPy's float64 scalars take the dtype of ``like``, so that
     nothing silently becomes float64.
@@ -39,7 +39,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
     out = Tensor.__new__(Tensor)
     out.grad = out.node = None
     if isinstance(value, (bool, int, float, np.generic)):
-        # A NumPy scalar meets an array on any device without being copied there.
+        # A NumPy scalar works with an array on any device, without a copy.
         out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]
         return out
     if not hasattr(value, "dtype"):
@@ -53,7 +53,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
 
 
 def beside(x: Tensor, number: Any) -> Tensor:
-    """``x``; if of integers beside a fraction such as 1.5, in the default dtype, as in PyTorch."""
+    """``x``; integers with a number such as 1.5 become the default dtype, as in PyTorch."""
     if x.data.dtype.kind not in "iub" or (hasattr(number, "shape") and not np.isscalar(number)):
         return x
     return floating(x) if np.asarray(number).dtype.kind == "f" else x
@@ -62,7 +62,7 @@ def beside(x: Tensor, number: Any) -> Tensor:
 def floating(x: Any) -> Tensor:
     """``x`` as a tensor of floating numbers: integers become the default dtype, as in PyTorch.
 
-    NumPy would turn them into float64, which nobody asked for.
+    NumPy would turn them into float64.
     """
     x = as_tensor(x)
     if x.data.dtype.kind in "iub":
@@ -71,7 +71,7 @@ def floating(x: Any) -> Tensor:
 
 
 def floating_only(name: str, x: Any) -> Tensor:
-    """``x`` as a tensor; DTypeError unless it is of floating numbers."""
+    """``x`` as a tensor; DTypeError if its dtype is not floating."""
     x = as_tensor(x)
     if x.data.dtype.kind in "iub":
         raise DTypeError(
@@ -82,7 +82,7 @@ def floating_only(name: str, x: Any) -> Tensor:
 
 
 def same_device(name: str, first: Tensor, *others: Tensor) -> None:
-    """Raise DeviceError unless all arrays are of one library. NumPy scalars go anywhere."""
+    """Raise DeviceError unless all arrays are of one library. NumPy scalars fit both."""
     for other in others:
         if type(other.data) is type(first.data):
             continue
@@ -99,8 +99,8 @@ def same_device(name: str, first: Tensor, *others: Tensor) -> None:
 def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
     """Raise DTypeError unless a layer's input has the dtype of its weights.
 
-    NumPy would compute in the wider of the two: float64 data, or integers, would make a float32
-    model slow, and nobody would know.
+    NumPy would compute in the wider of the two: float64 data, or integers, would silently make a
+    float32 model slow.
     """
     if x.data.dtype != weight.data.dtype:
         instead = f', or make the model with init(dtype="{x.dtype}")'
@@ -112,7 +112,7 @@ def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
 
 
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Both operands of a binary op as tensors of one device, whose shapes broadcast."""
+    """Both operands of a binary op as tensors on one device; their shapes broadcast."""
     if not isinstance(x, Tensor):
         y = beside(as_tensor(y), x)
         x = constant(x, y)
@@ -135,12 +135,12 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def wanted(x: Tensor) -> Shape | None:
-    """The shape of the gradient that ``x`` wants, or None if it wants none."""
+    """The shape of the gradient of ``x``, or None if ``x`` needs no gradient."""
     return x.data.shape if x.node is not None else None
 
 
 def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
-    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if nobody asks."""
+    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if it is None."""
     if grad is None or shape is None or grad.shape == shape:
         return grad if shape is not None else None
     extra = grad.ndim - len(shape)

@@ -1,8 +1,8 @@
 """Pooling: the largest, or the average, of each window of an image.
 
-A window of k × k pixels is k² *shifted* images, one for each place in the window, and pooling
-goes through these. The backward gives the gradient to the place that won (max), or an equal part
-to every place (average).
+For windows of k × k pixels, pooling loops over k² *shifted* images, one for each position in the
+window. The backward gives the gradient to the largest pixel of a window (max), or an equal part to
+every pixel (average).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minidist.ops.selection import kept
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The largest of each window; at a tie, the first. (n, c, h, w) → (n, c, oh, ow).
 
-    Keeps one byte an output: which place won.
+    Saves one byte for each output: the position of the largest in its window.
     """
     x = floating_only("max_pool2d", x)
     stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
@@ -75,13 +75,13 @@ def _max_pool(
     stride: int,
     padding: int,
 ) -> None:
-    """Fill y with the largest of each window of x, and ``winner`` with its place in the window."""
+    """Fill y with the largest of each window of x, and ``winner`` with its position there."""
     images = pad_images(x, padding, -xp.inf)
     y[...] = images[window(0, 0, oh, ow, stride)]
     winner.fill(0)
     for place in range(1, kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
-        # Places come in order, so the latest winner is the largest number so far.
+        # Positions come in order, so the last winner has the largest number.
         xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
         xp.maximum(y, shifted, out=y)
 
@@ -122,14 +122,14 @@ def _max_pool_backward(
     images = grad_x.transpose(0, 3, 1, 2)
     for place in range(kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
-        if stride >= kernel:  # windows do not overlap, so nothing is there yet
+        if stride >= kernel:  # windows do not overlap, so these elements are still 0
             kept(xp, grad, winner == place, out=shifted)
         else:
             shifted += kept(xp, grad, winner == place)
 
 
 def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
-    """The average of each window, padding counted as zeros. (n, c, h, w) → (n, c, oh, ow)."""
+    """The average of each window; padding counts as zeros. (n, c, h, w) → (n, c, oh, ow)."""
     x = floating_only("avg_pool2d", x)
     stride, oh, ow = _check("avg_pool2d", x, kernel, stride, padding)
     xp, (n, c, h, w) = x.xp, x.shape

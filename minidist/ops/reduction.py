@@ -1,4 +1,4 @@
-"""Reductions: many elements to one; the backward spreads the gradient back over them."""
+"""Reductions of many elements to one; the backward gives each element its gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     shape, whole, xp = x.shape, keep_axes("sum", x.shape, axis), x.xp
 
     def backward(grad: Array) -> Any:
-        return (xp.broadcast_to(grad.reshape(whole), shape),)  # every element has slope 1
+        return (xp.broadcast_to(grad.reshape(whole), shape),)  # every element has derivative 1
 
     return Tensor.of(summed(xp, x.data, axis, keepdims), (x,), backward)
 
@@ -51,7 +51,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The variance over ``axis``: mean of (x - mean)², or divided by n - ddof as in NumPy."""
+    """The variance over ``axis``: the sum of (x - mean)², divided by n - ddof as in NumPy."""
     x = floating_only("var", x)
     shape, xp, dtype = keep_axes("var", x.shape, axis), x.xp, x.dtype
     centred = less_mean(xp, wide(x.data), axis)
@@ -60,14 +60,14 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
     y = (y / count).astype(dtype, copy=False)
 
     def backward(grad: Array) -> Any:
-        # The mean moves too, but its part vanishes: the centred values sum to 0.
+        # The mean depends on x too, but its part is 0: the values minus their mean sum to 0.
         return ((centred * (grad.reshape(shape) * (2 / count))).astype(dtype, copy=False),)
 
     return Tensor.of(y, (x,), backward)
 
 
 def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The standard deviation over ``axis``: the root of ``var``. Where it is 0, so is the slope."""
+    """The standard deviation over ``axis``: the root of ``var``; the derivative at 0 is 0."""
     variance = var(x, axis, keepdims, ddof)
     xp = variance.xp
     y = xp.sqrt(variance.data)
@@ -79,7 +79,7 @@ def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
 
 
 def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). At 0 the slope is taken as 0."""
+    """The Euclidean norm √Σ x² over ``axis`` (all axes if None). The derivative at 0 is 0."""
     x = floating_only("norm", x)
     shape, xp, data, dtype = keep_axes("norm", x.shape, axis), x.xp, x.data, x.dtype
     y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims)).astype(dtype, copy=False)
@@ -91,7 +91,7 @@ def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def _over_twice(xp: Any, grad: Array, root: Array) -> Array:
-    """grad / (2 · root), the backward of a square root, but 0 where the root is 0."""
+    """grad / (2 · root), the backward of a square root, but 0 if the root is 0."""
     zero = root == 0
     return kept(xp, grad / (2 * xp.where(zero, 1, root)).astype(grad.dtype, copy=False), ~zero)
 
@@ -126,7 +126,7 @@ def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
 
 
 def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log Σ exp x over ``axis``, with the maximum taken out first so that nothing overflows."""
+    """log Σ exp x over ``axis``; the maximum is subtracted first, so that nothing overflows."""
     x = floating_only("logsumexp", x)
     whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
     xp, data = x.xp, wide(x.data)

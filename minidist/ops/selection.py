@@ -1,7 +1,7 @@
-"""Keep some elements and set the others to 0: what the backward of every mask does.
+"""Keep some elements and set the others to 0: the backward of every op with a mask.
 
-A product with the mask would do for ordinary numbers. But ∞ · 0 is NaN: the gradient of sqrt at 0
-is infinite, and in sqrt(relu(x)) relu's backward must still put a zero there.
+For finite numbers a product with the mask is enough. But ∞ · 0 is NaN: the gradient of sqrt at 0 is
+infinite, and in sqrt(relu(x)) the backward of relu must return 0 there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minidist.ops.chunks import chunks
 
 
 def kept(xp: Any, x: Array, mask: Array, scale: float = 1.0, out: Array | None = None) -> Array:
-    """x · scale where ``mask`` holds, else 0. Both of one shape; in ``out`` if it is given."""
+    """x · scale where ``mask`` is true, else 0. Same shapes; in ``out`` if it is given."""
     out = xp.empty_like(x) if out is None else out
     _kept(xp, out, x, mask, float(scale))
     return out
@@ -31,8 +31,8 @@ def _kept(xp: Any, out: Array, x: Array, mask: Array, scale: float) -> None:
     if xp is not np or out.ndim == 0 or out.dtype.kind != "f" or out.dtype != x.dtype:
         out[...] = xp.where(mask, x * scale if scale != 1 else x, 0)
         return
-    # Every bit of an element, or none of them. numpy.where takes eight times as long on a mask
-    # without a pattern: the processor cannot guess which way each element goes.
+    # Keep all bits of an element, or none. numpy.where takes eight times as long on a mask
+    # without a pattern, because the processor cannot predict its branches.
     bits = f"i{out.itemsize}"
     for part in chunks(out, out[:1].size):
         all_or_none = np.negative(mask[part].view(np.int8), dtype=bits)  # -1 is all bits

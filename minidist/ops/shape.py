@@ -1,7 +1,7 @@
-"""Ops that move elements about and compute nothing. Their results are views where NumPy's are.
+"""Ops that rearrange elements and compute nothing. They return views where NumPy does.
 
-Each backward is the opposite move: reshape back, permute back, cut apart what was joined, join
-what was cut apart, and sum what was repeated.
+Each backward does the opposite: reshape back, permute back, split after concatenate, concatenate
+after split, and sum after repeat.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 
 def copy(x: Tensor) -> Tensor:
-    """The same elements in memory of their own, in row-major order."""
+    """A copy of the elements, in row-major order."""
     x = as_tensor(x)
     return Tensor.of(x.data.copy(), (x,), lambda grad: (grad,))
 
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
-    """All axes from ``start`` on as one."""
+    """Merge all axes from ``start`` on into one."""
     x = as_tensor(x)
     length = 1
     for one in x.shape[start:]:
@@ -47,7 +47,7 @@ def flatten(x: Tensor, start: int = 0) -> Tensor:
 
 
 def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    """Without the axes of length 1 (those given, or all)."""
+    """Remove axes of length 1 (those given, or all)."""
     axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
     for one in axes:
         if not -x.ndim <= one < x.ndim or (axis is not None and x.shape[one] != 1):
@@ -57,12 +57,12 @@ def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 
 def expand_dims(x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
-    """With a new axis of length 1 at ``axis``."""
+    """Insert a new axis of length 1 at ``axis``."""
     return reshape(x, x.xp.expand_dims(x.data, axis).shape)
 
 
 def transpose(x: Tensor, *axes: Any) -> Tensor:
-    """Permute the axes: reversed if none are given, as in NumPy."""
+    """Permute the axes; by default reverse them, as in NumPy."""
     x = as_tensor(x)
     if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
         axes = tuple(axes[0])
@@ -82,7 +82,7 @@ def swapaxes(x: Tensor, first: int, second: int) -> Tensor:
 
 
 def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
-    """Repeat axes of length 1, and new axes in front, up to ``shape``: a view."""
+    """Repeat axes of length 1, and add axes in front, up to ``shape``: a view."""
     x = as_tensor(x)
     old, shape = x.data.shape, tuple(shape)
     try:
@@ -93,7 +93,7 @@ def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Join along an axis that is there: all other lengths must be equal."""
+    """Join along an existing axis; all other lengths must be equal."""
     tensors = _sequence("concatenate", tensors)
     first = tensors[0]
     if not -first.ndim <= axis < first.ndim:
@@ -115,7 +115,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Join along a new axis: all shapes must be equal."""
+    """Join along a new axis; all shapes must be equal."""
     tensors = _sequence("stack", tensors)
     if any(other.shape != tensors[0].shape for other in tensors):
         raise ShapeError(f"stack: shapes differ: {[t.shape for t in tensors]}")
@@ -129,7 +129,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def split(x: Tensor, parts: int | Sequence[int], axis: int = -1) -> list[Tensor]:
-    """Cut into ``parts`` equal pieces, or into pieces of the given lengths: views."""
+    """Split into ``parts`` equal pieces, or into pieces of the given lengths: views."""
     x = as_tensor(x)
     if not -x.ndim <= axis < x.ndim:
         raise ShapeError(f"split: axis {axis} does not exist in shape {x.shape}")
@@ -157,7 +157,7 @@ def split(x: Tensor, parts: int | Sequence[int], axis: int = -1) -> list[Tensor]
 
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """``value`` around: ``widths`` holds (before, after) for each axis."""
+    """Pad with ``value``; ``widths`` has (before, after) for each axis."""
     x = as_tensor(x)
     widths = [tuple(width) for width in widths]  # type: ignore[misc]
     if len(widths) != x.ndim or any(min(width) < 0 for width in widths):
@@ -176,7 +176,7 @@ def _sequence(name: str, tensors: Sequence[Any]) -> list[Tensor]:
     same_device(name, *tensors)
     if len({tensor.dtype.kind for tensor in tensors}) > 1:
         floats = [tensor.dtype for tensor in tensors if tensor.dtype.kind == "f"]
-        if floats:  # integers follow; NumPy would make float64 of int64 and float32
+        if floats:  # integers become that dtype; NumPy would make float64 of int64 and float32
             like = Tensor(np.empty(0, np.result_type(*floats)))
             tensors = [constant(tensor, like) for tensor in tensors]
     return tensors

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm, with the maximum taken out first so that nothing overflows."""
+"""Softmax and its logarithm; the maximum is subtracted first, so that nothing overflows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def softmax_array(xp: Any, x: Array, axis: int = -1) -> Array:
 
 
 def along(axis: int, function: Any, xp: Any, *arrays: Array) -> None:
-    """``function(xp, *arrays)``, which works along the last axis, along ``axis``."""
+    """Apply ``function(xp, *arrays)``, which works along the last axis, along ``axis``."""
     function(xp, *[array.swapaxes(axis, -1) for array in arrays])
 
 
@@ -85,7 +85,7 @@ def _softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
 
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """x - log Σ exp x along ``axis``: the logarithm of softmax without its underflow."""
+    """x - log Σ exp x along ``axis``: the logarithm of softmax, without underflow."""
     x = floating_only("log_softmax", x)
     keep_axes("log_softmax", x.shape, axis)
     xp = x.xp
@@ -142,11 +142,11 @@ def _log_softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None
 
 
 def in_range(xp: Any, y: Array) -> Array:
-    """Where to compute what goes into y: there, or for float16, in a float32 array."""
+    """The array to compute y in: y itself or, for float16, a float32 array."""
     return y if y.dtype.itemsize >= 4 else xp.empty(y.shape, np.float32)
 
 
 def _less_maximum(xp: Any, y: Array, x: Array) -> None:
-    """y = x less the largest of its row: the largest exponential is then 1."""
-    if x.size:  # nothing has no largest
+    """y = x minus the largest element of its row, so that the largest exponential is 1."""
+    if x.size:  # an empty row has no largest element
         xp.subtract(x, x.max(axis=-1, keepdims=True), out=y)

@@ -1,8 +1,8 @@
-"""Sums and means that keep their digits: what every reduction of an op is made with.
+"""Sums and means that stay accurate; every reduction of an op uses them.
 
-float16 holds no more than 65504 and 11 bits, so it is summed in float32, as PyTorch does. And NumPy
-adds in pairs, which is accurate, only along the last axis. Along any other it adds row to row: a
-million float32 rows of 0.1 come out 1 % off. There we let it add in float64.
+float16 has at most 65504 and 11 bits, so it is summed in float32, as in PyTorch. NumPy adds in
+pairs, which is accurate, only along the last axis. Along any other axis it adds one row after
+another: the sum of a million float32 rows of 0.1 is 1 % off. There the sum is computed in float64.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 
 from minidist.engine.array import Array
 
-FEW = 512  # additions one after the other that cost float32 no more than its last digits
+FEW = 512  # so many additions in sequence change only the last digits of a float32 sum
 
 Axis = int | tuple[int, ...] | None
 
 
 def summed(xp: Any, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The sum over ``axis``, all if None, in the dtype of x."""
+    """The sum over ``axis`` (all if None), in the dtype of x."""
     wider = _wider(xp, x, axis)
     total = x.sum(axis=axis, keepdims=keepdims, dtype=wider)
     return total if wider is None else total.astype(x.dtype, copy=False)
 
 
 def averaged(xp: Any, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The mean over ``axis``, all if None, in the dtype of x."""
+    """The mean over ``axis`` (all if None), in the dtype of x."""
     wider = _wider(xp, x, axis)
     mean = x.mean(axis=axis, keepdims=keepdims, dtype=wider)
     return mean if wider is None else mean.astype(x.dtype, copy=False)
 
 
 def less_mean(xp: Any, x: Array, axis: Axis = None) -> Array:
-    """x - mean over ``axis``, exactly 0 where all of them are equal.
+    """x - mean over ``axis``, exactly 0 if all numbers are equal.
 
-    The mean of equal numbers is rounded, and may differ from them. So the first is taken off before
-    the mean of what is left.
+    The mean of equal numbers is rounded and may differ from them. So the first number is subtracted
+    before the mean is computed.
     """
     reduced = _axes(x.ndim, axis)
     first = x[tuple(slice(0, 1) if i in reduced else slice(None) for i in range(x.ndim))]
@@ -47,7 +47,7 @@ def less_mean(xp: Any, x: Array, axis: Axis = None) -> Array:
 
 
 def _wider(xp: Any, x: Array, axis: Axis) -> Any:
-    """The dtype to add in; None for that of x."""
+    """The dtype to add in; None means that of x."""
     if x.dtype == np.float16:
         return np.float32
     if xp is not np or x.dtype != np.float32 or axis is None:
@@ -59,7 +59,7 @@ def _wider(xp: Any, x: Array, axis: Axis) -> Any:
 
 
 def _axes(ndim: int, axis: Axis) -> set[int]:
-    """The axes that are reduced, each counted from the first."""
+    """The axes that are reduced, as non-negative numbers."""
     if axis is None:
         return set(range(ndim))
     return {one % ndim for one in (axis if isinstance(axis, tuple) else (axis,)) if ndim}

@@ -1,6 +1,6 @@
 """Optimizers over flat arrays, in order of increasing complexity; schedules and clipping.
 
-Read sgd.py, adaptive.py, adam.py, layerwise.py, mixed.py, in this order.
+Read them in this order: sgd.py, adaptive.py, adam.py, layerwise.py, mixed.py.
 """
 
 from minidist.optim import schedules

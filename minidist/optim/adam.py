@@ -1,12 +1,28 @@
-"""Adam and AdamW: momentum, and a step size of its own for every element.
+"""Adam and AdamW: momentum, and a separate step size for every element.
 
-    m ← β₁·m + (1-β₁)·g        m̂ = m / (1-β₁ᵗ)
-    v ← β₂·v + (1-β₂)·g²       v̂ = v / (1-β₂ᵗ)        w ← w - lr · m̂ / (√v̂ + ε)
+Algorithm 1 of the paper, with w for the parameters θ, and lr for the step size α:
 
-m̂ and v̂ undo the bias of starting at zero, t counting steps from 1. AdamW first shrinks the weights
-themselves, w ← w - lr·λ·w, rather than adding λ·w to the gradient, where the division by √v̂ would
-undo most of it. Kingma, Ba, "Adam", arXiv 1412.6980, algorithm 1; Loshchilov, Hutter,
-"Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
+    m ← 0,  v ← 0,  t ← 0
+    in every step:
+        t ← t + 1
+        g ← the gradient at w
+        m ← β₁·m + (1-β₁)·g
+        v ← β₂·v + (1-β₂)·g²
+        m̂ ← m / (1-β₁ᵗ)
+        v̂ ← v / (1-β₂ᵗ)
+        w ← w - lr · m̂ / (√v̂ + ε)
+
+m and v start at zero, so at first they are too small; m̂ and v̂ correct this. m̂ and v̂ are not
+stored. The end of section 2 gives the last three lines in another order, which needs fewer
+operations:
+
+        lrₜ ← lr · √(1-β₂ᵗ) / (1-β₁ᵗ)
+        ε̂ ← ε · √(1-β₂ᵗ)
+        w ← w - lrₜ · m / (√v + ε̂)
+
+AdamW first shrinks the weights themselves: w ← w - lr·λ·w. It does not add λ·w to the gradient,
+because the division by √v̂ would cancel most of it. Kingma, Ba, "Adam", arXiv 1412.6980;
+Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
 """
 
 from __future__ import annotations
@@ -21,7 +37,7 @@ from minidist.optim.optimizer import LearningRate, Optimizer
 class Adam(Optimizer):
     """w ← w - lr · m̂ / (√v̂ + ε)."""
 
-    slots = ("mean", "square")
+    slots = ("mean", "square")  # m and v: the running means of g and of g²
 
     def __init__(
         self,
@@ -39,72 +55,66 @@ class Adam(Optimizer):
         self.betas = betas
         self.epsilon = epsilon
 
-    def moments(self, grad: Array, mean: Array, square: Array, scratch: Array) -> None:
-        """Take one gradient into the running means m and v."""
-        _moments(module_of(grad), grad, mean, square, scratch, *self.weights())
-
-    def direction(self, mean: Array, square: Array, scratch: Array, scale: float = 1.0) -> Array:
-        """scale · m̂ / (√v̂ + ε), in ``scratch``."""
-        _direction(module_of(mean), mean, square, scratch, *self.corrected(scale))
-        return scratch
-
     def update(
-        self,
-        data: Array,
-        grad: Array,
-        lr: float,
-        decay: float,
-        mean: Array,
-        square: Array,
-        scratch: Array,
+        self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
     ) -> None:
         numbers = *self.weights(), *self.corrected(lr)
-        _update(module_of(data), data, grad, mean, square, scratch, *numbers)
+        _update(module_of(w), w, g, m, v, scratch, *numbers)
+
+    def moments(self, g: Array, m: Array, v: Array, scratch: Array) -> None:
+        """Update m and v with a gradient."""
+        _moments(module_of(g), g, m, v, scratch, *self.weights())
+
+    def direction(self, m: Array, v: Array, scratch: Array, lr: float = 1.0) -> Array:
+        """lr · m̂ / (√v̂ + ε), in ``scratch``."""
+        _direction(module_of(m), m, v, scratch, *self.corrected(lr))
+        return scratch
 
     def weights(self) -> tuple[float, float, float, float]:
         """β₁, 1-β₁, β₂, 1-β₂."""
         beta1, beta2 = self.betas
         return beta1, 1 - beta1, beta2, 1 - beta2
 
-    def corrected(self, scale: float) -> tuple[float, float]:
-        """ε and the scale with both divisions by 1-βᵗ moved into them, as the paper's section 2
-        advises: m̂ / (√v̂ + ε) = m / (√v + ε·√c₂) · √c₂ / c₁ with c = 1-βᵗ.
-        """
-        c1, c2 = (1 - beta**self.steps for beta in self.betas)
-        return self.epsilon * c2**0.5, scale * c2**0.5 / c1
-
-
-@fused
-def _moments(
-    xp: Any, grad: Array, mean: Array, square: Array, scratch: Array, *weights: float
-) -> None:
-    beta1, rest1, beta2, rest2 = weights
-    mean *= beta1
-    mean += xp.multiply(grad, rest1, out=scratch)
-    square *= beta2
-    xp.multiply(grad, grad, out=scratch)
-    scratch *= rest2
-    square += scratch
-
-
-@fused
-def _direction(
-    xp: Any, mean: Array, square: Array, scratch: Array, epsilon: float, scale: float
-) -> None:
-    xp.sqrt(square, out=scratch)
-    scratch += epsilon
-    xp.divide(mean, scratch, out=scratch)
-    scratch *= scale
+    def corrected(self, lr: float) -> tuple[float, float]:
+        """lrₜ and ε̂, which contain the bias corrections of m̂ and v̂; t is ``steps``."""
+        c1, c2 = (1 - beta**self.steps for beta in self.betas)  # 1-β₁ᵗ, 1-β₂ᵗ
+        lr_t = lr * c2**0.5 / c1
+        epsilon_hat = self.epsilon * c2**0.5
+        return lr_t, epsilon_hat
 
 
 @fused
 def _update(
-    xp: Any, data: Array, grad: Array, mean: Array, square: Array, scratch: Array, *numbers: float
+    xp: Any, w: Array, g: Array, m: Array, v: Array, scratch: Array, *numbers: float
 ) -> None:
-    """The whole rule, so that a GPU runs it as one kernel."""
-    _moments(xp, grad, mean, square, scratch, *numbers[:4])
-    _direction(xp, mean, square, scratch, *numbers[4:])
-    data -= scratch
+    """One whole step, so that a GPU runs it as one kernel."""
+    _moments(xp, g, m, v, scratch, *numbers[:4])
+    _direction(xp, m, v, scratch, *numbers[4:])
+    w -= scratch
+
+
+@fused
+def _moments(xp: Any, g: Array, m: Array, v: Array, scratch: Array, *weights: float) -> None:
+    beta1, one_minus_beta1, beta2, one_minus_beta2 = weights
+    # m ← β₁·m + (1-β₁)·g
+    m *= beta1
+    m += xp.multiply(g, one_minus_beta1, out=scratch)
+    # v ← β₂·v + (1-β₂)·g²
+    v *= beta2
+    xp.multiply(g, g, out=scratch)
+    scratch *= one_minus_beta2
+    v += scratch
+
+
+@fused
+def _direction(
+    xp: Any, m: Array, v: Array, scratch: Array, lr_t: float, epsilon_hat: float
+) -> None:
+    # scratch ← lrₜ · m / (√v + ε̂) = lr · m̂ / (√v̂ + ε)
+    xp.sqrt(v, out=scratch)
+    scratch += epsilon_hat
+    xp.divide(m, scratch, out=scratch)
+    scratch *= lr_t
 
 
 class AdamW(Adam):
@@ -121,15 +131,8 @@ class AdamW(Adam):
         super().__init__(lr, betas, epsilon, weight_decay, exclude)
 
     def update(
-        self,
-        data: Array,
-        grad: Array,
-        lr: float,
-        decay: float,
-        mean: Array,
-        square: Array,
-        scratch: Array,
+        self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
     ) -> None:
         if decay:
-            data *= 1 - lr * decay
-        super().update(data, grad, lr, decay, mean, square, scratch)
+            w *= 1 - lr * decay
+        super().update(w, g, lr, decay, m, v, scratch)

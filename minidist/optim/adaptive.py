@@ -1,11 +1,11 @@
-"""AdaGrad and RMSprop: divide each element's step by how large its gradients have been.
+"""AdaGrad and RMSprop: divide each element's step by the size of its past gradients.
 
     AdaGrad   s ← s + g²               w ← w - lr · g / (√s + ε)
     RMSprop   s ← ρ·s + (1-ρ)·g²       w ← w - lr · g / (√s + ε)
 
-AdaGrad suits sparse features, whose rare gradients keep large steps; but its sum only grows, so
-that it slows down for ever. RMSprop forgets. Duchi, Hazan, Singer, JMLR 12, 2011; Tieleman,
-Hinton, Coursera lecture 6.5, 2012.
+AdaGrad suits sparse features: an element whose gradient is often zero keeps large steps. But its
+sum never shrinks, so its steps become smaller and smaller. RMSprop forgets old gradients. Duchi,
+Hazan, Singer, JMLR 12, 2011; Tieleman, Hinton, Coursera lecture 6.5, 2012.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Clipping by global norm: one bad batch must not throw the parameters far away.
+"""Clipping by global norm: one bad batch must not move the parameters far.
 
     g ← g · min(1, limit / ‖g‖),   ‖g‖ over all gradients together
 
-so that the direction stays. Pascanu, Mikolov, Bengio, arXiv 1211.5063, algorithm 1.
+The direction of the gradient does not change. Pascanu, Mikolov, Bengio, arXiv 1211.5063, algorithm
+1.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ PIECE = 1 << 12  # elements summed in the gradient's own dtype
 def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
     """The Euclidean norm of a 1-D gradient.
 
-    Squares are summed in short pieces, and the pieces in float64: float32 alone would lose
-    digits over millions of elements. If ``grad`` is one rank's shard, ``reduce`` must sum a
+    Squares are summed in short pieces, and the sums of the pieces in float64: float32 alone would
+    lose digits over millions of elements. If ``grad`` is one rank's shard, ``reduce`` must sum a
     float64 array of one element over the ranks, in place; each rank gets the norm of the whole.
-    Of a gradient on a GPU the norm stays there, as an array of no dimensions, unless it has to be
-    summed over ranks: ``float(norm)`` waits for it.
+    On a GPU the norm is an array of no dimensions on the GPU, unless it is summed over ranks;
+    ``float(norm)`` waits for it.
     """
     xp = module_of(grad)
     if xp is not np:
@@ -50,9 +51,9 @@ def clip_by_global_norm(grad: Array, limit: float, reduce: Reduce | None = None)
         raise ValueError(f"clip_by_global_norm: the limit must be positive, not {limit}")
     norm = global_norm(grad, reduce)
     if isinstance(norm, float):
-        if norm > limit:  # a NaN norm compares false and leaves the gradient as it is, to be found
+        if norm > limit:  # a NaN norm compares false: the gradient keeps its NaN
             grad *= limit / norm
-    else:  # the same without reading it: the host need not wait for the GPU
+    else:  # the same without reading the norm: the host does not wait for the GPU
         _scale_down(module_of(grad), grad, norm, float(limit))
     return norm
 

@@ -1,18 +1,18 @@
-"""LARS and LAMB: a learning rate for each parameter, so that very large batches train.
+"""LARS and LAMB: a separate learning rate for each parameter, for very large batches.
 
-A large batch wants a large rate, but the largest stable rate differs by layer. Both rules make the
-step of a layer proportional to the layer's own norm ‖w‖:
+A large batch needs a large rate, but the largest stable rate differs from layer to layer. Both
+rules make the step of a layer proportional to the norm ‖w‖ of its weights:
 
     LARS   r = η·‖w‖ / (‖g‖ + λ·‖w‖)                      v ← μ·v + lr·r·(g + λ·w);  w ← w - v
     LAMB   u = m̂ / (√v̂ + ε) + λ·w,  r = ‖w‖ / ‖u‖         w ← w - lr·r·u
 
-Parameters in ``exclude`` (biases and norms, as both papers' code has it) take r = 1 and no decay;
-so does one whose ‖w‖ or step is zero. You, Gitman, Ginsburg, arXiv 1708.03888, algorithm 1; You
-et al., arXiv 1904.00962, algorithm 2 with φ the identity.
+Parameters in ``exclude`` have r = 1 and no weight decay (biases and norms, as in the code of both
+papers). A parameter has r = 1 also if its ‖w‖ or its step is zero. You, Gitman, Ginsburg, arXiv
+1708.03888, algorithm 1; You et al., arXiv 1904.00962, algorithm 2 with φ the identity.
 
-Norms need whole parameters. On a shard that cuts through them, ``bind(..., reduce=...)`` sums the
-squares over all shards: two float64 numbers a parameter and step. The result then equals serial
-up to rounding (sums in another order), not bitwise.
+A norm is that of a whole parameter. If shards cut through parameters, ``bind(..., reduce=...)``
+sums the squares over all shards: two float64 numbers for each parameter and step. The result then
+equals serial training up to rounding, because the order of the sums differs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from minidist.optim.sgd import Momentum
 
 
 def norms(optimizer: Optimizer, pairs: Array) -> list[list[float]]:
-    """Norms of whole parameters, [of the first things, of the second], from sums of squares."""
+    """Two lists of norms of whole parameters, from (2, parameters) sums of squares."""
     sums = to_host(pairs).astype(np.float64, copy=False)
     layout = optimizer.layout
-    assert layout is not None  # cutting at parameters has asked for it
+    assert layout is not None  # pieces of a layer-wise rule require it
     if layout.reduce is not None:
         layout.reduce(sums)
     return np.sqrt(sums).tolist()
 
 
 class LARS(Momentum):
-    """Layer-wise adaptive rate scaling: momentum whose rate is a fixed share of the norm."""
+    """Layer-wise adaptive rate scaling: momentum with a rate for each parameter."""
 
     layerwise = True
 
@@ -73,14 +73,14 @@ class LARS(Momentum):
         xp = module_of(data)
         xp.multiply(data, decay, out=scratch)
         scratch += grad
-        scratch *= lr  # here, not when v is used: the rate of a layer differs from step to step
+        scratch *= lr  # here and not when v is applied: a layer's rate changes from step to step
         velocity *= self.momentum
         velocity += scratch
         data -= velocity
 
 
 class LAMB(Adam):
-    """Adam whose step, for each parameter, is as long as the parameter itself, times lr."""
+    """Adam, with the step of each parameter scaled to the length lr · ‖w‖."""
 
     layerwise = True
 
@@ -95,16 +95,16 @@ class LAMB(Adam):
         super().__init__(lr, betas, epsilon, weight_decay, exclude)
 
     def local_rates(self, data: Array, grad: Array, lr: float) -> list[float]:
-        """First pass: take the gradient into the moments, and measure w and u."""
+        """First pass: update m and v with the gradient, and compute ‖w‖ and ‖u‖."""
         xp = module_of(data)
         sums = xp.zeros((2, parameters(self)))
         for piece, scratch in self.pieces():
             part = piece.part
-            mean, square = self.state["mean"][part], self.state["square"][part]
-            self.moments(grad[part], mean, square, scratch)
-            self.direction(mean, square, scratch)
+            m, v = self.state["mean"][part], self.state["square"][part]
+            self.moments(grad[part], m, v, scratch)
+            self.direction(m, v, scratch)
             if self.weight_decay and not piece.excluded:
-                # u = direction + λ·w, and no second scratch: ‖u‖² term by term
+                # u = direction + λ·w. Without a second scratch array: ‖u‖² as a sum of three terms
                 cross = xp.dot(scratch, data[part]) * (2 * self.weight_decay)
                 weight = xp.dot(data[part], data[part])
                 sums[1, piece.parameter] += cross + self.weight_decay**2 * weight
@@ -118,28 +118,21 @@ class LAMB(Adam):
         return rates
 
     def update(
-        self,
-        data: Array,
-        grad: Array,
-        lr: float,
-        decay: float,
-        mean: Array,
-        square: Array,
-        scratch: Array,
+        self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
     ) -> None:
-        """Second pass: make the step u again (cheaper than storing it) and apply it."""
-        self.direction(mean, square, scratch, scale=lr)
+        """Second pass: compute the step u again, instead of storing it, and apply it."""
+        self.direction(m, v, scratch, lr)
         if decay:
-            data *= 1 - lr * decay
-        data -= scratch
+            w *= 1 - lr * decay
+        w -= scratch
 
 
 def parameters(optimizer: Optimizer) -> int:
-    """How many parameters the whole model has: on every shard the same."""
+    """The number of parameters of the whole model, the same on every shard."""
     assert optimizer.layout is not None
     return len(optimizer.layout.slices)
 
 
 def adapted(optimizer: Optimizer) -> set[int]:
-    """The parameters held here that take a rate of their own."""
+    """The parameters in this array that have their own rate, by index."""
     return {piece.parameter for piece, _ in optimizer.pieces() if not piece.excluded}

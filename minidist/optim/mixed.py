@@ -1,18 +1,18 @@
-"""Mixed precision: compute in float16, remember in float32.
+"""Mixed precision: compute in float16, store the parameters in float32.
 
 float16 halves memory and traffic and is several times faster on a GPU's matrix units. It has two
-dangers, and a remedy for each (Micikevicius et al., "Mixed precision training", arXiv 1710.03740):
+problems, each with a solution (Micikevicius et al., "Mixed precision training", arXiv 1710.03740):
 
 - *Small updates vanish.* float16 has 11 significant bits: 1 + 0.0004 is 1. So the optimizer steps
-  a **master copy** in float32, of which the model's weights are a rounded copy (section 3.1).
+  a **master copy** in float32; the model's weights are that copy, rounded (section 3.1).
 - *Small gradients vanish*: below 6e-8 they are 0. So the loss is multiplied by a large **scale**
   before the backward and the gradients divided by it after. Too large a scale overflows to
   infinity: then the step is skipped and the scale halved; after ``patience`` good steps it is
-  doubled again (section 3.2). To know that, the host waits for the GPU once in every step.
+  doubled again (section 3.2). To see an overflow, the host waits for the GPU once in every step.
 
 NumPy computes float16 by converting each number to float32 and back, and has no float16 matrix
-product in BLAS, so on a CPU all this is much *slower* than float32: it is here to be understood
-and tested, and to be fast on a GPU.
+product in BLAS, so on a CPU all this is much *slower* than float32. There it is for learning and
+tests; use it for speed on a GPU.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from minidist.optim.optimizer import Optimizer, Reduce
 
 
 class MixedPrecision(Optimizer):
-    """Any optimizer, stepping a float32 master copy of float16 parameters.
+    """Any optimizer, applied to a float32 master copy of float16 parameters.
 
     ``clip`` is the largest norm of the whole gradient. It is applied here, because the model's own
-    gradient is still multiplied by the scale. Inputs are float16, as the model is. Logits go to
+    gradient is still multiplied by the scale. Inputs are float16, like the model. Convert logits to
     float32 before the loss: a sum of exponentials needs the range.
 
     >>> from minidist.optim import Adam
@@ -68,7 +68,7 @@ class MixedPrecision(Optimizer):
         loss.backward(loss.xp.full_like(loss.data, self.scale))
 
     def step(self, data: Array, grad: Array) -> None:
-        """Divide by the scale, step the master copy, round it into ``data``; or skip."""
+        """Divide by the scale, step the master copy, round it into ``data``; or skip the step."""
         if data.shape != grad.shape or data.ndim != 1:
             raise ValueError(f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal")
         xp = module_of(data)
@@ -100,7 +100,7 @@ class MixedPrecision(Optimizer):
             self._good = 0
 
     def _overflowed(self, xp: Any) -> bool:
-        """Whether any gradient, on any shard, is infinite or NaN: all shards skip together."""
+        """Whether any gradient on any shard is infinite or NaN. All shards then skip the step."""
         bad = np.array([float(not xp.isfinite(self._grad).all())])
         if self.layout is not None and self.layout.reduce is not None:
             self.layout.reduce(bad)

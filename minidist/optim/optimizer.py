@@ -1,21 +1,22 @@
-"""What every optimizer is: a rule that moves a 1-D array against its gradient.
+"""The base of all optimizers: a rule that changes a 1-D array by its gradient.
 
 ``step(data, grad)`` takes any 1-D slice of the flat parameters and the same slice of the
-gradients. Serial training passes the whole; a ZeRO rank or a server passes the part it owns, and
-then keeps state for that part alone. A rule that works element by element gives the same bits
-whether the parts are stepped together or apart.
+gradients. Serial training passes the whole array. A ZeRO rank or a server passes the part that it
+owns, and keeps state for that part only. A rule that works element by element gives the same bits
+whether the parts are stepped together or separately.
 
-A rule is written for one *piece* at a time, short enough that the arrays it touches stay in the
-processor's cache: each then travels from memory once a step, however many lines the rule has.
-Results go into the arrays themselves or into one scratch array, so a step allocates nothing.
+A rule works on one *piece* of the array at a time. Pieces are short, so that the arrays that the
+rule uses stay in the processor's cache, and each is read from memory only once in a step. Results
+go into the arrays themselves or into one scratch array, so a step allocates nothing.
 
 Some rules must know where a parameter begins and ends: to leave biases out of weight decay, or to
-give each layer its own rate. A flat slice does not tell, so they are told once:
+give each layer its own rate. Slices of the flat array lack these boundaries; ``bind`` supplies
+them:
 
-    optimizer.bind(model.flat.slices)                                    # steps the whole
+    optimizer.bind(model.flat.slices)                                    # steps all
     optimizer.bind(model.flat.slices, start=shard.start, reduce=total)   # steps one shard
 
-A shard may cut through a parameter. Its norm is then a sum over shards, and ``reduce`` forms it.
+A shard may cut through a parameter. The parameter's norm is then a sum over shards, by ``reduce``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from minidist.engine.array import Array, module_of
 LearningRate = float | Callable[[int], float]
 Reduce = Callable[[np.ndarray], object]  # sums a float64 host array over all shards, in place
 
-PIECE = 1 << 16  # elements: five float32 arrays of it are 1.3 MB, which a level-2 cache holds
+PIECE = 1 << 16  # elements: five float32 arrays of this length are 1.3 MB and fit a level-2 cache
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which parameters lie in the array that is stepped, and who holds the rest of them."""
+    """Which parameters are in the array that is stepped, and how to sum over the other parts."""
 
     slices: dict[str, slice]
     start: int
@@ -46,20 +47,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of elements to step at once; of one parameter, if the rule cares for boundaries."""
+    """A range of elements to step at once; of one parameter only, if the rule needs that."""
 
     part: slice
-    parameter: int  # its position among the parameters, -1 if it does not matter
+    parameter: int  # its index among the parameters, -1 if the rule does not need it
     excluded: bool
 
 
 class Optimizer:
-    """Base of all: holds the learning rate, the step count and the state arrays.
+    """Base of all optimizers: the learning rate, the step count and the state arrays.
 
     ``lr`` is a number, or a function from the step (0, 1, ...) to a number: a schedule.
     ``weight_decay`` pulls parameters towards zero, except those whose name matches a pattern in
-    ``exclude``, such as ``("*bias", "*norm*")``. ``state`` maps names to arrays as long as the
-    data stepped; ``slots`` names them beforehand, so that memory can be predicted.
+    ``exclude``, such as ``("*bias", "*norm*")``. ``state`` maps names to arrays of the
+    same length as the data; ``slots`` lists these names, so that memory can be predicted.
     """
 
     slots: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ class Optimizer:
         if not callable(lr) and not isinstance(lr, (int, float, np.number)):
             raise TypeError(
                 f"{type(self).__name__}: the first argument is the learning rate, a number or a "
-                f"schedule, not a {type(lr).__name__}: what is trained is given to "
+                f"schedule, not a {type(lr).__name__}: parameters are passed to "
                 "step(model.flat.data, model.flat.grad)"
             )
         if not callable(lr) and not lr >= 0:
@@ -90,33 +91,33 @@ class Optimizer:
         self._scratch: Array | None = None
 
     def __repr__(self) -> str:
-        given = {
+        settings = {
             name: value
             for name, value in vars(self).items()
             if name not in ("layout", "slots", "state", "steps") and not name.startswith("_")
         }
-        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        return f"{type(self).__name__}({settings})"
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"{type(self).__name__}({listed})"
 
     def bind(self, slices: dict[str, slice], start: int = 0, reduce: Reduce | None = None) -> None:
-        """Say what will be stepped: the elements of the flat array from ``start`` on.
+        """Tell the optimizer which elements it steps: those of the flat array from ``start`` on.
 
-        ``slices`` is the whole model's ``flat.slices``. If others step the rest, ``reduce`` must
-        sum a small float64 array over all of them in place: layer-wise rules then get the norms
-        of whole parameters. Rules that work element by element never call it.
+        ``slices`` is the whole model's ``flat.slices``. If other ranks step the rest, ``reduce``
+        must sum a small float64 array over all of them in place. Layer-wise rules need this for
+        the norms of whole parameters; rules that work element by element never call it.
         """
         self.layout = Layout(slices, start, reduce)
         self._pieces = []
 
     def step(self, data: Array, grad: Array) -> None:
-        """Move ``data`` one step against ``grad``, both 1-D and of one shape, in place."""
+        """Update ``data`` in place by ``grad``; both are 1-D and have the same shape."""
         if data.shape != grad.shape or data.ndim != 1:
             raise ValueError(
                 f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal, as "
                 "model.flat.data and model.flat.grad are"
             )
         self.prepare(data)
-        # A NumPy number would have float32 arrays computed with in float64.
+        # With a NumPy number, float32 arrays would be computed in float64.
         lr = float(self.lr(self.steps) if callable(self.lr) else self.lr)
         self.steps += 1
         rates = self.local_rates(data, grad, lr)
@@ -132,25 +133,25 @@ class Optimizer:
             )
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """The rule itself, in place, for one piece; each optimizer defines it as
+        """The rule itself, in place, for one piece. Each optimizer defines it as
 
         ``update(data, grad, lr, decay, *one array for each slot, scratch)``.
         """
         raise TypeError(f"{type(self).__name__} does not define update()")
 
     def local_rates(self, data: Array, grad: Array, lr: float) -> list[float] | None:
-        """A learning rate for each parameter; None: all take ``lr``. See layerwise.py."""
+        """A learning rate for each parameter, or None if all have ``lr``. See layerwise.py."""
         return None
 
     def state_bytes(self) -> int:
-        """Bytes of state held now.
+        """Bytes of the state arrays now.
 
-        Without the scratch array: one piece, and on a GPU as much as the data.
+        The scratch array is not counted: it has one piece, and on a GPU the size of the data.
         """
         return sum(array.nbytes for array in self.state.values())
 
     def prepare(self, data: Array) -> None:
-        """Allocate what the first step on an array needs; check that later ones fit."""
+        """Allocate state at the first step; later, check that the array has the same length."""
         xp = module_of(data)
         for name in self.slots:
             if name not in self.state:
@@ -161,7 +162,7 @@ class Optimizer:
                     f"was given {data.size}: use one optimizer for each array that is stepped"
                 )
         if not self._pieces or self._pieces[-1].part.stop != data.size:
-            # A GPU has no cache to keep warm, and every extra kernel launch costs.
+            # On a GPU pieces save nothing, and every extra kernel launch costs time.
             self._pieces = self._cut(data.size, PIECE if xp is np else max(1, data.size))
             self._scratch = None
         if self._scratch is None or self._scratch.dtype != data.dtype:
@@ -175,7 +176,7 @@ class Optimizer:
         return [(p, scratch[: p.part.stop - p.part.start]) for p in self._pieces]
 
     def _cut(self, size: int, longest: int) -> list[Piece]:
-        """The array in pieces of at most ``longest`` elements, cut where the rule must differ."""
+        """Pieces of at most ``longest`` elements, also cut where rate or weight decay change."""
         runs = [Piece(slice(0, size), -1, False)]
         if self.layerwise or (self.weight_decay and self.exclude):
             runs = self._runs(size)
@@ -186,7 +187,7 @@ class Optimizer:
         ]
 
     def _runs(self, size: int) -> list[Piece]:
-        """One run for each parameter; neighbours of one kind are joined if they need no rate."""
+        """A range for each parameter; neighbours with equal rate and decay are joined."""
         if self.layout is None:
             raise RuntimeError(
                 f"{type(self).__name__} must know where each parameter lies: call "
@@ -204,7 +205,7 @@ class Optimizer:
         covered = sum(run.part.stop - run.part.start for run in runs)
         if covered != size:
             raise ValueError(
-                f"step: {size} parameters from {start} on were given, but the bound slices "
+                f"step: {size} elements from {start} on were passed, but the bound slices "
                 f"cover {covered} of them: bind with the start of the slice that is stepped"
             )
         return runs

@@ -35,10 +35,10 @@ def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
 
 
 def warm_up(steps: int, schedule: float | Schedule) -> Schedule:
-    """Rise in ``steps`` equal steps to the first value of ``schedule``, then follow it.
+    """Increase in ``steps`` equal steps to the first value of ``schedule``, then follow it.
 
-    Step 0 already has 1/steps of the rate: a step of rate zero would be wasted. The schedule
-    counts from the end of the warm-up.
+    Step 0 already has 1/steps of the rate, because a step of rate zero would do nothing. The
+    schedule counts its steps from the end of the warm-up.
     """
     _positive("warm_up", "steps", steps)
     after: Schedule = schedule if callable(schedule) else constant(schedule)
@@ -46,11 +46,11 @@ def warm_up(steps: int, schedule: float | Schedule) -> Schedule:
 
 
 def linear_scaling(lr: float, batch: int, reference: int) -> float:
-    """The rate for a batch of ``batch``, if ``lr`` is right for one of ``reference``.
+    """The rate for a batch of ``batch`` samples, if ``lr`` is right for ``reference`` samples.
 
-    k times the batch makes 1/k of the steps, so each is made k times as long. It holds while
-    gradients change little over k small steps, hence with warm-up and not without end. Goyal et
-    al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 2.1.
+    With k times the batch there are 1/k of the steps, so each step is k times as long. This is
+    right while gradients change little over k small steps: so use warm-up, and k has a limit. Goyal
+    et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 2.1.
     """
     _positive("linear_scaling", "reference", reference)
     return lr * batch / reference

@@ -1,4 +1,4 @@
-"""Gradient descent and its oldest improvements: the same step, with a memory of past ones.
+"""Gradient descent and momentum: steps that also use past gradients.
 
                      g  the gradient, w the parameters, v the velocity, μ the momentum
     GradientDescent  w ← w - lr · g
@@ -8,8 +8,8 @@
 
 Robbins, Monro 1951; Polyak, "Some methods of speeding up the convergence of iteration methods",
 1964; Nesterov 1983, in the form of Sutskever et al., "On the importance of initialization and
-momentum in deep learning", ICML 2013. Written as PyTorch writes them: lr multiplies the velocity
-when it is used, not when it is gathered. ``weight_decay`` adds λ·w to the gradient (an L2
+momentum in deep learning", ICML 2013. The formulas are PyTorch's: lr multiplies the velocity when
+it is applied, not when gradients are added to it. ``weight_decay`` adds λ·w to the gradient (an L2
 penalty of λ/2 · ‖w‖²).
 """
 
@@ -39,7 +39,7 @@ class GradientDescent(Optimizer):
 
 
 class Momentum(Optimizer):
-    """v ← μ·v + g; w ← w - lr · v. Steps that agree add up; steps that alternate cancel."""
+    """v ← μ·v + g; w ← w - lr · v. Equal directions add up; alternating ones cancel."""
 
     slots: tuple[str, ...] = ("velocity",)
 
@@ -64,7 +64,7 @@ class Momentum(Optimizer):
 
 
 class Nesterov(Momentum):
-    """v ← μ·v + g; w ← w - lr · (g + μ·v): as if the gradient were taken one step ahead."""
+    """v ← μ·v + g; w ← w - lr · (g + μ·v): like a gradient taken one step ahead."""
 
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
@@ -78,7 +78,7 @@ class Nesterov(Momentum):
 
 
 class SGD(Momentum):
-    """Stochastic gradient descent: without momentum it keeps no state, with it it is Momentum."""
+    """Stochastic gradient descent: with momentum it equals Momentum, without it has no state."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn onto axes that the caller provides."""
+"""Plots of results, drawn on axes that the caller provides."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def plot_confusion(axes: Any, confusion: np.ndarray, names: Sequence[str]) -> None:
-    """Draw a confusion matrix: each row in percent of its class, the diagonal set apart.
+    """Draw a confusion matrix: each row in percent of its class, the diagonal in another colour.
 
-    Mistakes share a colour scale of their own: beside a diagonal of 80 to 99 % they would all look
-    alike.
+    Mistakes have their own colour scale: on the scale of a diagonal of 80 to 99 % they would all
+    look the same.
     """
     share = 100 * confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     right = np.eye(len(share), dtype=bool)
@@ -35,12 +35,12 @@ def plot_confusion(axes: Any, confusion: np.ndarray, names: Sequence[str]) -> No
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("guessed")
-    axes.set_ylabel("is")
+    axes.set_ylabel("target")
     axes.set_title("Percent of each class guessed as …")
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Save a figure as PNG under ``path``, making its folder; a notebook shows it as well."""
+    """Save a figure as PNG at ``path``, and create its folder; a notebook also shows it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")

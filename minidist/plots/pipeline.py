@@ -1,7 +1,7 @@
-"""Draw a pipeline: a row a stage, a cell a computation, the microbatch's number in the cell.
+"""Draw a pipeline: one row for each stage, and one cell for each computation of a microbatch.
 
-``draw_price`` draws what a schedule should do, from its price, and ``draw_run`` what a run did,
-from its trace, in the same style: laid under each other, the two pictures should be one.
+``draw_price`` draws a predicted schedule from its price. ``draw_run`` draws a measured run from its
+trace, in the same style, so that the two pictures can be compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EVENT = re.compile(rf"({'|'.join(NAMES)}) (\d+)(?: chunk (\d+))?$")
 
 
 def measured_spans(events: Sequence[Event]) -> list[Span]:
-    """The computations of a pipeline's step among a rank's events."""
+    """The computations of a pipeline step, from all events of a rank."""
     spans = []
     for event in events:
         found = _EVENT.match(event.name)
@@ -42,12 +42,12 @@ def measured_spans(events: Sequence[Event]) -> list[Span]:
 
 
 def draw_price(axes: Any, price: Price, title: str = "") -> None:
-    """Draw what a schedule should do, and mark what the stages should idle."""
+    """Draw the predicted step of a schedule."""
     draw_spans(axes, price.spans, price.seconds, title)
 
 
 def draw_run(axes: Any, timelines: Sequence[Sequence[Event]], title: str = "") -> None:
-    """Draw what the ranks of a pipeline did in one step, from their recorded events."""
+    """Draw one measured step of a pipeline, from the recorded events of its ranks."""
     spans = [measured_spans(events) for events in timelines]
     end = max((event.end for events in timelines for event in events), default=0.0)
     draw_spans(axes, spans, end, title)
@@ -56,7 +56,7 @@ def draw_run(axes: Any, timelines: Sequence[Sequence[Event]], title: str = "") -
 def draw_spans(axes: Any, spans: Sequence[Sequence[Span]], seconds: float, title: str = "") -> None:
     """Cells on matplotlib ``axes``, stage 0 on top.
 
-    A stage's second chunk is paler, so that the two sides of a V can be told apart.
+    The second chunk of a stage is paler, to distinguish the two sides of a V schedule.
     """
     longest = max((span.end - span.start for row in spans for span in row), default=0.0)
     for stage, row in enumerate(spans):
@@ -84,7 +84,7 @@ def draw_spans(axes: Any, spans: Sequence[Sequence[Span]], seconds: float, title
                     color="black" if second else "white",
                     clip_on=True,
                 )
-    axes.set_facecolor("#f1f1ee")  # what shows through is idle
+    axes.set_facecolor("#f1f1ee")  # the background is idle time
     axes.set_xlim(0, max(seconds, 1e-12))
     axes.set_ylim(len(spans) - 0.5, -0.5)
     axes.set_yticks(range(len(spans)), [f"stage {stage}" for stage in range(len(spans))])
@@ -96,13 +96,13 @@ def draw_spans(axes: Any, spans: Sequence[Sequence[Span]], seconds: float, title
 
 
 def _font(axes: Any, seconds: float, width: float) -> float:
-    """A size at which two digits fit into a cell."""
+    """A font size at which two digits fit into a cell."""
     inches = axes.get_position().width * axes.figure.get_size_inches()[0] * width / seconds
     return max(3.0, min(8.0, 72 * inches / 1.5))
 
 
 def legend(figure: Any, chunks: bool = False) -> None:
-    """What the colours mean, in one line at the figure's foot."""
+    """Explain the colours in one line at the bottom of the figure."""
     from matplotlib.patches import Patch
 
     words = {
