@@ -55,6 +55,7 @@ def test_a_copy_shares_what_the_model_shares(way):
     model = WAYS[way](models.gpt(11, 8, 8, 1, 2).init(0))
     embed, *_, head = model.blocks.values()
     assert embed.weight is head.weight
+    assert "embedding.weight" in model.state(), "under the name that it is shared by"
     assert model.flat.size == models.gpt(11, 8, 8, 1, 2).init(0).flat.size
 
 

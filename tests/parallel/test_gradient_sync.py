@@ -323,7 +323,7 @@ def test_nothing_is_sent_before_it_is_complete(sync, schedule):
 
 def one_weight_in_three_blocks():
     first, second, third = (Linear(8, 8, bias=False) for _ in range(3))
-    first.weight.given = "weight"
+    first.weight.shared_name = "weight"
     second.weight = third.weight = first.weight
     ends = Flatten(), Linear(64, 8), Linear(8, 5)
     return Sequential(*ends[:2], first, ReLU(), second, ReLU(), third, ends[2], input_shape=(8, 8))
