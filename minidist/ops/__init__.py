@@ -23,7 +23,7 @@ from minidist.ops.activation import (
     softplus,
     tanh,
 )
-from minidist.ops.attention import attention, rotary, self_attention
+from minidist.ops.attention import attention, self_attention
 from minidist.ops.compare import (
     argmax,
     argmin,
@@ -65,6 +65,7 @@ from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
 from minidist.ops.operands import DTypeError, ShapeError
 from minidist.ops.pooling import avg_pool2d, max_pool2d
 from minidist.ops.reduction import logsumexp, max, mean, min, norm, std, sum, var
+from minidist.ops.rotary import rotary
 from minidist.ops.shape import (
     broadcast_to,
     concatenate,

@@ -30,6 +30,7 @@ from minidist.engine.products import product
 from minidist.engine.tensor import Tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import ShapeError, floating_only, same_device
+from minidist.ops.rotary import angles, rotate
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: few samples, so that they stay in cache
@@ -85,8 +86,8 @@ def self_attention(
     packed = qkv.data
     if rotary_base is not None:
         packed = packed.copy()  # the unrotated array is not needed after this
-        turn = _angles(xp, 0, length, d, rotary_base, packed.dtype)
-        _rotate(_turning(packed, heads, groups), *turn)
+        turn = angles(xp, 0, length, d, rotary_base, packed.dtype)
+        rotate(_turning(packed, heads, groups), *turn)
     out = xp.empty((batch, length, heads, d), packed.dtype)
     weights = attention_forward(*_unpack(packed, heads, groups), out.transpose(0, 2, 1, 3), True)
 
@@ -100,8 +101,8 @@ def self_attention(
             *_unpack(grad_packed, heads, groups),
         )
         if rotary_base is not None:
-            cosine, sine = _angles(xp, 0, length, d, rotary_base, packed.dtype)
-            _rotate(_turning(grad_packed, heads, groups), cosine, -sine)
+            cosine, sine = angles(xp, 0, length, d, rotary_base, packed.dtype)
+            rotate(_turning(grad_packed, heads, groups), cosine, -sine)
         return (grad_packed,)
 
     return Tensor.of(out.reshape(batch, length, heads * d), (qkv,), backward)
@@ -286,46 +287,3 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} are not (batch, heads, length, "
             "d) and twice (batch, groups, keys, d) with groups dividing heads and keys ≥ length"
         )
-
-
-def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
-    """Rotate pairs of features by an angle proportional to the position (arXiv 2104.09864).
-
-    Shapes: x (..., length, d) with d even → the same. Feature i of the first half and feature i of
-    the second are rotated by position · base^(-2i/d), so that q·k depends on the *distance* of
-    their positions. ``start`` is the position of the first row. The backward rotates back.
-    """
-    x = floating_only("rotary", x)
-    if x.ndim < 2:
-        raise ShapeError(f"rotary: needs (..., length, d), not {x.shape}")
-    xp, (length, d), dtype = x.xp, x.shape[-2:], x.dtype
-    y = x.data.copy()
-    _rotate(y, *_angles(xp, start, length, d, base, dtype))
-
-    def backward(grad: Array) -> Any:
-        cosine, sine = _angles(xp, start, length, d, base, dtype)
-        grad_x = xp.array(grad)
-        _rotate(grad_x, cosine, -sine)
-        return (grad_x,)
-
-    return Tensor.of(y, (x,), backward)
-
-
-def _angles(
-    xp: Any, start: int, length: int, d: int, base: float, dtype: Any
-) -> tuple[Array, Array]:
-    """Cosine and sine of the angles of every position, (length, d/2), computed in float64."""
-    if d % 2:
-        raise ShapeError(f"rotary: features are turned in pairs, and d = {d} is odd")
-    frequency = base ** (-xp.arange(d // 2, dtype=np.float64) / (d // 2))  # (d/2,)
-    angle = xp.arange(start, start + length, dtype=np.float64)[:, None] * frequency
-    return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
-
-
-def _rotate(x: Array, cosine: Array, sine: Array) -> None:
-    """Rotate the pairs (first half, second half) of the last axis of ``x``, in place."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half].copy(), x[..., half:]
-    x[..., :half] = first * cosine - second * sine
-    second *= cosine
-    second += first * sine
