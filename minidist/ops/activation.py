@@ -16,7 +16,7 @@ from minidist.engine.kernels import kernel, wide
 from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import floating
-from minidist.ops.selection import kept
+from minidist.ops.selection import select
 
 
 def relu(x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def relu(x: Tensor) -> Tensor:
     over="points",
 )
 def _relu_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None:
-    kept(xp, grad, y > 0, out=grad_x)
+    select(xp, grad_x, grad, y > 0)
 
 
 def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:

@@ -12,7 +12,9 @@ import numpy as np
 
 from minidist.engine.array import Array
 from minidist.engine.kernels import kernel
-from minidist.ops.chunks import chunks
+from minidist.ops.chunks import CHUNK, chunks
+
+BITS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def kept(xp: Any, x: Array, mask: Array, scale: float = 1.0, out: Array | None = None) -> Array:
@@ -28,14 +30,22 @@ def kept(xp: Any, x: Array, mask: Array, scale: float = 1.0, out: Array | None =
     over="points",
 )
 def _kept(xp: Any, out: Array, x: Array, mask: Array, scale: float) -> None:
+    select(xp, out, x, mask)
+    if scale != 1:
+        out *= scale
+
+
+def select(xp: Any, out: Array, x: Array, mask: Array) -> None:
+    """Fill ``out`` with x where ``mask`` is true, else 0: line by line, without a kernel."""
     if xp is not np or out.ndim == 0 or out.dtype.kind != "f" or out.dtype != x.dtype:
-        out[...] = xp.where(mask, x * scale if scale != 1 else x, 0)
+        out[...] = xp.where(mask, x, 0)
         return
     # Keep all bits of an element, or none. numpy.where takes eight times as long on a mask
     # without a pattern, because the processor cannot predict its branches.
-    bits = f"i{out.itemsize}"
+    bits = BITS[out.itemsize]
+    if out.nbytes <= CHUNK:
+        np.bitwise_and(x.view(bits), np.negative(mask.view(np.int8), dtype=bits), out.view(bits))
+        return
     for part in chunks(out, out[:1].size):
         all_or_none = np.negative(mask[part].view(np.int8), dtype=bits)  # -1 is all bits
-        np.bitwise_and(x[part].view(bits), all_or_none, out=out[part].view(bits))
-        if scale != 1:
-            out[part] *= scale
+        np.bitwise_and(x[part].view(bits), all_or_none, out[part].view(bits))
