@@ -198,7 +198,9 @@ class Quantised(Compressor):
         for index, part in enumerate(self.parts):
             scales[index] = xp.abs(grad[part]).max()
             codes[part] += xp.abs(grad[part]) * (self.levels / (scales[index] or 1))
-        return [scales, (xp.floor(codes) * xp.sign(grad)).astype(np.int8)]
+        # 127 + u may be rounded up to 128, and 128 as an int8 is -128: the sign would be wrong.
+        codes = xp.minimum(xp.floor(codes), self.levels)
+        return [scales, (codes * xp.sign(grad)).astype(np.int8)]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
         scales, codes = message
