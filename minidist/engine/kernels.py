@@ -1,16 +1,17 @@
 """One CUDA kernel beside the NumPy lines that it replaces.
 
-On a GPU every NumPy-like call is a kernel launch of its own, and each launch costs the host some
-10 µs and the GPU a way to memory and back. Where an op is a chain of such calls with a sum or a
-maximum in it, ``kernel`` puts one kernel beside the lines:
+On a GPU every NumPy-like call launches a kernel. A launch costs the host about 10 µs, and the GPU
+reads and writes memory. For an op that is a chain of such calls with a sum or a maximum in it,
+``kernel`` puts one CUDA kernel beside the lines:
 
     @kernel("const T *x, T *y", "y[i] = x[i] > 0 ? x[i] : T(0);")
     def relu(xp, x, y):
         xp.maximum(x, 0, out=y)
 
-``relu(xp, x, y)`` runs the lines on NumPy arrays and launches the kernel on CuPy arrays. Both have
-the same arguments and do the same work; ``tests/gpu`` compares them. (A chain without a sum is
-shorter with ``array.fused``, where CuPy writes the kernel from the NumPy lines.)
+``relu(xp, x, y)`` runs the lines on NumPy arrays and launches the kernel on CuPy arrays. Both take
+the same arguments and fill the same arrays. ``tests/engine/test_kernels.py`` compares them on the
+host, ``tests/gpu`` on a GPU. For a chain without a sum ``array.fused`` is shorter: there CuPy makes
+the kernel from the NumPy lines.
 
 In the CUDA text
 
@@ -138,7 +139,7 @@ class Kernel:
         return header + COMMON.format(T=value, A=sum_of) + self.text
 
     def prepared(self, xp: Any, dtype: str, given: tuple[Any, ...]) -> list[Any] | None:
-        """What the CUDA text declares, made of what was given; None if it cannot be."""
+        """The kernel's arguments, from those of the function; None if an array does not fit."""
         made = []
         order = None
         if self.over == "points" and not given[0].flags.c_contiguous:
@@ -201,7 +202,7 @@ def kernel(
     GPU runs the NumPy lines instead.
     """
 
-    def beside(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
         made = Kernel(function.__name__.lstrip("_"), arguments, body, over, function)
         KERNELS[made.name] = made
 
@@ -214,7 +215,7 @@ def kernel(
 
         return run
 
-    return beside
+    return decorate
 
 
 def accumulator(dtype: Any) -> np.dtype:

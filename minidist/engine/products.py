@@ -2,14 +2,14 @@
 
     product(xp, a, b, out, scale, add)        out = scale · a @ b        (+ out, if ``add``)
 
-On the host these are NumPy's ``matmul`` and little more. CuPy's copies every matrix of a stack that
-is not contiguous, such as a transposed one, or one head's part of queries, keys and values that lie
-side by side: a launch and a way through memory for each. cuBLAS itself needs no copy. It takes a
-matrix whose rows, or whose columns, are contiguous, with any distance between them (the "leading
-dimension"), and for a stack of matrices a list of where each begins.
+On the host this is NumPy's ``matmul``. On a GPU, CuPy's ``matmul`` first copies every stack of
+matrices that is not contiguous, such as transposed matrices, or the queries of one head inside an
+array of queries, keys and values. Each copy costs a launch and a pass over memory. cuBLAS itself
+needs no copy. It accepts a matrix with contiguous rows, or contiguous columns, at any distance from
+each other (the "leading dimension"). For a stack of matrices it accepts a list of their addresses.
 
-cuBLAS stores matrices by columns. Our (m, n) matrix by rows is its (n, m) matrix by columns, so we
-ask for Cᵀ = Bᵀ Aᵀ: the operands change places.
+cuBLAS stores matrices by columns. The memory of our (m, n) matrix, stored by rows, is for cuBLAS an
+(n, m) matrix stored by columns. So we ask for Cᵀ = Bᵀ Aᵀ: the operands are exchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def product(xp: Any, a: Array, b: Array, out: Array, scale: float = 1.0, add: bo
 
 
 def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool) -> bool:
-    """Do it, if the arrays are such that cuBLAS can."""
+    """Call cuBLAS if it can read and write these arrays; whether it could."""
     cuda = getattr(xp, "cuda", None)
     dtype = out.dtype.char
     if cuda is None or dtype not in CODES or not a.dtype.char == b.dtype.char == dtype:
@@ -60,20 +60,20 @@ def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool)
         a = xp.ascontiguousarray(a)
     if call.copy_b:
         b = xp.ascontiguousarray(b)
-    alpha, beta = _number(scale, dtype), _number(float(add), dtype)
+    (alpha, _alpha), (beta, _beta) = _number(scale, dtype), _number(float(add), dtype)
     handle = cuda.get_cublas_handle()
     starts = a.data.ptr, b.data.ptr, out.data.ptr
     if not call.count:
         code, compute = CODES[dtype]
         cuda.cublas.gemmEx(
-            *(handle, *call.turns_and_sizes, alpha, starts[1], code, call.ld_b),
+            *(handle, *call.transposes_and_sizes, alpha, starts[1], code, call.ld_b),
             *(starts[0], code, call.ld_a, beta, starts[2], code, call.ld_out, compute, DEFAULT),
         )
         return True
     first = _listed(xp, starts, call, cuda.get_current_stream().ptr).data.ptr
     run = cuda.cublas.sgemmBatched if dtype == "f" else cuda.cublas.dgemmBatched
     run(
-        *(handle, *call.turns_and_sizes, alpha, first + 8 * call.count, call.ld_b),
+        *(handle, *call.transposes_and_sizes, alpha, first + 8 * call.count, call.ld_b),
         *(first, call.ld_a, beta, first + 16 * call.count, call.ld_out, call.count),
     )
     return True
@@ -81,14 +81,15 @@ def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool)
 
 @dataclass(frozen=True)
 class Call:
-    """What cuBLAS has to be told about arrays of some shapes and strides.
+    """The arguments of a cuBLAS call that follow from shapes and strides.
 
-    ``turns_and_sizes``: whether B and A are stored by columns, then n, m and k. ``ld``: leading
-    dimensions. ``count`` matrices in a stack, 0 for no stack; ``axes`` are the lengths of the
-    stack's last two axes, and ``steps`` the bytes between matrices along three axes of each array.
+    ``transposes_and_sizes``: whether B and A are stored by columns, then n, m and k. ``ld_a``,
+    ``ld_b``, ``ld_out``: leading dimensions. ``count``: matrices in a stack, 0 for no stack.
+    ``axes``: the lengths of the last two axes of the stack. ``steps``: for each array the bytes
+    between matrices along three axes.
     """
 
-    turns_and_sizes: tuple[int, ...]
+    transposes_and_sizes: tuple[int, ...]
     ld_a: int
     ld_b: int
     ld_out: int
@@ -113,8 +114,8 @@ def _plan(dtype: str, *layout: tuple[int, ...]) -> Call | None:
     if by_columns:
         return None
     order_a, order_b = _order(shape_a, strides_a, size), _order(shape_b, strides_b, size)
-    turn_a, ld_a = order_a or (0, shape_a[-1])
-    turn_b, ld_b = order_b or (0, shape_b[-1])
+    transpose_a, ld_a = order_a or (0, shape_a[-1])
+    transpose_b, ld_b = order_b or (0, shape_b[-1])
     if order_a is None:
         strides_a = _contiguous(shape_a, size)
     if order_b is None:
@@ -123,7 +124,7 @@ def _plan(dtype: str, *layout: tuple[int, ...]) -> Call | None:
         _stack_steps(*one) for one in ((shape_a, strides_a), (shape_b, strides_b), (shape, strides))
     ]
     return Call(
-        (turn_b, turn_a, shape[-1], shape[-2], shape_a[-1]),
+        (transpose_b, transpose_a, shape[-1], shape[-2], shape_a[-1]),
         *(ld_a, ld_b, ld_out, order_a is None, order_b is None),
         *(math.prod(stack) if stack else 0, (1, 1, *stack)[-2:], tuple(sum(steps, ()))),
     )
@@ -156,10 +157,10 @@ def _stack_steps(shape: Shape, strides: Shape) -> Shape:
 
 @lru_cache(maxsize=4096)
 def _listed(xp: Any, starts: tuple[int, ...], call: Call, stream: int) -> Array:
-    """Where every matrix of three stacks begins, (3, count), on the GPU.
+    """The addresses of all matrices of three stacks, (3, count), on the GPU.
 
-    Kept: a memory pool hands out the same places in every step. ``stream`` is part of the key,
-    because a list is ready for the stream that it was made on.
+    Cached, because a memory pool returns the same addresses in every step. ``stream`` is part of
+    the key, because the list is complete only for the stream that wrote it.
     """
     pointers = xp.empty((3, call.count), np.uint64)
     _pointers(xp, pointers, *starts, *call.axes, *call.steps)
@@ -167,14 +168,13 @@ def _listed(xp: Any, starts: tuple[int, ...], call: Call, stream: int) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _held(value: float, dtype: str) -> np.ndarray:
-    return np.array(value, "d" if dtype == "d" else "f")
+def _number(value: float, dtype: str) -> tuple[int, np.ndarray]:
+    """A number in the dtype that cuBLAS computes in: its address in host memory, and the array.
 
-
-@lru_cache(maxsize=256)
-def _number(value: float, dtype: str) -> int:
-    """Where a number lies in the host's memory, in the dtype that cuBLAS computes in."""
-    return _held(value, dtype).ctypes.data
+    The caller keeps the array until cuBLAS has read the number. The cache alone may drop it.
+    """
+    array = np.array(value, "d" if dtype == "d" else "f")
+    return array.ctypes.data, array
 
 
 @kernel(
@@ -192,7 +192,7 @@ def _number(value: float, dtype: str) -> int:
 def _pointers(
     xp: Any, pointers: Array, a: int, b: int, out: int, middle: int, inner: int, *strides: int
 ) -> None:
-    """Where each matrix of three stacks begins; three strides in bytes for each stack."""
+    """Fill in the address of each matrix of three stacks; three strides in bytes for each."""
     outer = pointers.shape[1] // (middle * inner)
     for row, (start, *steps) in enumerate(
         ((a, *strides[:3]), (b, *strides[3:6]), (out, *strides[6:]))

@@ -16,8 +16,8 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import (
     DTypeError,
     ShapeError,
-    beside,
     floating,
+    match_number,
     pair,
     unbroadcast,
     wanted,
@@ -210,7 +210,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """x, limited to [low, high]; the derivative is 0 where x was outside."""
     x = as_tensor(x)
     for bound in (low, high):
-        x = x if bound is None else beside(x, bound)
+        x = x if bound is None else match_number(x, bound)
     data = x.data
     xp = x.xp
     y = xp.clip(data, low, high)

@@ -52,7 +52,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
     return out
 
 
-def beside(x: Tensor, number: Any) -> Tensor:
+def match_number(x: Tensor, number: Any) -> Tensor:
     """``x``; integers with a number such as 1.5 become the default dtype, as in PyTorch."""
     if x.data.dtype.kind not in "iub" or (hasattr(number, "shape") and not np.isscalar(number)):
         return x
@@ -114,10 +114,10 @@ def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
 def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Both operands of a binary op as tensors on one device; their shapes broadcast."""
     if not isinstance(x, Tensor):
-        y = beside(as_tensor(y), x)
+        y = match_number(as_tensor(y), x)
         x = constant(x, y)
     elif not isinstance(y, Tensor):
-        x = beside(x, y)
+        x = match_number(x, y)
         y = constant(y, x)
     if y.data.dtype != x.data.dtype:
         x, y = constant(x, y), constant(y, x)

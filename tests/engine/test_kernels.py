@@ -8,6 +8,7 @@ from cuda_on_host import library
 
 from minidist.engine import array as arrays
 from minidist.engine.kernels import KERNELS, kernel
+from minidist.engine.products import product
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +79,14 @@ def test_a_kernel_over_points_takes_arrays_of_any_one_order():
     assert run(last, other_order) == 0, "two orders: the lines"
     gaps = strict.asarray(np.repeat(y, 2, axis=0))[::2].transpose(0, 3, 1, 2)
     assert run(gaps, strict.asarray(grad).transpose(0, 3, 1, 2)) == 0
+
+
+def test_a_product_has_its_own_scale_however_many_there_were():
+    """cuBLAS reads the scale from host memory, which must still hold it."""
+    a, b = (strict.asarray(np.random.default_rng(i).standard_normal((3, 3))) for i in (0, 1))
+    expected = strict.asnumpy(a) @ strict.asnumpy(b)
+    out = strict.empty((3, 3))
+    for number in range(700):
+        for scale in (0.125, 1 + number / 7):  # the first is asked for again and again
+            product(strict, a, b, out, scale)
+            np.testing.assert_allclose(strict.asnumpy(out), scale * expected, rtol=1e-12)
