@@ -121,10 +121,13 @@ class Method:
             )
         if optimizer.steps or optimizer.state:
             raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
-        if microbatches < 1:
-            raise ValueError(f"{name} needs at least one microbatch, not {microbatches}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip}")
+        if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
+            raise ValueError(
+                f"{name} needs a whole number of microbatches, at least one microbatch, not "
+                f"{microbatches!r}"
+            )
+        if clip is not None and not (isinstance(clip, (int, float, np.number)) and clip > 0):
+            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip!r}")
         for asked, what in (
             (microbatches > 1, "microbatches"),
             (clip is not None, "clip"),

@@ -16,12 +16,15 @@ from minidist.nn.module import Buffer, Module
 from minidist.optim import SGD, Adam, MixedPrecision
 from minidist.parallel import (
     METHODS,
+    DataParallel,
     DiLoCo,
+    Overlapped,
     Pipeline,
     ReduceScatter,
     ReduceScatterUnits,
     state,
 )
+from minidist.parallel.data_parallel import Buckets
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.method import Method, StepCost, Unsupported
 from tests.parallel.checks import Setting, check_predictions, images, is_exact, train
@@ -374,3 +377,21 @@ def test_a_method_without_a_step_says_so():
 
 def build_empty(kind, comm):
     return kind(mlp((4, 2)), CrossEntropy(), SGD(0.1), comm)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error"),
+    [
+        (DataParallel, {"microbatches": 1.5}, "DataParallel needs a whole number .* not 1.5"),
+        (DataParallel, {"clip": "1"}, "DataParallel: the norm to clip to .* not '1'"),
+        (DataParallel, {"algorithm": "ring", "sync": Buckets}, "DataParallel: algorithm='ring'"),
+        (Overlapped, {"bucket_mb": -1}, "Buckets: bucket_mb=-1 and last_mb=1.0 are sizes"),
+        (Overlapped, {"last_mb": -1}, "Buckets: bucket_mb=25.0 and last_mb=-1 are sizes"),
+    ],
+)
+def test_an_option_that_would_be_ignored_or_misread_is_refused(method, options, error):
+    def run(comm):
+        method(mlp((12, 5)), CrossEntropy(), SGD(0.1), comm, **options)
+
+    with pytest.raises(ValueError, match=error):
+        launch(run, 2, LocalWorld())

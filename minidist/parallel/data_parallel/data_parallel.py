@@ -60,13 +60,19 @@ class DataParallel(Method):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
-        algorithm: Choice = "ring",
+        algorithm: Choice | None = None,
         microbatches: int = 1,
         clip: float | None = None,
         sync: Sync | None = None,
     ) -> None:
+        """``algorithm``: of the all-reduce; "ring" if neither it nor ``sync`` is given."""
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
-        self.sync = make_sync(AllReduce(algorithm) if sync is None else sync)
+        if algorithm is not None and sync is not None:
+            raise ValueError(
+                f"{type(self).__name__}: algorithm={algorithm!r} belongs to the all-reduce that "
+                "sync replaces: pass one of the two, such as sync=AllReduce(algorithm)"
+            )
+        self.sync = make_sync(AllReduce(algorithm or "ring") if sync is None else sync)
         self.model = model
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
 
