@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from minidist.lazy import COMPLETED_BY, complete
 
 Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
 DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
@@ -40,7 +41,8 @@ def _load_cupy() -> ModuleType:
 
 
 def _load_phantom() -> ModuleType:
-    return import_module("minidist.engine.phantom")
+    complete(__name__)  # by a package that imports this file
+    return sys.modules[COMPLETED_BY[__name__]]
 
 
 # A device's name, before any colon, and what loads the module that computes there.
@@ -121,7 +123,12 @@ def read(array: Array, rule: float) -> np.ndarray:
 
 def has_numbers(array: Array) -> bool:
     """Whether there are numbers in ``array``, and not its shape alone."""
-    return getattr(module_of(array), "has_numbers", True)
+    return module_has_numbers(module_of(array))
+
+
+def module_has_numbers(xp: Any) -> bool:
+    """Whether the arrays of the module ``xp`` have numbers, and not shapes alone."""
+    return getattr(xp, "has_numbers", True)
 
 
 def made(make: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: DType, xp: Any) -> Array:
@@ -129,7 +136,7 @@ def made(make: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: DType, x
 
     Where arrays have no numbers it is not called.
     """
-    if not getattr(xp, "has_numbers", True):
+    if not module_has_numbers(xp):
         return xp.empty(shape, dtype)
     return xp.asarray(make().astype(dtype, copy=False))
 

@@ -146,7 +146,7 @@ class Module:
         xp = arrays.module(device)
         for name, parameter in named.items():
             parameter.name = name
-            draw = partial(parameter.initialiser, generator(seed, "init", name), parameter.declared)
+            draw = partial(_drawn, parameter, seed)
             parameter.data[...] = arrays.made(draw, parameter.declared, kind, xp)
         for buffer in self.named_buffers().values():
             buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
@@ -232,3 +232,9 @@ class Module:
             if isinstance(child, Module)
         )
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}()"
+
+
+def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
+    """A parameter's initial values, keyed by (seed, full name)."""
+    draw = generator(seed, "init", parameter.name)
+    return parameter.initialiser(draw, parameter.declared)

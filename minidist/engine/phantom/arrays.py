@@ -56,6 +56,9 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
     dtype: np.dtype
     layout: Shape | None  # strides, None if contiguous
     base: ndarray | None
+    size: int
+    nbytes: int
+    address: int
 
     # What it looks like
 
@@ -80,7 +83,7 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
         return types.SimpleNamespace(ptr=self.address)
 
     @property
-    def T(self) -> ndarray:
+    def T(self) -> ndarray:  # noqa: N802
         return self.transpose()
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
             return seen(self, (views.resolved(self.size, shape), None, 0, self.dtype))
         found = views.reshaped(self.shape, self.layout, self.dtype, shape)
         if len(found) == 4 and type(found[0]) is tuple:
-            return seen(self, found)  # type: ignore[arg-type]
+            return seen(self, found)
         return copied(self, found)  # type: ignore[arg-type]
 
     def ravel(self) -> ndarray:
@@ -196,8 +199,8 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
 
     def _ask(self, how: str) -> NoReturn:
         raise NoNumbers(
-            f"{_op()}: {how} reads the numbers of an array {self.shape} of {self.dtype}, and arrays "
-            'on device "phantom" have none. Where a program reads on purpose, '
+            f"{_op()}: {how} reads the numbers of an array {self.shape} of {self.dtype}, and "
+            'arrays on device "phantom" have none. Where a program reads on purpose, '
             "minidist.engine.array.read(array, rule) says what to assume instead"
         )
 

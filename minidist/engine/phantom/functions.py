@@ -261,7 +261,8 @@ def anywhere(array: ndarray, axis: Axis = None, keepdims: bool = False) -> ndarr
 
 
 def matmul(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
-    refuse_host(a, "matmul"), refuse_host(b, "matmul")
+    refuse_host(a, "matmul")
+    refuse_host(b, "matmul")
     shape = _product(a.shape, b.shape)
     if out is None:
         out = new(shape, np.result_type(a.dtype, b.dtype))

@@ -141,11 +141,11 @@ def ordered(shape: Shape, operands: tuple[tuple[Shape, Shape | None], ...], item
                     break
                 place = at
         order.insert(place, axis)
-    strides, step = [0] * ndim, itemsize
+    steps, step = [0] * ndim, itemsize
     for axis in order:
-        strides[axis] = step
+        steps[axis] = step
         step *= max(1, shape[axis])
-    found = tuple(strides)
+    found = tuple(steps)
     flat = [(n, s) for n, s in zip(shape, found, strict=True) if n != 1]
     plain = [(n, s) for n, s in zip(shape, contiguous(shape, itemsize), strict=True) if n != 1]
     return None if flat == plain else found

@@ -102,22 +102,23 @@ class RandomK(TopK):
     all_reducible = True
 
     def encode(self, grad: Array, step: int) -> list[Array]:
-        owed, chosen = self.residual, self.chosen(step)
+        owed, chosen = self.residual, self.chosen(step, grad)
         owed += grad
         values = owed[chosen]
         owed[chosen] = 0
         return [values]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
-        into[self.chosen(step)] += message[0]
+        into[self.chosen(step, into)] += message[0]
 
-    def chosen(self, step: int) -> Array:
+    def chosen(self, step: int, like: Array) -> Array:
+        """The indices of this step, on the device of ``like``."""
         draw = generator(self.seed, "random-k", step)
         return made(
             lambda: draw.choice(self.size, self.count(), replace=False),
             (self.count(),),
             np.int64,
-            module_of(self.residual),
+            module_of(like),
         )
 
     def wire(self) -> list[tuple[int, DTypeLike]]:
