@@ -59,6 +59,7 @@ class Comm(ABC):
         self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
+        self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
 
     # Messages
@@ -225,6 +226,17 @@ class Comm(ABC):
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What ``make()`` returns, made once for all ranks of the world in this process.
+
+        For what follows from the program alone, and is the same for all who pass the same ``key``:
+        nobody may change it. Ranks of the local world share it; a rank that is a process of its
+        own makes its own.
+        """
+        if key not in self._common:
+            self._common[key] = make()
+        return self._common[key]
 
     # The record of a call
 

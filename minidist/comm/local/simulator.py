@@ -24,6 +24,7 @@ class Simulator(Scheduler):
         super().__init__(machine, ranks)
         self.links = None if machine.even else Links(machine)
         self.ports = Ports(ranks)
+        self.common: dict[Any, Any] = {}  # of ``Comm.once``
 
     # Messages
 

@@ -70,6 +70,7 @@ class LocalComm(Comm):
     def __init__(self, simulator: Simulator, group: Group, rank: int, trace: Trace) -> None:
         super().__init__(rank, len(group.ranks), trace, simulator.machine)
         self._simulator = simulator
+        self._common = simulator.common
         self._group = group
         self.world = group.ranks
         self._meetings = 0
