@@ -23,7 +23,7 @@ from minidist.comm.errors import CommError, Crash, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
-from minidist.engine.array import Array, module_of
+from minidist.engine.array import Array, module_of, work
 
 __all__ = [
     "ANY",
@@ -132,7 +132,9 @@ class Comm(ABC):
         xp = np if type(into) is HOST else module_of(into)  # quicker for arrays on the host
         if into.dtype is not other.dtype or type(into) is not type(other):
             check_alike(self.rank, into, other)
+        beyond = work.beyond
         getattr(xp, name)(into, other, out=into)
+        work.beyond = beyond  # it costs γ a byte, no kernel
         self._charge_reduction(into.nbytes)
 
     # Groups and streams

@@ -14,7 +14,7 @@ from minidist.comm.errors import CommError, RankLost
 from minidist.comm.local.scheduler import Scheduler
 from minidist.comm.local.tasks import Group, Meeting, Transfer
 from minidist.comm.machine import Links, Machine, Ports
-from minidist.engine.array import module_of
+from minidist.engine.array import module_of, work
 
 
 class Simulator(Scheduler):
@@ -23,7 +23,8 @@ class Simulator(Scheduler):
     def __init__(self, machine: Machine, ranks: int) -> None:
         super().__init__(machine, ranks)
         self.links = None if machine.even else Links(machine)
-        self.ports = Ports(ranks)
+        self.ports = Ports(ranks)  # inside a node
+        self.network_ports = Ports(ranks)
         self.common: dict[Any, Any] = {}  # of ``Comm.once``
 
     # Messages
@@ -68,15 +69,20 @@ class Simulator(Scheduler):
             )
         sender, receiver = send.task.rank, recv.task.rank
         nbytes = source.nbytes
+        ports = self.ports
         if self.links is None:
             seconds = self.machine.message(nbytes)
         else:
             seconds = self.links.message(sender, receiver, nbytes)
-        end = self.ports.carry(sender, receiver, max(send.posted, recv.posted), seconds)
+            if self.machine.between_nodes(sender, receiver):
+                ports = self.network_ports
+        end = ports.carry(sender, receiver, max(send.posted, recv.posted), seconds)
+        beyond = work.beyond
         if source.ndim == target.ndim == 1:
             target[...] = source
         else:
             target.reshape(-1)[...] = source.reshape(-1)
+        work.beyond = beyond  # a message costs α + nβ, no kernel
         recv.sender = send.sender
         for side in (send, recv):
             side.end = end
