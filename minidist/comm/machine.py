@@ -284,9 +284,10 @@ PROFILES: dict[str, Machine] = {
         launch=30e-6,
         node=8,
         network=Link(37e-6, 50e9),
-        source="as hgx, with kernels: 67 % of the peak of bfloat16 and 85 % of the memory's bandwidth "
-        "are measured on one H100 by this package (docs/gpu.md: large products, large copies), and "
-        "so is the launch: a step's time over its kernels, where the host is the limit. Latencies are what a step of NCCL's rings takes in published tables of bandwidth "
+        source="as hgx, with kernels: 67 % of the peak of bfloat16 and 85 % of the memory's "
+        "bandwidth are measured on one H100 by this package (docs/gpu.md: large products, large "
+        "copies), and so is the launch: a step's time over its kernels, where the host is the "
+        "limit. Latencies are what a step of NCCL's rings takes in published tables of bandwidth "
         "by message size: 5 to 7 µs in a node, 30 to 44 µs between nodes. float32: flops=51e12",
     ),
     "a100": Machine(
@@ -300,9 +301,9 @@ PROFILES: dict[str, Machine] = {
         node=8,
         network=Link(37e-6, 25e9),
         source="8 A100 80GB a node: NVLink 3, 600 GB/s both ways, so 300 GB/s; 312 TFLOP/s of "
-        "dense bfloat16 and 2.04 TB/s of HBM2e (NVIDIA A100 data sheet); InfiniBand HDR, 200 Gbit/s a "
-        "GPU, so 25 GB/s (DGX A100 data sheet). Shares, launch and latencies are those of h100: "
-        "nothing was measured on an A100",
+        "dense bfloat16 and 2.04 TB/s of HBM2e (NVIDIA A100 data sheet); InfiniBand HDR, 200 "
+        "Gbit/s a GPU, so 25 GB/s (DGX A100 data sheet). Shares, launch and latencies are those "
+        "of h100: nothing was measured on an A100",
     ),
 }
 
