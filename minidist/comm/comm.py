@@ -47,6 +47,8 @@ REDUCTIONS = {"sum": "add", "product": "multiply", "max": "maximum", "min": "min
 class Comm(ABC):
     """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
 
+    folded = False  # whether this rank stands for all: then collectives go to ``run_folded``
+
     def __init__(
         self, rank: int, size: int, trace: Trace, machine: Machine, tuning: Any = None
     ) -> None:
@@ -145,6 +147,22 @@ class Comm(ABC):
 
         Every rank must call it; not counted as messages.
         """
+
+    @abstractmethod
+    def group(self, ranks: Sequence[int]) -> Comm:
+        """A communicator of these ranks of this one, in this order, of which this rank is one.
+
+        Every member must call it, with the same list, and nobody else: not counted as messages.
+        Raises CommError if this rank is no member, or a number is no rank or comes twice.
+        """
+
+    def _check_members(self, ranks: Sequence[int]) -> None:
+        within = all(0 <= rank < self.size for rank in ranks)
+        if self.rank not in ranks or not within or len(set(ranks)) < len(ranks):
+            raise CommError(
+                f"rank {self.rank}: group({list(ranks)}) needs different ranks of 0 to "
+                f"{self.size - 1}, and {self.rank} among them"
+            )
 
     @abstractmethod
     def barrier(self) -> None:

@@ -7,6 +7,7 @@ end is paused meanwhile: see ``scheduler.py``, which decides who runs next.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidist.comm.checks import ANY
@@ -14,6 +15,7 @@ from minidist.comm.errors import CommError, RankLost
 from minidist.comm.local.scheduler import Scheduler
 from minidist.comm.local.tasks import Group, Meeting, Transfer
 from minidist.comm.machine import Links, Machine, Ports
+from minidist.comm.trace import Trace
 from minidist.engine.array import module_of, work
 
 
@@ -26,6 +28,12 @@ class Simulator(Scheduler):
         self.ports = Ports(ranks)  # inside a node
         self.network_ports = Ports(ranks)
         self.common: dict[Any, Any] = {}  # of ``Comm.once``
+        self.alive: Callable[[int], bool] = lambda rank: True  # False: another rank stands for it
+        self.join: Callable[[Group, int, Trace], Any]  # a communicator; the world sets it
+
+    def group_of(self, ranks: Sequence[int]) -> Group:
+        """A group of these ranks of the world."""
+        return Group(ranks, sum(map(self.alive, ranks)))
 
     # Messages
 
@@ -164,7 +172,7 @@ class Simulator(Scheduler):
         if meeting.name != name:
             raise CommError(f"rank {rank} called {name} where others called {meeting.name}")
         meeting.brought[rank] = bring
-        if len(meeting.brought) < len(group.ranks):
+        if len(meeting.brought) < group.living:
             meeting.waiting.append(self.current)
             self.pause(meeting)
         else:

@@ -100,8 +100,8 @@ class Pipeline(Method):
         )
         self.layout = whole.on(model, comm.rank % whole.stages)
         self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
-        self.pipe = comm.split(self.replica) if replicas > 1 else comm
-        copies = comm.split(self.stage) if replicas > 1 else None
+        self.pipe = comm.group(self.layout.pipe(comm.rank)) if replicas > 1 else comm
+        copies = comm.group(self.layout.replicas_of(comm.rank)) if replicas > 1 else None
         self.sync = self._make_sync(sync, copies)
         self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
         self.sync.bind(
@@ -115,7 +115,7 @@ class Pipeline(Method):
         )
         self.separated = separate(self.model)
         holds_tied = self.stage in self.layout.tied_stages
-        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        partners = self.pipe.group(self.layout.tied_stages) if holds_tied else None
         self.own = OwnStage(
             self.layout,
             self.stage,
