@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DType, fused, module_of
+from minidist.engine.array import Array, DType, fused, module_of, read
 from minidist.engine.tensor import Tensor
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer, Reduce
@@ -101,7 +101,7 @@ class MixedPrecision(Optimizer):
 
     def _overflowed(self, xp: Any) -> bool:
         """Whether any gradient on any shard is infinite or NaN. All shards then skip the step."""
-        bad = np.array([float(not xp.isfinite(self._grad).all())])
+        bad = np.array([float(not read(xp.isfinite(self._grad).all(), True))])
         if self.layout is not None and self.layout.reduce is not None:
             self.layout.reduce(bad)
         return bool(bad[0])
