@@ -95,7 +95,9 @@ def check_forward(comm):
     whole = np.arange(2.0 * p).reshape(1, 2 * p)
     own = whole[:, 2 * r : 2 * r + 2]
     assert np.array_equal(messages.scatter(whole, comm).data, own)
-    assert np.array_equal(messages.reduce_scatter(whole * (r + 1), comm).data, own * p * (p + 1) / 2)
+    assert np.array_equal(
+        messages.reduce_scatter(whole * (r + 1), comm).data, own * p * (p + 1) / 2
+    )
     blocks = np.array([[10.0 * r + q] for q in range(p)])
     assert np.array_equal(
         messages.all_to_all(blocks, comm).data, [[10.0 * q + r] for q in range(p)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.ops.collectives_checks import CASES, check_adjoint, check_all
 
 from minidist import launch
 from minidist.engine.tensor import Tensor
 from minidist.ops import ShapeError
 from minidist.ops import collectives as messages
+from tests.ops.collectives_checks import CASES, check_adjoint, check_all
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -26,7 +26,11 @@ def test_a_gradient_that_is_not_summed_is_rejected(monkeypatch):
 
 def test_a_conjugate_mistaken_is_rejected(monkeypatch):
     """gather where each rank goes on in its own way needs the gradients summed."""
-    monkeypatch.setitem(CASES, "all_gather", (*CASES["all_gather"][:2], lambda x, c: messages.gather(x, c, 0), CASES["all_gather"][3]))
+    monkeypatch.setitem(
+        CASES,
+        "all_gather",
+        (*CASES["all_gather"][:2], lambda x, c: messages.gather(x, c, 0), CASES["all_gather"][3]),
+    )
     with pytest.raises(AssertionError, match="all_gather"):
         launch(lambda comm: check_adjoint(comm, "all_gather"), 2)
 
