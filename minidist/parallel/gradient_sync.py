@@ -131,8 +131,8 @@ class GradientSync:
 
     def allocate(self, seed: int) -> None:
         """Give the model its arrays, and tell the optimizer what it steps."""
-        self.model.init(seed)
-        self.optimizer.bind(self.model.flat.slices)
+        slices = self.model.init(seed).flat.slices
+        self.part = self.optimizer.part(slices)
 
     @property
     def itemsize(self) -> int:
@@ -173,7 +173,7 @@ class GradientSync:
         with self.comm.step("optimizer"):
             if limit is not None:
                 clip_by_global_norm(flat.grad, limit)
-            self.optimizer.step(flat.data, flat.grad)
+            self.optimizer.step_parts([(self.part, flat.data, flat.grad)])
 
     # The norm, for methods that sum it over more ranks than the replicas
 
@@ -200,13 +200,13 @@ class GradientSync:
         return {
             "parameters": [self.model.flat.data],
             "gradients": [self.model.flat.grad],
-            "optimizer": list(self.optimizer.state.values()),
+            "optimizer": self.optimizer.arrays(),
         }
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
-        return [OptimizerShard(named, flat.slices, self.optimizer, flat.data)]
+        return [OptimizerShard(named, flat.slices, self.optimizer, self.part, flat.data)]
 
     def own_arrays(self) -> dict[str, Array]:
         """What this rank alone keeps, and training needs to go on."""

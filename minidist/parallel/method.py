@@ -119,8 +119,11 @@ class Method:
                 "since a method decides which part of it a rank holds (see state.py to go on "
                 "from saved parameters)"
             )
-        if optimizer.steps or optimizer.state:
-            raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
+        if optimizer.steps or optimizer.parts:
+            raise ValueError(
+                "the optimizer has stepped or was bound before: each rank makes its own, new one, "
+                "and the method binds it"
+            )
         if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
             raise ValueError(
                 f"{name} needs a whole number of microbatches, at least one microbatch, not "
@@ -135,6 +138,7 @@ class Method:
         ):
             if asked and what in self.refuses:
                 raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        optimizer.check_groups(model.named_parameters())
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss
         self.optimizer = optimizer
@@ -178,7 +182,7 @@ class Method:
         return {
             "parameters": [self.model.flat.data],
             "gradients": [self.model.flat.grad],
-            "optimizer": list(self.optimizer.state.values()),
+            "optimizer": self.optimizer.arrays(),
         }
 
     # Saving and loading: see state.py
@@ -186,9 +190,9 @@ class Method:
     def optimizer_shards(self) -> list[OptimizerShard]:
         """All that this rank's optimizers step; by default the whole model."""
         flat = self.model.flat
-        return [
-            OptimizerShard(self.model.named_parameters(), flat.slices, self.optimizer, flat.data)
-        ]
+        part = self.optimizer.only_part()
+        named = self.model.named_parameters()
+        return [OptimizerShard(named, flat.slices, self.optimizer, part, flat.data)]
 
     def state(self) -> State:
         """All that training needs to go on, on every rank. Every rank must call it."""
@@ -262,7 +266,7 @@ class Method:
 
     def update(self) -> None:
         """One step of the optimizer on everything this rank holds."""
-        if self.optimizer.layout is None:
+        if not self.optimizer.parts:
             self.optimizer.bind(self.model.flat.slices)
         with self.comm.step("optimizer"):
             if self.clip is not None:

@@ -93,6 +93,8 @@ class ElasticAveraging(KeyRanges):
             clip=clip,
             microbatches=microbatches,
         )
+        if self.works and comm.size > 1:
+            optimizer.bind(self.model.flat.slices)
         self.every = every
         self.alpha = pull / len(self.workers)
         self.incoming: Array | None = None

@@ -38,7 +38,6 @@ from minidist.parallel.zero.units import (
     cut_blocks,
     extent,
     in_a_row,
-    optimizer_for,
     owned_by_rank,
     shared_slices,
 )
@@ -102,7 +101,7 @@ class ReduceScatterSlots(OverlappedShards):
         data = xp.empty(shards[-1].stop, dtype)
         for name, parameter in named.items():
             data[slices[name]] = parameter.data.reshape(-1)
-        rule = optimizer_for(self.optimizer, slices, own, self.sum_numbers)
+        rule = self.optimizer.part(slices, own.start, self.sum_numbers)
         grad = xp.zeros(own.stop - own.start, dtype)
         return Unit(named, slices, shards, own, rule, data[own], grad, data)
 
@@ -157,7 +156,6 @@ class ReduceScatterSlots(OverlappedShards):
         return super().finish()
 
     def arrays(self) -> dict[str, list[Array]]:
-        states = [unit.optimizer.state.values() for unit in self.units]
         return {
             "parameters": [unit.data for unit in self.units],
             "gradients": [
@@ -165,7 +163,7 @@ class ReduceScatterSlots(OverlappedShards):
                 *self.slots,
                 *(unit.buffer for unit in self.shared),
             ],
-            "optimizer": [array for state in states for array in state],
+            "optimizer": self.optimizer.arrays(),
         }
 
     # The formulas

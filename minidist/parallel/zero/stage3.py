@@ -122,7 +122,7 @@ class Zero3(Method):
 
     def load_parameters(self, by_name: State) -> None:
         for unit in self.units:
-            unit.shard[...] = unit.optimizer_shard().cut(self.comm, by_name)
+            unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
         for name, buffer in self.whole.named_buffers().items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 

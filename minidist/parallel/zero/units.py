@@ -10,18 +10,15 @@ of the gradients, and the optimizer's state.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from minidist.collectives import ring
 from minidist.comm.comm import Future
 from minidist.engine.array import Array
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Parameter
-from minidist.optim.optimizer import Optimizer
+from minidist.optim.optimizer import Optimizer, Part
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.state import OptimizerShard
 
@@ -36,7 +33,7 @@ class Unit:
     slices: Slices  # of each parameter in the unit
     shards: Sequence[slice]  # of each rank in the unit
     own: slice
-    optimizer: Optimizer
+    part: Part  # of the optimizer
     shard: Array  # this rank's part of the parameters
     grad: Array  # this rank's part of the summed gradients
     data: Array = None  # stages 1 and 2: the whole unit's parameters
@@ -56,17 +53,10 @@ class Unit:
             view = memory[self.slices[name]].reshape(parameter.declared)
             setattr(parameter, attribute, view)
 
-    def optimizer_shard(self) -> OptimizerShard:
-        return OptimizerShard(self.parameters, self.slices, self.optimizer, self.shard, self.shards)
-
-
-def optimizer_for(
-    optimizer: Optimizer, slices: Slices, own: slice, reduce: Callable[[np.ndarray], object]
-) -> Optimizer:
-    """The rule of ``optimizer`` for one unit, with state of its own."""
-    rule = copy.deepcopy(optimizer)
-    rule.bind(slices, start=own.start, reduce=reduce)
-    return rule
+    def optimizer_shard(self, optimizer: Optimizer) -> OptimizerShard:
+        return OptimizerShard(
+            self.parameters, self.slices, optimizer, self.part, self.shard, self.shards
+        )
 
 
 def cut_blocks(model: Sequential, apart: Collection[str]) -> tuple[list[Slices], dict[int, int]]:
