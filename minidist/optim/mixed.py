@@ -59,6 +59,7 @@ class MixedPrecision(Optimizer):
         self.inner = optimizer
         self.steps = 0
         self.parts = []
+        self.owner = ""
         self.scale = scale
         self.patience = patience
         self.dtype = np.dtype(dtype)

@@ -85,6 +85,7 @@ class Optimizer:
         self.groups = dict(groups or {})
         self.steps = 0
         self.parts: list[Part] = []  # all that it steps: one, unless a method cuts it up
+        self.owner = ""  # the method that it belongs to
         for pattern, group in self.groups.items():
             _check_group(type(self).__name__, pattern, group)
 
@@ -105,7 +106,7 @@ class Optimizer:
         self.__dict__["weight_decay"] = _checked_decay(weight_decay)
 
     def __repr__(self) -> str:
-        hidden = ("parts", "slots", "steps", *(() if self.groups else ("groups",)))
+        hidden = ("owner", "parts", "slots", "steps", *(() if self.groups else ("groups",)))
         settings = {name: value for name, value in vars(self).items() if name not in hidden}
         listed = ", ".join(
             f"{name}={value!r}" for name, value in settings.items() if not name.startswith("_")

@@ -40,8 +40,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
+from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm, global_norm
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
@@ -56,7 +55,7 @@ class Replicas:
     after the other (see ``GradientSync.ready``); one piece, if all are complete at once.
     """
 
-    model: Sequential
+    model: Module
     size: int  # how many replicas
     itemsize: int  # bytes of a parameter
     optimizer: Optimizer
@@ -101,7 +100,7 @@ class GradientSync:
 
     def bind(
         self,
-        model: Sequential,
+        model: Module,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

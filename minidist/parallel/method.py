@@ -36,11 +36,11 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import name_shared
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.state import (
@@ -94,7 +94,7 @@ class Method:
     every rank, because ranks of the local world share one process.
     """
 
-    model: Sequential  # the part of the model that this rank holds
+    model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
@@ -103,7 +103,7 @@ class Method:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -119,10 +119,10 @@ class Method:
                 "since a method decides which part of it a rank holds (see state.py to go on "
                 "from saved parameters)"
             )
-        if optimizer.steps or optimizer.parts:
+        if optimizer.steps or optimizer.arrays() or optimizer.owner:
             raise ValueError(
-                "the optimizer has stepped or was bound before: each rank makes its own, new one, "
-                "and the method binds it"
+                f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
+                "each rank makes its own, new one"
             )
         if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
             raise ValueError(
@@ -138,6 +138,9 @@ class Method:
         ):
             if asked and what in self.refuses:
                 raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        optimizer.owner = name
+        optimizer.parts.clear()  # the method says anew what is stepped
+        name_shared(model)
         optimizer.check_groups(model.named_parameters())
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss

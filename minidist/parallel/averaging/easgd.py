@@ -38,7 +38,6 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
@@ -68,7 +67,7 @@ class ElasticAveraging(KeyRanges):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

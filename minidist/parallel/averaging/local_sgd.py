@@ -35,7 +35,6 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim import Nesterov
 from minidist.optim.optimizer import Optimizer
@@ -50,7 +49,7 @@ class LocalSGD(LocalSteps):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -89,7 +88,7 @@ class DiLoCo(LocalSGD):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

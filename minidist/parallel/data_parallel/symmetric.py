@@ -27,7 +27,6 @@ from minidist.collectives.cost import Cost
 from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -80,7 +79,7 @@ class SymmetricDataParallel(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -24,7 +24,6 @@ from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import generator
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
@@ -69,7 +68,7 @@ class KeyRanges(ServersAndWorkers):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -41,7 +41,6 @@ from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine, Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -63,7 +62,7 @@ class ParameterServer(KeyRanges):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -52,7 +52,6 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import global_norm
 from minidist.optim.optimizer import Optimizer
@@ -206,7 +205,7 @@ class Zero1(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -20,7 +20,6 @@ from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import Work
@@ -43,7 +42,7 @@ class Zero3(Method):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
