@@ -66,6 +66,8 @@ class Pipeline(Method):
     goes forward again when it goes backward.
     """
 
+    stashes = False  # whether microbatches keep the weights that they went forward through
+
     def __init__(
         self,
         model: Sequential,
@@ -107,7 +109,8 @@ class Pipeline(Method):
             bounds,
             costs,
             clip is not None,
-            program,
+            one_step=not self.stashes,
+            write=program,
         )
         self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
         self.pipe = comm.split(self.replica) if replicas > 1 else comm
