@@ -67,7 +67,7 @@ class TensorPart:
 
     # Gradients
 
-    def complete(self, model: nn.Sequential, names: Collection[str] | None = None) -> None:
+    def complete(self, model: nn.Module, names: Collection[str] | None = None) -> None:
         """Sum the gradients that are sums over the ranks, of all such parameters or of ``names``.
 
         One all-reduce.

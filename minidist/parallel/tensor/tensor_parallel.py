@@ -32,7 +32,7 @@ from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
-from minidist.optim.optimizer import Layout, Optimizer
+from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import as_in_evaluation, sums_of
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.state import State, load_optimizer, save_optimizer, under
@@ -125,19 +125,10 @@ class TensorParallel(Method):
         )
 
 
-def bind_norms(optimizer: Optimizer, part: TensorPart, model: Sequential) -> None:
+def bind_norms(optimizer: Optimizer, part: TensorPart, model: Module) -> None:
     """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
-    if optimizer.layout is None:
-        optimizer.bind(model.flat.slices)
-    layout = optimizer.layout
-    assert layout is not None
-
-    def reduce(sums: np.ndarray) -> None:
-        if layout.reduce is not None:
-            layout.reduce(sums)
-        part.reduce_norms(layout.slices, sums)
-
-    optimizer.layout = Layout(layout.slices, layout.start, reduce)
+    slices = model.flat.slices
+    optimizer.bind(slices, reduce=lambda sums: part.reduce_norms(slices, sums))
 
 
 def whole_optimizer(part: TensorPart, state: State) -> State:
