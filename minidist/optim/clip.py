@@ -15,7 +15,7 @@ import numpy as np
 
 from minidist.engine.array import Array, module_of, read
 from minidist.engine.kernels import kernel, wide
-from minidist.optim.optimizer import Reduce
+from minidist.optim.part import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype
 

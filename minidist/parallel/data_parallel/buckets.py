@@ -29,8 +29,8 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import read
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
+from minidist.nn.module import Module, Shape
+from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
@@ -72,13 +72,13 @@ def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = Tru
     return buckets
 
 
-def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
+def backward_left(model: Module, shape: Shape) -> dict[str, int]:
     """FLOPs of the backward that are left when a parameter's gradient is ready, by name."""
     left: dict[str, int] = {}
     seen: set[int] = set()
     after, input_grad = 0, False
-    for (number, block), cost in zip(model.blocks.items(), model.costs(shape), strict=True):
-        for name, parameter in block.named_parameters(f"{number}.").items():
+    for (prefix, block), cost in zip(blocks_of(model).items(), costs_of(model, shape), strict=True):
+        for name, parameter in block.named_parameters(prefix).items():
             if id(parameter) not in seen:  # a shared one is ready after its first use in forward
                 seen.add(id(parameter))
                 left[name] = after

@@ -42,6 +42,7 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
@@ -67,6 +68,8 @@ class Pipeline(Method):
     goes forward again when it goes backward.
     """
 
+    stashes = False  # whether microbatches keep the weights that they went forward through
+
     def __init__(
         self,
         model: Sequential,
@@ -84,6 +87,13 @@ class Pipeline(Method):
         clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        if not is_list_of_blocks(model):
+            raise TypeError(
+                f"{type(self).__name__} cuts a model between blocks that compute one after the "
+                f"other, and only its forward knows what a {type(model).__name__} does: write it "
+                "as Sequential(block, block, ...), or take a method that does not cut it, such as "
+                "DataParallel or Zero3"
+            )
         if isinstance(schedule, str):
             if schedule not in SCHEDULES:
                 known = ", ".join(SCHEDULES)
@@ -93,10 +103,10 @@ class Pipeline(Method):
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
         setting = schedule, comm.size // replicas, replicas, microbatches, recompute
         given = [None if one is None else signature(list(one)) for one in (bounds, costs)]
-        clips = clip is not None
+        clips, one_step = clip is not None, not self.stashes
         whole = comm.once(
-            ("layout", signature(model), *setting, *given, clips, program),
-            lambda: make_layout(model, *setting, bounds, costs, clips, program),
+            ("layout", signature(model), *setting, *given, clips, one_step, program),
+            lambda: make_layout(model, *setting, bounds, costs, clips, one_step, program),
         )
         self.layout = whole.on(model, comm.rank % whole.stages)
         self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages

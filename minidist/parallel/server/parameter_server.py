@@ -42,7 +42,6 @@ from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine, Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of, read
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -64,7 +63,7 @@ class ParameterServer(KeyRanges):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
