@@ -40,7 +40,7 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
         title=f"{report['model']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
         f"{report['library'] or 'local world'}",
-        caption="largest rank's share; (predicted by the method's formula)",
+        caption="largest rank's share; (predicted: by formula, idle and seconds by simulation)",
     )
     headings = headings or list(CELLS)
     view.add_column("method")
@@ -54,10 +54,6 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
 def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, form: str) -> str:
     got, expected = form.format(max(measured) * scale), form.format(max(predicted) * scale)
     return f"{got} ({'=' if measured == predicted else expected})"
-
-
-def _percent(fraction: float | None) -> str:
-    return "unknown" if fraction is None else f"{fraction:.0%}"
 
 
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -74,8 +70,10 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MB held": lambda row: _both(
         total_bytes(row["peak_bytes"]), total_bytes(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"
     ),
-    "idle": lambda row: f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
-    "ms a step": lambda row: f"{row['step_seconds'] * 1e3:.2f}",
+    "idle": lambda row: f"{row['idle_fraction']:.0%} ({row['predicted_idle_fraction']:.0%})",
+    "ms a step": lambda row: (
+        f"{row['step_seconds'] * 1e3:.2f} ({row['predicted_step_seconds'] * 1e3:.2f})"
+    ),
 }
 
 
@@ -149,7 +147,8 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
 
 
 def _idle(row: dict[str, Any]) -> str:
-    return f"idle {row['idle_fraction']:.0%} (formula {_percent(row['predicted_idle_fraction'])})"
+    predicted = row["predicted_idle_fraction"]
+    return f"idle {row['idle_fraction']:.0%} (simulated {predicted:.0%})"
 
 
 def _patch(colour: str, name: str) -> Any:
