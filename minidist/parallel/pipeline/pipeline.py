@@ -26,6 +26,7 @@ Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,12 @@ from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
+from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
-from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
@@ -99,22 +101,19 @@ class Pipeline(Method):
             schedule = SCHEDULES[schedule]
         if replicas < 1 or comm.size % replicas:
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
-        self.layout = make_layout(
-            model,
-            schedule,
-            comm.size // replicas,
-            replicas,
-            microbatches,
-            recompute,
-            bounds,
-            costs,
-            clip is not None,
-            one_step=not self.stashes,
-            write=program,
+        setting = schedule, comm.size // replicas, replicas, microbatches, recompute
+        given = [None if one is None else signature(list(one)) for one in (bounds, costs)]
+        clips, one_step = clip is not None, not self.stashes
+        whole = comm.once(
+            ("layout", signature(model), *setting, *given, clips, one_step, program),
+            lambda: make_layout(
+                model, *setting, bounds, costs, clips, one_step=one_step, write=program
+            ),
         )
+        self.layout = whole.on(model, comm.rank % whole.stages)
         self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
-        self.pipe = comm.split(self.replica) if replicas > 1 else comm
-        copies = comm.split(self.stage) if replicas > 1 else None
+        self.pipe = comm.group(self.layout.pipe(comm.rank)) if replicas > 1 else comm
+        copies = comm.group(self.layout.replicas_of(comm.rank)) if replicas > 1 else None
         self.sync = self._make_sync(sync, copies)
         self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
         self.sync.bind(
@@ -128,7 +127,7 @@ class Pipeline(Method):
         )
         self.separated = separate(self.model)
         holds_tied = self.stage in self.layout.tied_stages
-        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        partners = self.pipe.group(self.layout.tied_stages) if holds_tied else None
         self.own = OwnStage(
             self.layout,
             self.stage,
@@ -142,10 +141,6 @@ class Pipeline(Method):
             clip,
             self.update,
         )
-        self.stage_replicas = [
-            replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
-            for stage in range(self.layout.stages)
-        ]
         self._prices: dict[Any, Price] = {}
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
@@ -288,6 +283,14 @@ class Pipeline(Method):
         """Priced from the programs themselves; and what ``sync`` sends and keeps."""
         priced = self.price(batch, machine)
         return step_cost(self.layout, self.stage_replicas, self.sync, priced, machine)
+
+    @cached_property
+    def stage_replicas(self) -> list[Replicas]:
+        """The replicas of every stage, for the formulas."""
+        return [
+            replicas_of(self.layout, stage, self.itemsize, self.optimizer, self.clip is not None)
+            for stage in range(self.layout.stages)
+        ]
 
     def price(self, batch: Batch, machine: Machine) -> Price:
         """What a step on ``batch`` should take, with every computation's start and end."""
