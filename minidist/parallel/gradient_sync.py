@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
@@ -45,7 +46,7 @@ from minidist.nn.module import Shape
 from minidist.optim.clip import clip_by_global_norm, global_norm
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
-from minidist.parallel.state import OptimizerShard
+from minidist.parallel.state import OptimizerShard, State
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,15 @@ class GradientSync:
             "optimizer": list(self.optimizer.state.values()),
         }
 
+    def parameters(self) -> State:
+        """This rank's whole model, on the host. Every replica must call it."""
+        named = self.model.named_parameters()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def load_parameters(self, by_name: State) -> None:
+        """Take the model's parameters and buffers."""
+        self.model.load(by_name)
+
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
@@ -228,6 +238,10 @@ class GradientSync:
             "gradients": [of.nbytes] * of.size,
             "optimizer": [slots * of.nbytes] * of.size,
         }
+
+    def parameters_stepped(self, of: Replicas) -> list[int]:
+        """How many parameters each of a rank's optimizers steps: layer-wise rules sum norms."""
+        return [len(of.model.named_parameters())]
 
     def rings(self, of: Replicas, part: slice) -> list[slice] | None:
         """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.

@@ -43,6 +43,7 @@ class Layout:
     tied: tuple[str, ...]  # parameters that several stages hold
     tied_stages: tuple[int, ...]  # those stages
     programs: Programs  # of each stage
+    summed: frozenset[str] = frozenset()  # gradients that the tensor axis sums: see TensorPart
 
     def part(self, stage: int, chunk: int) -> int:
         """Which part of the model a stage's chunk is."""
@@ -85,7 +86,8 @@ class Layout:
         """Parameters whose gradients from several blocks or stages are added after the backward."""
         model = self.stage_models[stage]
         tied_here = self.tied if stage in self.tied_stages else ()
-        return frozenset([*shared_by_blocks(model), *tied_here])
+        summed_here = self.summed & model.named_parameters().keys()
+        return frozenset([*shared_by_blocks(model), *tied_here, *summed_here])
 
     def counted_elsewhere(self, stage: int) -> tuple[str, ...]:
         """Tied parameters that an earlier stage counts in the norm of the whole gradient."""
@@ -129,6 +131,7 @@ def make_layout(
     bounds: Bounds | None,
     costs: Sequence[float] | None,
     clips: bool,
+    summed: frozenset[str] = frozenset(),
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
     """Cut ``model``, write each stage's program, and prove that they can run.
@@ -136,7 +139,7 @@ def make_layout(
     Raises ValueError for bounds that do not cut the whole model or parameters that cannot be
     shared, ScheduleError for programs that cannot run.
     """
-    bounds = bounds or _even(model, schedule, stages, costs)
+    bounds = bounds or even_bounds(model, schedule, stages, costs)
     _check_bounds(bounds, model, schedule, stages)
     parts = tuple(model[start:stop] for start, stop in bounds)
     stage_models = tuple(
@@ -176,10 +179,11 @@ def make_layout(
         tuple(shared),
         tuple(tied_stages),
         programs,
+        summed,
     )
 
 
-def _even(
+def even_bounds(
     model: Sequential, schedule: Schedule, stages: int, costs: Sequence[float] | None
 ) -> Bounds:
     """As even as can be.

@@ -1,0 +1,6 @@
+"""placeholder"""
+from minidist.parallel.zero.accumulated import ReduceScatterUnits
+
+
+class GatheredUnits(ReduceScatterUnits):
+    pass
