@@ -25,7 +25,7 @@ class LayerCost:
     of everything else that it saves. ``view``: the output is the input's memory in another shape.
     If the weight gradient is computed later, it keeps more until then: ``defers_input`` says
     whether it keeps the input, and ``deferred_bytes`` counts everything else. Of several layers,
-    some are through while others are not: ``splitting_bytes`` is what they keep at the highest then.
+    some are through while others are not: ``splitting_bytes`` is the most that they keep then.
     """
 
     shape: Shape

@@ -16,6 +16,7 @@ How, is the choice of a ``GradientSync``:
     ReduceScatter             at the end, the sum of its own shard (ZeRO 1)        zero/
     ReduceScatterUnits        while the backward runs, its own shards (ZeRO 2)     zero/
     ReduceScatterSlots        the same, with gradient memory for two blocks only   zero/
+    GatheredUnits             the same, and parameters come when used (ZeRO 3)     zero/
 
 A method makes the same calls to any of them, in this order:
 
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
@@ -41,9 +43,8 @@ from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
-from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.nn.module import Module, Shape
+from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import OptimizerShard, State
@@ -57,7 +58,7 @@ class Replicas:
     after the other (see ``GradientSync.ready``); one piece, if all are complete at once.
     """
 
-    model: Sequential
+    model: Module
     size: int  # how many replicas
     itemsize: int  # bytes of a parameter
     optimizer: Optimizer
@@ -65,6 +66,7 @@ class Replicas:
     sums_loss: bool = True  # the loss is summed along with the gradients
     apart: frozenset[str] = frozenset()
     pieces: tuple[slice, ...] = ()
+    passes: int = 2  # how often a step computes each block: forward and backward, by microbatch
 
     @property
     def nbytes(self) -> int:
@@ -97,23 +99,26 @@ class GradientSync:
 
     sharded = False
     hooks_forward = False  # it must see the model's blocks being computed: no pipeline can take it
+    timed = True  # ``plan`` knows when everything travels
     whole_array = False  # shards cut through the whole flat array, not through each block
     comm: Comm | None = None
 
     def bind(
         self,
-        model: Sequential,
+        model: Module,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
         sums_loss: bool = True,
         clips: bool = False,
         apart: Collection[str] = (),
+        late: Collection[str] = (),
     ) -> None:
         """Take charge of a declared ``model``, whose replicas are the ranks of ``comm``.
 
         Initialises the model. ``apart`` names parameters whose gradient the method completes
-        itself, after the last backward: it says so by ``ready``.
+        itself, at the end of the step; ``late`` those whose gradient it completes after the last
+        backward, before it says so by ``ready``.
         """
         if self.comm is not None:
             raise ValueError(
@@ -122,7 +127,7 @@ class GradientSync:
             )
         self.comm, self.model, self.optimizer = comm, model, optimizer
         self.sums_loss = sums_loss
-        self.apart = frozenset(apart)
+        self.apart, self.late = frozenset(apart), frozenset(late)
         self.loss = 0.0
         self.step = 0
         self.allocate(seed)
@@ -132,8 +137,8 @@ class GradientSync:
 
     def allocate(self, seed: int) -> None:
         """Give the model its arrays, and tell the optimizer what it steps."""
-        self.model.init(seed)
-        self.optimizer.bind(self.model.flat.slices)
+        slices = self.model.init(seed).flat.slices
+        self.part = self.optimizer.part(slices)
 
     @property
     def itemsize(self) -> int:
@@ -149,6 +154,10 @@ class GradientSync:
     def forward(self, x: Array) -> Tensor:
         """The model's output."""
         return self.model(x)
+
+    def run(self, part: Module, x: Any) -> Tensor:
+        """The output of some consecutive blocks of the model."""
+        return part(x)
 
     def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
         """The last backward of this step begins. ``loss`` is this rank's, of all microbatches.
@@ -174,7 +183,7 @@ class GradientSync:
         with self.comm.step("optimizer"):
             if limit is not None:
                 clip_by_global_norm(flat.grad, limit)
-            self.optimizer.step(flat.data, flat.grad)
+            self.optimizer.step_parts([(self.part, flat.data, flat.grad)])
 
     # The norm, for methods that sum it over more ranks than the replicas
 
@@ -185,10 +194,8 @@ class GradientSync:
         """
         grad, slices = self.model.flat.grad, self.model.flat.slices
         if not without:
-            return float(global_norm(grad)) ** 2
-        return sum(
-            float(global_norm(grad[part])) ** 2 for n, part in slices.items() if n not in without
-        )
+            return norm_of(grad) ** 2
+        return sum(norm_of(grad[part]) ** 2 for n, part in slices.items() if n not in without)
 
     def scale(self, factor: float) -> None:
         """Multiply the summed gradient, or what this replica has of it."""
@@ -201,7 +208,7 @@ class GradientSync:
         return {
             "parameters": [self.model.flat.data],
             "gradients": [self.model.flat.grad],
-            "optimizer": list(self.optimizer.state.values()),
+            "optimizer": self.optimizer.arrays(),
         }
 
     def parameters(self) -> State:
@@ -216,7 +223,7 @@ class GradientSync:
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
-        return [OptimizerShard(named, flat.slices, self.optimizer, flat.data)]
+        return [OptimizerShard(named, flat.slices, self.optimizer, self.part, flat.data)]
 
     def own_arrays(self) -> dict[str, Array]:
         """What this rank alone keeps, and training needs to go on."""

@@ -48,9 +48,7 @@ class Mesh:
             )
         shape = [self.lengths[axis] for axis in ORDER]
         self.grid = np.arange(comm.size).reshape(shape)
-        self.place = dict(
-            zip(ORDER, map(int, np.unravel_index(comm.rank, shape)), strict=True)
-        )
+        self.place = dict(zip(ORDER, map(int, np.unravel_index(comm.rank, shape)), strict=True))
         self._groups: dict[str, Comm] = {}
         for axis in ORDER:
             groups = self.groups(axis)

@@ -86,8 +86,7 @@ class Layout:
         """Parameters whose gradients from several blocks or stages are added after the backward."""
         model = self.stage_models[stage]
         tied_here = self.tied if stage in self.tied_stages else ()
-        summed_here = self.summed & model.named_parameters().keys()
-        return frozenset([*shared_by_blocks(model), *tied_here, *summed_here])
+        return frozenset([*shared_by_blocks(model), *tied_here])
 
     def counted_elsewhere(self, stage: int) -> tuple[str, ...]:
         """Tied parameters that an earlier stage counts in the norm of the whole gradient."""
@@ -131,6 +130,7 @@ def make_layout(
     bounds: Bounds | None,
     costs: Sequence[float] | None,
     clips: bool,
+    one_step: bool = True,
     summed: frozenset[str] = frozenset(),
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
@@ -165,7 +165,7 @@ def make_layout(
     programs = tuple(
         tuple(write(schedule, stage, stages, microbatches, needs[stage])) for stage in range(stages)
     )
-    validate(programs, schedule, microbatches)
+    validate(programs, schedule, microbatches, one_step)
     return Layout(
         model,
         schedule,

@@ -1,8 +1,8 @@
 """What a step costs where every stage of a pipeline is held by several ranks together.
 
-The ranks with one number on the tensor axis are a pipeline of their own, of smaller layers: so each
-of these is priced as any pipeline, and what its layers send along the tensor axis is added. How long
-a step takes is left to the simulator.
+The ranks with one number on the tensor axis are a pipeline of their own, of smaller layers: so
+each of these is priced as any pipeline, and what its layers send along the tensor axis is added.
+How long a step takes is left to the simulator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minidist.parallel.tensor.part import TensorPart
 
 
 def machine_of(machine: Machine, rank: int, size: int) -> Machine:
-    """The machine as the pipeline of tensor rank ``rank`` sees it, whose ranks are every size-th."""
+    """The machine as the pipeline of tensor rank ``rank`` sees it: its ranks are every size-th."""
     slow = {r // size: times for r, times in machine.slowdown.items() if r % size == rank}
     return replace(machine, slowdown=slow)
 

@@ -40,6 +40,7 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
@@ -67,6 +68,8 @@ class Pipeline(Method):
     goes forward again when it goes backward.
     """
 
+    stashes = False  # whether microbatches keep the weights that they went forward through
+
     def __init__(
         self,
         model: Sequential,
@@ -85,6 +88,13 @@ class Pipeline(Method):
         tensor: TensorCut | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        if not is_list_of_blocks(model):
+            raise TypeError(
+                f"{type(self).__name__} cuts a model between blocks that compute one after the "
+                f"other, and only its forward knows what a {type(model).__name__} does: write it "
+                "as Sequential(block, block, ...), or take a method that does not cut it, such as "
+                "DataParallel or Zero3"
+            )
         if isinstance(schedule, str):
             if schedule not in SCHEDULES:
                 known = ", ".join(SCHEDULES)
@@ -115,8 +125,9 @@ class Pipeline(Method):
                 bounds,
                 costs,
                 clip is not None,
-                frozenset() if self.tensor is None else self.tensor.summed,
-                program,
+                one_step=not self.stashes,
+                summed=frozenset() if self.tensor is None else self.tensor.summed,
+                write=program,
             )
 
         self.lay_out = lay_out
@@ -131,10 +142,10 @@ class Pipeline(Method):
             sums_loss=False,
             clips=clip is not None,
             apart=self.layout.apart(self.stage),
+            late=self.layout.summed & self.model.named_parameters().keys(),
         )
         if self.tensor is not None:
-            for shard in self.sync.optimizer_shards():
-                bind_norms(shard.optimizer, self.tensor, shard.slices)
+            bind_norms(optimizer, self.tensor)
         self.separated = separate(self.model)
         holds_tied = self.stage in self.layout.tied_stages
         partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
@@ -270,7 +281,7 @@ class Pipeline(Method):
             elif layout.stage_of(part - 1) != self.stage:
                 x = Tensor(arrays.module_of(flat).empty(shapes[part], flat.dtype))
                 self.pipe.recv(x.data, layout.stage_of(part - 1))
-            x = model(x)
+            x = self.sync.run(model, x)
             if part + 1 == len(layout.parts):
                 return x
             if layout.stage_of(part + 1) != self.stage:

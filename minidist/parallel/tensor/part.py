@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from minidist.collectives import ring
 from minidist.comm.comm import Comm
 from minidist.engine.array import module_of
 from minidist.nn.module import Module
-from minidist.optim.optimizer import Layout, Optimizer
+from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import State, under
 from minidist.parallel.tensor.axis import Axis
@@ -82,7 +83,7 @@ class TensorPart:
 
     # Gradients
 
-    def complete(self, model: nn.Sequential, names: Collection[str] | None = None) -> None:
+    def complete(self, model: nn.Module, names: Collection[str] | None = None) -> None:
         """Sum the gradients that are sums over the ranks, of all such parameters or of ``names``.
 
         One all-reduce.
@@ -174,19 +175,19 @@ class TensorPart:
         return [parameter_count(model) for model in self.models]
 
 
-def bind_norms(optimizer: Optimizer, part: TensorPart, slices: dict[str, slice]) -> None:
+def bind_norms(optimizer: Optimizer, tensor: TensorPart) -> None:
     """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
-    if optimizer.layout is None:
-        optimizer.bind(slices)
-    layout = optimizer.layout
-    assert layout is not None
+    for part in optimizer.parts:
+        part.reduce = partial(_reduce, tensor, part.slices or {}, part.reduce)
 
-    def reduce(sums: np.ndarray) -> None:
-        if layout.reduce is not None:
-            layout.reduce(sums)
-        part.reduce_norms(layout.slices, sums)
 
-    optimizer.layout = Layout(layout.slices, layout.start, reduce)
+def _reduce(
+    tensor: TensorPart, names: Collection[str], inner: Reduce | None, sums: np.ndarray
+) -> None:
+    """Over the shards of a part, if it is cut into shards, and then over the tensor axis."""
+    if inner is not None:
+        inner(sums)
+    tensor.reduce_norms(names, sums)
 
 
 def whole_optimizer(part: TensorPart, state: State) -> State:

@@ -31,7 +31,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
-from minidist.optim.clip import global_norm
+from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import as_in_evaluation, sums_of
 from minidist.parallel.method import Method, StepCost
@@ -71,7 +71,8 @@ class TensorParallel(Method):
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
         self.model, self.loss = self.part.model.init(seed), self.part.loss
-        bind_norms(optimizer, self.part, self.model.flat.slices)
+        optimizer.bind(self.model.flat.slices)
+        bind_norms(optimizer, self.part)
 
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
@@ -94,7 +95,7 @@ class TensorParallel(Method):
         """Of the whole gradient: what is cut counts on every rank, what is whole on the first."""
         flat, elsewhere = self.model.flat, self.part.elsewhere
         counted = [part for name, part in flat.slices.items() if name not in elsewhere]
-        square = np.array([sum(float(global_norm(flat.grad[part])) ** 2 for part in counted)])
+        square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)])
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
 
