@@ -24,6 +24,7 @@ LAYERS = [
     "bench",
     "compare",
     "plan",  # prices and pictures of pipelines without running them
+    "compress",
     "plots",
     "parallel",
     "inspect",

@@ -75,7 +75,7 @@ class CausalSelfAttention(Module):
 
     def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """The positions of x follow those in the cache, and are added to it."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
         parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
         q, k, v = ops.split(parts, (self.heads, self.groups, self.groups), axis=1)
@@ -84,30 +84,32 @@ class CausalSelfAttention(Module):
             k = ops.rotary(k, self.rotary_base, len(cache))
         cache.extend(x.xp, k.data, v.data)
         out = ops.attention(q, Tensor(cache.keys), Tensor(cache.values))  # (b, h, l, d)
-        return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+        return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))  # (b, l, h · d)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Counts and saves only the blocks of attention weights that are computed."""
-        batch, length, width = shape
+        batch, length, _ = shape
         first = self.qkv.cost(shape, itemsize)
+        width = first.shape[-1] * self.heads // (self.heads + 2 * self.groups)
+        joined = (batch, length, width)  # the results of all heads, side by side
         pairs = sum(
             (rows.stop - rows.start) * seen for rows, seen in attention_blocks(length, length)
         )
         flops = 4 * batch * width * pairs
         qkv_bytes = int(np.prod(first.shape)) * itemsize
         core = LayerCost(
-            shape,
+            joined,
             flops,
             input_flops=2 * flops,
             saves_input=True,
             saved_bytes=batch * self.heads * pairs * itemsize,
         )
         if self.rotary_base is not None:  # saves the rotated copy instead of the input
-            core = LayerCost(shape, flops, 2 * flops, saved_bytes=core.saved_bytes + qkv_bytes)
-        return in_a_row((first, core, self.out.cost(shape, itemsize)), shape, itemsize)
+            core = LayerCost(joined, flops, 2 * flops, saved_bytes=core.saved_bytes + qkv_bytes)
+        return in_a_row((first, core, self.out.cost(joined, itemsize)), shape, itemsize)
 
     def __repr__(self) -> str:
         grouped = f", groups={self.groups}" if self.groups != self.heads else ""
         turned = ", rotary" if self.rotary_base else ""
-        width = self.out.weight.declared[0]
+        width = self.out.cost((1, 1, 1)).shape[-1]
         return f"CausalSelfAttention({width}, heads={self.heads}{grouped}{turned})"

@@ -150,7 +150,8 @@ class Module:
             )
         xp = arrays.module(device)
         for buffer in self.named_buffers().values():
-            buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
+            dtype = buffer.dtype or self.flat.data.dtype
+            buffer.data = xp.full(buffer.declared, buffer.value, dtype)
         for path, module in self.named_modules().items():
             module.path = path
         return self
