@@ -21,8 +21,8 @@ import os
 
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.table import Table
 from rich import print as show
+from rich.table import Table
 
 from minidist import compress as small
 from minidist.data import Augment, Batches, fashion_mnist
@@ -53,7 +53,12 @@ print(f"trained: {points(model):.1f} %, {model.flat.size:,} parameters")
 # it go? First without any further training, then with a few steps more. During these steps the
 # removed weights are set to zero again after each step of the optimizer.
 
+
 # %%
+def keep_zeros(masks):
+    return lambda model, step: small.apply_masks(model, masks)
+
+
 shares = (0.5, 0.7, 0.8, 0.9, 0.95)
 before, after = [], []
 for share in shares:
@@ -61,17 +66,17 @@ for share in shares:
     masks = small.magnitude_masks(pruned, share)
     small.apply_masks(pruned, masks)
     before.append(points(pruned))
-    small.fit(pruned, batches, TUNE, 1e-3, after_step=lambda m, step: small.apply_masks(m, masks))
+    small.fit(pruned, batches, TUNE, 1e-3, after_step=keep_zeros(masks))
     after.append(points(pruned))
     print(f"{share:.0%} zeros: {before[-1]:.1f} %, after more training {after[-1]:.1f} %")
 
 # %% [markdown]
 # Half of the weights can go and nobody notices. With nine tenths gone the model guesses badly, but
 # training repairs most of it. *Gradual* pruning removes little by little during that training: see
-# `compress/gradual.py`, which the next cell uses.
+# `compress/gradual.py`, used in the next cell.
 #
-# What has been gained? The file stores one bit for each zero. In memory the zeros are still numbers,
-# and the processor multiplies by them like by any others: no second is saved.
+# What has been gained? The file stores one bit for each zero. In memory the zeros are still
+# numbers, and the processor multiplies by them like by any others: no second is saved.
 
 # %%
 pruned = copy.deepcopy(model)
@@ -81,13 +86,15 @@ small.fit(pruned, batches, TUNE, 1.5e-3, after_step=gradual.after_step)
 results["nine tenths zero"] = pruned
 for name in ("trained", "nine tenths zero"):
     taken = small.sizes(results[name], (28, 28))
-    print(f"{name}: {taken.disk:,} bytes on disk, {taken.memory:,} in memory, {taken.flops:,} FLOPs")
+    print(
+        f"{name}: {taken.disk:,} bytes on disk, {taken.memory:,} in memory, {taken.flops:,} FLOPs"
+    )
 
 # %% [markdown]
 # ## Smaller arrays
 #
-# To save time, arrays must shrink. If a convolution loses a channel, three arrays change: its kernels,
-# its biases, and everything in the next layer that reads this channel. `find_units` knows which:
+# To save time, arrays must shrink. If a convolution loses a channel, three arrays change: its
+# kernels, its biases, and what reads this channel in the next layer. `find_units` knows which:
 
 # %%
 for units in small.find_units(model).values():
@@ -117,15 +124,15 @@ print("codes   ", grid.encode(values))
 print("and back", grid.rounded(values))
 
 # %% [markdown]
-# The last value is outside the range and is clamped. A wide range makes all steps coarse, a narrow
-# one clamps more: choosing it is called *calibration*. Now the whole model: int8 by layer, int8 with
-# a scale for each channel, and only the weights in int4, with a scale for each group of 32.
+# The last value is outside the range and is clamped. A wide range makes all steps coarse, a
+# narrow one clamps more: choosing it is called *calibration*. Now the whole model: int8 by layer,
+# int8 with a scale for each channel, and only the weights in int4, with a scale for each 16.
 
 # %%
 some = [train.batch(np.arange(200)).inputs]
 results["int8 per tensor"] = small.quantize_int8(model, some, per_channel=False)
 results["int8 per channel"] = small.quantize_int8(model, some, "squared error")
-results["int4 in groups"] = small.quantize_weights(model, bits=4, group=32)
+results["int4 in groups"] = small.quantize_weights(model, bits=4, group=16)
 for name in ("int8 per tensor", "int8 per channel", "int4 in groups"):
     print(f"{name}: {points(results[name]):.1f} %")
 
@@ -135,8 +142,8 @@ for name in ("int8 per tensor", "int8 per channel", "int4 in groups"):
 #
 # ## Low rank
 #
-# The singular value decomposition writes a matrix as a sum of simple ones, the most important first.
-# The first $r$ of them are two thin matrices. How many does this model need?
+# The singular value decomposition writes a matrix as a sum of simple ones, the most important
+# first. The first $r$ of them are two thin matrices. How many does this model need?
 
 # %%
 weight = model.blocks["8"].weight.data  # (features, hidden): most of the parameters
@@ -149,19 +156,23 @@ results["low rank"] = thin
 # %% [markdown]
 # ## A teacher
 #
-# A small MLP learns from labels alone, and then again from what the trained CNN says about each image:
-# that this shirt looks a little like a coat. Is the second one better? Do not trust one run: compare
-# over several seeds, and look at the spread.
+# A small MLP learns from labels alone, and then again from what the trained CNN says about each
+# image: that this shirt looks a little like a coat. Is the second one better? Do not trust one run:
+# compare over several seeds, and look at the spread.
 
 # %%
 plain = Batches(train, 100)
 found = {"alone": [], "with a teacher": []}
 for seed in range(1 if LENGTH == "quick" else 3):
-    for name, more in (("alone", {}), ("with a teacher", {"loss": small.Distillation(model, 2.0, 0.5)})):
+    for name, more in (
+        ("alone", {}),
+        ("with a teacher", {"loss": small.Distillation(model, 2.0, 0.5)}),
+    ):
         student = small.fit(mlp((784, 32, 10)).init(seed), plain, 2 * TUNE, 3e-3, **more)
         found[name].append(points(student))
 for name, reached in found.items():
-    print(f"{name}: {np.mean(reached):.1f} % on average, from {min(reached):.1f} to {max(reached):.1f}")
+    low, high = min(reached), max(reached)
+    print(f"{name}: {np.mean(reached):.1f} % on average, from {low:.1f} to {high:.1f}")
 
 # %% [markdown]
 # ## All of them
@@ -196,7 +207,7 @@ left.set(xlabel="share of zeros", ylabel="accuracy (%)", title="Zeros")
 left.legend(frameon=False)
 middle.semilogy(range(1, len(sigma) + 1), sigma, color="#1f618d")
 middle.axvline(thin.blocks["8"].rank, color="#b9770e", ls=":")
-middle.set(xlabel="number", ylabel="singular value", title="Low rank: what is left of the line is kept")
+middle.set(xlabel="number", ylabel="singular value", title="Low rank: the values left of the line")
 for row in rows:
     right.plot(row["disk"] / 1e3, row["after"], "o", ms=8)
     right.annotate(row["name"], (row["disk"] / 1e3, row["after"]), (4, 4), fontsize=8,
@@ -209,8 +220,8 @@ print("picture:", save(figure, "out/lessons/14_smaller.png"))
 # %% [markdown]
 # ## What to take away
 #
-# 1. Say what should be smaller: the file, the memory, or the time. Zeros help the file, bits help file
-#    and memory, smaller arrays help all three.
+# 1. Say what should be smaller: the file, the memory, or the time. Zeros help the file, bits help
+#    file and memory, smaller arrays help all three.
 # 2. Eight bits are almost free. Take them first.
 # 3. What was lost comes back with more training, most of all from a teacher.
 # 4. Measure time on the machine that will compute: fewer FLOPs or bits are not always faster.

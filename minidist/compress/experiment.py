@@ -193,7 +193,7 @@ RECIPES = [
         ),
     ),
     Recipe(
-        "small, distilled", lambda trained, tools: tools.task.small().init(tools.seed), _student
+        "small, distilled", lambda trained, tools: tools.task.small().init(tools.seed), _taught
     ),
 ]
 
