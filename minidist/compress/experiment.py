@@ -192,9 +192,7 @@ RECIPES = [
             _taught(model, trained, tools), tools.calibration
         ),
     ),
-    Recipe(
-        "small, distilled", lambda trained, tools: tools.task.small().init(tools.seed), _taught
-    ),
+    Recipe("small, distilled", lambda trained, tools: tools.task.small().init(tools.seed), _taught),
 ]
 
 

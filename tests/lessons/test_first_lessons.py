@@ -1,4 +1,4 @@
-"""Lessons 1 to 4 and 14 run from top to bottom, as scripts and as notebooks, and draw their pictures."""
+"""Lessons 1 to 4, and 14, run from top to bottom, as scripts and notebooks, and draw pictures."""
 
 import os
 import subprocess
