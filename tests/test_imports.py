@@ -25,6 +25,7 @@ LAYERS = [
     "compare",
     "plan",  # prices and pictures of pipelines without running them
     "compress",
+    "inference",
     "plots",
     "parallel",
     "inspect",
