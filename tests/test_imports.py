@@ -24,8 +24,8 @@ LAYERS = [
     "bench",
     "compare",
     "plan",  # prices and pictures of pipelines without running them
-    "compress",
     "inference",
+    "compress",
     "plots",
     "parallel",
     "inspect",

@@ -2,7 +2,7 @@
 
 Read in this order: ``requests.py`` (what is asked and answered), ``blocks.py`` (the key-value cache
 in blocks), ``ragged.py`` (one forward for sequences of different lengths), ``engine.py``
-(continuous batching), ``replicas.py`` (several ranks, with a queue in front).
+(continuous batching), ``timing.py`` (what users wait for).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ __getattr__, __dir__, __all__ = offer(
         "requests": ["Answer", "Refused", "Request"],
         "blocks": ["BlockPool"],
         "ragged": [],
+        "timing": ["Timing", "run"],
+        "models": ["load_gpt"],
         "engine": ["Engine", "Event", "generate"],
     },
 )

@@ -14,11 +14,16 @@ import argparse
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from minidist.compress import Distillation, files, fit, report
+from minidist import Tensor, no_grad
+from minidist.compress import files, fit, report, soft_cross_entropy
 from minidist.compress.experiment import COMPRESS_TASKS, compress
+from minidist.data import Batch, Batches
 from minidist.models import cnn, mlp
+from minidist.nn import Module
+from minidist.ops import cross_entropy
 
 OUT = "out/long/compress"
 
@@ -57,26 +62,38 @@ def run_gpt(trained: str | None) -> None:
     assert rows["int4 weights in groups"]["lost"] <= 0.1
 
 
-def run_distil(trained: str | None, steps: int = 3000, seeds: int = 5) -> None:
-    """The same small MLP, the same data in the same order, with and without a teacher."""
+def run_distil(trained: str | None, steps: int = 5000, seeds: int = 5) -> None:
+    """The same small MLP, the same data in the same order, with and without a teacher.
+
+    Without augmentation: 10,000 images are few for so many steps, and the MLP alone learns them by
+    heart. As the images never change, the teacher's logits are computed once.
+    """
     task = COMPRESS_TASKS["cnn"]
-    teacher = cnn().init(0)
+    teacher, training = cnn().init(0), task.data()[0]
     if trained is None:
         fit(teacher, task.batches(0), 3000, task.lr)
     else:
         teacher.load(files.parameters(trained))
     print(f"teacher: {task.judge(teacher):.2f} %")
+    with no_grad():
+        logits = np.concatenate([teacher(part.inputs).data for part in training.chunks()])
+
+    def taught_loss(student: Module, batch: Batch) -> Tensor:
+        z = student(batch.inputs)
+        soft = soft_cross_entropy(z, Tensor(logits[batch.indices]), 2.0, batch.count)
+        return 0.5 * cross_entropy(z, batch.targets, batch.count) + 0.5 * soft
+
     alone, taught = [], []
     for seed in range(seeds):
-        for loss, found in (({}, alone), ({"loss": Distillation(teacher)}, taught)):
-            student = mlp((784, 32, 10)).init(seed)
-            fit(student, task.batches(seed), steps, task.lr, **loss)
+        for loss, found in (({}, alone), ({"loss": taught_loss}, taught)):
+            student = mlp((784, 64, 10)).init(seed)
+            fit(student, Batches(training, 100, seed), steps, task.lr, **loss)
             found.append(task.judge(student))
         print(f"seed {seed}: alone {alone[-1]:.2f} %, distilled {taught[-1]:.2f} %", flush=True)
     gains = [after - before for before, after in zip(alone, taught, strict=True)]
     for name, values in (("alone", alone), ("distilled", taught), ("gain", gains)):
         print(f"{name}: {mean(values):.2f} ± {stdev(values):.2f} (standard deviation)")
-    assert mean(gains) > 0 and mean(gains) > 2 * stdev(gains) / seeds**0.5, gains
+    assert mean(gains) > 2 * stdev(gains) / seeds**0.5, gains
 
 
 def main() -> None:
