@@ -24,6 +24,8 @@ LAYERS = [
     "bench",
     "compare",
     "plan",  # prices and pictures of pipelines without running them
+    "inference",
+    "compress",
     "plots",
     "parallel",
     "inspect",
