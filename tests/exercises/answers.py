@@ -123,7 +123,7 @@ WRONG = [
     Wrong("adam", "other arrays", "m[...] = ", "m = ", "in place", "m has not changed"),
     Wrong("adam", "gradient reused", "    w -=", "    g *= 0\n    w -=", "gradient untouched",
           "g was changed"),
-    Wrong("central", "no way back", 
+    Wrong("central", "no way back",
           "        for rank in range(1, comm.size):\n            comm.send",
           "        for rank in range(0):\n            comm.send", "messages",
           "wait for what cannot come"),
