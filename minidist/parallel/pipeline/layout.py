@@ -44,6 +44,7 @@ class Layout:
     tied: tuple[str, ...]  # parameters that several stages hold
     tied_stages: tuple[int, ...]  # those stages
     programs: Programs  # of each stage
+    summed: frozenset[str] = frozenset()  # gradients that the tensor axis sums: see TensorPart
     known_shapes: dict[Shape, list[Shape]] = field(default_factory=dict, compare=False)
 
     def on(self, model: Sequential, stage: int) -> Layout:
@@ -146,6 +147,7 @@ def make_layout(
     costs: Sequence[float] | None,
     clips: bool,
     one_step: bool = True,
+    summed: frozenset[str] = frozenset(),
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
     """Cut ``model``, write each stage's program, and prove that they can run.
@@ -153,7 +155,7 @@ def make_layout(
     Raises ValueError for bounds that do not cut the whole model or parameters that cannot be
     shared, ScheduleError for programs that cannot run.
     """
-    bounds = bounds or _even(model, schedule, stages, costs)
+    bounds = bounds or even_bounds(model, schedule, stages, costs)
     _check_bounds(bounds, model, schedule, stages)
     parts = tuple(model[start:stop] for start, stop in bounds)
     stage_models = tuple(
@@ -193,10 +195,11 @@ def make_layout(
         tuple(shared),
         tuple(tied_stages),
         programs,
+        summed,
     )
 
 
-def _even(
+def even_bounds(
     model: Sequential, schedule: Schedule, stages: int, costs: Sequence[float] | None
 ) -> Bounds:
     """As even as can be.

@@ -18,6 +18,7 @@ from minidist.collectives import broadcast
 from minidist.comm.comm import Comm
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Tensor
+from minidist.nn.cost import walk_back
 from minidist.nn.layers import Sequential
 from minidist.nn.module import LayerCost, Module, Shape
 from minidist.parallel.model_costs import saved_bytes, training_flops
@@ -134,7 +135,8 @@ def part_cost(
     forward, backward = training_flops(part, shape, input_grad=not first)
     weight = sum(cost.weight_flops for cost in costs)
     saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
-    highest, kept = _walk_back(costs, shape, itemsize, loss)
+    of_loss = 0 if loss is None else loss.cost(output, itemsize).saved_bytes
+    highest, kept = walk_back(costs, shape, itemsize, of_loss)
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
@@ -161,39 +163,3 @@ def _saves_input(costs: Sequence[LayerCost], loss: Module | None) -> bool:
         if not cost.view:
             return False
     return False
-
-
-def _walk_back(
-    costs: Sequence[LayerCost], shape: Shape, itemsize: int, loss: Module | None
-) -> tuple[int, int]:
-    """Bytes kept while going backward without the weights: at the highest, and at the end.
-
-    A block frees what it saved, and a block with weights keeps its input and the gradient of its
-    output for later. What lies between two blocks is one array, whoever keeps it.
-    """
-    shapes = [shape, *(cost.shape for cost in costs)]
-    place = [0]  # the array that lies before each block: a view is the same array
-    for index, cost in enumerate(costs):
-        place.append(place[-1] if cost.view else index + 1)
-    sizes = {place[i]: int(np.prod(shapes[place[i]])) * itemsize for i in range(len(place))}
-    users: dict[int, int] = {}
-
-    def use(boundary: int, count: int) -> None:
-        users[boundary] = users.get(boundary, 0) + count
-
-    own = 0
-    for index, cost in enumerate(costs):
-        use(place[index], cost.saves_input)
-        use(place[index + 1], cost.saves_output)
-        own += cost.saved_bytes
-    highest = now = own + sum(sizes[b] for b, count in users.items() if count)
-    if loss is not None:
-        highest += loss.cost(shapes[-1], itemsize).saved_bytes
-    for index in reversed(range(len(costs))):
-        cost = costs[index]
-        use(place[index], cost.defers_input - cost.saves_input)
-        use(place[index + 1], -int(cost.saves_output))
-        own += cost.deferred_bytes - cost.saved_bytes
-        now = own + sum(sizes[b] for b, count in users.items() if count)
-        highest = max(highest, now)
-    return highest, now if costs else 0
