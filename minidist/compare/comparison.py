@@ -191,6 +191,7 @@ def _run(
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
     for step in range(steps):
         part = batches[step]
+        cost = method.cost(part, machine)
         comm.barrier()
         trace.events.clear()
         trace.record = step == steps - 1
@@ -210,7 +211,6 @@ def _run(
             record.events = [_shifted(event, start) for event in trace.events]
         trace.record = False
 
-        cost = method.cost(part, machine)
         record.predicted_idle.append(cost.idle_fraction)
         for rank in range(comm.size):
             record.predicted_messages[rank] += cost.messages[rank]

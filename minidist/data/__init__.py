@@ -1,7 +1,8 @@
 """Datasets that ship with the package, a user's own files, and batches keyed by (seed, step)."""
 
 from minidist.data.augment import Augment
-from minidist.data.batches import Batch, Batches, Dataset
+from minidist.data.batches import Batches
+from minidist.data.dataset import Batch, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
 from minidist.data.text import (
     Vocabulary,

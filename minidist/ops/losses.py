@@ -22,7 +22,7 @@ from minidist.ops.softmax import in_range
 def cross_entropy(
     logits: Tensor,
     targets: Any,
-    count: int | None = None,
+    count: float | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -61,7 +61,8 @@ def cross_entropy(
     flat = given.astype(np.int64, copy=False)  # (n,)
     kept = None if ignore_index is None else flat != ignore_index  # (n,)
     if xp is np:
-        _check_targets(given if kept is None else given[kept], classes)  # uint64 may not fit int64
+        # as given: uint64 may not fit int64
+        check_classes("cross_entropy", given if kept is None else given[kept], classes)
     if kept is not None:
         flat = xp.where(kept, flat, -1)
     if count is None:  # methods pass it: counting here makes the host wait for a GPU
@@ -178,16 +179,17 @@ def holds_classes(name: str, dtype: DType, classes: int) -> None:
         )
 
 
-def _check_targets(flat: Array, classes: int) -> None:
-    if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < classes:
+def check_classes(name: str, targets: Array, classes: int) -> None:
+    """Raise ValueError unless all targets are class numbers, 0 to ``classes`` - 1."""
+    if targets.size and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         raise ValueError(
-            f"cross_entropy: targets must lie in [0, {classes}), found {int(flat.min())} to "
-            f"{int(flat.max())} among {flat.size}: the model makes {classes} logits for each, and "
-            "ignore_index names a target that is padding"
+            f"{name}: targets must lie in [0, {classes}), found {int(targets.min())} to "
+            f"{int(targets.max())} among {targets.size}: the model makes {classes} logits for "
+            "each; if such a target is padding, say so to the loss: CrossEntropy(ignore_index=...)"
         )
 
 
-def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Tensor:
+def mean_squared_error(x: Tensor, targets: Any, count: float | None = None) -> Tensor:
     """Σ (x - target)², divided by ``count`` (by default the number of elements)."""
     x, targets = pair("mean_squared_error", x, targets)
     x, targets = floating(x), floating(targets)
@@ -207,7 +209,7 @@ def mean_squared_error(x: Tensor, targets: Any, count: int | None = None) -> Ten
     return Tensor.of(loss, (x, targets), backward)
 
 
-def binary_cross_entropy(logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
     """-Σ t log σ(z) + (1 - t) log(1 - σ(z)) with logits z, divided by ``count``.
 
     Computed as max(z, 0) - z t + log(1 + exp(-|z|)), which cannot overflow. The gradient is

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from minidist.comm.comm import Comm, CommError, Future, Request
+from minidist.comm.agreement import compare
+from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
 from minidist.comm.local.simulator import Simulator
 from minidist.comm.local.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.machine import Machine
@@ -66,6 +67,8 @@ class LocalWorld:
 
 class LocalComm(Comm):
     """A rank of the local world."""
+
+    agreeing_is_free = True
 
     def __init__(self, simulator: Simulator, group: Group, rank: int, trace: Trace) -> None:
         super().__init__(rank, len(group.ranks), trace, simulator.machine)
@@ -147,6 +150,24 @@ class LocalComm(Comm):
             groups[color] = ranks, Group([self._group.ranks[rank] for rank in ranks])
         ranks, group = groups[color]
         return LocalComm(self._simulator, group, ranks.index(self.rank), self.trace)
+
+    def _agree(self, digest: int, text: str) -> None:
+        """Nobody waits, so no clock moves: see agreement.py."""
+        group = self._group
+        if group.disagreement is not None:  # a rank that came first went on: it hears of it now
+            raise Disagreement(str(group.disagreement))
+        number = group.agreed[self.rank]
+        group.agreed[self.rank] += 1
+        claims = group.claims.setdefault(number, {})
+        claims[self.rank] = digest, text
+        try:
+            compare(claims, self.size)
+        except Disagreement as error:
+            group.disagreement = error
+            raise
+        lost = self._simulator.lost
+        if all(rank in claims or where in lost for rank, where in enumerate(group.ranks)):
+            del group.claims[number]
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         arrays = self._meet("shared()", module_of(like).zeros(length, like.dtype))

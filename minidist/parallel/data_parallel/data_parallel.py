@@ -76,9 +76,9 @@ class DataParallel(Method):
         self.model = model
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         sync = self.sync
-        sync.begin(batch.step)
+        sync.begin(self.steps)
         *earlier, last = self.parts(batch, self.comm.rank)
         loss = 0.0
         for part in earlier:

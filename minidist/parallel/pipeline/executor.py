@@ -7,7 +7,7 @@ needed, and a send is waited for only before its buffer is reused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
-from minidist.engine.seeds import draws
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.layers import Sequential
@@ -53,6 +52,7 @@ class OwnStage:
     partners: Comm | None  # the stages of this copy that hold the tied parameters
     clip: float | None
     update: Callable[[], None]  # the optimizer's step
+    draws_of: Callable[[Batch], AbstractContextManager[None]]  # keys a microbatch's random draws
     buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
 
 
@@ -123,9 +123,13 @@ class Executor:
         """A part's layers on a microbatch, and the loss in the last one."""
         batch = self.batches[microbatch]
         x = self.inputs[microbatch, part] if part > 0 else batch.inputs
-        with draws(batch.seed, batch.step, batch.positions):
+        with self.stage.draws_of(batch):
             y = self.layout.parts[part](x)
-        return self.stage.loss(y, batch.targets, batch.count) if part == self.last else y
+        return (
+            self.stage.loss(y, batch.targets, batch.count(self.stage.loss))
+            if part == self.last
+            else y
+        )
 
     def forward(self, microbatch: int, part: int) -> None:
         place = microbatch, part

@@ -130,6 +130,7 @@ class Pipeline(Method):
             partners,
             clip,
             self.update,
+            self.draws_of,
         )
         self.stage_replicas = [
             replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
@@ -160,11 +161,11 @@ class Pipeline(Method):
 
     # One step
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
             later.grad.fill(0)  # type: ignore[union-attr]
-        self.sync.begin(batch.step)
+        self.sync.begin(self.steps)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
         run.finish()
@@ -214,7 +215,7 @@ class Pipeline(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         with as_in_evaluation(self.model):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)
