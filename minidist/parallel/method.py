@@ -137,6 +137,11 @@ class Method:
                 f"{name}: the loss is a {type(loss).__name__}, which does not say by how much it "
                 "is divided: make it a subclass of minidist.nn.Loss"
             )
+        if loss.reduction != "mean":
+            raise ValueError(
+                f'{name}: the loss has reduction="{loss.reduction}", and a step needs one number: '
+                'make it with reduction="mean"'
+            )
         if clip is not None and not (isinstance(clip, (int, float, np.number)) and clip > 0):
             raise ValueError(f"{name}: the norm to clip to must be positive, not {clip!r}")
         for asked, what in (
