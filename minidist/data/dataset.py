@@ -88,7 +88,12 @@ class Dataset:
         """The shape of one sample, without the batch axis."""
         return self.inputs.shape[1:]
 
-    def prepared(self, raw: Any) -> Array:
+    @cached_property
+    def prepared(self) -> np.ndarray:
+        """No samples, prepared: the shape and dtype of what the model takes, without reading."""
+        return self.prepare(np.empty((0, *self.input_shape), self.inputs.dtype))
+
+    def inputs_for(self, raw: Any) -> Array:
         """What a model takes, of raw samples like ``inputs``: (n, *input_shape), or one sample.
 
         ``prepare``d, floats in the default dtype, on the default device; one sample gets a batch
@@ -97,7 +102,7 @@ class Dataset:
 
         >>> pixels = Dataset("grey", np.zeros((9, 2, 2), np.uint8), np.zeros(9, int), 2,
         ...                  prepare=lambda raw: raw / 255)
-        >>> pixels.prepared(np.full((2, 2), 51, np.uint8)).tolist()  # one image
+        >>> pixels.inputs_for(np.full((2, 2), 51, np.uint8)).tolist()  # one image
         [[[0.20000000298023224, 0.20000000298023224], [0.20000000298023224, 0.20000000298023224]]]
 
         Raises ValueError for another shape, TypeError for floats if the raw samples are integers:
@@ -179,12 +184,17 @@ class Batch:
     @cached_property
     def inputs(self) -> Array:
         """The prepared samples, on the default device; floats in the default dtype."""
+        xp = arrays.module()
+        if not arrays.module_has_numbers(xp):  # nothing is read
+            none = self.dataset.prepared
+            dtype = arrays.default_dtype() if none.dtype.kind == "f" else none.dtype
+            return xp.empty((len(self), *none.shape[1:]), dtype)
         raw = self.dataset.inputs[self.indices]
         if self.augment is not None:
             with draws(self.seed, self.step, self.positions):
                 drawn = uniform_rows("augment", len(self), self.augment.draws)
             raw = self.augment(raw, drawn / 2**32)
-        return self.dataset.prepared(raw)
+        return self.dataset.inputs_for(raw)
 
     @cached_property
     def raw_targets(self) -> np.ndarray:
@@ -194,8 +204,11 @@ class Batch:
     @cached_property
     def targets(self) -> Array:
         """The targets on the default device: integers as int64, the rest in the default dtype."""
-        kind = self.raw_targets.dtype.kind
-        dtype = np.int64 if kind in "iu" else arrays.default_dtype()
+        xp, of = arrays.module(), self.dataset.targets
+        integers = getattr(of, "dtype", np.dtype(np.int64)).kind in "iu"
+        dtype = np.dtype(np.int64) if integers else np.dtype(arrays.default_dtype())
+        if not arrays.module_has_numbers(xp):
+            return xp.empty((len(self), *of.shape[1:]), dtype)
         return arrays.to_device(self.raw_targets.astype(dtype, copy=False))
 
     def count(self, loss: Any) -> float:
@@ -206,24 +219,27 @@ class Batch:
         return (self.global_batch or self).own_count(loss)
 
     def own_count(self, loss: Any) -> float:
-        """``loss.count`` of this part's targets alone. They are read only if it needs them."""
-        if loss.counts_values:
+        """``loss.count`` of this part's targets alone. They are read only if it needs them.
+
+        On a device without numbers nothing is read, and each target is taken to count as 1.
+        """
+        if not loss.counts_values:
+            of = self.dataset.targets
+            nothing = np.zeros((), getattr(of, "dtype", np.int64))
+            return loss.count(np.broadcast_to(nothing, (len(self), *of.shape[1:])))
+        if arrays.module_has_numbers(arrays.module()):
             return loss.count(self.raw_targets)
-        of = self.dataset.targets
-        nothing = np.zeros((), getattr(of, "dtype", np.int64))
-        return loss.count(np.broadcast_to(nothing, (len(self), *of.shape[1:])))
+        return len(self) * int(np.prod(self.dataset.targets.shape[1:]))
 
     def digest(self) -> int:
         """64 bits that differ if the samples do: their indices, and the first of them as stored."""
         of, first = self.dataset, self.indices[:1]
-        keyed = () if self.augment is None else (self.seed, self.step, self.augment)
-        return digest(
-            len(of),
-            np.asarray(self.indices, np.int64),
-            np.asarray(of.inputs[first]),
-            np.asarray(of.targets[first]),
-            *keyed,
-        )
+        what: list[object] = [len(of), np.asarray(self.indices, np.int64)]
+        if self.augment is not None:
+            what += [self.seed, self.step, self.augment]
+        if arrays.module_has_numbers(arrays.module()):
+            what += [np.asarray(of.inputs[first]), np.asarray(of.targets[first])]
+        return digest(*what)
 
     def __str__(self) -> str:
         shown = ", ".join(str(index) for index in self.indices[:4])

@@ -22,8 +22,9 @@ import numpy as np
 from minidist.data.dataset import Dataset
 from minidist.engine.array import to_host
 from minidist.engine.tensor import Tensor
+from minidist.nn.cross_entropy import CrossEntropy
 from minidist.nn.evaluating import as_in_evaluation
-from minidist.nn.losses import CrossEntropy, Loss
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 
 Average = Literal["macro", "micro"] | None
@@ -39,7 +40,7 @@ def predict(model: Model, dataset: Dataset, raw: Any) -> np.ndarray:
     """The model's output for raw samples like ``dataset.inputs``, on the host, as in evaluation.
 
     ``raw``: (n, *input_shape), or one sample, whose output then has no batch axis. They are
-    prepared as those that the model was trained on: ``Dataset.prepared`` raises for what does not
+    prepared as those that the model was trained on: ``Dataset.inputs_for`` raises for what does not
     look like them.
 
     >>> predict(model, test, test.inputs[0]).argmax()  # doctest: +SKIP
@@ -47,7 +48,7 @@ def predict(model: Model, dataset: Dataset, raw: Any) -> np.ndarray:
     """
     one = np.shape(raw) == dataset.input_shape
     with evaluating(model):
-        output = to_host(model(dataset.prepared(raw)).data)
+        output = to_host(model(dataset.inputs_for(raw)).data)
     return output[0] if one else output
 
 

@@ -3,10 +3,10 @@
 from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
 from minidist.nn.attention import CausalSelfAttention, KeyValueCache
 from minidist.nn.convolution import AddChannel, AvgPool2d, Conv2d, MaxPool2d
+from minidist.nn.cross_entropy import CrossEntropy
 from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
 from minidist.nn.losses import (
     BinaryCrossEntropy,
-    CrossEntropy,
     Huber,
     KLDivergence,
     Loss,

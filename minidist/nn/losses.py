@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
-from minidist.engine.array import Array, to_host
+from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.nn.module import LayerCost, Module, Shape
-from minidist.ops.cross_entropy import check_classes
 from minidist.ops.operands import DTypeError
 
 
@@ -54,85 +53,6 @@ class Loss(Module):
                 "take CrossEntropy for classes"
             )
         return targets
-
-
-class CrossEntropy(Loss):
-    """Softmax cross-entropy: logits (..., classes) → a scalar.
-
-    Targets are class numbers, integers (...), or the probability of each class, floats (...,
-    classes). Class numbers equal to ``ignore_index`` are left out. ``label_smoothing`` is the share
-    of each target that is spread equally over all classes. ``weight`` (classes,) is how much each
-    class counts, for example more if it is rare: as in PyTorch, the mean is weighted.
-
-    >>> loss = CrossEntropy(ignore_index=-1, weight=[1.0, 3.0])
-    >>> loss.count(np.array([0, 1, -1]))
-    4.0
-    """
-
-    def __init__(
-        self,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        weight: Any = None,
-        reduction: str = "mean",
-    ) -> None:
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.weight = None if weight is None else checked(weight)
-        self.reduction = reduction
-
-    @property
-    def counts_values(self) -> bool:  # type: ignore[override]
-        return self.ignore_index is not None or self.weight is not None
-
-    def count(self, targets: Array) -> float:
-        """The number of targets that are not ignored, or the sum of their weights."""
-        if targets.dtype.kind == "f":  # probabilities: one target a row
-            return int(np.prod(targets.shape[:-1]))
-        if not self.counts_values:
-            return super().count(targets)
-        if self.ignore_index is not None:
-            targets = targets[targets != self.ignore_index]
-        if self.weight is None:
-            return int(targets.size)
-        check_classes("CrossEntropy.count", targets, len(self.weight))
-        return float(self.weight[to_host(targets)].sum())
-
-    def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
-        """The largest logit is the guess."""
-        guesses = output.data.argmax(axis=-1)
-        if targets.dtype.kind == "f":
-            targets = targets.argmax(axis=-1)
-        elif self.ignore_index is not None:  # padding is neither right nor wrong
-            counted = targets != self.ignore_index
-            guesses, targets = guesses[counted], targets[counted]
-        check_classes("accuracy", targets, output.shape[-1])
-        return int((guesses == targets).sum()), int(targets.size)
-
-    def forward(self, logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
-        ignored, smoothing = self.ignore_index, self.label_smoothing
-        return ops.cross_entropy(
-            logits, targets, count, ignored, smoothing, self.weight, self.reduction
-        )
-
-    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the probabilities, the targets as int64, and with weights one for each target.
-
-        Exact for class numbers, unless they have weights and are smoothed.
-        """
-        elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
-        each = 8 if self.weight is None else 8 + max(4, itemsize)
-        return LayerCost((), saved_bytes=elements * itemsize + targets * each)
-
-
-def checked(weight: Any) -> np.ndarray:
-    """The weights of classes: (classes,) finite numbers, at least 0."""
-    found = np.asarray(weight, np.float64)
-    if found.ndim != 1 or not (np.isfinite(found) & (found >= 0)).all():
-        raise ValueError(
-            f"CrossEntropy: weight is a number for each class, finite and at least 0, not {weight}"
-        )
-    return found
 
 
 class MeanSquaredError(Loss):

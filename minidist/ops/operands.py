@@ -107,7 +107,7 @@ def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
         if x.dtype.kind != "f":  # converted, but not scaled, the model would be wrong in silence
             raise DTypeError(
                 of + "if these are raw samples, such as pixels, prepare them as those that the "
-                "model was trained on: dataset.prepared(raw), or predict(model, dataset, raw); "
+                "model was trained on: dataset.inputs_for(raw), or predict(model, dataset, raw); "
                 f'if they are numbers, convert them with .astype("{weight.dtype}")'
             )
         raise DTypeError(

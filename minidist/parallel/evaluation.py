@@ -64,6 +64,11 @@ def counts(output: Tensor, loss: Loss, part: Batch) -> list[float]:
 def mean_over_ranks(comm: Comm, sums: np.ndarray) -> tuple[float, float]:
     """(mean loss, accuracy) of all ranks' sums together."""
     all_reduce(comm, sums)
+    return means(sums)
+
+
+def means(sums: np.ndarray) -> tuple[float, float]:
+    """(mean loss, accuracy) of ``counts``, summed."""
     loss, count, right, guesses = sums.tolist()
     if not count > 0:
         raise ValueError("evaluate: the loss ignores every target, and there is no mean over none")

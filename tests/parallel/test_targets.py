@@ -53,7 +53,7 @@ TASKS = {  # targets, loss, what the model ends in
     "distributions": (CHANCES, nn.KLDivergence, (LogSoftmax,)),
     "weights": (CLASSES, partial(nn.CrossEntropy, weight=[5.0, 0.3, 1.0]), ()),
     "padding": (PADDED, partial(nn.CrossEntropy, -1), ()),
-    "padding and weights": (PADDED, partial(nn.CrossEntropy, -1, 0.1, [2, 0.3, 1]), ()),
+    "padding and weights": (PADDED, partial(nn.CrossEntropy, -1, 0.1, 0.02, [2, 0.3, 1]), ()),
 }
 
 
