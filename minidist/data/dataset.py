@@ -212,7 +212,7 @@ class Batch:
         return arrays.to_device(self.raw_targets.astype(dtype, copy=False))
 
     def count(self, loss: Any) -> float:
-        """By how much ``loss`` of any part of the *global* batch is divided: see nn/losses.py.
+        """By how much ``loss`` of any part of the *global* batch is divided: see nn/loss.py.
 
         The same for all parts of a batch, so that their losses add up to the batch's.
         """

@@ -1,4 +1,4 @@
-"""Cross-entropy: the loss of classifiers and of language models. See losses.py for what counts."""
+"""Cross-entropy: the loss of classifiers and of language models. See loss.py for what counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from minidist import ops
 from minidist.engine.array import Array, to_host
 from minidist.engine.tensor import Tensor
-from minidist.nn.losses import Loss
+from minidist.nn.loss import Loss
 from minidist.nn.module import LayerCost, Shape
 from minidist.ops.cross_entropy import check_classes
 

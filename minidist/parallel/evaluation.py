@@ -4,7 +4,7 @@
     rank 1   loss, count, right, guesses ┼ all-reduce of 32 bytes: mean loss and accuracy
     rank 2   loss, count, right, guesses ╯
 
-What counts, and what is right, the loss says: see nn/losses.py. Sums travel, not means: chunks that
+What counts, and what is right, the loss says: see nn/loss.py. Sums travel, not means: chunks that
 do not divide evenly, and ranks that have nothing to do, then weigh what they should.
 """
 
