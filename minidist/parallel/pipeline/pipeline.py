@@ -53,6 +53,7 @@ from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
+from minidist.parallel.shares import Share
 from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
 
 
@@ -263,6 +264,18 @@ class Pipeline(Method):
                 cut = by_parameter(flat, slices, model)
                 found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
         return found
+
+    def state_shares(self) -> list[Share]:
+        """This stage's part; what two stages share, the first of them writes."""
+        earlier = self.layout.stage_models[: self.stage]
+        return self.own_shares(without={n for stage in earlier for n in stage.named_parameters()})
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        return self.sync.optimizer_shards()
+
+    def which_replica(self) -> tuple[int, int]:
+        """This copy of the pipeline among the copies."""
+        return self.replica, self.layout.replicas
 
     def load_optimizer(self, state: State) -> None:
         assert self.sync.comm is not None
