@@ -25,6 +25,7 @@ LAYERS = [
     "compare",
     "plan",  # prices and pictures of pipelines without running them
     "plots",
+    "checkpoint",
     "parallel",
     "inspect",
     "models",

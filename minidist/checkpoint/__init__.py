@@ -1,7 +1,7 @@
 """Checkpoints: sharded, verified, resharded; and how often to write them.
 
-    checkpoint.save(folder, method, step)            every rank writes what it holds
-    saved = checkpoint.load(folder, method)          any number of ranks, any method that can hold it
+    checkpoint.save(folder, method, step)        every rank writes what it holds
+    saved = checkpoint.load(folder, method)      on any number of ranks, by any method
 
     with Checkpoints(folder, method, batches, overlapped=True) as checkpoints:
         for step in range(checkpoints.resume(), 1000):
@@ -10,7 +10,7 @@
                 checkpoints.save(step + 1)
 
 Read ``checkpoints.py`` first (how a checkpoint is written so that a kill at any moment loses
-nothing), then ``manifest.py`` (what it says of itself) and ``load.py`` (what is verified before a
+nothing), then ``manifest.py`` (what it says of itself) and ``loading.py`` (what is verified before a
 number is believed). ``exchange.py`` reads and writes one file that other libraries can read;
 ``goodput.py`` says how often to save.
 """
@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "checkpoints": ["Checkpoints", "save"],
-        "load": ["Loaded"],
+        "loading": ["Loaded", "load"],
         "manifest": ["CheckpointError", "Damaged", "Manifest", "Mismatch"],
         "exchange": ["export_parameters", "import_parameters"],
         "goodput": ["daly_interval", "expected_goodput", "simulate", "young_interval"],

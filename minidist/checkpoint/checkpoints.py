@@ -8,10 +8,10 @@
                   then removes all but the last K
 
 A kill before the renaming leaves a temporary folder, which is never loaded, and the checkpoints
-before, of which none has been touched. Notes are files and not messages, so that with ``overlapped``
-all of it happens in a thread during the next steps, and the checkpoint counts as soon as the
-slowest rank has written its file. The next ``save``, or the end, waits for the thread, and raises on
-all ranks what went wrong on one. The price of overlap is a copy of the rank's share.
+before, of which none has been touched. Notes are files and not messages: so with ``overlapped`` all
+of it happens in a thread during the next steps, and the checkpoint counts as soon as the slowest
+rank has written its file. The next ``save``, or the end, waits for the thread, and raises on all
+ranks what went wrong on one. The price of overlap is a copy of the rank's share.
 
 What is tried first, when ``Checkpoints`` is made: that every rank sees what rank 0 writes there,
 that it can be written, and that one checkpoint fits on the disk.
@@ -33,7 +33,7 @@ from safetensors.numpy import save as to_bytes
 
 from minidist.checkpoint import files
 from minidist.checkpoint.agree import tell, together
-from minidist.checkpoint.load import Loaded, identity, load
+from minidist.checkpoint.loading import Loaded, identity, load
 from minidist.checkpoint.manifest import (
     CheckpointError,
     Entry,
@@ -223,7 +223,9 @@ class _Writing:
 
     def write(self) -> None:
         try:
-            self.explained(lambda: write_shares(self.temporary, self.rank, self.ranks, self.shares))()
+            self.explained(
+                lambda: write_shares(self.temporary, self.rank, self.ranks, self.shares)
+            )()
         except Exception as error:
             self.error = error
         self.shares = []

@@ -2,10 +2,10 @@
 
     export_parameters("model.safetensors", method)       every rank calls it, rank 0 writes
     safetensors.numpy.load_file("model.safetensors")     {"0.weight": ..., "0.bias": ...}
-    import_parameters("model.safetensors", method)       to go on from these, with new optimizer state
+    import_parameters("model.safetensors", method)       to begin with these parameters
 
-The names are those of ``model.named_parameters()`` and ``named_buffers()``; a ``Linear``'s weight is
-(inputs, outputs), the transpose of PyTorch's. Unlike a checkpoint this is the model alone: no
+The names are those of ``model.named_parameters()`` and ``named_buffers()``. A ``Linear``'s weight
+is (inputs, outputs), the transpose of PyTorch's. Unlike a checkpoint this is the model alone: no
 optimizer state, no number of steps.
 """
 
@@ -30,7 +30,7 @@ from minidist.parallel.method import Method
 def export_parameters(path: str | Path, source: Method | Module) -> None:
     """Write all parameters and buffers to one file; of a method, every rank must call it.
 
-    The file appears under its name when it is whole. Raises CheckpointError if it cannot be written.
+    The file appears under its name when it is whole. Raises CheckpointError if that fails.
     """
     path = Path(path)
     if isinstance(source, Module):
@@ -76,7 +76,8 @@ def _read(path: Path, model: Module) -> dict[str, np.ndarray]:
     named = model.named_parameters() | model.named_buffers()
     if different := sorted(named.keys() ^ found.keys()):
         raise Mismatch(f"{path} and the model differ in {different[:8]}")
-    for name, values in found.items():
+    for name in named:
+        values = found[name]
         if values.shape != tuple(named[name].declared) or values.dtype.kind != "f":
             raise Mismatch(
                 f"{path}: {name} is {values.dtype} of shape {values.shape}, and the model's is of "

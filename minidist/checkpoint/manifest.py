@@ -167,7 +167,9 @@ def _file(raw: Any, rank: int, ranks: int) -> StoredFile:
     what = f"file {rank}"
     raw = _dict(raw, what, {"name", "nbytes", "sha256"})
     if raw["name"] != file_name(rank, ranks):
-        raise Damaged(f"manifest.json: {what} is {short(raw['name'])}, not {file_name(rank, ranks)}")
+        raise Damaged(
+            f"manifest.json: {what} is {short(raw['name'])}, not {file_name(rank, ranks)}"
+        )
     if not isinstance(raw["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", raw["sha256"]):
         raise Damaged(f"manifest.json: {what} has no SHA-256: {short(raw['sha256'])}")
     return StoredFile(raw["name"], whole_number(raw["nbytes"], what), raw["sha256"])
@@ -207,7 +209,9 @@ def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> N
         for start, stop in sorted(found):
             if start != reached:
                 kind = "overlap" if start < reached else "leave a hole"
-                raise Damaged(f"{name}: pieces {kind} at element {min(start, reached)} of box {box}")
+                raise Damaged(
+                    f"{name}: pieces {kind} at element {min(start, reached)} of box {box}"
+                )
             reached = stop
         if reached != size_of([stop - start for start, stop in box]):
             raise Damaged(f"{name}: pieces end at element {reached} of box {box}")
@@ -227,7 +231,9 @@ def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> N
 def whole_number(value: Any, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
     """``value`` if it is a whole number in [low, high]; True is none."""
     if type(value) is not int or not low <= value <= high:
-        raise Damaged(f"manifest.json: {what} is {short(value)}, no whole number in [{low}, {high}]")
+        raise Damaged(
+            f"manifest.json: {what} is {short(value)}, no whole number in [{low}, {high}]"
+        )
     return value
 
 
@@ -239,7 +245,9 @@ def _list(value: Any, what: str) -> list[Any]:
 
 def _dict(value: Any, what: str, keys: set[str] | None = None) -> dict[str, Any]:
     if not isinstance(value, dict) or (keys is not None and value.keys() != keys):
-        raise Damaged(f"manifest.json: {what} is {short(value)}, not an object of {keys or 'names'}")
+        raise Damaged(
+            f"manifest.json: {what} is {short(value)}, not an object of {keys or 'names'}"
+        )
     return value
 
 

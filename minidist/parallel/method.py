@@ -203,7 +203,8 @@ class Method:
         """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
 
         Every rank must call it. Raises KeyError if the state is another model's or another
-        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is taken if there are as many ranks as then.
+        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is
+        taken if there are as many ranks as then.
         """
         check_state(state, self.whole, self.optimizer)
         check_own(self.comm, state, self.own_arrays())
@@ -221,7 +222,7 @@ class Method:
         return equal_shares(self.state(), self.comm)
 
     def own_shares(self, without: Collection[str] = ()) -> list[Share]:
-        """``state_shares()`` from this rank's own memory: for methods that gather nothing to save."""
+        """``state_shares()`` from this rank's own memory, without gathering."""
         shards = self.optimizer_shards()
         found = shard_shares(*self.which_replica(), shards, without)
         return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())

@@ -64,7 +64,9 @@ class OptimizerShard:
 
     def cut(self, comm: Comm, by_name: State) -> Array:
         """This rank's shard of what ``gather`` gave, from its pieces; reads no others."""
-        own = flat_part(by_name, self.slices, None if self.shards is None else self.shards[comm.rank])
+        own = flat_part(
+            by_name, self.slices, None if self.shards is None else self.shards[comm.rank]
+        )
         return arrays.module_of(self.data).asarray(own.astype(self.data.dtype, copy=False))
 
 
@@ -116,21 +118,21 @@ def check_state(state: State, model: Module, optimizer: Optimizer) -> None:
 
     KeyError: other names. ValueError: an array of another shape, such as a transposed one.
     """
-    expected = {f"parameters/{name}" for name in own_names(model)} | {"steps"}
+    named = model.named_parameters()
+    shapes = {
+        f"parameters/{n}": held.declared for n, held in (named | model.named_buffers()).items()
+    }
     if "steps" in state and state["steps"] > 0:
-        for name in model.named_parameters():
-            expected |= {f"optimizer/{slot}/{name}" for slot in optimizer.slots}
+        for slot in optimizer.slots:
+            shapes |= {f"optimizer/{slot}/{n}": held.declared for n, held in named.items()}
     found = {name for name in state if not name.startswith("rank ")}
-    if different := sorted(expected ^ found):
+    if different := sorted((shapes.keys() | {"steps"}) ^ found):
         raise KeyError(f"load: the method and the state differ in {different}")
-    named = model.named_parameters() | model.named_buffers()
-    for name in sorted(found - {"steps"}):
-        kind, _, rest = name.partition("/")
-        whose = rest if kind == "parameters" else rest.partition("/")[2]
-        got, declared = tuple(state[name].shape), tuple(named[whose].declared)
-        if got != declared:
+    for name, declared in shapes.items():
+        if tuple(state[name].shape) != tuple(declared):
             raise ValueError(
-                f"load: {name} is {got} in the state, and the model's {whose} is {declared}"
+                f"load: {name} is {tuple(state[name].shape)} in the state and {tuple(declared)} in "
+                "the method"
             )
 
 

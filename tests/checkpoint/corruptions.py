@@ -1,7 +1,7 @@
 """Ways to damage a checkpoint: each is a function of (folder, random), for ``CORRUPTIONS``.
 
-``refit`` then makes every length and hash in the manifest right again, as an attacker would, so that
-only real checks can refuse it.
+``refit`` then makes every length and hash in the manifest right again, as an attacker would: only
+real checks can refuse it then.
 """
 
 from __future__ import annotations

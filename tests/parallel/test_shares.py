@@ -62,8 +62,16 @@ def test_all_shares_are_the_state_each_element_once(key):
         check_joined(launch(run, ranks, LocalWorld()))
 
 
-WITHOUT_GATHERING = ["data_parallel/ring", "zero/1", "zero/2", "zero/3", "parameter_server/bsp",
-                     "parameter_server/ssp_sharded", "pipeline/1f1b", "compression/top_k"]  # fmt: skip
+WITHOUT_GATHERING = [
+    "data_parallel/ring",
+    "zero/1",
+    "zero/2",
+    "zero/3",
+    "parameter_server/bsp",
+    "parameter_server/ssp_sharded",
+    "pipeline/1f1b",
+    "compression/top_k",
+]
 
 
 @pytest.mark.parametrize("key", WITHOUT_GATHERING)

@@ -54,7 +54,13 @@ from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
 from minidist.parallel.shares import Share
-from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    by_parameter,
+    load_optimizer,
+    save_optimizer,
+)
 
 
 class Pipeline(Method):

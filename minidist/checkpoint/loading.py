@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def load(
     damaged = []
     for name in names:
         try:
-            manifest = together(comm, lambda path=parent / name: verified(path, method))
+            manifest = together(comm, partial(verified, parent / name, method))
         except Damaged as error:
             damaged.append(str(error))
             continue
@@ -69,8 +70,8 @@ def load(
             passed = "; ".join(damaged)
             warnings.warn(f"going on from {name}, since: {passed}", stacklevel=2)
         stored = Stored(parent / name, manifest)
-        together(comm, lambda: check_matches(stored, method, batches, cast))
-        together(comm, lambda: method.load(stored))  # type: ignore[arg-type]
+        together(comm, partial(check_matches, stored, method, batches, cast))
+        together(comm, partial(method.load, stored))  # type: ignore[arg-type]
         return Loaded(manifest.step, manifest.notes, parent / name, manifest)
     raise Damaged(f"no checkpoint in {folder} can be loaded: {'; '.join(damaged)}")
 
@@ -100,12 +101,10 @@ def check_matches(
                 "export_parameters() and import_parameters()"
             )
     if batches is not None and manifest.batches is not None:
-        here = identity(batches)
-        if different := sorted(k for k in here if here[k] != manifest.batches.get(k)):
-            raise Mismatch(
-                f"{where}: the order of samples would be another: "
-                + ", ".join(f"{k} {manifest.batches.get(k)!r} and now {here[k]!r}" for k in different)
-            )
+        now, then = identity(batches), manifest.batches
+        if different := sorted(name for name in now if now[name] != then.get(name)):
+            listed = ", ".join(f"{n} {then.get(n)!r} and now {now[n]!r}" for n in different)
+            raise Mismatch(f"{where}: the order of samples would be another: {listed}")
     dtype = np.dtype(f"f{method.itemsize}")
     for name, entry in manifest.arrays.items():
         if name.startswith(LAZY) and not cast and entry.dtype != dtype:
