@@ -10,9 +10,9 @@
                 checkpoints.save(step + 1)
 
 Read ``checkpoints.py`` first (how a checkpoint is written so that a kill at any moment loses
-nothing), then ``manifest.py`` (what it says of itself) and ``loading.py`` (what is verified before a
-number is believed). ``exchange.py`` reads and writes one file that other libraries can read;
-``goodput.py`` says how often to save.
+nothing), then ``manifest.py`` (what it says of itself) and ``loading.py`` (what is verified first).
+``exchange.py`` reads and writes one file that other libraries can read; ``goodput.py`` says how
+often to save.
 """
 
 from __future__ import annotations

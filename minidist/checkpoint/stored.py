@@ -1,8 +1,8 @@
 """The files of a checkpoint: verify them, and read from them what a rank needs.
 
 ``verify`` checks the length and SHA-256 of each file, and each array's dtype and shape in the
-file's own header against the manifest. So a file that was changed together with its hash must still fit to
-the manifest in every array.
+file's own header against the manifest. So a file that was changed together with its hash must
+still fit to the manifest in every array.
 
 ``Stored`` is the state that ``Method.load`` takes, with arrays that are read when they are needed,
 and only in the part that is: a ZeRO rank reads its shard, whatever number of ranks wrote it.

@@ -3,6 +3,7 @@
 from minidist.data.augment import Augment
 from minidist.data.batches import Batch, Batches, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
+from minidist.data.tables import csv_file, npz_file
 from minidist.data.text import (
     Vocabulary,
     characters,
@@ -20,7 +21,9 @@ __all__ = [
     "Dataset",
     "Vocabulary",
     "characters",
+    "csv_file",
     "fashion_mnist",
+    "npz_file",
     "open_tokens",
     "read_in_pieces",
     "shakespeare",
