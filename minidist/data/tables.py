@@ -32,7 +32,7 @@ def csv_file(
     if target is not None and (names is None or target not in names):
         raise ValueError(f"{path} has no column {target!r}: its first line is {','.join(first)}")
     try:
-        table = np.loadtxt(path, delimiter=",", skiprows=names is not None, ndmin=2)
+        table = np.loadtxt(path, delimiter=",", skiprows=int(names is not None), ndmin=2)
     except ValueError as error:
         raise ValueError(f"{path} is no table of numbers: {error}") from error
     if table.shape[0] < 2 or table.shape[1] < 2:
