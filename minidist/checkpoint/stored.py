@@ -138,6 +138,9 @@ class StoredArray:
             whole[inside] = box.reshape(whole[inside].shape)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
+    def __getitem__(self, part: Any) -> np.ndarray:
+        return np.asarray(self)[part]
+
     def reshape(self, *shape: int) -> Any:
         """For ``reshape(-1)``: itself in one dimension, still to be read."""
         return StoredFlat(self) if shape == (-1,) else np.asarray(self).reshape(*shape)

@@ -100,7 +100,7 @@ def shard_shares(
             part = shard.shards[replica]
             held = slice(0, part.stop - part.start)
         kinds = {"parameters": shard.data} | {
-            f"optimizer/{slot}": array for slot, array in shard.optimizer.state.items()
+            f"optimizer/{slot}": array for slot, array in shard.part.state.items()
         }
         for name, where in shard.slices.items():
             low, high = max(where.start, part.start), min(where.stop, part.stop)
