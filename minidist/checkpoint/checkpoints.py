@@ -23,7 +23,9 @@ import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -288,20 +290,21 @@ def host_copy(share: Share, copied: bool) -> Share:
 
 def write_shares(temporary: Path, rank: int, ranks: int, shares: list[Share]) -> None:
     """This rank's file, and the note that says what is in it."""
-    pieces = {s.name: Piece(rank, s.box, s.span) for s in shares if s.data.size}
-    data = to_bytes(
-        {s.name: s.data.reshape(pieces[s.name].stored_shape) for s in shares if s.data.size}
-    )
-    name = file_name(rank, ranks)
+    values, listed, seen = dict[str, np.ndarray](), [], Counter[str]()
+    for share in shares:
+        if not share.data.size:
+            continue
+        key = share.name + (f"#{seen[share.name]}" if seen[share.name] else "")
+        seen[share.name] += 1
+        piece = Piece(rank, key, share.box, share.span)
+        values[key] = share.data.reshape(piece.stored_shape)
+        listed.append([share.name, share.shape, share.data.dtype.name, asdict(piece)])
+    name, data = file_name(rank, ranks), to_bytes(values)
     files.write_file(temporary / name, data)
-    note = {
-        "file": [name, len(data), hashlib.sha256(data).hexdigest()],
-        "shares": [
-            [s.name, s.shape, s.data.dtype.name, s.box, s.span] for s in shares if s.data.size
-        ],
-    }
+    file = asdict(StoredFile(name, len(data), hashlib.sha256(data).hexdigest()))
     path = temporary / note_name(rank)
-    files.write_file(path.with_suffix(".new"), json.dumps(note).encode())
+    note = json.dumps({"file": file, "shares": listed})
+    files.write_file(path.with_suffix(".new"), note.encode())
     path.with_suffix(".new").rename(path)
 
 
@@ -321,9 +324,10 @@ def make_manifest(
     stored, found = [], dict[str, Entry]()
     for rank in range(ranks):
         note = json.loads((temporary / note_name(rank)).read_bytes())
-        stored.append(StoredFile(*note["file"]))
-        for name, shape, dtype, box, span in note["shares"]:
-            piece = Piece(rank, tuple((a, b) for a, b in box), (span[0], span[1]))
+        stored.append(StoredFile(**note["file"]))
+        for name, shape, dtype, raw in note["shares"]:
+            box, span = tuple((a, b) for a, b in raw["box"]), (raw["span"][0], raw["span"][1])
+            piece = Piece(rank, raw["key"], box, span)
             before = found[name].pieces if name in found else ()
             found[name] = Entry(tuple(shape), dtype, (*before, piece))
     return Manifest(

@@ -11,8 +11,13 @@ them. So shards (spans), slices on a mesh (boxes) and shards of slices have one 
 in it depends on the method that wrote it:
 
     "optimizer/mean/0.weight": {"shape": [784, 128], "dtype": "float32", "pieces": [
-        {"file": 0, "box": [[0, 784], [0, 128]], "span": [0, 50176]},
-        {"file": 1, "box": [[0, 784], [0, 128]], "span": [50176, 100352]}]}
+        {"file": 0, "key": "optimizer/mean/0.weight",
+         "box": [[0, 784], [0, 128]], "span": [0, 50176]},
+        {"file": 1, "key": "optimizer/mean/0.weight",
+         "box": [[0, 784], [0, 128]], "span": [50176, 100352]}]}
+
+``key`` is the piece's name in its file: the array's, or with "#1", "#2" after it for the second
+and third piece of one array in one file.
 
 For every file: its length and SHA-256. The manifest's own SHA-256 is its last entry.
 
@@ -36,7 +41,8 @@ import numpy as np
 from minidist.parallel.shares import Box, size_of
 
 FORMAT = "minidist checkpoint 1"
-LONGEST = 256 << 20  # bytes of a manifest: a million pieces are about 100 MB
+LONGEST = 512 << 20  # bytes of a manifest: a million pieces are about 250 MB
+MOST_BOXES = 1 << 13  # of one array: they are compared in pairs
 DTYPES = {  # as safetensors names them
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -63,6 +69,7 @@ class Piece:
     """Part of an array: the elements ``span`` of the flattened ``box``, in file number ``file``."""
 
     file: int
+    key: str
     box: Box
     span: tuple[int, int]
 
@@ -184,11 +191,15 @@ def _entry(name: str, raw: Any, files: tuple[StoredFile, ...]) -> Entry:
         raise Damaged(f"manifest.json: {name} has the unknown dtype {short(raw['dtype'])}")
     pieces = []
     for piece in _list(raw["pieces"], name):
-        piece = _dict(piece, name, {"file", "box", "span"})
+        piece = _dict(piece, name, {"file", "key", "box", "span"})
+        if not isinstance(piece["key"], str) or not re.fullmatch(
+            re.escape(name) + r"(#[1-9]\d*)?", piece["key"]
+        ):
+            raise Damaged(f"manifest.json: a piece of {name} has the key {short(piece['key'])}")
         file = whole_number(piece["file"], f"{name}: file", 0, len(files) - 1)
         box = tuple(_range(pair, name, side) for pair, side in _pairs(piece["box"], shape, name))
         span = _range(piece["span"], name, size_of([stop - start for start, stop in box]))
-        pieces.append(Piece(file, box, span))
+        pieces.append(Piece(file, piece["key"], box, span))
         if pieces[-1].length * ITEMSIZES[raw["dtype"]] > files[file].nbytes:
             raise Damaged(f"manifest.json: a piece of {name} is longer than its file")
     check_cover(name, shape, pieces)
@@ -198,12 +209,12 @@ def _entry(name: str, raw: Any, files: tuple[StoredFile, ...]) -> Entry:
 def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> None:
     """Raise Damaged unless the pieces have each element of the array exactly once."""
     spans: dict[Box, list[tuple[int, int]]] = {}
-    files = set()
+    keys = set()
     for piece in pieces:
         spans.setdefault(piece.box, []).append(piece.span)
-        if piece.file in files:
-            raise Damaged(f"{name}: two pieces in file {piece.file}, which can have one")
-        files.add(piece.file)
+        if (piece.file, piece.key) in keys:
+            raise Damaged(f"{name}: two pieces are {piece.key} of file {piece.file}")
+        keys.add((piece.file, piece.key))
     for box, found in spans.items():
         reached = 0
         for start, stop in sorted(found):
@@ -215,7 +226,9 @@ def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> N
             reached = stop
         if reached != size_of([stop - start for start, stop in box]):
             raise Damaged(f"{name}: pieces end at element {reached} of box {box}")
-    boxes = list(spans)  # at most one a file
+    boxes = list(spans)
+    if len(boxes) > MOST_BOXES:
+        raise Damaged(f"{name}: {len(boxes)} boxes, more than {MOST_BOXES}")
     for index, box in enumerate(boxes):
         for other in boxes[:index]:
             if all(a < d and c < b for (a, b), (c, d) in zip(box, other, strict=True)):

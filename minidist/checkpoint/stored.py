@@ -39,10 +39,10 @@ def read_manifest(folder: Path) -> Manifest:
 def verify(folder: Path, manifest: Manifest, files: Iterable[int]) -> None:
     """Check some of the files; the ranks divide them. Raises Damaged."""
     expected: dict[int, dict[str, tuple[str, Piece]]] = {index: {} for index in files}
-    for name, entry in manifest.arrays.items():
+    for entry in manifest.arrays.values():
         for piece in entry.pieces:
             if piece.file in expected:
-                expected[piece.file][name] = entry.dtype, piece
+                expected[piece.file][piece.key] = entry.dtype, piece
     for index, arrays in expected.items():
         file = manifest.files[index]
         path = folder / file.name
@@ -95,7 +95,7 @@ class Stored(Mapping[str, Any]):
         self.bytes_read = 0
 
     def __getitem__(self, name: str) -> Any:
-        array = StoredArray(self, name, self.manifest.arrays[name])
+        array = StoredArray(self, self.manifest.arrays[name])
         return array if name.startswith(LAZY) else np.asarray(array)
 
     def __iter__(self) -> Iterator[str]:
@@ -104,17 +104,17 @@ class Stored(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.manifest.arrays)
 
-    def read(self, name: str, piece: Piece, part: slice) -> np.ndarray:
+    def read(self, piece: Piece, part: slice) -> np.ndarray:
         """Elements of a piece's span, counted from its beginning; 1-D."""
         if piece.file not in self._open:
             path = self.folder / self.manifest.files[piece.file].name
             self._open[piece.file] = safe_open(path, "np").__enter__()
         opened = self._open[piece.file]
         if len(piece.stored_shape) == 1:  # reads no more than the part
-            values = opened.get_slice(name)[part.start : part.stop]
+            values = opened.get_slice(piece.key)[part.start : part.stop]
             self.bytes_read += values.nbytes
             return values
-        values = opened.get_tensor(name)
+        values = opened.get_tensor(piece.key)
         self.bytes_read += values.nbytes
         return values.reshape(-1)[part]
 
@@ -122,8 +122,8 @@ class Stored(Mapping[str, Any]):
 class StoredArray:
     """An array in files: with a shape, and read when it becomes an array of NumPy's."""
 
-    def __init__(self, stored: Stored, name: str, entry: Entry) -> None:
-        self.stored, self.name, self.entry = stored, name, entry
+    def __init__(self, stored: Stored, entry: Entry) -> None:
+        self.stored, self.entry = stored, entry
         self.shape = entry.shape
         self.dtype = np.dtype(entry.dtype)
 
@@ -131,7 +131,7 @@ class StoredArray:
         """All of it, from all of its pieces."""
         whole = np.empty(self.shape, self.dtype)
         for piece in self.entry.pieces:
-            values = self.stored.read(self.name, piece, slice(0, piece.length))
+            values = self.stored.read(piece, slice(0, piece.length))
             inside = tuple(slice(start, stop) for start, stop in piece.box)
             box = np.ascontiguousarray(whole[inside])  # a copy, unless it is contiguous
             box.reshape(-1)[slice(*piece.span)] = values
@@ -164,7 +164,7 @@ class StoredFlat:
             start, stop = max(low, piece.span[0]), min(high, piece.span[1])
             if start < stop:
                 inside = slice(start - piece.span[0], stop - piece.span[0])
-                found[start - low : stop - low] = stored.read(self.array.name, piece, inside)
+                found[start - low : stop - low] = stored.read(piece, inside)
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

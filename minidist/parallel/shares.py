@@ -10,6 +10,7 @@
     pipelines                   its stage; copies of a pipeline divide it       8 bytes
     synchronous and stale       a server its key range; a worker nothing        8 bytes
     parameter servers
+    tensor parallelism          its slices of what is cut; rank 0 what is not   8 bytes
     all others                  1/p of the whole state, which is gathered       state()
 
 The 8 bytes find the number of steps; buffers, such as batch norm's mean, travel to rank 0 besides.
@@ -57,6 +58,11 @@ def whole_box(shape: Sequence[int]) -> Box:
 def flat_share(name: str, shape: Sequence[int], low: int, data: Array) -> Share:
     """Elements from ``low`` on of an array of ``shape``, flattened."""
     return Share(name, tuple(shape), whole_box(shape), (low, low + data.size), data.reshape(-1))
+
+
+def box_share(name: str, shape: Sequence[int], box: Box, values: Array) -> Share:
+    """A box of an array of ``shape``: a slice along one axis or several."""
+    return Share(name, tuple(shape), box, (0, values.size), values.reshape(-1))
 
 
 def whole_share(name: str, values: np.ndarray) -> Share:

@@ -254,6 +254,7 @@ def wrong_number(folder: Path, draw: random.Random) -> bool:
                 lambda: piece["span"].__setitem__(draw.randrange(2), bad),
                 lambda: piece["box"].__setitem__(0, [0, bad]),
                 lambda: piece.__setitem__("file", bad),
+                lambda: piece.__setitem__("key", bad),
                 lambda: body.__setitem__("ranks", bad),
             ]
         )()

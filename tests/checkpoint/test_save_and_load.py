@@ -11,15 +11,16 @@ from safetensors.numpy import load_file
 
 from minidist import checkpoint
 from minidist.checkpoint import Checkpoints, Mismatch
-from minidist.checkpoint.files import numbered
+from minidist.checkpoint.files import numbered, remove
 from minidist.checkpoint.loading import load
 from minidist.checkpoint.stored import Stored, read_manifest
-from minidist.data import Batches
+from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
-from minidist.models import mlp
+from minidist.models import gpt, mlp
 from minidist.nn import BatchNorm, CrossEntropy, Linear, ReLU, Sequential
 from minidist.optim import SGD, Adam, AdamW
-from minidist.parallel import METHODS, DataParallel
+from minidist.parallel import METHODS, DataParallel, Serial, Zero3
+from minidist.parallel.tensor import TensorParallel
 from tests.checkpoint.runs import SETTING, batches_of, gap, method_of, on_ranks, run
 from tests.parallel.checks import make
 
@@ -148,6 +149,29 @@ def test_saving_overlapped_copies_and_does_not_wait(tmp_path, monkeypatch):
     state = on_ranks(1, lambda comm: loaded_state(comm, tmp_path))[0]
     assert saved.keys() == state.keys()
     assert all(np.array_equal(state[name], values) for name, values in saved.items())
+
+
+def test_slices_of_tensor_parallelism_are_loaded_by_others_and_back(tmp_path):
+    text = np.random.default_rng(3).integers(0, 12, (24, 7))
+    batches = Batches(Dataset("tokens", text[:, :-1], text[:, 1:], 12), 8, 0)
+
+    def body(comm, method, start, stop):
+        model = gpt(12, context=6, width=8, layers=1, heads=4)
+        method = method(model, CrossEntropy(), AdamW(1e-2), comm)
+        with Checkpoints(tmp_path, method, batches) as checkpoints:
+            assert checkpoints.resume() == start
+            for step in range(start, stop):
+                method.step(batches[step])
+            checkpoints.save(stop)
+        return method.parameters()
+
+    on_ranks(4, body, TensorParallel, 0, 2)
+    on_ranks(3, body, Zero3, 2, 3)
+    on_ranks(2, body, TensorParallel, 3, 4)
+    got = on_ranks(1, body, Serial, 4, 5)[0]
+    for path in tmp_path.iterdir():
+        remove(path)
+    assert gap(got, on_ranks(1, body, Serial, 0, 5)[0]) < 1e-12
 
 
 def loaded_state(comm, folder):

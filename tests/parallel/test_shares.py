@@ -13,6 +13,7 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD, AdamW
 from minidist.parallel import METHODS, Pipeline, ReduceScatterUnits
 from minidist.parallel.shares import Share
+from minidist.parallel.tensor import TensorParallel
 from tests.parallel.checks import Setting, make
 
 
@@ -105,3 +106,24 @@ def test_what_two_stages_share_is_written_once_and_copies_divide_the_work():
     found = launch(run, 4, LocalWorld())
     check_joined(found)
     assert all(shares for _, shares, _ in found)
+
+
+def test_tensor_parallelism_writes_boxes():
+    """Heads of q, k and v are three boxes of one matrix; rows and columns one each."""
+    text = np.random.default_rng(3).integers(0, 12, (24, 7))
+    dataset = Dataset("tokens", text[:, :-1], text[:, 1:], 12)
+
+    def run(comm):
+        model = gpt(12, context=6, width=8, layers=1, heads=4)
+        method = TensorParallel(model, CrossEntropy(), AdamW(1e-2), comm)
+        method.step(Batches(dataset, 8, 0)[0])
+        return check_shares(method)
+
+    found = launch(run, 4, LocalWorld())
+    check_joined(found)
+    shares = [shares for _, shares, _ in found]
+    qkv = [
+        share.box[-1] for share in shares[1] if share.name.startswith("parameters/1.attention.qkv")
+    ]
+    assert len(qkv) > 2, [share.name for share in shares[1]]
+    assert max(sent for _, _, sent in found) <= 64
