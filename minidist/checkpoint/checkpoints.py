@@ -102,6 +102,7 @@ class Checkpoints:
 
         Returns when the checkpoint is on the disk; with ``overlapped``, when it is copied.
         Raises CheckpointError, on every rank, if it cannot be written; older ones are untouched.
+        RankLost, in the local world, if a rank has crashed: it would have to write its share.
         """
         self.wait()
         shares = self.method.state_shares()

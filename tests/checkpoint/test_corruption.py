@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from minidist.checkpoint import CheckpointError, Damaged
 from minidist.checkpoint.loading import load
-from tests.checkpoint.corruptions import CORRUPTIONS, refit
+from tests.checkpoint.corruptions import (
+    CORRUPTIONS,
+    absurd_header,
+    pieces_that_do_not_fit,
+    refit,
+    shards,
+    wrong_number,
+)
 from tests.checkpoint.runs import method_of, on_ranks, run
 from tests.examples import examples
 
@@ -80,6 +88,34 @@ def test_a_corrupted_checkpoint_is_refused_or_nothing_wrong_can_be_known(
 @pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=lambda corrupt: corrupt.__name__)
 def test_every_rank_refuses_what_one_rank_finds(saved, tmp_path, corrupt):
     assert check(saved, tmp_path / "c", corrupt, False, 1, ("zero/3", 2))
+
+
+def test_an_array_that_no_manifest_names_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "c")
+    (checkpoint,) = (tmp_path / "c").iterdir()
+    path = shards(checkpoint)[0]
+    arrays = load_file(path)
+    save_file(arrays | {"more": np.zeros(3)}, path)
+    refit(checkpoint)
+    for error in loaded("serial", 1, tmp_path / "c"):
+        assert "differ in the arrays ['more']" in str(error)
+
+
+@pytest.mark.parametrize("corrupt", [absurd_header, pieces_that_do_not_fit, wrong_number])
+def test_what_hashes_cannot_find_is_found(saved, tmp_path, corrupt):
+    for seed in range(12):
+        assert check(saved, tmp_path / "c", corrupt, True, seed)
+
+
+def test_a_file_cut_off_is_said_by_its_length(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "c")
+    file = next((tmp_path / "c").glob("*/rank-00001*"))
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(
+        Damaged, match=f"rank-00001.* has {size - 5} bytes, and {size} were written"
+    ):
+        run("zero/1", 3, tmp_path / "c", stop=3)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):

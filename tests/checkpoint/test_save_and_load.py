@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import strict
 from safetensors.numpy import load_file
 
 from minidist import checkpoint
@@ -15,6 +16,7 @@ from minidist.checkpoint.files import numbered, remove
 from minidist.checkpoint.loading import load
 from minidist.checkpoint.stored import Stored, read_manifest
 from minidist.data import Batches, Dataset
+from minidist.engine import array as arrays
 from minidist.engine.array import defaults
 from minidist.models import gpt, mlp
 from minidist.nn import BatchNorm, CrossEntropy, Linear, ReLU, Sequential
@@ -178,6 +180,30 @@ def loaded_state(comm, folder):
     method = method_of("serial", comm)
     load(folder, method)
     return method.state()
+
+
+@pytest.mark.parametrize(
+    "key, overlapped",
+    [("zero/3", True), ("parameter_server/bsp", False), ("local_sgd/diloco", True)],
+)
+def test_from_a_device_to_the_host_and_back(key, overlapped, tmp_path, monkeypatch):
+    """A stand-in for a GPU, whose arrays refuse to mix with the host's."""
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+
+    def body(comm, device, start, stop):
+        with defaults(dtype="float64", device=device):
+            method, batches = make(key, comm, SETTING), batches_of()
+            with Checkpoints(tmp_path, method, batches, overlapped=overlapped) as checkpoints:
+                assert checkpoints.resume() == start
+                for step in range(start, stop):
+                    method.step(batches[step])
+                checkpoints.save(stop)
+            return method.parameters()
+
+    for device, start in (("strict", 0), ("cpu", 1), ("strict", 2)):
+        got = on_ranks(3, body, device, start, start + 1)[0]
+    _, _, expected = run(key, 3, tmp_path / "host", stop=3, every=9)
+    assert gap(got, expected) < 1e-12
 
 
 # Of something else
