@@ -107,6 +107,14 @@ def test_what_hashes_cannot_find_is_found(saved, tmp_path, corrupt):
         assert check(saved, tmp_path / "c", corrupt, True, seed)
 
 
+def test_a_manifest_that_was_changed_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "c")
+    (manifest,) = (tmp_path / "c").glob("*/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 3', 1))
+    for error in loaded("serial", 1, tmp_path / "c"):
+        assert "manifest.json was changed" in str(error)
+
+
 def test_a_file_cut_off_is_said_by_its_length(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "c")
     file = next((tmp_path / "c").glob("*/rank-00001*"))
