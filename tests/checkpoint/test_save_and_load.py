@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from minidist.models import gpt, mlp
 from minidist.nn import BatchNorm, CrossEntropy, Linear, ReLU, Sequential
 from minidist.optim import SGD, Adam, AdamW
 from minidist.parallel import METHODS, DataParallel, Serial, Zero3
+from minidist.parallel.mesh import MeshParallel
 from minidist.parallel.tensor import TensorParallel
 from tests.checkpoint.runs import SETTING, batches_of, gap, method_of, on_ranks, run
 from tests.parallel.checks import make
@@ -153,12 +155,12 @@ def test_saving_overlapped_copies_and_does_not_wait(tmp_path, monkeypatch):
     assert all(np.array_equal(state[name], values) for name, values in saved.items())
 
 
-def test_slices_of_tensor_parallelism_are_loaded_by_others_and_back(tmp_path):
+def test_slices_of_tensors_and_meshes_are_loaded_by_others_and_back(tmp_path):
     text = np.random.default_rng(3).integers(0, 12, (24, 7))
     batches = Batches(Dataset("tokens", text[:, :-1], text[:, 1:], 12), 8, 0)
 
     def body(comm, method, start, stop):
-        model = gpt(12, context=6, width=8, layers=1, heads=4)
+        model = gpt(12, context=6, width=8, layers=2, heads=4)
         method = method(model, CrossEntropy(), AdamW(1e-2), comm)
         with Checkpoints(tmp_path, method, batches) as checkpoints:
             assert checkpoints.resume() == start
@@ -170,10 +172,12 @@ def test_slices_of_tensor_parallelism_are_loaded_by_others_and_back(tmp_path):
     on_ranks(4, body, TensorParallel, 0, 2)
     on_ranks(3, body, Zero3, 2, 3)
     on_ranks(2, body, TensorParallel, 3, 4)
-    got = on_ranks(1, body, Serial, 4, 5)[0]
+    on_ranks(8, body, partial(MeshParallel, mesh={"dp": 2, "pp": 2, "tp": 2}, zero=3), 4, 5)
+    on_ranks(4, body, partial(MeshParallel, mesh={"pp": 2, "tp": 2}), 5, 6)
+    got = on_ranks(1, body, Serial, 6, 7)[0]
     for path in tmp_path.iterdir():
         remove(path)
-    assert gap(got, on_ranks(1, body, Serial, 0, 5)[0]) < 1e-12
+    assert gap(got, on_ranks(1, body, Serial, 0, 7)[0]) < 1e-12
 
 
 def loaded_state(comm, folder):

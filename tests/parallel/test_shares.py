@@ -12,6 +12,7 @@ from minidist.models import gpt
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, AdamW
 from minidist.parallel import METHODS, Pipeline, ReduceScatterUnits
+from minidist.parallel.mesh import MeshParallel
 from minidist.parallel.shares import Share
 from minidist.parallel.tensor import TensorParallel
 from tests.parallel.checks import Setting, make
@@ -106,6 +107,23 @@ def test_what_two_stages_share_is_written_once_and_copies_divide_the_work():
     found = launch(run, 4, LocalWorld())
     check_joined(found)
     assert all(shares for _, shares, _ in found)
+
+
+@pytest.mark.parametrize("mesh, zero", [({"dp": 2, "pp": 2}, 3), ({"dp": 2, "tp": 2}, 1)])
+def test_meshes(mesh, zero):
+    """Without cuts in layers each rank writes what it holds; with them the state is gathered."""
+    text = np.random.default_rng(3).integers(0, 12, (24, 7))
+    dataset = Dataset("tokens", text[:, :-1], text[:, 1:], 12)
+
+    def run(comm):
+        model = gpt(12, context=6, width=8, layers=2, heads=4)
+        method = MeshParallel(model, CrossEntropy(), AdamW(1e-2), comm, mesh=mesh, zero=zero)
+        method.step(Batches(dataset, 8, 0)[0])
+        return check_shares(method)
+
+    found = launch(run, 4, LocalWorld())
+    check_joined(found)
+    assert ("tp" in mesh) == (max(sent for _, _, sent in found) > 64)
 
 
 def test_tensor_parallelism_writes_boxes():
