@@ -18,6 +18,7 @@ from minidist.checkpoint.loading import load
 from tests.checkpoint.corruptions import (
     CORRUPTIONS,
     absurd_header,
+    edit,
     pieces_that_do_not_fit,
     refit,
     shards,
@@ -105,6 +106,20 @@ def test_an_array_that_no_manifest_names_is_refused(saved, tmp_path):
 def test_what_hashes_cannot_find_is_found(saved, tmp_path, corrupt):
     for seed in range(12):
         assert check(saved, tmp_path / "c", corrupt, True, seed)
+
+
+def test_what_a_rank_kept_for_itself_may_not_be_missing(tmp_path):
+    """Compression goes wrong slowly without its errors: a checkpoint that lacks them is refused."""
+    run("compression/top_k", 2, tmp_path / "c", stop=2)
+    (checkpoint,) = (tmp_path / "c").iterdir()
+    name, path = "rank 1 of 2/compressor/0", shards(checkpoint)[1]
+    arrays = load_file(path)
+    del arrays[name]
+    save_file(arrays, path)
+    edit(checkpoint, lambda body: body["arrays"].pop(name))
+    refit(checkpoint)
+    for error in loaded("compression/top_k", 2, tmp_path / "c"):
+        assert f"rank 1: {checkpoint.name} lacks {name}" in str(error)
 
 
 def test_a_manifest_that_was_changed_is_refused(saved, tmp_path):
