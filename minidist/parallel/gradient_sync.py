@@ -37,6 +37,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -218,7 +220,7 @@ class GradientSync:
 
     def load_parameters(self, by_name: State) -> None:
         """Take the model's parameters and buffers."""
-        self.model.load(by_name)
+        self.model.load({name: np.asarray(values) for name, values in by_name.items()})
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""

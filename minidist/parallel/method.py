@@ -25,7 +25,7 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,10 +50,12 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
+from minidist.parallel.shares import Share, all_shares, equal_shares, shard_shares
 from minidist.parallel.state import (
     OptimizerShard,
     State,
-    check_names,
+    check_own,
+    check_state,
     gather_own,
     load_optimizer,
     own,
@@ -290,15 +292,35 @@ class Method:
         """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
 
         Every rank must call it. Raises KeyError if the state is another model's or another
-        optimizer's. What a rank kept for itself is taken if there are as many ranks as then.
+        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is
+        taken if there are as many ranks as then.
         """
-        check_names(state, self.whole, self.optimizer)
+        check_state(state, self.whole, self.optimizer)
+        check_own(self.comm, state, self.own_arrays())
         self.steps = int(state["method/steps"])
         self.load_parameters(under("parameters/", state))
         self.load_optimizer(state)
         for name, values in own(self.comm, state).items():
             if (array := self.own_arrays().get(name)) is not None:
                 array[...] = arrays.module_of(array).asarray(values)
+
+    def state_shares(self) -> list[Share]:
+        """What this rank writes into a checkpoint: of all ranks together, ``state()``, each
+        element once. By default 1/p of it; see shares.py for who does better. Every rank must
+        call it. The arrays may be those that training changes.
+        """
+        return equal_shares(self.state(), self.comm)
+
+    def own_shares(self, without: Collection[str] = ()) -> list[Share]:
+        """``state_shares()`` from this rank's own memory, without gathering."""
+        shards = self.optimizer_shards()
+        found = shard_shares(*self.which_replica(), shards, without)
+        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
+
+    def which_replica(self) -> tuple[int, int]:
+        """Which one of how many ranks this is that have what ``optimizer_shards`` lists, or a
+        shard of it."""
+        return self.comm.rank, self.comm.size
 
     def optimizer_state(self, kept: State) -> State:
         """The optimizer's state and steps, by serial names, on every rank.
@@ -309,7 +331,7 @@ class Method:
 
     def load_parameters(self, by_name: State) -> None:
         """Take this rank's part of all parameters and buffers."""
-        self.model.load({name: by_name[name] for name in own_names(self.model)})
+        self.model.load({name: np.asarray(by_name[name]) for name in own_names(self.model)})
 
     def load_optimizer(self, state: State) -> None:
         load_optimizer(self.comm, self.optimizer_shards(), state)

@@ -17,6 +17,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
 from minidist.parallel.shared_parameters import separate
+from minidist.parallel.shares import Share
 
 
 class Serial(Method):
@@ -50,6 +51,9 @@ class Serial(Method):
             first.accumulate(later.grad)
         self.update()
         return loss
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
 
     def arrays(self) -> dict[str, list[Array]]:
         arrays = super().arrays()

@@ -74,7 +74,14 @@ def run_lesson(name: str, folder: Path) -> str:
     return printed
 
 
-@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "10_parameter_server",
+        "11_pipelines",
+        pytest.param("12_when_things_break", marks=pytest.mark.long),
+    ],
+)
 def test_lesson_draws_its_picture(name, tmp_path):
     run_lesson(name, tmp_path)
 

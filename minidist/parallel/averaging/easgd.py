@@ -40,10 +40,12 @@ from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost
+from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
+from minidist.parallel.shares import Share
 from minidist.parallel.state import (
+    OptimizerShard,
     State,
     load_optimizer,
     mean_optimizer,
@@ -173,6 +175,13 @@ class ElasticAveraging(KeyRanges):
         centre += moves
 
     # Saving and loading: the workers' models and optimizers differ
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """A worker's, which steps its whole model."""
+        return Method.optimizer_shards(self) if self.works else []
+
+    def state_shares(self) -> list[Share]:
+        return Method.state_shares(self)
 
     def own_arrays(self) -> dict[str, Array]:
         return own_replica(self.model.flat.data, self.optimizer) if self.works else {}

@@ -50,6 +50,7 @@ from minidist.parallel.data_parallel.buckets import Buckets
 from minidist.parallel.gradient_sync import Sync, Work, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
+from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 
 
@@ -110,6 +111,9 @@ class DataParallel(Method):
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.sync.optimizer_shards()
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
 
     def own_arrays(self) -> dict[str, Array]:
         return self.sync.own_arrays()

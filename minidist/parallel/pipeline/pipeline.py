@@ -57,7 +57,15 @@ from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
-from minidist.parallel.state import State, load_optimizer, own_names, save_optimizer, under
+from minidist.parallel.shares import Share
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    load_optimizer,
+    own_names,
+    save_optimizer,
+    under,
+)
 from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms, own_optimizer
 
 
@@ -311,6 +319,23 @@ class Pipeline(Method):
             whole = self._from_all_stages(self._serial(under(prefix, mine)), self.whole)
             found |= {prefix + name: value for name, value in whole.items()}
         return found
+
+    def state_shares(self) -> list[Share]:
+        """This stage's part; what two stages share, the first of them writes.
+
+        A stage whose layers are cut too has only its whole state: that is gathered.
+        """
+        if self.tensor is not None:
+            return Method.state_shares(self)
+        earlier = self.layout.stage_models[: self.stage]
+        return self.own_shares(without={n for stage in earlier for n in stage.named_parameters()})
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        return self.sync.optimizer_shards()
+
+    def which_replica(self) -> tuple[int, int]:
+        """This copy of the pipeline among the copies."""
+        return self.replica, self.layout.replicas
 
     def load_parameters(self, by_name: State) -> None:
         if self.tensor is not None:

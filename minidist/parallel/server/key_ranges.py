@@ -37,7 +37,15 @@ from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.server.pushes import Pushes
 from minidist.parallel.server.roles import Servers, ServersAndWorkers
-from minidist.parallel.state import State, by_parameter, gather_own, under
+from minidist.parallel.shares import Share
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    by_parameter,
+    flat_part,
+    gather_own,
+    under,
+)
 
 
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
@@ -204,12 +212,26 @@ class KeyRanges(ServersAndWorkers):
             found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
         return found
 
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """This server's range of the keys; a rank that only works steps nothing."""
+        if not self.serves:
+            return []
+        named, slices = self.whole.named_parameters(), parameter_slices(self.whole)
+        own = self.data[self.owned]
+        return [OptimizerShard(named, slices, self.optimizer, self.part, own, self.keys)]
+
+    def which_replica(self) -> tuple[int, int]:
+        """This server among the servers."""
+        return (self.servers.index(self.comm.rank) if self.serves else 0), len(self.servers)
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
+
     def load_parameters(self, by_name: State) -> None:
-        flat = self.flatten(by_name)
         if self.serves:
-            self.data[self.owned] = flat[self.keys[self.servers.index(self.comm.rank)]]
+            self.data[self.owned] = self.flatten(by_name, self.own_keys)
         if self.works:
-            self.model.flat.data[...] = flat
+            self.model.flat.data[...] = self.flatten(by_name)
             for name, buffer in self.model.named_buffers().items():
                 buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
@@ -220,13 +242,18 @@ class KeyRanges(ServersAndWorkers):
         self.optimizer.steps = int(state["steps"])
         for slot, array in self.part.state.items():
             if state["steps"] > 0:
-                flat = self.flatten(under(f"optimizer/{slot}/", state))
-                array[...] = flat[self.keys[self.servers.index(self.comm.rank)]]
+                by_name = under(f"optimizer/{slot}/", state)
+                array[...] = self.flatten(by_name, self.own_keys)
 
-    def flatten(self, by_name: State) -> Array:
-        """All parameters' values one behind the other, as they lie in the flat array."""
-        named = [by_name[name].reshape(-1) for name in self.whole.named_parameters()]
-        return arrays.to_device(np.concatenate(named).astype(self.dtype, copy=False))
+    @property
+    def own_keys(self) -> slice:
+        """The keys of this rank's server."""
+        return self.keys[self.servers.index(self.comm.rank)]
+
+    def flatten(self, by_name: State, keys: slice | None = None) -> Array:
+        """The values of some keys, or all, as they lie in the flat array; reads no others."""
+        flat = flat_part(by_name, parameter_slices(self.whole), keys)
+        return arrays.to_device(flat.astype(self.dtype, copy=False))
 
     def own_arrays(self) -> dict[str, Array]:
         return self.pushes.remembered()

@@ -25,6 +25,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import Work
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
+from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 from minidist.parallel.zero.plan import Gathering, added, plan_slots
 from minidist.parallel.zero.stage1 import plan_numbers
@@ -127,6 +128,9 @@ class Zero3(Method):
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.gradients.optimizer_shards()
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
 
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
