@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 
@@ -33,12 +34,21 @@ from minidist.engine.mode import (
     no_grad,
     set_mode,
 )
-from minidist.engine.tape import Backward, Gradients, Into, Node, run_backward
+from minidist.engine.tape import (
+    Backward,
+    Gradients,
+    GradientShapeError,
+    Into,
+    Node,
+    run_backward,
+)
+from minidist.engine.versions import Version, owner_of, saved_versions
 from minidist.lazy import complete
 
 __all__ = [
     "Backward",
     "Deferred",
+    "GradientShapeError",
     "Gradients",
     "Into",
     "Mode",
@@ -60,6 +70,8 @@ class Tensor:
     Parameters: ``data``, anything ``numpy.asarray`` takes. Python numbers become the default
     dtype (float32) if they are floats; arrays keep their dtype and device and are not copied.
     With ``requires_grad=True``, ``backward()`` leaves a gradient of the same shape in ``grad``.
+    Do not write into ``data`` in place between a forward and its backward: ops keep their inputs,
+    not copies of them. (Parameters are watched, and so are indices: see versions.py.)
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -67,12 +79,13 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node")
+    __slots__ = ("__weakref__", "data", "grad", "node", "version")
     __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
 
     data: Array
     grad: Array | None
     node: Node | None
+    version: Version | None  # of a parameter's memory, and of a view of it: see versions.py
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
         if isinstance(data, Tensor):
@@ -86,6 +99,7 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
         self.grad = None
+        self.version = None
         self.node = Node((), None, self.data.shape, self) if requires_grad else None
 
     @staticmethod
@@ -95,7 +109,7 @@ class Tensor:
         if isinstance(data, np.generic):
             data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
-        out.grad = None
+        out.grad = out.version = None
         nodes = tuple([parent.node for parent in parents])
         mode = MODE.get()
         if mode.watchers:
@@ -107,7 +121,20 @@ class Tensor:
                 mode.meter.hold(out.node, backward)
         else:
             out.node = None
+        for parent in parents:
+            if parent.version is not None:
+                out._keep_version(parent, backward)
         return out
+
+    def _keep_version(self, parent: Tensor, backward: Backward) -> None:
+        """This was computed from tracked memory: a view of it is watched, and so is what is saved.
+
+        Without a node nothing is saved, but a later op may save the view.
+        """
+        if owner_of(self.data) is owner_of(parent.data):
+            self.version = parent.version
+        if self.node is not None and not self.node.saved:
+            self.node.saved = saved_versions(backward)
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 
@@ -226,6 +253,8 @@ class Tensor:
         """Add one use's gradient, an array or a callable that returns one, to a leaf's ``grad``."""
         if callable(grad):
             grad = grad()
+            if getattr(grad, "shape", ()) != self.data.shape:
+                raise GradientShapeError(getattr(grad, "shape", ()))
         total = self.grad
         if total is None:
             # A copy: an op may have handed this array to others too.
@@ -253,8 +282,12 @@ class Tensor:
         if self.node is not None and self.node.leaf is not None:
             return  # a leaf keeps its gradient anyway
 
+        myself = ref(self)  # weak: the node has the hook, and this tensor has the node
+
         def keep(grad: Array) -> None:
-            self.grad = grad if self.grad is None else self.grad + grad
+            tensor = myself()
+            if tensor is not None:
+                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
 
         self.register_hook(keep)
 

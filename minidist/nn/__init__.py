@@ -6,7 +6,7 @@ from minidist.nn.convolution import AddChannel, AvgPool2d, Conv2d, MaxPool2d
 from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
 from minidist.nn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from minidist.nn.module import Buffer, Flat, LayerCost, Module, Parameter, UninitialisedError
-from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm
+from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm, SyncBatchNorm
 
 __all__ = [
     "GELU",
@@ -36,6 +36,7 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SyncBatchNorm",
     "Tanh",
     "UninitialisedError",
 ]

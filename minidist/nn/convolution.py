@@ -53,14 +53,16 @@ class Conv2d(Module):
         outputs, *inner = self.weight.declared  # (o, c/groups, k, k)
         out = (shape[0], outputs, *_windows(shape, inner[-1], self.stride, self.padding))
         flops = 2 * int(np.prod(out)) * int(np.prod(inner))
+        trained = self.weight.requires_grad
+        later = trained or (self.bias is not None and self.bias.requires_grad)
         return LayerCost(
             out,
             flops,
             flops,
-            flops,
-            saves_input=True,
-            defers_input=True,
-            deferred_bytes=int(np.prod(out)) * itemsize,  # the gradient of the output
+            weight_flops=flops * trained,
+            saves_input=trained,
+            defers_input=trained,
+            deferred_bytes=int(np.prod(out)) * itemsize * later,  # the gradient of the output
         )
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, DType, fused, module_of
+from minidist.engine.versions import written
 from minidist.engine.tensor import Tensor
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer, Reduce
@@ -94,6 +95,7 @@ class MixedPrecision(Optimizer):
         self.state |= self.inner.state
         self.steps = self.inner.steps
         data[...] = self.state["master"]
+        written(data)
         self._good += 1
         if self._good == self.patience:
             self.scale *= 2

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, module_of
+from minidist.engine.versions import version_of, written
 
 LearningRate = float | Callable[[int], float]
 Reduce = Callable[[np.ndarray], object]  # sums a float64 host array over all shards, in place
@@ -89,6 +90,7 @@ class Optimizer:
         self.layout: Layout | None = None
         self._pieces: list[Piece] = []
         self._scratch: Array | None = None
+        self._stepped: dict[str, slice] | None = None  # the model's slices at the first step
 
     def __repr__(self) -> str:
         settings = {
@@ -131,6 +133,7 @@ class Optimizer:
                 *[self.state[name][part] for name in self.slots],
                 scratch,
             )
+        written(data)  # a backward that needs the old values must not run any more
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """The rule itself, in place, for one piece. Each optimizer defines it as
@@ -153,6 +156,14 @@ class Optimizer:
     def prepare(self, data: Array) -> None:
         """Allocate state at the first step; later, check that the array has the same length."""
         xp = module_of(data)
+        version = version_of(data)
+        if version is not None:
+            if self._stepped is not None and self._stepped != version.layout:
+                raise ValueError(
+                    "step: parameters were frozen or unfrozen since this optimizer's first step, "
+                    "and its state belongs to those before: make a new optimizer"
+                )
+            self._stepped = version.layout
         for name in self.slots:
             if name not in self.state:
                 self.state[name] = xp.zeros_like(data)

@@ -16,7 +16,12 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
 from minidist.parallel.shared_parameters import separate
 
 
@@ -67,7 +72,7 @@ class Serial(Method):
             messages=[0],
             nbytes=[0],
             peak_bytes={
-                "parameters": [n],
+                "parameters": [n + frozen_count(self.whole) * self.itemsize],
                 "gradients": [n + extra],
                 "optimizer": [len(self.optimizer.slots) * n],
                 "activations": [largest_saved(self.model, parts, self.itemsize, self.loss)],

@@ -28,14 +28,14 @@ def separate(model: Sequential) -> list[tuple[Parameter, Parameter]]:
         here: dict[int, Parameter] = {}
         for module in block.named_modules().values():
             for attribute, value in list(vars(module).items()):
-                if not isinstance(value, Parameter):
+                if not isinstance(value, Parameter) or not value.requires_grad:
                     continue
                 if id(value) not in seen:
                     here[id(value)] = value
                     continue
                 later = Parameter(value.declared, value.initialiser, value.name)
-                later.data, later.grad = value.data, module_of(value.grad).zeros_like(value.grad)
-                setattr(module, attribute, later)
+                later.attach(value.data, module_of(value.grad).zeros_like(value.grad))
+                vars(module)[attribute] = later  # Module refuses an assignment now
                 pairs.append((value, later))
         seen |= here
     return pairs
@@ -51,7 +51,7 @@ def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
     """Parameters that several parts share, by name: in which parts each is."""
     holders: dict[str, list[int]] = {}
     for index, part in enumerate(parts):
-        for name in part.named_parameters():
+        for name in part.trained():
             holders.setdefault(name, []).append(index)
     return {name: where for name, where in holders.items() if len(where) > 1}
 
@@ -60,6 +60,6 @@ def shared_by_blocks(model: Sequential) -> list[str]:
     """The parameters that several blocks of a declared model share, by name."""
     uses: dict[int, int] = {}
     for block in model.blocks.values():
-        for parameter in block.parameters():
+        for parameter in block.trained().values():
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    return [name for name, p in model.named_parameters().items() if uses[id(p)] > 1]
+    return [name for name, p in model.trained().items() if uses[id(p)] > 1]

@@ -64,7 +64,9 @@ class OptimizerShard:
 
     def cut(self, comm: Comm, by_name: State) -> Array:
         """This rank's shard of what ``gather`` gave, from its pieces."""
-        flat = np.concatenate([by_name[name].reshape(-1) for name in self.slices])
+        # A stage of a pipeline may have nothing to train: then there is nothing to put together.
+        pieces = [by_name[name].reshape(-1) for name in self.slices]
+        flat = np.concatenate(pieces) if pieces else np.empty(0)
         own = flat if self.shards is None else flat[self.shards[comm.rank]]
         return arrays.module_of(self.data).asarray(own.astype(self.data.dtype, copy=False))
 
@@ -101,7 +103,7 @@ def check_names(state: State, model: Module, optimizer: Optimizer) -> None:
     """Raise KeyError if the state is of another model or another optimizer."""
     expected = {f"parameters/{name}" for name in own_names(model)} | {"steps"}
     if "steps" in state and state["steps"] > 0:
-        for name in model.named_parameters():
+        for name in model.trained():
             expected |= {f"optimizer/{slot}/{name}" for slot in optimizer.slots}
     found = {name for name in state if not name.startswith("rank ")}
     if different := sorted(expected ^ found):

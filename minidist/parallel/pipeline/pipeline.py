@@ -191,11 +191,25 @@ class Pipeline(Method):
             )
             central.broadcast(self.pipe, data, root=rank)
             start = 0
-            for name, parameter in stage.named_parameters().items():
+            for name, parameter in stage.trained().items():
                 part = data[start : start + parameter.size]
                 found[name] = arrays.to_host(part).reshape(parameter.declared)
                 start += parameter.size
-        return {name: found[name] for name in self.whole.named_parameters()}
+        return self.in_order(found)
+
+    def frozen(self) -> dict[str, np.ndarray]:
+        """Every stage tells all others its own."""
+        found: dict[str, np.ndarray] = {}
+        for stage, model in enumerate(self.layout.stage_models):
+            for name, parameter in model.frozen().items():
+                values = (
+                    arrays.to_host(parameter.data).copy()
+                    if stage == self.stage
+                    else np.empty(parameter.declared, self.model.flat.data.dtype)
+                )
+                central.broadcast(self.pipe, values, root=stage)
+                found[name] = values
+        return found
 
     def buffers(self) -> dict[str, np.ndarray]:
         """Every stage's buffers, of the first copy of the pipeline."""

@@ -20,7 +20,7 @@ from minidist.data.batches import Batch
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import LayerCost, Module, Shape
-from minidist.parallel.model_costs import saved_bytes, training_flops
+from minidist.parallel.model_costs import first_recorded, saved_bytes, training_flops
 from minidist.parallel.pipeline.pricing import Memory
 
 Bounds = list[tuple[int, int]]
@@ -129,8 +129,14 @@ def part_cost(
     output = costs[-1].shape if costs else shape
     forward, backward = training_flops(part, shape, input_grad=not first)
     weight = sum(cost.weight_flops for cost in costs)
-    saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
-    highest, kept = _walk_back(costs, shape, itemsize, loss)
+    saved = saved_bytes(part, shape, itemsize, loss, not first) if costs or loss else 0
+    skip = first_recorded(part, not first)
+    highest, kept = _walk_back(
+        costs[skip:],
+        costs[skip - 1].shape if skip else shape,
+        itemsize,
+        None if skip and skip == len(costs) else loss,
+    )
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize

@@ -53,6 +53,7 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
+from minidist.engine.versions import written
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import global_norm
@@ -86,6 +87,7 @@ class Sharded(GradientSync):
         self.step_shards()
         for unit in self.units:
             ring.all_gather(self.comm, unit.data, unit.shards)
+            written(unit.data)
 
     def clip(self, limit: float | None) -> None:
         """Scale by the norm of the whole gradient, of which each rank has parts."""
@@ -186,7 +188,7 @@ class ReduceScatter(Sharded):
         shards = ring.chunks(flat.size, self.comm.size)
         own = shards[self.comm.rank]
         self.optimizer.bind(flat.slices, start=own.start, reduce=self.sum_numbers)
-        named = self.model.named_parameters()
+        named = self.model.trained()
         shard, grad = flat.data[own], flat.grad[own]
         self.units = [
             Unit(named, flat.slices, shards, own, self.optimizer, shard, grad, flat.data, flat.grad)

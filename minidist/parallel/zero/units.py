@@ -54,7 +54,7 @@ class Unit:
         """Make every parameter's ``data`` or ``grad`` a view of ``memory``."""
         for name, parameter in self.parameters.items():
             view = memory[self.slices[name]].reshape(parameter.declared)
-            setattr(parameter, attribute, view)
+            parameter.attach(**{attribute: view})
 
     def optimizer_shard(self) -> OptimizerShard:
         return OptimizerShard(self.parameters, self.slices, self.optimizer, self.shard, self.shards)
@@ -80,7 +80,7 @@ def cut_blocks(model: Sequential, apart: Collection[str]) -> tuple[list[Slices],
     for number, (name, block) in enumerate(model.blocks.items()):
         named = {
             n: p
-            for n, p in block.named_parameters(f"{name}.").items()
+            for n, p in block.trained(f"{name}.").items()
             if n not in apart and id(p) not in seen
         }
         seen |= {id(p) for p in named.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minidist.engine.versions import ChangedError
 from minidist import LocalWorld, Machine, launch
 from minidist.data import Batches, fashion_mnist
 from minidist.models import gpt, mlp
@@ -165,7 +166,8 @@ def test_mutant_is_rejected(mutant, monkeypatch):
         check_pipedream(comm, 4)
         check_predictions(comm, "pipeline/pipedream", Setting())
 
-    with pytest.raises(AssertionError):
+    # Without stashing the tape itself sees that its weights were written.
+    with pytest.raises((AssertionError, ChangedError)):
         launch(checks, 3, LocalWorld())
 
 
