@@ -16,7 +16,7 @@ minidist/__init__.py. So whoever imports ``Tensor``, by any path, gets it with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -61,6 +61,7 @@ __all__ = [
     "no_grad",
     "recording",
     "set_mode",
+    "tensor",
 ]
 
 
@@ -210,14 +211,44 @@ class Tensor:
             "ops.where, or tensor.data[index] = value if no backward needs them"
         )
 
+    # As NumPy has them: a tensor of one element is a number, and others are refused.
+
     def __len__(self) -> int:
-        return len(self.data)
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.data.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[index] for index in range(len(self)))
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._number("float"))
+
+    def __int__(self) -> int:
+        return int(self._number("int"))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number("round"), digits)
 
     def __bool__(self) -> bool:
-        return bool(self.data)
+        if self.size != 1:
+            raise ValueError(
+                f"the truth value of a tensor of shape {self.shape} is ambiguous: reduce it first, "
+                "for example with .data.all()"
+            )
+        return bool(self._number("bool"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._number("format") if spec else str(self), spec)
+
+    def _number(self, what: str) -> Any:
+        if self.size != 1:
+            raise TypeError(
+                f"{what}() is for a tensor of one element, and this one has shape {self.shape}"
+            )
+        return self.item()
 
     def __repr__(self) -> str:
         body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
@@ -290,6 +321,17 @@ class Tensor:
                 tensor.grad = grad if tensor.grad is None else tensor.grad + grad
 
         self.register_hook(keep)
+
+
+def tensor(data: Any, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of a *copy* of ``data``: as PyTorch's function, where ``Tensor`` shares an array.
+
+    >>> tensor([1.0, 2.0]) + 1
+    Tensor([2., 3.], dtype=float32)
+    """
+    if isinstance(data, Tensor):
+        data = data.data
+    return Tensor(data.copy() if hasattr(data, "dtype") else data, requires_grad, dtype)
 
 
 def as_tensor(x: Any) -> Tensor:

@@ -123,13 +123,13 @@ def layers(model: Module, x: Any) -> list[Row]:
     rows, enclosing = list[Row](), list[Row]()
 
     def watched(name: str, module: Module) -> Callable[..., Tensor]:
-        def forward(*inputs: Any) -> Tensor:
+        def forward(*inputs: Any, **options: Any) -> Tensor:
             size = sum(p.size for p in module.parameters())
             row = Row("  " * len(enclosing) + name, type(module).__name__, size, LayerCost(()), 0)
             rows.append(row)
             enclosing.append(row)
             flops, saved = work.flops, meter.bytes
-            y = type(module).forward(module, *inputs)
+            y = type(module).forward(module, *inputs, **options)
             row.cost = LayerCost(y.shape, work.flops - flops)
             row.saved_bytes = meter.bytes - saved
             enclosing.pop()

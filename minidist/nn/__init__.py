@@ -2,7 +2,7 @@
 
 from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
 from minidist.nn.attention import CausalSelfAttention, KeyValueCache
-from minidist.nn.convolution import AddChannel, AvgPool2d, Conv2d, MaxPool2d
+from minidist.nn.convolution import AddChannel, AvgPool2d, Conv1d, Conv2d, MaxPool2d
 from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
 from minidist.nn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from minidist.nn.module import Buffer, Flat, LayerCost, Module, Parameter, UninitialisedError
@@ -16,6 +16,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Buffer",
     "CausalSelfAttention",
+    "Conv1d",
     "Conv2d",
     "CrossEntropy",
     "Dropout",

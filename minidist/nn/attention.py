@@ -67,13 +67,17 @@ class CausalSelfAttention(Module):
         self.qkv = Linear(width, packed, bias, initialiser)
         self.out = Linear(width, width, bias, out_initialiser or initialiser)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        if cache is not None:
-            return self._cached(x, cache)
-        qkv = self.qkv(x)
-        return self.out(ops.self_attention(qkv, self.heads, self.groups, self.rotary_base))
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Any = None) -> Tensor:
+        """``mask`` broadcasts to (batch, heads, length, keys): see ``ops.attention``.
 
-    def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        To leave out padding, pass (batch, 1, 1, keys) booleans, true for the keys that count.
+        """
+        if cache is not None:
+            return self._cached(x, cache, mask)
+        qkv = self.qkv(x)
+        return self.out(ops.self_attention(qkv, self.heads, self.groups, self.rotary_base, mask))
+
+    def _cached(self, x: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
         """The positions of x follow those in the cache, and are added to it."""
         batch, length, width = x.shape
         parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
@@ -83,7 +87,8 @@ class CausalSelfAttention(Module):
             q = ops.rotary(q, self.rotary_base, len(cache))
             k = ops.rotary(k, self.rotary_base, len(cache))
         cache.extend(x.xp, k.data, v.data)
-        out = ops.attention(q, Tensor(cache.keys), Tensor(cache.values))  # (b, h, l, d)
+        keys, values = Tensor(cache.keys), Tensor(cache.values)
+        out = ops.attention(q, keys, values, mask=mask)  # (b, h, l, d)
         return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:

@@ -113,7 +113,7 @@ class Blocks(dict[str, Module]):
                     "in the model's flat array, and others would not. Declare a new Sequential, "
                     "init it, and load(..., partial=True) the values that it should take over"
                 )
-            return getattr(super(Blocks, self), name)(*given)
+            return getattr(super(), name)(*given)
 
         return method
 

@@ -55,11 +55,11 @@ class Module:
     training: bool = True
     fixed: bool = False  # in a model that was initialised: its parts cannot be exchanged
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        return self.forward(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.forward(*inputs, **options)
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """Named parameters and modules directly inside this one, in order of declaration."""

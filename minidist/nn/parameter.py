@@ -26,7 +26,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array, DType
 from minidist.engine.tape import GradientShapeError, Into, Node
 from minidist.engine.tensor import Tensor
-from minidist.engine.versions import track, version_of, written
+from minidist.engine.versions import Version, track, version_of, written
 
 Shape = tuple[int, ...]
 Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -274,6 +274,7 @@ class Flat:
         self.xp = arrays.module(device) if device is None or isinstance(device, str) else device
         self.named = dict(parameters)
         self.dtype = np.dtype(dtype)
+        self.versions: tuple[Version, ...] = ()
         for parameter in parameters.values():
             parameter.home = ref(self)
         self._allocate()
@@ -307,7 +308,7 @@ class Flat:
         """Store the trained parameters in this array from now on, whatever it contains."""
         self.data_and_loss = data_and_loss
         self._data: Array = data_and_loss[:-1]
-        self.versions = (track(data_and_loss, self.slices), *getattr(self, "versions", ())[1:])
+        self.versions = (track(data_and_loss, self.slices), *self.versions[1:])
         for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
             parameter.attach(self._data[part].reshape(parameter.declared))
 

@@ -34,7 +34,7 @@ from minidist.ops.compare import (
     less_equal,
     not_equal,
 )
-from minidist.ops.convolution import conv2d
+from minidist.ops.convolution import conv1d, conv2d
 from minidist.ops.dropout import dropout
 from minidist.ops.einsum import einsum
 from minidist.ops.elementwise import (
@@ -135,6 +135,7 @@ __all__ = [
     "broadcast_to",
     "clip",
     "concatenate",
+    "conv1d",
     "conv2d",
     "copy",
     "cos",

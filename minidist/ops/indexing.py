@@ -32,7 +32,9 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     )
     shape, xp = x.data.shape, x.xp
     if not plain and recording(x):  # a copy of index arrays: the caller may fill them again
-        index = tuple(_copied(part) for part in parts) if isinstance(index, tuple) else _copied(index)
+        index = (
+            tuple(_copied(part) for part in parts) if isinstance(index, tuple) else _copied(index)
+        )
     try:
         y = x.data[index]
     except IndexError as error:

@@ -95,7 +95,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flops = 2 * count * inputs * outputs
     work.flops += flops
     matrix = weight.data if x.node is not None else None  # for the gradient of x
-    kept = rows if weight.node is not None else None  # for the gradient of the weight
+    kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
     def backward(grad: Array) -> Any:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, DType, fused, module_of
-from minidist.engine.versions import written
 from minidist.engine.tensor import Tensor
+from minidist.engine.versions import written
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer, Reduce
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.nn.layers import Sequential
 from minidist.nn.cost import in_a_row as in_a_row_of
+from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.nn.parameter import in_a_row
 
@@ -29,7 +29,7 @@ def frozen_count(model: Module) -> int:
 
 
 def parameter_slices(model: Module) -> dict[str, slice]:
-    """Where each trained parameter of a declared model lies in the flat array, once there is one."""
+    """Where each trained parameter of a declared model will lie in the flat array."""
     return in_a_row(model.trained())[0]
 
 

@@ -117,7 +117,7 @@ def test_before_init_everything_can_be_exchanged():
         nn.Linear(2, 2).weight.data = np.ones((2, 2))
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_is_as_strict_and_keeps_what_is_frozen(twin):
     model = twin(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).freeze("0.*").init(0))
     assert list(model.flat.slices) == ["1.weight", "1.bias"]

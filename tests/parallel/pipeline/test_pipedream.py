@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minidist.engine.versions import ChangedError
 from minidist import LocalWorld, Machine, launch
 from minidist.data import Batches, fashion_mnist
+from minidist.engine.versions import ChangedError
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
