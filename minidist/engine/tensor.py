@@ -251,7 +251,9 @@ class Tensor:
         return self.item()
 
     def __repr__(self) -> str:
-        body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
+        body = repr(self.data)
+        if arrays.has_numbers(self.data):
+            body = np.array2string(self.numpy(), separator=", ", prefix="Tensor(")
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({body}, dtype={self.dtype}{grad})"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -206,13 +207,11 @@ class Module:
                     "load(..., partial=True) the values under the names that they have here"
                 )
         vars(self)["flat"] = Flat(named, kind, device)
+        xp = arrays.module(device)
         for name, parameter in named.items():
             parameter.name = name
-            values = parameter.initialiser(generator(seed, "init", name), parameter.declared)
-            parameter.data[...] = arrays.to_device(
-                values.astype(self.flat.data.dtype, copy=False), device
-            )
-        xp = arrays.module(device)
+            draw = partial(_drawn, parameter, seed)
+            parameter.data[...] = arrays.made(draw, parameter.declared, kind, xp)
         for buffer in self.named_buffers().values():
             buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
         for path, module in self.named_modules().items():
@@ -314,3 +313,9 @@ def _has_parts(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(isinstance(item, (Parameter, Module)) for item in value)
     return isinstance(value, (Parameter, Module))
+
+
+def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
+    """A parameter's initial values, keyed by (seed, full name)."""
+    draw = generator(seed, "init", parameter.name)
+    return parameter.initialiser(draw, parameter.declared)

@@ -13,9 +13,9 @@ import numpy as np
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.cost import in_a_row as in_a_row_of
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.nn.parameter import in_a_row
+from minidist.parallel.blocks import blocks_of, costs_of
 
 
 def parameter_count(model: Module) -> int:
@@ -33,11 +33,11 @@ def parameter_slices(model: Module) -> dict[str, slice]:
     return in_a_row(model.trained())[0]
 
 
-def first_recorded(model: Sequential, input_grad: bool) -> int:
+def first_recorded(model: Module, input_grad: bool) -> int:
     """How many blocks leave nothing on the tape: frozen ones, before the first that is trained."""
     if input_grad or not model.frozen():
         return 0
-    trained = [wants_gradient(block) for block in model.blocks.values()]
+    trained = [wants_gradient(block) for block in blocks_of(model).values()]
     return trained.index(True) if True in trained else len(trained)
 
 
@@ -46,13 +46,13 @@ def wants_gradient(block: Module) -> bool:
     return bool(block.trained())
 
 
-def training_flops(model: Sequential, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
+def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
     """FLOPs of (forward, backward) on an input of ``shape``.
 
     A block computes its input's gradient only if something before it wants one.
     """
     forward = backward = 0
-    for block, cost in zip(model.blocks.values(), model.costs(shape), strict=True):
+    for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
         forward += cost.flops
         backward += cost.weight_flops + (cost.input_flops if input_grad else 0)
         input_grad = input_grad or wants_gradient(block)
@@ -60,14 +60,14 @@ def training_flops(model: Sequential, shape: Shape, input_grad: bool = False) ->
 
 
 def saved_bytes(
-    model: Sequential, shape: Shape, itemsize: int, loss: Module | None, input_grad: bool = False
+    model: Module, shape: Shape, itemsize: int, loss: Module | None, input_grad: bool = False
 ) -> int:
     """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
 
     ``loss`` is there if this part of the model ends in it. Blocks before the first one with
     something to train save nothing, unless the input wants a gradient (``input_grad``).
     """
-    costs = model.costs(shape, itemsize)
+    costs = costs_of(model, shape, itemsize)
     first = first_recorded(model, input_grad)
     if first and first == len(costs):
         return 0  # nothing to train
@@ -87,15 +87,13 @@ def shape_of(batch: Batch) -> Shape:
     return (len(batch), *batch.dataset.input_shape)
 
 
-def training_seconds(
-    model: Sequential, batches: Sequence[Batch], machine: Machine, rank: int
-) -> float:
+def training_seconds(model: Module, batches: Sequence[Batch], machine: Machine, rank: int) -> float:
     """Seconds that ``rank`` computes, forward and backward, on each of these batches in turn."""
     return sum(
         machine.compute(sum(training_flops(model, shape_of(batch))), rank) for batch in batches
     )
 
 
-def largest_saved(model: Sequential, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
+def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
     """Bytes of activations at the highest, if these batches go forward and backward in turn."""
     return max(saved_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)
