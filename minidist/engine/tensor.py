@@ -42,7 +42,7 @@ from minidist.engine.tape import (
     Node,
     run_backward,
 )
-from minidist.engine.versions import Version, owner_of, saved_versions
+from minidist.engine.versions import Version, keeps, owner_of
 from minidist.lazy import complete
 
 __all__ = [
@@ -124,18 +124,25 @@ class Tensor:
             out.node = None
         for parent in parents:
             if parent.version is not None:
-                out._keep_version(parent, backward)
+                out._keep_versions(parents, backward)
+                break
         return out
 
-    def _keep_version(self, parent: Tensor, backward: Backward) -> None:
+    def _keep_versions(self, parents: tuple[Tensor, ...], backward: Backward) -> None:
         """This was computed from tracked memory: a view of it is watched, and so is what is saved.
 
         Without a node nothing is saved, but a later op may save the view.
         """
-        if owner_of(self.data) is owner_of(parent.data):
-            self.version = parent.version
-        if self.node is not None and not self.node.saved:
-            self.node.saved = saved_versions(backward)
+        found: list[Version] = []
+        for parent in parents:
+            version = parent.version
+            if version is None or version in found:
+                continue
+            found.append(version)
+            if self.data.base is not None and owner_of(self.data) is version.owner:
+                self.version = version
+            if self.node is not None and keeps(backward, version):
+                self.node.saved += ((version, version.count),)
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 

@@ -6,16 +6,17 @@ gradient of nothing. So memory that is written as a whole, a model's flat array,
 
     version = track(flat)        a counter, found again by any view of the array
     written(flat[3:7])           whoever writes into the array adds 1
-    saved_versions(backward)     the versions of what an op keeps, and their counts now
+    keeps(backward, version)     whether an op's backward keeps some of that memory
 
-The op's node remembers the counts, and the backward compares: see tape.py. Only tracked memory is
-watched. Whoever writes into other arrays in place, such as ``tensor.data`` of an input, does it
+Then the op's node remembers the count, and the backward compares: see tape.py. Only tracked memory
+is watched. Whoever writes into other arrays in place, such as ``tensor.data`` of an input, does it
 before the forward or after the backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import FunctionType, ModuleType, NoneType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,21 +30,23 @@ class ChangedError(RuntimeError):
 class Version:
     """How often an array has been written. ``layout`` is whatever its user wants to find again."""
 
-    __slots__ = ("__weakref__", "count", "layout")
+    __slots__ = ("__weakref__", "count", "layout", "owner")
 
-    def __init__(self, layout: Any = None) -> None:
+    def __init__(self, owner: Array, layout: Any = None) -> None:
+        self.owner = owner
         self.count = 0
         self.layout = layout
 
 
-# By the id of the array that owns the memory. Whoever tracks an array keeps both alive, so that an
-# id in use is never another array's.
+# By the id of the array that owns the memory, which the version keeps alive: so an id in use is
+# never another array's.
 _versions: WeakValueDictionary[int, Version] = WeakValueDictionary()
 
 
 def track(array: Array, layout: Any = None) -> Version:
     """A new version for the memory of ``array``: keep it as long as the array."""
-    version = _versions[id(owner_of(array))] = Version(layout)
+    owner = owner_of(array)
+    version = _versions[id(owner)] = Version(owner, layout)
     return version
 
 
@@ -59,16 +62,42 @@ def written(array: Array) -> None:
         version.count += 1
 
 
-def saved_versions(function: Any) -> tuple[tuple[Version, int], ...]:
-    """The version of each tracked array that a backward keeps, with its count now."""
-    found = {version_of(array) for array in arrays_in(function)}
-    return tuple((version, version.count) for version in found if version is not None)
+def keeps(function: Any, version: Version) -> bool:
+    """Whether a closure, or one inside it, refers to memory of this version.
+
+    Called for every op that uses a parameter, so it looks at few kinds of things.
+    """
+    owner = version.owner
+    kind = type(owner)
+    stack = [function]
+    while stack:
+        for cell in stack.pop().__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # named in the closure, and without a value yet
+                continue
+            found = type(value)
+            if found is kind:
+                if value is owner or owner_of(value) is owner:
+                    return True
+            elif found is FunctionType:
+                stack.append(value)
+            elif found not in _NO_ARRAYS:
+                for one in value if found in (tuple, list) else (value,):
+                    array = one.data if hasattr(one, "node") else one  # a tensor has both
+                    if type(array) is kind and owner_of(array) is owner:
+                        return True
+    return False
+
+
+_NO_ARRAYS = frozenset((bool, int, float, str, NoneType, ModuleType, type))
 
 
 def owner_of(array: Array) -> Array:
     """The array that owns the memory of ``array``: itself if it is not a view."""
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
-        array = array.base
+    base = getattr(array, "base", None)
+    while base is not None and hasattr(base, "nbytes"):
+        array, base = base, getattr(base, "base", None)
     return array
 
 
@@ -88,13 +117,4 @@ def arrays_in(function: Any) -> Iterator[Array]:
         elif hasattr(value, "write"):  # an Into
             stack.append(value.write)
         elif getattr(value, "__closure__", None):
-            stack.extend(cell.cell_contents for cell in value.__closure__ if not _empty(cell))
-
-
-def _empty(cell: Any) -> bool:
-    """Whether a closure names a variable that has no value yet."""
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return True
-    return False
+            stack.extend(cell.cell_contents for cell in value.__closure__)

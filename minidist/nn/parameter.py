@@ -36,6 +36,11 @@ class UninitialisedError(RuntimeError):
     """A layer was used before ``init(seed)`` gave its parameters memory and values."""
 
 
+# The two slots of a tensor: how to read them, and how to change the memory without a copy.
+_GET = {name: Tensor.__dict__[name].__get__ for name in ("data", "grad")}
+_SET = {name: Tensor.__dict__[name].__set__ for name in ("data", "grad")}
+
+
 class Parameter(Tensor):
     """A tensor that is trained: declared with a shape, allocated by ``Module.init``.
 
@@ -100,6 +105,9 @@ class Parameter(Tensor):
     def size(self) -> int:
         return int(np.prod(self.declared))
 
+    data = property(_GET["data"], lambda self, value: self._assign("data", value))
+    grad = property(_GET["grad"], lambda self, value: self._assign("grad", value))
+
     @property
     def initialised(self) -> bool:
         return self.version is not None or _has_data(self)
@@ -118,12 +126,6 @@ class Parameter(Tensor):
                 _SET[name](self, array)
         if data is not None:
             self.version = version_of(data)
-
-    def __setattr__(self, attribute: str, value: Any) -> None:
-        if attribute == "data" or attribute == "grad":
-            self._assign(attribute, value)
-        else:
-            super().__setattr__(attribute, value)
 
     def _assign(self, attribute: str, value: Any) -> None:
         """Copy ``value`` into the memory of ``data`` or ``grad``."""
@@ -176,16 +178,18 @@ class Parameter(Tensor):
         total = self.grad
         if total is None:  # frozen since the forward
             return
-        if self.fresh and type(grad) is Into:
+        fresh = self.fresh
+        if fresh and type(grad) is Into:
             grad = grad.write(total)
         elif callable(grad):
             grad = grad()
-        if getattr(grad, "shape", ()) != self.declared:
-            raise GradientShapeError(getattr(grad, "shape", ()))
-        if not self.fresh:
-            total += grad
-        elif grad is not total:
-            total[...] = grad
+        if grad is not total:
+            if getattr(grad, "shape", ()) != self.declared:
+                raise GradientShapeError(getattr(grad, "shape", ()))
+            if fresh:
+                total[...] = grad
+            else:
+                total += grad
         self.fresh = False
 
     def ready(self) -> None:
@@ -194,9 +198,6 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.declared})"
-
-
-_SET = {name: Tensor.__dict__[name].__set__ for name in ("data", "grad")}  # without a copy
 
 
 def _has_data(parameter: Parameter) -> bool:

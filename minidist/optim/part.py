@@ -59,6 +59,8 @@ class Part:
         version = version_of(data)
         if version is None:
             return
+        if self.stepped is version.layout:
+            return
         if self.stepped is not None and self.stepped != version.layout:
             raise ValueError(
                 "step: parameters were frozen or unfrozen since this optimizer's first step, and "

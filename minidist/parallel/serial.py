@@ -49,7 +49,7 @@ class Serial(Method):
     def step(self, batch: Batch) -> float:
         self.model.zero_grad()
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         loss = self.accumulate(batch)
         for first, later in self.separated:
             first.accumulate(later.grad)

@@ -174,7 +174,7 @@ class Pipeline(Method):
     def step(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         self.sync.begin(batch.step)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
