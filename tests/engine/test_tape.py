@@ -92,6 +92,15 @@ def hooks():
     return weakref.ref(y), x
 
 
+def a_hook_that_refers_to_its_tensor():
+    """A circle of the user's, which ends with the backward."""
+    x = Tensor(np.zeros(1000), requires_grad=True)
+    y = x * 2.0
+    y.register_hook(lambda grad: grad + y.data)
+    y.sum().backward()
+    return weakref.ref(y), x
+
+
 def retained_without_backward():
     x = Tensor(np.zeros(1000), requires_grad=True)
     y = x * 2.0
@@ -123,7 +132,7 @@ def deferred():
     return weakref.ref(model.blocks["0"].weight), None
 
 
-MAKERS = [leaf, op, forward_alone, hooks, retained_without_backward, parameters, recomputed,
+MAKERS = [leaf, op, forward_alone, hooks, a_hook_that_refers_to_its_tensor, retained_without_backward, parameters, recomputed,
           deferred]  # fmt: skip
 
 

@@ -159,6 +159,16 @@ def test_frozen_parameters_have_no_gradient_and_never_change(when, how):
     np.testing.assert_array_equal(model.blocks["0"].weight.data, start["0.weight"] + 1)
 
 
+def test_freezing_keeps_the_gradients_of_the_others():
+    model = made()
+    model.zero_grad()
+    model(X).sum().backward()
+    before = model.blocks["2"].weight.grad.copy()
+    model.freeze("0.*")
+    np.testing.assert_array_equal(model.blocks["2"].weight.grad, before)
+    assert before.any() and one(model)[1] == [True, True]
+
+
 def test_no_gradient_of_a_frozen_weight_is_computed():
     from minidist.engine.array import work
 
