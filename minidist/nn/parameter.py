@@ -256,13 +256,14 @@ def _restored(
 class Buffer:
     """An array that belongs to a layer but is not trained, such as batch norm's running mean.
 
-    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. ``state`` and
-    ``load`` include it.
+    Declared with a shape and one value; ``Module.init`` allocates it as ``data``, in ``dtype`` or,
+    without one, in the dtype of the parameters. ``state`` and ``load`` include it.
     """
 
-    def __init__(self, shape: Shape, value: float) -> None:
+    def __init__(self, shape: Shape, value: float, dtype: DType | None = None) -> None:
         self.declared = shape
         self.value = value
+        self.dtype = None if dtype is None else np.dtype(dtype)
         self.data: Array = None
 
 
@@ -326,6 +327,11 @@ class Flat:
         self._grad: Array = grad_and_loss[:-1]
         for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
             parameter.attach(grad=self._grad[part].reshape(parameter.declared))
+
+    def release(self) -> None:
+        """Keep no trained values here: the parameters have been attached to other memory."""
+        self.data_and_loss = self.xp.empty(0, self.dtype)
+        self._data = self.data_and_loss
 
     def written(self) -> None:
         """Say that ``data`` has been written: a backward that needs the old values must not run."""

@@ -132,8 +132,8 @@ def deferred():
     return weakref.ref(model.blocks["0"].weight), None
 
 
-MAKERS = [leaf, op, forward_alone, hooks, a_hook_that_refers_to_its_tensor, retained_without_backward, parameters, recomputed,
-          deferred]  # fmt: skip
+MAKERS = [leaf, op, forward_alone, hooks, a_hook_that_refers_to_its_tensor,
+          retained_without_backward, parameters, recomputed, deferred]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
