@@ -94,7 +94,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
-    matrix = weight.data if x.node is not None else None  # for the gradient of x
+    matrix, wants_input_grad = weight.data, x.node is not None
     kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
@@ -108,7 +108,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return out
 
         grad_x = None
-        if matrix is not None:
+        if wants_input_grad:
             work.flops += flops
             grad_x = xp.empty((len(grad), inputs), grad.dtype)
             product(xp, grad, matrix.T, grad_x)  # (n, o) @ (o, i) -> (n, i)

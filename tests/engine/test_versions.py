@@ -87,16 +87,6 @@ def test_every_op_that_keeps_a_parameter_is_watched(op):
         y.backward()
 
 
-def test_what_needs_no_parameter_may_come_later():
-    """PyTorch's rule too: only what a backward reads is watched."""
-    model = nn.Linear(4, 2).init(0)
-    model.zero_grad()
-    loss = ops.add(model(X), model.bias).sum()  # the input has no gradient: no weight is read
-    SGD(0.1).step(model.flat.data, model.flat.grad)
-    loss.backward()
-    np.testing.assert_allclose(model.weight.grad, X.T @ np.ones((3, 2)))
-
-
 def test_tied_tables_are_watched_through_every_use():
     model = gpt(vocabulary=7, context=4, width=8, heads=2, layers=1).init(0)
     tokens = np.array([[0, 1, 2, 3]])
