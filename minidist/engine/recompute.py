@@ -7,8 +7,9 @@ this time with a tape, and goes back through that. A model of n blocks then keep
 inside of *one* block at a time, for one more forward in time: about a third more.
 Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
 
-The second forward must compute what the first did: dropout's masks are keyed by (seed, step,
-name), so they do. Batch norm in training would update its running averages twice.
+The second forward must compute what the first did. Dropout's masks do: they are keyed by (seed,
+step, name). Batch norm's running averages are updated by the first forward alone. Parameters that
+have been written in between (by an optimizer step) are an error: see versions.py.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from minidist.engine.array import Array
+from minidist.engine.mode import keep_buffers, watch
 from minidist.engine.seeds import current_draws, draws
+from minidist.engine.tape import Backward, Gradients, Node
 from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
+from minidist.engine.versions import Version
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -35,7 +39,8 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
             "checkpoint: no input requires gradients, so the backward would never come here: "
             "leave the first block out, or make its input Tensor(x, requires_grad=True)"
         )
-    with no_grad():
+    used = Used()
+    with no_grad(), watch(used):
         y = function(*tensors)
     keyed = current_draws()
     held = [(tensor.data, tensor.requires_grad) for tensor in tensors]
@@ -43,9 +48,27 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     def backward(grad: Array) -> list[Array | None]:
         again = [Tensor(data, requires_grad=wanted) for data, wanted in held]
         same_draws = nullcontext() if keyed is None else draws(*keyed)
-        with enable_grad(), same_draws:
+        with enable_grad(), same_draws, keep_buffers():
             result = function(*again)
         result.backward(grad)
         return [tensor.grad for tensor in again]
 
-    return Tensor.of(y.data, tuple(tensors), backward)
+    out = Tensor.of(y.data, tuple(tensors), backward)
+    if out.node is not None:
+        out.node.saved = tuple(used.versions.items())
+    return out
+
+
+class Used:
+    """A watcher that notes the versions of the parameters that a forward uses."""
+
+    def __init__(self) -> None:
+        self.versions: dict[Version, int] = {}
+
+    def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
+        for parent in parents:
+            if parent.version is not None:
+                self.versions.setdefault(parent.version, parent.version.count)
+
+    def after_backward(self, node: Node, grad: Array, parts: Gradients) -> Gradients:
+        return parts

@@ -48,7 +48,7 @@ from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.model_costs import frozen_count, parameter_count
 from minidist.parallel.state import OptimizerShard, State
 
 
@@ -72,8 +72,13 @@ class Replicas:
 
     @property
     def nbytes(self) -> int:
-        """Of all parameters, and so of all gradients."""
+        """Of all parameters that are trained, and so of all gradients."""
         return parameter_count(self.model) * self.itemsize
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Of all parameters that are not trained."""
+        return frozen_count(self.model) * self.itemsize
 
     def all_pieces(self) -> list[slice]:
         return list(self.pieces) or [slice(0, parameter_count(self.model))]
@@ -208,7 +213,7 @@ class GradientSync:
     def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank keeps between steps, by kind."""
         return {
-            "parameters": [self.model.flat.data],
+            "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
             "optimizer": self.optimizer.arrays(),
         }
@@ -243,14 +248,14 @@ class GradientSync:
         """Bytes of ``arrays()`` by kind and replica."""
         slots = len(of.optimizer.slots)
         return {
-            "parameters": [of.nbytes] * of.size,
+            "parameters": [of.nbytes + of.frozen_bytes] * of.size,
             "gradients": [of.nbytes] * of.size,
             "optimizer": [slots * of.nbytes] * of.size,
         }
 
     def parameters_stepped(self, of: Replicas) -> list[int]:
         """How many parameters each of a rank's optimizers steps: layer-wise rules sum norms."""
-        return [len(of.model.named_parameters())]
+        return [len(of.model.trained())]
 
     def rings(self, of: Replicas, part: slice) -> list[slice] | None:
         """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.

@@ -154,9 +154,14 @@ class Method:
             (microbatches > 1, "microbatches"),
             (clip is not None, "clip"),
             (isinstance(optimizer, MixedPrecision), "mixed precision"),
+            (bool(model.frozen()), "frozen parameters"),
         ):
             if asked and what in self.refuses:
                 raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        if model.named_parameters() and not model.trained():
+            raise ValueError(f"{name}: all parameters of the model are frozen: nothing to train")
+        for parameter in model.parameters():
+            parameter.owner = name  # see Module.freeze
         optimizer.owner = name
         optimizer.parts.clear()  # the method says anew what is stepped
         name_shared(model)
@@ -241,6 +246,16 @@ class Method:
         named = self.model.named_parameters()
         return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
 
+    def frozen(self) -> dict[str, np.ndarray]:
+        """The frozen parameters, by name, on the host: constants. Every rank must call it."""
+        named = self.model.frozen()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def in_order(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The trained parameters, ``found``, and the frozen ones, in the model's order."""
+        found = found | self.frozen()
+        return {name: found[name] for name in self.whole.named_parameters()}
+
     def buffers(self) -> dict[str, np.ndarray]:
         """All buffers, such as batch norm's running mean, by name. Every rank must call it.
 
@@ -266,7 +281,7 @@ class Method:
     def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank holds between steps, by kind: what memory is measured on."""
         return {
-            "parameters": [self.model.flat.data],
+            "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
             "optimizer": self.optimizer.arrays(),
         }

@@ -15,7 +15,12 @@ from minidist.engine.array import Array
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
 from minidist.parallel.shared_parameters import separate
 from minidist.parallel.shares import Share
 
@@ -45,7 +50,7 @@ class Serial(Method):
     def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         loss = self.accumulate(batch)
         for first, later in self.separated:
             first.accumulate(later.grad)
@@ -70,7 +75,7 @@ class Serial(Method):
             messages=[0],
             nbytes=[0],
             peak_bytes={
-                "parameters": [n],
+                "parameters": [n + frozen_count(self.whole) * self.itemsize],
                 "gradients": [n + extra],
                 "optimizer": [len(self.optimizer.slots) * n],
                 "activations": [largest_saved(self.model, parts, self.itemsize, self.loss)],

@@ -41,7 +41,7 @@ from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
 from minidist.parallel.shares import Share
 from minidist.parallel.state import (
@@ -157,6 +157,7 @@ class ElasticAveraging(KeyRanges):
         centre -= data
         centre *= self.alpha
         data += centre
+        self.model.flat.written()
 
     def receive_visits(self) -> None:
         """The centre: add up the differences, answer with where it was, and then move."""
@@ -240,7 +241,10 @@ class ElasticAveraging(KeyRanges):
             messages=clocks.messages,
             nbytes=clocks.nbytes,
             peak_bytes={
-                "parameters": [n for _ in ranks],
+                "parameters": [
+                    n + frozen_count(self.whole) * self.itemsize * (rank in self.workers)
+                    for rank in ranks
+                ],
                 "gradients": [(1 + met) * n for _ in ranks],
                 "optimizer": [slots * n if rank in self.workers else 0 for rank in ranks],
                 "activations": activations,

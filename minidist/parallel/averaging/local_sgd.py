@@ -113,6 +113,7 @@ class DiLoCo(LocalSGD):
         outer_gradient -= flat.data
         self.outer.step(self.anchor, outer_gradient)
         flat.data[...] = self.anchor
+        flat.written()
 
     def own_arrays(self) -> dict[str, Array]:
         outer = {f"outer/{slot}": array for slot, array in self.outer.only_part().state.items()}

@@ -39,7 +39,7 @@ from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
-from minidist.nn.module import Module
+from minidist.nn.module import Module, Parameter
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
@@ -47,7 +47,7 @@ from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
 from minidist.parallel.mesh.mesh import Mesh
-from minidist.parallel.method import Method, StepCost
+from minidist.parallel.method import Method, StepCost, Unsupported
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
 from minidist.parallel.pipeline.executor import Executor, OwnStage
 from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
@@ -119,6 +119,11 @@ class Pipeline(Method):
         self.stage, self.replica = self.mesh.place["pp"], self.mesh.place["dp"]
         self.pipe = self.mesh["pp"]
         copies = self.mesh["dp"] if replicas > 1 else None
+        if tensor is not None and model.frozen():
+            raise Unsupported(
+                f"{type(self).__name__}: frozen parameters are not supported with tensor "
+                "parallelism: its layers make parts of parameters that are trained"
+            )
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
@@ -215,7 +220,7 @@ class Pipeline(Method):
     def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         self.sync.begin(self.steps)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
@@ -233,17 +238,18 @@ class Pipeline(Method):
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stage sends its own to all others."""
-        return self._from_all_stages(self._serial(self.sync.parameters()), self.whole)
+        named = self.whole.named_parameters()
+        return self._from_all_stages(self._serial(self.sync.parameters()), named)
 
     def _serial(self, state: State) -> State:
         """This stage's arrays with the shapes of the serial model."""
         return state if self.tensor is None else self.tensor.whole(state)
 
-    def _from_all_stages(self, mine: State, model: Module) -> State:
-        """All parameters' arrays, of which each stage has its own: a broadcast of each stage's."""
-        named, found = model.named_parameters(), {}
+    def _from_all_stages(self, mine: State, named: dict[str, Parameter]) -> State:
+        """The arrays of these, of which each stage has its own: a broadcast of each stage's."""
+        found: State = {}
         for stage, part in enumerate(self.layout.stage_models):
-            names = list(part.named_parameters())
+            names = [name for name in part.named_parameters() if name in named]
             flat = (
                 np.concatenate([mine[name].reshape(-1) for name in names])
                 if stage == self.stage and names
@@ -316,7 +322,8 @@ class Pipeline(Method):
         found: State = {"steps": np.array(int(steps[0]))}
         for slot in self.optimizer.slots if steps[0] else ():
             prefix = f"optimizer/{slot}/"
-            whole = self._from_all_stages(self._serial(under(prefix, mine)), self.whole)
+            trained = self.whole.trained()
+            whole = self._from_all_stages(self._serial(under(prefix, mine)), trained)
             found |= {prefix + name: value for name, value in whole.items()}
         return found
 

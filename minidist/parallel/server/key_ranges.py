@@ -154,7 +154,21 @@ class KeyRanges(ServersAndWorkers):
         """The servers' parameters: every server sends its range to everyone."""
         own = self.data[self.owned] if self.serves else None
         host = arrays.to_host(self.gather_keys(own))
-        return by_parameter(host, parameter_slices(self.whole), self.whole)
+        return self.in_order(by_parameter(host, parameter_slices(self.whole), self.whole))
+
+    def frozen(self) -> dict[str, np.ndarray]:
+        """Those of the first worker that lives: a rank that only serves has none."""
+        worker = next(self.alive(self.workers))
+        found: State = {}
+        for name, parameter in self.whole.frozen().items():
+            mine = worker == self.comm.rank
+            found[name] = (
+                arrays.to_host(parameter.data).copy()
+                if mine
+                else np.empty(parameter.declared, self.dtype)
+            )
+            self.tell(found[name], worker)
+        return found
 
     def gather_keys(self, own: Array | None) -> Array:
         """An array as long as all keys, of which every server gives its range, on every rank."""
@@ -231,8 +245,8 @@ class KeyRanges(ServersAndWorkers):
         if self.serves:
             self.data[self.owned] = self.flatten(by_name, self.own_keys)
         if self.works:
-            self.model.flat.data[...] = self.flatten(by_name)
-            for name, buffer in self.model.named_buffers().items():
+            self.model.flat.data = self.flatten(by_name)
+            for name, buffer in (self.model.frozen() | self.model.named_buffers()).items():
                 buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     def load_optimizer(self, state: State) -> None:
@@ -271,7 +285,7 @@ class KeyRanges(ServersAndWorkers):
     def arrays(self) -> dict[str, list[Array]]:
         found: dict[str, list[Array]] = {"parameters": [], "gradients": []}
         if self.works:
-            found["parameters"].append(self.model.flat.data)
+            found["parameters"] += self.model.flat.arrays()
             found["gradients"].append(self.model.flat.grad)
         if self.serves and not (self.works and self.shares):
             found["parameters"].append(self.data[self.owned])

@@ -118,12 +118,12 @@ class Zero3(Method):
             self.wait_for_parameters(unit)
             for name, parameter in unit.parameters.items():
                 found[name] = arrays.to_host(parameter.data).copy()
-        return {name: found[name] for name in self.whole.named_parameters()}
+        return self.in_order(found)
 
     def load_parameters(self, by_name: State) -> None:
         for unit in self.units:
             unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
-        for name, buffer in self.whole.named_buffers().items():
+        for name, buffer in (self.whole.frozen() | self.whole.named_buffers()).items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     def optimizer_shards(self) -> list[OptimizerShard]:
@@ -135,7 +135,7 @@ class Zero3(Method):
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
         whole = [*self.places, *(unit.gathered for unit in self.gradients.shared)]
-        return self.gradients.arrays() | {"parameters": shards + whole}
+        return self.gradients.arrays() | {"parameters": shards + whole + self.gradients.frozen}
 
     @property
     def itemsize(self) -> int:
@@ -163,7 +163,8 @@ class Zero3(Method):
             messages=plan.messages,
             nbytes=plan.nbytes,
             peak_bytes={
-                "parameters": memory["gradients"],  # the same: shards and two slots
+                # As the gradients: shards and two slots; and what is frozen lies everywhere.
+                "parameters": [n + of.frozen_bytes for n in memory["gradients"]],
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],
                 "activations": [

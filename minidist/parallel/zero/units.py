@@ -51,7 +51,7 @@ class Unit:
         """Make every parameter's ``data`` or ``grad`` a view of ``memory``."""
         for name, parameter in self.parameters.items():
             view = memory[self.slices[name]].reshape(parameter.declared)
-            setattr(parameter, attribute, view)
+            parameter.attach(**{attribute: view})
 
     def optimizer_shard(self, optimizer: Optimizer) -> OptimizerShard:
         return OptimizerShard(
@@ -70,7 +70,7 @@ def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dic
     for number, (prefix, block) in enumerate(blocks_of(model).items()):
         named = {
             n: p
-            for n, p in block.named_parameters(prefix).items()
+            for n, p in block.trained(prefix).items()
             if n not in apart and identity(p) not in seen
         }
         seen |= {identity(p) for p in named.values()}
