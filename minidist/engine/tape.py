@@ -83,8 +83,13 @@ class Into:
         return self.write(None)
 
 
-def run_backward(root: Node, grad: Array) -> None:
-    """Send ``grad``, that of ``root``'s result, down to every leaf."""
+def run_backward(root: Node, grad: Array, within: dict[Node, list[Any]] | None = None) -> None:
+    """Send ``grad``, that of ``root``'s result, down to every leaf.
+
+    ``within``: this backward is part of another one's op (recompute.py). Leaves are then not told
+    that they are ready, which only the outer backward knows. Gradients that it has to see first, to
+    run a leaf's hooks or to defer them, are put into ``within``.
+    """
     mode = MODE.get()
 
     # How many uses of each node lead to the root?
@@ -107,6 +112,12 @@ def run_backward(root: Node, grad: Array) -> None:
     def deliver(parent: Node, part: Any) -> None:
         """Add ``part``, the gradient of one use of ``parent``."""
         leaf = parent.leaf
+        if leaf is not None and within is not None:
+            if part is not None and (parent.hooks is not None or mode.deferred is not None):
+                within.setdefault(parent, []).append(part)
+            elif part is not None:
+                leaf.accumulate(part)
+            return
         if part is not None:
             if leaf is not None and parent.hooks is None:
                 leaf.accumulate(part)
@@ -130,6 +141,9 @@ def run_backward(root: Node, grad: Array) -> None:
                 leaf.ready()
 
     if root.leaf is not None:
+        if within is not None:
+            within[root] = [grads[root]]
+            return
         root.leaf.accumulate(_run_hooks(root, grads[root]))
         root.leaf.ready()
         return
@@ -161,7 +175,8 @@ def run_backward(root: Node, grad: Array) -> None:
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
                 if parent is None:
                     continue
-                if mode.deferred is not None and callable(part) and _of_weights(parent):
+                deferring = mode.deferred is not None and within is None
+                if deferring and callable(part) and _of_weights(parent):
                     defer(parent, part)
                 else:
                     deliver(parent, part)
