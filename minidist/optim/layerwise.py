@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidist.engine.array import Array, module_of, to_host
+from minidist.engine.array import Array, module_of, read
 from minidist.optim.adam import Adam
 from minidist.optim.optimizer import Groups, LearningRate, Part, Rates
 from minidist.optim.sgd import Momentum
@@ -29,7 +29,7 @@ from minidist.optim.sgd import Momentum
 
 def norms(part: Part, pairs: Array) -> list[list[float]]:
     """Two lists of norms of whole parameters, from (2, parameters) sums of squares."""
-    sums = to_host(pairs).astype(np.float64, copy=False)
+    sums = read(pairs, 1.0).astype(np.float64, copy=False)
     if part.reduce is not None:
         part.reduce(sums)
     return np.sqrt(sums).tolist()

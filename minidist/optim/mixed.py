@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DType, fused, module_of
+from minidist.engine.array import Array, DType, fused, module_of, read
 from minidist.engine.tensor import Tensor
-from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer, Part
 
 
@@ -147,7 +147,7 @@ class MixedPrecision(Optimizer):
         if len(within) == 1:  # without waiting for a GPU
             clip_by_global_norm(within[0][2], self.clip, items[0][0].reduce)
             return
-        square = np.array([sum(float(global_norm(wide)) ** 2 for _, _, wide in within)])
+        square = np.array([sum(norm_of(wide) ** 2 for _, _, wide in within)])
         if items[0][0].reduce is not None:
             items[0][0].reduce(square)
         norm = float(np.sqrt(square[0]))
@@ -157,7 +157,7 @@ class MixedPrecision(Optimizer):
 
     def _overflowed(self, items: Sequence[tuple], within: Sequence[tuple]) -> bool:
         """Whether any gradient on any shard is infinite or NaN. All shards then skip the step."""
-        good = all(bool(module_of(wide).isfinite(wide).all()) for _, _, wide in within)
+        good = all(bool(read(module_of(wide).isfinite(wide).all(), True)) for _, _, wide in within)
         bad = np.array([float(not good)])
         if items and items[0][0].reduce is not None:
             items[0][0].reduce(bad)

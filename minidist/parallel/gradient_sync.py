@@ -41,7 +41,7 @@ from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module, Shape
-from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import OptimizerShard
@@ -183,10 +183,8 @@ class GradientSync:
         """
         grad, slices = self.model.flat.grad, self.model.flat.slices
         if not without:
-            return float(global_norm(grad)) ** 2
-        return sum(
-            float(global_norm(grad[part])) ** 2 for n, part in slices.items() if n not in without
-        )
+            return norm_of(grad) ** 2
+        return sum(norm_of(grad[part]) ** 2 for n, part in slices.items() if n not in without)
 
     def scale(self, factor: float) -> None:
         """Multiply the summed gradient, or what this replica has of it."""

@@ -22,6 +22,7 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,7 +34,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
-from minidist.engine.array import Array
+from minidist.engine.array import Array, read
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module
@@ -262,10 +263,10 @@ class Method:
         with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
             loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count)
         if before_backward is not None:
-            before_backward(loss.item())
+            before_backward(float(read(loss.data, math.nan)))
         with self.comm.step("backward"):
             loss.backward()
-        return loss.item()
+        return float(read(loss.data, math.nan))
 
     def update(self) -> None:
         """One step of the optimizer on everything this rank holds."""

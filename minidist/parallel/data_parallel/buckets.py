@@ -21,12 +21,14 @@ Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
+from minidist.engine.array import read
 from minidist.nn.module import Module, Shape
 from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
@@ -132,7 +134,8 @@ class Buckets(SentInOrder):
         with self.comm.step("wait for buckets"):
             while self.sending:
                 self.sending.pop(0).wait()
-        return float(self.model.flat.grad_and_loss[-1]) if self.sums_loss else own
+        summed = self.model.flat.grad_and_loss[-1]
+        return float(read(summed, math.nan)) if self.sums_loss else own
 
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
         """A bucket's ring starts when it is full on both sides and the ring before it is over.

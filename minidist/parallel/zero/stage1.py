@@ -53,7 +53,7 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.nn.module import Module
-from minidist.optim.clip import global_norm
+from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
@@ -102,7 +102,7 @@ class Sharded(GradientSync):
         square = 0.0
         for unit in self.units:
             for part in counted_parts(unit, without):
-                square += float(global_norm(unit.grad[part])) ** 2
+                square += norm_of(unit.grad[part]) ** 2
         return self.sum_numbers(np.array([square]))
 
     def scale(self, factor: float) -> None:
