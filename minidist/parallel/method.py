@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
+from minidist.parallel.settings import Settings
 from minidist.parallel.state import (
     OptimizerShard,
     State,
@@ -87,7 +88,7 @@ class Unsupported(TypeError):
     """A method was asked for what it does not support: the message says why."""
 
 
-class Method:
+class Method(Settings):
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
@@ -97,6 +98,7 @@ class Method:
 
     model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
+    changeable = frozenset({"clip", "loss"})  # see settings.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -125,20 +127,10 @@ class Method:
                 f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
                 "each rank makes its own, new one"
             )
-        if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
-            raise ValueError(
-                f"{name} needs a whole number of microbatches, at least one microbatch, not "
-                f"{microbatches!r}"
-            )
-        if clip is not None and not (isinstance(clip, (int, float, np.number)) and clip > 0):
-            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip!r}")
-        for asked, what in (
-            (microbatches > 1, "microbatches"),
-            (clip is not None, "clip"),
-            (isinstance(optimizer, MixedPrecision), "mixed precision"),
-        ):
-            if asked and what in self.refuses:
-                raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        self.check_setting("microbatches", microbatches)
+        self.check_setting("clip", clip)
+        if isinstance(optimizer, MixedPrecision):
+            self.refuse("mixed precision")
         optimizer.owner = name
         optimizer.parts.clear()  # the method says anew what is stepped
         name_shared(model)
@@ -150,6 +142,28 @@ class Method:
         self.seed = seed
         self.microbatches = microbatches
         self.clip = clip
+
+    def check_setting(self, name: str, value: Any) -> None:
+        """Raise ValueError for nonsense, Unsupported for what this method refuses."""
+        kind = type(self).__name__
+        if name == "microbatches":
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(
+                    f"{kind} needs a whole number of microbatches, at least one microbatch, not "
+                    f"{value!r}"
+                )
+            if value > 1:
+                self.refuse(name)
+        if name == "clip" and value is not None:
+            if not (isinstance(value, (int, float, np.number)) and value > 0):
+                raise ValueError(f"{kind}: the norm to clip to must be positive, not {value!r}")
+            self.refuse(name)
+
+    def refuse(self, what: str) -> None:
+        """Raise Unsupported if this method does not support ``what``."""
+        if what in self.refuses:
+            kind = type(self).__name__
+            raise Unsupported(f"{kind}: {what} is not supported: {self.refuses[what]}")
 
     def step(self, batch: Batch) -> float:
         """Train on one global batch; the global mean loss before the update, on every rank."""

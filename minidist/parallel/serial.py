@@ -22,6 +22,8 @@ from minidist.parallel.shared_parameters import separate
 class Serial(Method):
     """The whole model on one rank. Sends nothing, and never waits."""
 
+    changeable = Method.changeable | {"microbatches"}
+
     def __init__(
         self,
         model: Module,
@@ -50,6 +52,10 @@ class Serial(Method):
             first.accumulate(later.grad)
         self.update()
         return loss
+
+    def changed(self, name: str) -> None:
+        if self.microbatches > 1 and not self.separated:
+            self.separated = separate(self.model)
 
     def arrays(self) -> dict[str, list[Array]]:
         arrays = super().arrays()

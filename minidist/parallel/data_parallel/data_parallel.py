@@ -52,6 +52,8 @@ from minidist.parallel.state import OptimizerShard
 class DataParallel(Method):
     """Gradients come together by ``sync``; by default one all-reduce, by ``algorithm``."""
 
+    changeable = Method.changeable | {"microbatches"}
+
     def __init__(
         self,
         model: Module,
@@ -86,6 +88,9 @@ class DataParallel(Method):
         total = sync.finish()
         sync.update(self.clip)
         return total
+
+    def changed(self, name: str) -> None:
+        self.sync.clips(self.clip is not None)
 
     def forward(self, inputs: Array) -> Tensor:
         return self.sync.forward(inputs)

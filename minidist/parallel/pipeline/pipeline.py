@@ -26,6 +26,7 @@ Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
-from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
@@ -142,11 +143,22 @@ class Pipeline(Method):
             clip,
             self.update,
         )
-        self.stage_replicas = [
-            replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
+        self.stage_replicas = self._stage_replicas()
+        self._prices: dict[Any, Price] = {}
+
+    def changed(self, name: str) -> None:
+        """Another limit or another loss: the programs and their prices follow."""
+        self.layout = self.layout.clipped(self.clip is not None)
+        self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
+        self.stage_replicas = self._stage_replicas()
+        self.sync.clips(self.clip is not None)
+        self._prices.clear()
+
+    def _stage_replicas(self) -> list[Replicas]:
+        return [
+            replicas_of(self.layout, stage, self.itemsize, self.optimizer, self.clip is not None)
             for stage in range(self.layout.stages)
         ]
-        self._prices: dict[Any, Price] = {}
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""

@@ -66,6 +66,8 @@ class KeyRanges(ServersAndWorkers):
     these arrays with it, or has its own if they live ``apart``.
     """
 
+    changeable = ServersAndWorkers.changeable | {"microbatches"}
+
     def __init__(
         self,
         model: Module,

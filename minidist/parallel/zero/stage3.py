@@ -75,6 +75,9 @@ class Zero3(Method):
         gradients.step_shards()
         return loss
 
+    def changed(self, name: str) -> None:
+        self.gradients.clips(self.clip is not None)
+
     def forward(self, inputs: Array) -> Tensor:
         for unit in self.gradients.shared:
             self.wait_for_parameters(unit)
