@@ -77,6 +77,7 @@ class Record:
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
     accuracy: float = 0.0
+    why_inexact: str = ""  # the model's reason, if it has one
 
 
 def names(selection: str) -> list[str]:
@@ -189,6 +190,7 @@ def _run(
     batches = Batches(training, batch, seed)
     trace = comm.trace
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
+    record.why_inexact = method.why_inexact
     for step in range(steps):
         part = batches[step]
         comm.barrier()
@@ -224,8 +226,9 @@ def _run(
             record.parameter_gap = max(record.parameter_gap, relative_gap(state, oracle[step]))
             if progress is not None:
                 progress(key, step + 1, steps, record.losses[-1])
+    whole = state | method.buffers()
     if comm.rank == 0:
-        record.accuracy = accuracy(task.model().init().load(state), test)
+        record.accuracy = accuracy(task.model().init().load(whole), test)
     return record
 
 
@@ -270,6 +273,7 @@ def _row(
         "method": method,
         "variant": variant or None,
         "exact": first.exact,
+        "why_inexact": first.why_inexact,
         "loss": first.losses,
         "loss_gap": max(
             abs(loss - reference) / abs(reference)

@@ -41,7 +41,7 @@ class Parameter(Tensor):
     same initial values, in every part of the model.
     """
 
-    __slots__ = ("declared", "fresh", "initialiser", "name", "on_ready", "shared_name")
+    __slots__ = ("absent", "declared", "fresh", "initialiser", "name", "on_ready", "shared_name")
 
     def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
         # ``data`` stays unset until init: see __getattr__.
@@ -49,6 +49,7 @@ class Parameter(Tensor):
         self.initialiser = initialiser
         self.shared_name = name
         self.name = name
+        self.absent = ""  # why a method has taken the values away, if it has
         self.grad = None
         self.fresh = False  # true from zero_grad until the first gradient is written
         self.node = Node((), None, shape, self)
@@ -56,6 +57,8 @@ class Parameter(Tensor):
 
     def __getattr__(self, attribute: str) -> Any:
         # Python comes here only when the attribute is missing: no cost once initialised.
+        if attribute == "data" and self.absent:
+            raise UninitialisedError(f"parameter {self.name} is not here: {self.absent}")
         if attribute == "data":
             raise UninitialisedError(
                 f"a parameter {self.name or 'of shape ' + str(self.declared)} was used before it "

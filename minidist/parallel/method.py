@@ -29,7 +29,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minidist.collectives import central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
@@ -42,6 +41,7 @@ from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
+from minidist.parallel.buffers import mean_buffers, why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.settings import Settings
@@ -52,7 +52,6 @@ from minidist.parallel.state import (
     gather_own,
     load_optimizer,
     own,
-    own_buffers,
     own_names,
     save_optimizer,
     under,
@@ -98,6 +97,7 @@ class Method(Settings):
 
     model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
+    why_inexact = ""  # the reason, if it is the model that makes it inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
@@ -143,6 +143,16 @@ class Method(Settings):
         self.microbatches = microbatches
         self.clip = clip
 
+    def constructed(self) -> None:
+        self.why_inexact = why_inexact(self.whole, self.copies, self.microbatches)
+        if self.why_inexact:
+            self.exact = False
+
+    @property
+    def copies(self) -> int:
+        """Over how many ranks a batch is cut: they compute the same layers on other samples."""
+        return self.comm.size
+
     def check_setting(self, name: str, value: Any) -> None:
         """Raise ValueError for nonsense, Unsupported for what this method refuses."""
         kind = type(self).__name__
@@ -177,19 +187,18 @@ class Method(Settings):
     def buffers(self) -> dict[str, np.ndarray]:
         """All buffers, such as batch norm's running mean, by name. Every rank must call it.
 
-        Ranks see different samples, so their buffers differ: these are rank 0's.
+        Ranks see different samples, so their buffers differ: this is the mean over the ranks that
+        train, the same on every rank. See buffers.py.
         """
-        found = own_buffers(self.model)
-        for buffer in found.values():
-            central.broadcast(self.comm, buffer, root=0)
-        return found
+        return mean_buffers(self.comm, self.model)
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy) of ``parameters()`` over a dataset. Every rank must call it.
+        """(mean loss, accuracy) over a dataset, of ``parameters()`` and ``buffers()``.
 
-        Every rank takes its shard of each chunk; layers compute as in evaluation.
+        Every rank must call it, and takes its shard of each chunk; layers compute as in evaluation.
         """
-        return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
+        with with_buffers(self.model, self.buffers()):
+            return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """What ``step(batch)`` should send, hold and wait for, on ``machine``."""

@@ -20,6 +20,7 @@ class Built(type):
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         made = super().__call__(*args, **options)
+        made.constructed()
         vars(made)["built"] = True
         return made
 
@@ -43,6 +44,9 @@ class Settings(metaclass=Built):
         self.check_setting(name, value)
         super().__setattr__(name, value)
         self.changed(name)
+
+    def constructed(self) -> None:
+        """The constructor is over, that of the subclass too."""
 
     def check_setting(self, name: str, value: Any) -> None:
         """Raise for a value that the constructor would refuse."""

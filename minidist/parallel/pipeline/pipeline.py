@@ -42,6 +42,7 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
+from minidist.parallel.buffers import mean_buffers, with_buffers
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
@@ -55,7 +56,13 @@ from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
-from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
+from minidist.parallel.state import (
+    State,
+    by_parameter,
+    load_optimizer,
+    own_buffers,
+    save_optimizer,
+)
 
 
 class Pipeline(Method):
@@ -221,24 +228,29 @@ class Pipeline(Method):
         return {name: found[name] for name in self.whole.named_parameters()}
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """Every stage's buffers, of the first copy of the pipeline."""
+        """Every stage's, the mean over the copies of the pipeline."""
         found: dict[str, np.ndarray] = {}
+        mine = self._own_buffers()
         for stage, model in enumerate(self.layout.stage_models):
             for name, buffer in model.named_buffers().items():
-                mine = stage == self.comm.rank  # the ranks of the first copy come first
-                values = (
-                    arrays.to_host(buffer.data).copy()
-                    if mine
-                    else np.empty(buffer.declared, self.model.flat.data.dtype)
-                )
-                central.broadcast(self.comm, values, root=stage)
-                found[name] = values
+                empty = np.empty(buffer.declared, self.model.flat.data.dtype)
+                found[name] = mine[name] if stage == self.stage else empty
+                central.broadcast(self.pipe, found[name], root=stage)
         return {name: found[name] for name in self.whole.named_buffers()}
+
+    def _own_buffers(self) -> State:
+        """This stage's, the mean over the copies."""
+        copies = self.own.replicas
+        return own_buffers(self.model) if copies is None else mean_buffers(copies, self.model)
+
+    @property
+    def copies(self) -> int:
+        return self.layout.replicas
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
         sums = np.zeros(3)
-        with as_in_evaluation(self.model):
+        with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)
                 output = self._pass_through(shard)
