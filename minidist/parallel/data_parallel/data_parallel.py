@@ -33,6 +33,10 @@ for activations, and not a byte more on the wire. Li et al., "PyTorch Distribute
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from minidist.collectives.algorithm import Choice
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -43,10 +47,10 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
 from minidist.parallel.data_parallel.buckets import Buckets
-from minidist.parallel.gradient_sync import Sync, Work, make_sync
+from minidist.parallel.gradient_sync import Replicas, Sync, Work, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
-from minidist.parallel.state import OptimizerShard
+from minidist.parallel.state import OptimizerShard, State
 
 
 class DataParallel(Method):
@@ -89,6 +93,11 @@ class DataParallel(Method):
         sync.update(self.clip)
         return total
 
+    @property
+    def replicas(self) -> Replicas:
+        """What the formulas of ``sync`` need to know, with the settings as they are now."""
+        return replace(self.sync.replicas, passes=2 * self.microbatches)
+
     def changed(self, name: str) -> None:
         self.sync.clips(self.clip is not None)
 
@@ -98,6 +107,12 @@ class DataParallel(Method):
     def parts(self, batch: Batch, rank: int) -> list[Batch]:
         """The microbatches of a rank."""
         return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return self.sync.parameters()
+
+    def load_parameters(self, by_name: State) -> None:
+        self.sync.load_parameters(by_name)
 
     def arrays(self) -> dict[str, list[Array]]:
         return self.sync.arrays()
@@ -119,14 +134,14 @@ class DataParallel(Method):
             [training_seconds(self.whole, own, machine, rank) for rank, own in enumerate(parts)],
             [shape_of(own[-1]) for own in parts],
         )
-        plan = self.sync.plan(self.sync.replicas, work, machine)
+        plan = self.sync.plan(self.replicas, work, machine)
         activations = [largest_saved(self.whole, own, self.itemsize, self.loss) for own in parts]
         return StepCost(
             messages=plan.messages,
             nbytes=plan.nbytes,
-            peak_bytes=self.sync.memory(self.sync.replicas) | {"activations": activations},
+            peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now),
+            seconds=max(plan.now) if self.sync.timed else None,
         )
 
 
