@@ -172,12 +172,7 @@ class Walk:
             if not callable(part) and getattr(part, "shape", ()) != parent.shape:
                 raise _misshapen(backward, part, parent)
             if parent.leaf is not None and parent.hooks is None:
-                leaf = parent.leaf()
-                if leaf is not None:
-                    try:
-                        leaf.accumulate(part)
-                    except GradientShapeError as error:
-                        raise _misshapen(backward, error.args[0], parent) from None
+                _accumulate(parent, part, backward)
             else:
                 if callable(part):
                     part = part()
@@ -216,6 +211,55 @@ class Walk:
         if meter is not None:
             meter.hold(later, part)
         queue.append(later)
+
+
+def backward_within(root: Node, grad: Array) -> dict[Node, list[Any]]:
+    """The backward of what one op of another backward computes again (recompute.py).
+
+    Gradients are added up in the leaves, but these are not told that they are ready: the outer
+    backward knows their other uses. It has to see some gradients itself, to run a leaf's hooks or
+    to defer the weights': those are returned, arrays or callables, by leaf.
+    """
+    walk = Within(root, grad)
+    if root.leaf is None:
+        walk.run()
+    else:
+        walk.parts[root] = [grad]
+    return walk.parts
+
+
+class Within(Walk):
+    """A backward inside another one's op."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, root: Node, grad: Array) -> None:
+        super().__init__(root, grad)
+        self.parts: dict[Node, list[Any]] = {}
+
+    def deliver(self, parent: Node, part: Any, backward: Backward) -> None:
+        if parent.leaf is None:
+            super().deliver(parent, part, backward)
+        elif part is None:
+            return
+        elif parent.hooks is not None or self.mode.deferred is not None:
+            self.parts.setdefault(parent, []).append(part)
+        else:
+            _accumulate(parent, part, backward)
+
+    def defer(self, parent: Node, part: Any, backward: Backward) -> None:
+        """The outer backward defers."""
+        self.deliver(parent, part, backward)
+
+
+def _accumulate(node: Node, part: Any, backward: Backward) -> None:
+    """Add a gradient to a leaf that still exists."""
+    leaf = node.leaf() if node.leaf is not None else None
+    if leaf is not None:
+        try:
+            leaf.accumulate(part)
+        except GradientShapeError as error:
+            raise _misshapen(backward, error.args[0], node) from None
 
 
 class Later:

@@ -39,6 +39,7 @@ class UninitialisedError(RuntimeError):
 # The two slots of a tensor: how to read them, and how to change the memory without a copy.
 _GET = {name: Tensor.__dict__[name].__get__ for name in ("data", "grad")}
 _SET = {name: Tensor.__dict__[name].__set__ for name in ("data", "grad")}
+_DELETE_DATA = Tensor.__dict__["data"].__delete__
 
 
 class Parameter(Tensor):
@@ -57,6 +58,7 @@ class Parameter(Tensor):
     """
 
     __slots__ = (
+        "absent",
         "declared",
         "fresh",
         "home",
@@ -73,6 +75,7 @@ class Parameter(Tensor):
         self.initialiser = initialiser
         self.shared_name = name
         self.name = name
+        self.absent = ""  # why a method has taken the values away, if it has
         self.fresh = False  # true from zero_grad until the first gradient is written
         self.node = Node((), None, shape, self)
         self.on_ready: list[Callable[[Parameter], None]] = []
@@ -83,6 +86,8 @@ class Parameter(Tensor):
 
     def __getattr__(self, attribute: str) -> Any:
         # Python comes here only when the attribute is missing: no cost once initialised.
+        if attribute == "data" and self.absent:
+            raise UninitialisedError(f"parameter {self.name} is not here: {self.absent}")
         if attribute == "data":
             raise UninitialisedError(
                 f"a parameter {self.name or 'of shape ' + str(self.declared)} was used before it "
@@ -105,7 +110,7 @@ class Parameter(Tensor):
     def size(self) -> int:
         return int(np.prod(self.declared))
 
-    data = property(_GET["data"], lambda self, value: self._assign("data", value))
+    data = property(_GET["data"], lambda self, value: self._assign("data", value), _DELETE_DATA)
     grad = property(_GET["grad"], lambda self, value: self._assign("grad", value))
 
     @property

@@ -34,7 +34,7 @@ takes, and ``memory`` what is kept. Everything else has a default here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import frozen_count, parameter_count
+from minidist.parallel.settings import Settings
 from minidist.parallel.state import OptimizerShard, State
 
 
@@ -97,7 +98,7 @@ class Work:
         return cls([0.0] * size, [])
 
 
-class GradientSync:
+class GradientSync(Settings):
     """Base of all, and what a rank without replicas does: nothing is sent.
 
     One object belongs to one method on one rank. ``sharded``: after ``finish`` each replica has
@@ -150,6 +151,10 @@ class GradientSync:
     @property
     def itemsize(self) -> int:
         return self.model.flat.data.dtype.itemsize
+
+    def clips(self, clips: bool) -> None:
+        """Whether the method clips, from now on."""
+        self.replicas = replace(self.replicas, clips=clips)
 
     # One step
 

@@ -28,6 +28,8 @@ from minidist.parallel.shares import Share
 class Serial(Method):
     """The whole model on one rank. Sends nothing, and never waits."""
 
+    changeable = Method.changeable | {"microbatches"}
+
     def __init__(
         self,
         model: Module,
@@ -59,6 +61,10 @@ class Serial(Method):
 
     def state_shares(self) -> list[Share]:
         return self.own_shares()
+
+    def changed(self, name: str) -> None:
+        if self.microbatches > 1 and not self.separated:
+            self.separated = separate(self.model)
 
     def arrays(self) -> dict[str, list[Array]]:
         arrays = super().arrays()

@@ -38,6 +38,7 @@ class LocalSteps(Method):
     """Base of the methods that step alone and average parameters: they define ``meet``."""
 
     exact = False
+    changeable = Method.changeable | {"microbatches"}
     refuses = Method.refuses | {
         "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
     }

@@ -26,6 +26,7 @@ Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from minidist.nn.module import Module, Parameter
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
+from minidist.parallel.buffers import mean_buffers, with_buffers
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
@@ -62,6 +64,7 @@ from minidist.parallel.state import (
     OptimizerShard,
     State,
     load_optimizer,
+    own_buffers,
     own_names,
     save_optimizer,
     under,
@@ -187,6 +190,22 @@ class Pipeline(Method):
         self._prices: dict[Any, Price] = {}
         self._layouts: list[Layout] = []  # of each rank of the tensor axis
 
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "loss" and self.built and self.tensor is not None:
+            raise AttributeError(
+                f"{type(self).__name__}.loss was cut over the tensor axis when this was made: make "
+                f"a new {type(self).__name__}, which can load() the state() of this one"
+            )
+
+    def changed(self, name: str) -> None:
+        """Another limit or another loss: the programs and their prices follow."""
+        self.layout = self.layout.clipped(self.clip is not None)
+        self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
+        self.sync.clips(self.clip is not None)
+        self._layouts = []
+        self._prices.clear()
+
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""
         if copies is None:
@@ -264,24 +283,29 @@ class Pipeline(Method):
         return {name: found[name] for name in named}
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """Every stage's buffers, of the first copy of the pipeline."""
+        """Every stage's, the mean over the copies of the pipeline."""
         found: dict[str, np.ndarray] = {}
+        mine = self._own_buffers()
         for stage, model in enumerate(self.layout.stage_models):
-            root = self.mesh.rank_of(pp=stage)
             for name, buffer in model.named_buffers().items():
-                values = (
-                    arrays.to_host(buffer.data).copy()
-                    if self.comm.rank == root
-                    else np.empty(buffer.declared, self.model.flat.data.dtype)
-                )
-                central.broadcast(self.comm, values, root=root)
-                found[name] = values
+                empty = np.empty(buffer.declared, self.model.flat.data.dtype)
+                found[name] = mine[name] if stage == self.stage else empty
+                central.broadcast(self.pipe, found[name], root=stage)
         return {name: found[name] for name in self.whole.named_buffers()}
+
+    def _own_buffers(self) -> State:
+        """This stage's, the mean over the copies."""
+        copies = self.own.replicas
+        return own_buffers(self.model) if copies is None else mean_buffers(copies, self.model)
+
+    @property
+    def copies(self) -> int:
+        return self.layout.replicas
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
         sums = np.zeros(4)
-        with as_in_evaluation(self.model):
+        with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)
                 output = self._pass_through(shard)
@@ -369,7 +393,8 @@ class Pipeline(Method):
     def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
         """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
         if not self._layouts:
-            self._layouts = [self.lay_out(model) for model in tensor.models]
+            clips = self.clip is not None
+            self._layouts = [self.lay_out(model).clipped(clips) for model in tensor.models]
         costs, replicas = [], [self.stage_replicas(layout) for layout in self._layouts]
         for place, (layout, loss) in enumerate(zip(self._layouts, tensor.losses, strict=True)):
             seen = machine_of(machine, place, tensor.comm.size)

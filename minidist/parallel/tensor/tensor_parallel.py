@@ -107,6 +107,10 @@ class TensorParallel(Method):
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
 
+    @property
+    def copies(self) -> int:
+        return 1  # every rank computes its slices for the whole batch
+
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
         with as_in_evaluation(self.model):

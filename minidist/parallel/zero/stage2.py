@@ -28,6 +28,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import blocks_of, one_block
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.method import Method
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.zero.accumulated import ReduceScatterUnits
 from minidist.parallel.zero.plan import Gathering, added, plan_slots
@@ -192,6 +193,8 @@ class Zero2(DataParallel):
 
     With one microbatch there is gradient memory for two blocks only; more accumulate in all of it.
     """
+
+    changeable = Method.changeable  # not microbatches: with one, there is memory for no more
 
     def __init__(
         self,
