@@ -159,4 +159,10 @@ class Residual(Module):
         if inner.shape != shape:
             raise ops.ShapeError(f"Residual: the blocks turn {shape} into {inner.shape}")
         kept = int(np.prod(shape)) * itemsize if inner.saves_output else 0
-        return replace(inner, saves_output=False, saved_bytes=inner.saved_bytes + kept, view=False)
+        return replace(
+            inner,
+            saves_output=False,
+            saved_bytes=inner.saved_bytes + kept,
+            splitting_bytes=inner.splitting_bytes + kept,
+            view=False,
+        )
