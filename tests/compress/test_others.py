@@ -274,6 +274,15 @@ def test_gradual_pruning_ends_at_its_share_in_the_comparison(tiny):
     assert zeros == round(0.9 * sum(w.size for w in weights))
 
 
+def test_fine_tuning_changes_the_model_that_is_compared(tiny):
+    report, models = compress("cnn", "half of channels", train_steps=2, steps=2)
+    original, small = models["the original"], models[report["rows"][1]["name"]]
+    at_once = shrink(original, keep_largest(original, 0.5))
+    assert (small.flat.data != at_once.flat.data).any()
+    assert report["rows"][1]["before"] == COMPRESS_TASKS["cnn"].judge(at_once)
+    assert report["rows"][1]["after"] == COMPRESS_TASKS["cnn"].judge(small)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

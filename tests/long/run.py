@@ -86,6 +86,11 @@ JOBS = {
     "compress_distil": Job(
         "a small MLP with and without a teacher, 5 seeds", [*COMPRESS, "distil"], ONE_THREAD
     ),
+    "many_requests": Job(
+        "throughput and waiting times of many requests",
+        ["-m", "tests.long.many_requests"],
+        ONE_THREAD,
+    ),
 }  # fmt: skip
 
 
