@@ -108,6 +108,24 @@ def test_a_rank_crashes_when_the_machine_says():
         Machine(crashes={0: -1})
 
 
+def test_a_rank_that_waits_crashes_when_it_goes_on():
+    """What it had sent before stays sent: its clock does not go back to the crash."""
+
+    def body(comm):
+        if comm.rank == 0:
+            work.flops += 4 * 10**9
+            comm.send(np.zeros(1), 1)
+            with pytest.raises(RankLost):
+                comm.send(np.zeros(1), 1)
+            return comm.time()
+        comm.recv(np.zeros(1), 0)
+        return comm.recv(np.zeros(1), 0)
+
+    world = LocalWorld(Machine(flops=1e9, crashes={1: 2.5}))
+    assert launch(body, 2, world) == [pytest.approx(4, abs=0.01), None]
+    assert all(trace.mark >= 4 for trace in world.traces)
+
+
 def test_crashes_come_at_their_rate():
     times = crash_times(10.0, 0, 50_000.0, seed=4)
     gaps = np.diff([0.0, *times])
