@@ -114,11 +114,19 @@ def test_a_first_stage_without_parameters_still_saves_the_number_of_steps():
         setting = Setting()
         bounds = [(0, 1), (1, 8)]  # a Flatten alone
         model, optimizer = mlp(setting.widths), AdamW(1e-2)
-        method = Pipeline(model, CrossEntropy(), optimizer, comm, bounds=bounds)
+        method = Pipeline(
+            model,
+            CrossEntropy(),
+            optimizer,
+            comm,
+            bounds=bounds,
+            replicas=2,
+            sync=ReduceScatterUnits,
+        )
         method.step(Batches(setting.dataset, setting.batch, setting.seed)[0])
         return check_shares(method)
 
-    found = launch(run, 2, LocalWorld())
+    found = launch(run, 4, LocalWorld())
     check_joined(found)
     assert found[0][0]["steps"] == 1
 
