@@ -9,6 +9,8 @@ array, parameters and the optimizer's, cuts it at parameters, and names each pie
 
     parameters/2.weight   optimizer/mean/2.weight   optimizer/square/2.weight   steps
 
+(``steps`` of the optimizer; ``method/steps`` of the method, by which random draws are keyed)
+
 and ``Method.load`` cuts it again, for whoever loads. What serial training saved, ZeRO can load,
 and the other way about. Some methods keep more on each rank: errors of compression, a model of its
 own. That lies beside the rest, by rank and number of ranks,
@@ -127,7 +129,7 @@ def check_state(state: State, model: Module, optimizer: Optimizer) -> None:
         for slot in optimizer.slots:
             shapes |= {f"optimizer/{slot}/{n}": held.declared for n, held in named.items()}
     found = {name for name in state if not name.startswith("rank ")}
-    if different := sorted((shapes.keys() | {"steps"}) ^ found):
+    if different := sorted((shapes.keys() | {"steps", "method/steps"}) ^ found):
         raise KeyError(f"load: the method and the state differ in {different}")
     for name, declared in shapes.items():
         if tuple(state[name].shape) != tuple(declared):

@@ -81,9 +81,9 @@ class DataParallel(Method):
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
         self.replicas = replace(self.sync.replicas, passes=2 * microbatches)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         sync = self.sync
-        sync.begin(batch.step)
+        sync.begin(self.steps)
         *earlier, last = self.parts(batch, self.comm.rank)
         loss = 0.0
         for part in earlier:

@@ -38,6 +38,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
@@ -121,6 +122,7 @@ class Pipeline(Method):
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
+            assert isinstance(self.tensor.loss, Loss)
             model, self.loss = self.tensor.model, self.tensor.loss
 
         setting = schedule, stages, replicas, microbatches, recompute
@@ -174,6 +176,7 @@ class Pipeline(Method):
             partners,
             clip,
             self.update,
+            self.draws_of,
             self.tensor,
         )
         self._prices: dict[Any, Price] = {}
@@ -209,11 +212,11 @@ class Pipeline(Method):
 
     # One step
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
             later.grad.fill(0)  # type: ignore[union-attr]
-        self.sync.begin(batch.step)
+        self.sync.begin(self.steps)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
         run.finish()
@@ -271,7 +274,7 @@ class Pipeline(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         with as_in_evaluation(self.model):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)

@@ -30,10 +30,11 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.evaluation import as_in_evaluation, sums_of
+from minidist.parallel.evaluation import as_in_evaluation, means, sums_of
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.shares import Share, all_shares, box_share, whole_box
 from minidist.parallel.state import State, load_optimizer, save_optimizer
@@ -71,11 +72,12 @@ class TensorParallel(Method):
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
+        assert isinstance(self.part.loss, Loss)
         self.model, self.loss = self.part.model.init(seed), self.part.loss
         optimizer.bind(self.model.flat.slices)
         bind_norms(optimizer, self.part)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = self.accumulate(batch)  # the same on every rank
         self.part.complete(self.model)
@@ -104,7 +106,7 @@ class TensorParallel(Method):
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
-        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+        return means(sums)
 
     # Saving and loading: with serial names and shapes
 
@@ -130,7 +132,8 @@ class TensorParallel(Method):
                         found.append(box_share(f"{kind}/{name}", shape, box, values[inside]))
                 elif self.comm.rank == 0:
                     found.append(box_share(f"{kind}/{name}", shape, whole_box(shape), values))
-        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
+        own = self.own_arrays()
+        return all_shares(self.comm, found, shards, self.steps, self.buffers(), own)
 
     def load_parameters(self, by_name: State) -> None:
         super().load_parameters(self.part.own(by_name))
