@@ -134,6 +134,6 @@ def identity(batches: Batches) -> Mapping[str, Any]:
     return {
         "dataset": batches.dataset.name,
         "samples": len(batches.dataset),
-        "size": batches.size,
-        "seed": batches.seed,
+        "size": int(batches.size),
+        "seed": int(batches.seed),
     }
