@@ -127,7 +127,8 @@ def check_state(state: State, model: Module, optimizer: Optimizer) -> None:
     }
     if "steps" in state and state["steps"] > 0:
         for slot in optimizer.slots:
-            shapes |= {f"optimizer/{slot}/{n}": held.declared for n, held in named.items()}
+            for name, held in model.trained().items():
+                shapes[f"optimizer/{slot}/{name}"] = held.declared
     found = {name for name in state if not name.startswith("rank ")}
     if different := sorted((shapes.keys() | {"steps", "method/steps"}) ^ found):
         raise KeyError(f"load: the method and the state differ in {different}")

@@ -24,6 +24,7 @@ ROW = {
     "method",
     "variant",
     "exact",
+    "why_inexact",
     "loss",
     "loss_gap",
     "parameter_gap",

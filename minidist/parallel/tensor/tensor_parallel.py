@@ -56,6 +56,11 @@ class TensorParallel(Method):
     ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
     """
 
+    refuses = Method.refuses | {
+        "frozen parameters": "its layers make parts of parameters that are trained, and a frozen "
+        "one would be made trainable: take DataParallel, ZeRO or Pipeline"
+    }
+
     def __init__(
         self,
         model: Sequential,
@@ -101,6 +106,10 @@ class TensorParallel(Method):
         square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)])
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
+
+    @property
+    def copies(self) -> int:
+        return 1  # every rank computes its slices for the whole batch
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
