@@ -29,9 +29,9 @@ def test_the_stub_is_unsolved(name):
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_wrong_answer_loses_its_mark_and_is_told_why(wrong, tmp_path):
     report = check_here(wrong.exercise, wrong.write(tmp_path))
-    (mark,) = [mark for mark in report.marks if mark.name == wrong.mark]
-    assert mark.reached == 0
-    reasons = [what for _, what in mark.wrong]
+    lost = [mark for mark in report.marks if mark.name in wrong.mark.split("|")]
+    assert not all(mark.reached for mark in lost)
+    reasons = [what for mark in lost for _, what in mark.wrong]
     assert any(word in what for word in wrong.words.split("|") for what in reasons), reasons[:3]
 
 
