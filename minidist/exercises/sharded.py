@@ -13,6 +13,7 @@ from minidist.exercises.exercise import Case, Verdict
 
 FORBIDDEN = ("minidist.parallel", "minidist.collectives", "minidist.optim", "minidist.compare")
 STEPS = 3
+LONG = 1000  # numbers: from here on memory is looked at
 
 
 def adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, t: int) -> None:
@@ -51,7 +52,13 @@ def expected(case: Case, each_step: int = 1, divide: float = 1.0) -> np.ndarray:
     return w
 
 
-def held_now() -> int:
+def held_now(case: Case) -> int:
+    """Bytes that the ranks of this process keep besides what they were given; 0 for short arrays.
+
+    A small array is lost among Python's own objects.
+    """
+    if case["length"] < LONG:
+        return 0
     gc.collect()
     return tracemalloc.get_traced_memory()[0]
 

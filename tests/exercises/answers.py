@@ -197,10 +197,19 @@ WRONG = [
           "result", "must be copied back"),
     Wrong("buckets", "the rest is lost", "        if self.open:\n            self.send()\n", "",
           "result", "has not changed"),
-    Wrong("buckets", "remembers the last step", "        self.sent = []\n", "", "used twice",
-          "is not the sum"),
-    Wrong("zero1", "plain data parallel", "        self.part = np.array_split(w, comm.size)[comm.rank]",
-          "        self.part = w", "state held", "each rank steps all parameters|m and v"),
+    Wrong("buckets", "closed for good", "        self.sent = []\n", "        self.limit = 10**18\n",
+          "number of buckets", "with a limit of"),
+    Wrong("zero1", "plain data parallel", "        own = self.reduce_scatter(self.comm, grad)\n"
+          "        self.adam(self.part, own, self.m, self.v, self.t)\n"
+          "        self.all_gather(self.comm, self.w)\n",
+          "        total = np.zeros_like(self.w)\n"
+          "        np.array_split(total, self.comm.size)[self.comm.rank][...] = (\n"
+          "            self.reduce_scatter(self.comm, grad))\n"
+          "        self.all_gather(self.comm, total)\n"
+          "        if self.t == 1:\n"
+          "            self.m, self.v = np.zeros_like(self.w), np.zeros_like(self.w)\n"
+          "        self.adam(self.w, total, self.m, self.v, self.t)\n",
+          "state held", "each rank steps all parameters"),
     Wrong("zero1", "whole state", "np.zeros_like(self.part), np.zeros_like(self.part)",
           "np.zeros_like(w)[: self.part.size], np.zeros_like(w)[: self.part.size]",
           "state held", "for the own part only"),
@@ -211,19 +220,22 @@ WRONG = [
           "divided by the number of ranks"),
     Wrong("zero1", "own gradient", "own = self.reduce_scatter(self.comm, grad)",
           "own = np.array_split(grad, self.comm.size)[self.comm.rank]", "bytes", "are needed"),
-    Wrong("zero2", "added up first", "        self.grad += self.reduce_scatter(self.comm, grad)",
-          "        self.all = getattr(self, 'all', 0) + grad", "held|bytes", "keep no whole"),
+    Wrong("zero2", "nothing is sent", "        self.grad += self.reduce_scatter(self.comm, grad)",
+          "        self.grad += np.array_split(grad, self.comm.size)[self.comm.rank]", "bytes",
+          "reduce-scatters and an all-gather"),
     Wrong("zero2", "kept whole, sent at the step",
           "        self.grad += self.reduce_scatter(self.comm, grad)\n\n    def step(self):\n",
           "        self.all = getattr(self, 'all', 0) + grad\n\n    def step(self):\n"
           "        self.grad += self.reduce_scatter(self.comm, self.all)\n        self.all = 0\n",
           "bytes", "ZeRO-1"),
     Wrong("zero2", "not cleared", "        self.grad[...] = 0\n", "", "result", "serial"),
-    Wrong("zero2", "the last one alone", "self.grad += self", "self.grad = self", "result", "serial"),
+    Wrong("zero2", "the last one alone", "self.grad += self", "self.grad = self", "result",
+          "serial"),
     Wrong("zero2", "list of gradients", "        self.grad += ",
           "        self.kept = getattr(self, 'kept', []) + [grad.copy()]\n        self.grad += ",
           "held", "keep no whole"),
-    Wrong("top_k", "forgets", "        self.residual = corrected\n        self.residual[positions] = 0\n",
+    Wrong("top_k", "forgets",
+          "        self.residual = corrected\n        self.residual[positions] = 0\n",
           "", "error feedback", "what is left out is lost"),
     Wrong("top_k", "largest with sign", "-np.abs(corrected)", "-corrected", "first step",
           "by *absolute* value"),
@@ -254,7 +266,8 @@ WRONG = [
           "complete", "one F and one B"),
     Wrong("one_f_one_b", "backward first", '("F", number), ("B", number - warm_up)]',
           '("B", number - warm_up), ("F", number)]', "no deadlock", "waits for ever"),
-    Wrong("tensor_parallel", "bias on every rank", "    y = h @ c\n    all_reduce(comm, y)\n    return y + d, h",
+    Wrong("tensor_parallel", "bias on every rank",
+          "    y = h @ c\n    all_reduce(comm, y)\n    return y + d, h",
           "    y = h @ c + d\n    all_reduce(comm, y)\n    return y, h", "forward",
           "added on every rank"),
     Wrong("tensor_parallel", "not summed", "    all_reduce(comm, y)\n", "", "forward",
@@ -266,11 +279,20 @@ WRONG = [
           "p times too large"),
     Wrong("tensor_parallel", "hidden units gathered", "    y = h @ c\n",
           "    all_reduce(comm, h.copy())\n    y = h @ c\n", "messages", "are enough"),
-    Wrong("checkpoint", "overwrites", '    with open(str(path) + ".new", "wb") as file:',
-          '    with open(path, "wb") as file:', "killed", "nothing can be loaded"),
+    Wrong("checkpoint", "overwrites", 'with open(str(path) + ".new", "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n"
+          '    os.replace(str(path) + ".new", path)',
+          'with open(path, "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n",
+          "killed", "nothing can be loaded"),
     Wrong("checkpoint", "no checksum", "    if hashlib.sha256(content).digest() != digest:",
           "    if False:", "damage", "flipped bit|is loaded|raises"),
-    Wrong("checkpoint", "no fsync", "        os.fsync(file.fileno())\n", "", "on the disk", "os.fsync"),
+    Wrong("checkpoint", "no fsync", "        os.fsync(file.fileno())\n", "", "on the disk",
+          "os.fsync"),
     Wrong("checkpoint", "removes the old one first", "    os.replace(",
           "    if os.path.exists(path):\n        os.remove(path)\n    os.replace(", "killed",
           "nothing can be loaded"),

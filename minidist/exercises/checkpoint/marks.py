@@ -81,7 +81,12 @@ def same(found: Any, step: int, arrays: dict[str, np.ndarray]) -> str | None:
 def round_trip(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
     synced: list[int] = []
     fsync = os.fsync
-    os.fsync = lambda number: (synced.append(number), fsync(number))[1]  # type: ignore[assignment]
+
+    def watched(number: Any) -> None:
+        synced.append(number)
+        fsync(number)
+
+    os.fsync = watched
     try:
         answer.save(path, 3, old)
         wrong = same(answer.load(path), 3, old)
@@ -181,7 +186,7 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
 
         return call
 
-    builtins.open = opened  # type: ignore[assignment]
+    builtins.open = opened
     for name, true in changed.items():
         setattr(os, name, dying(true))
     try:
@@ -189,7 +194,7 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
     except Killed:
         pass
     finally:
-        builtins.open = true_open  # type: ignore[assignment]
+        builtins.open = true_open
         for name, true in changed.items():
             setattr(os, name, true)
     return dead[0]

@@ -37,7 +37,8 @@ def run(comm: Any, answer: Any, case: Case, turns: list[int]) -> dict[str, Any]:
     bound = math.inf if case["staleness"] is None else case["staleness"]
     clock = answer.Clock(case["workers"], bound)
     log: list[Any] = []
-    busy, waiting = set(), set()
+    busy: set[int] = set()
+    waiting: set[int] = set()
     for worker in turns:
         if worker in waiting:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 from minidist.exercises import sharded
 from minidist.exercises.exercise import Case, Verdict
 from minidist.exercises.given import Calls
-from minidist.exercises.sharded import STEPS, adam, gradient, held_now
+from minidist.exercises.sharded import LONG, STEPS, adam, gradient, held_now
 
 TITLE = "ZeRO stage 1: a shard of the optimizer's state"
 MINUTES = 60
@@ -37,7 +37,7 @@ def run(comm: Any, answer: Any, case: Case, given: dict[str, Any]) -> dict[str, 
     optimizer = answer.Zero1(comm, calls.reduce_scatter, calls.all_gather, watched_adam, given["w"])
     for grad in given["grads"]:
         optimizer.step(grad)
-    held = held_now()
+    held = held_now(case)
     return {"w": given["w"], "calls": calls.log, "stepped": stepped, "held": held}
 
 
@@ -59,7 +59,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             "(reduce-scatter) and parameters (all-gather) of every rank"
         )
     yield "bytes", wrong
-    if n >= 1000:
+    if n >= LONG:
         # All ranks live in one process: what they hold together, besides what they were given.
         state = max(rank["held"] for rank in ranks) / 8
         whole = [rank["stepped"][0] for rank in ranks if rank["stepped"]] == [n] * p

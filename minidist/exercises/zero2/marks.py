@@ -8,7 +8,7 @@ from typing import Any
 from minidist.exercises import sharded
 from minidist.exercises.exercise import Case, Verdict
 from minidist.exercises.given import Calls
-from minidist.exercises.sharded import STEPS, adam, gradient, held_now
+from minidist.exercises.sharded import LONG, STEPS, adam, gradient, held_now
 
 TITLE = "ZeRO stage 2: a shard of the gradients"
 MINUTES = 45
@@ -37,7 +37,7 @@ def run(comm: Any, answer: Any, case: Case, given: dict[str, Any]) -> dict[str, 
             grad = given["grads"][t * PARTS + part].copy()  # a microbatch's own memory
             optimizer.add(grad)
             del grad
-            held = max(held, held_now())
+            held = max(held, held_now(case))
         optimizer.step()
     return {"w": given["w"], "calls": calls.log, "held": held}
 
@@ -63,7 +63,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             f"a step are {(PARTS + 1) * once:,}"
         )
     yield "bytes", wrong
-    if n >= 1000:
+    if n >= LONG:
         held = max(rank["held"] for rank in ranks) / 8
         # While one rank looks, others may be in the middle of theirs: one gradient each.
         allowed = 3 * n + p * n
