@@ -82,9 +82,9 @@ def round_trip(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
     synced: list[int] = []
     fsync = os.fsync
 
-    def watched(number: Any) -> None:
-        synced.append(number)
-        fsync(number)
+    def watched(fd: Any) -> None:
+        synced.append(fd)
+        fsync(fd)
 
     os.fsync = watched
     try:
