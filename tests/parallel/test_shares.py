@@ -64,6 +64,18 @@ def test_all_shares_are_the_state_each_element_once(key):
         check_joined(launch(run, ranks, LocalWorld()))
 
 
+@pytest.mark.parametrize("key", ["zero/1", "zero/3", "parameter_server/bsp", "pipeline/1f1b"])
+def test_frozen_parameters_are_written_once(key):
+    def run(comm):
+        setting = Setting()
+        model = mlp(setting.widths).freeze("1.*", "5.bias")
+        method = METHODS[key](model, CrossEntropy(), AdamW(1e-2), comm, setting.seed)
+        method.step(Batches(setting.dataset, setting.batch, setting.seed)[0])
+        return check_shares(method)
+
+    check_joined(launch(run, 3, LocalWorld()))
+
+
 WITHOUT_GATHERING = [
     "data_parallel/ring",
     "zero/1",
