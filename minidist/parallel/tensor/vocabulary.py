@@ -46,18 +46,20 @@ def vocabulary_embedding(indices: Any, weight: Tensor, first: int, rows: int) ->
             f"{int(flat.max())}"
         )
     flat -= first
-    flat[(flat < 0) | (flat >= own)] = -1  # another rank's
-    out = xp.take(weight.data, xp.maximum(flat, 0), axis=0)
-    out[flat < 0] = 0
+    flat = xp.where((flat < 0) | (flat >= own), own, flat)  # own: another rank's
+    out = xp.take(weight.data, xp.minimum(flat, own - 1), axis=0)
+    out = xp.where((flat < own)[:, None], out, xp.zeros((), out.dtype))
     shape = xp.asarray(indices).shape
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(len(flat), width)  # (n, width)
 
         def write(out: Array | None) -> Array:
-            out = xp.empty((own, width), grad.dtype) if out is None else out
-            mine = xp.flatnonzero(flat >= 0)
-            sum_rows(xp, out, grad[mine], flat[mine], len(mine))
+            table = xp.empty((own + 1, width), grad.dtype)  # one row more, for other ranks' tokens
+            sum_rows(xp, table, grad, flat, len(flat))
+            if out is None:
+                return table[:own]
+            out[...] = table[:own]
             return out
 
         return (Into(write),)
@@ -131,12 +133,14 @@ def vocabulary_cross_entropy(
         xp.multiply(p, scale if slopes is None else slopes, out=p)
         if label_smoothing:
             xp.subtract(p, scale * label_smoothing / classes, out=p)
-        mine = xp.flatnonzero(flat >= 0)
-        p[mine, flat[mine]] -= scale * (1 - label_smoothing)
-        if ignore_index is not None:
-            p[flat == -2] = 0
+        # Each row once; where another rank has the target, 0 is subtracted from some class.
+        here = xp.where(flat >= 0, xp.full((), scale * (1 - label_smoothing), p.dtype), 0)
+        p[xp.arange(len(flat)), xp.maximum(flat, 0)] -= here.astype(p.dtype, copy=False)
         xp.multiply(p, grad, out=p)
-        return (p.reshape(shape).astype(dtype, copy=False),)
+        found = p
+        if ignore_index is not None:
+            found = xp.where((flat == -2)[:, None], xp.zeros((), p.dtype), p)
+        return (found.reshape(shape).astype(dtype, copy=False),)
 
     dtype = logits.dtype
     loss = (losses.sum() * scale).astype(dtype, copy=False)

@@ -220,19 +220,37 @@ def test_the_plan_can_be_read():
     assert plan_for(mlp((12, 8, 2)), 3)["3.weight"] == "rows"
 
 
+HEADS = {"*.qkv.*": "heads", "*.out.weight": "rows"}
+
+
 @pytest.mark.parametrize(
     ("model", "ranks", "options", "message"),
     [
         (small_gpt, 2, {"plan": {"nothing*": "whole"}}, "no parameter is named 'nothing"),
         (small_gpt, 2, {"plan": {"*up*": "diagonal"}}, "'diagonal': choose one of whole"),
-        (small_gpt, 2, {"plan": {"1.up.*": "whole"}}, "layer 1.down gets whole rows"),
-        (small_gpt, 2, {"plan": {"1.down.*": "whole"}}, "layer 1.down gets a part"),
-        (small_gpt, 2, {"plan": {"1.attention.out*": "whole"}}, "1.attention.* is cut by"),
+        (small_gpt, 2, {"plan": {"1.up.*": "whole"}}, "1.down.weight takes a part"),
+        (small_gpt, 2, {"plan": {"1.down.*": "whole"}}, "1.down.weight gets a part"),
+        (
+            small_gpt,
+            2,
+            {"plan": {"1.attention.out*": "whole"}},
+            "attention with 1.attention.qkv.weight is cut by",
+        ),
         (small_gpt, 2, {"plan": {"1.up.bias": "whole"}}, "1.up.bias goes with the columns"),
         (small_gpt, 2, {"plan": {"1.norm1.weight": "rows"}}, "1.norm1.weight is cut by rows"),
-        (small_gpt, 5, {}, "heads of keys cannot be cut for 5 ranks"),
-        (partial(small_gpt, groups=2), 3, {}, "4 heads of 4 features with 2 heads of keys"),
-        (partial(small_gpt, vocabulary=3), 4, {}, "cannot be cut by vocabulary for 4 ranks"),
+        (small_gpt, 5, {"plan": HEADS}, "heads of keys cannot be cut for 5 ranks"),
+        (
+            partial(small_gpt, groups=2),
+            3,
+            {"plan": HEADS},
+            "4 heads of 4 features with 2 heads of keys",
+        ),
+        (
+            partial(small_gpt, vocabulary=3),
+            4,
+            {"plan": {"emb*": "vocabulary"}},
+            "cannot be cut by vocabulary for 4 ranks",
+        ),
         (small_mlp, 2, {"sequence": True}, "block 0 is a Flatten"),
         (small_gpt, 2, {"sequence": True, "plan": {"1.attention.*": "whole"}}, "needs 1.attent"),
         (small_gpt, 2, {"sequence": True, "plan": {"emb*": "whole"}}, "needs the table"),
