@@ -170,7 +170,7 @@ def symmetric_loss_left_out(monkeypatch):
 
 
 def gradients_stay_private(monkeypatch):
-    monkeypatch.setattr(symmetric_memory, "allocate", lambda comm, *of: np.zeros(*of))
+    monkeypatch.setattr(symmetric_memory, "allocate", lambda comm, *of, like: np.zeros(*of))
 
 
 def stage_built_from_another_seed(monkeypatch):

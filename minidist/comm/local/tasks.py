@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from traceback import walk_stack
 from typing import Any
 
@@ -31,13 +32,15 @@ class Task:
 class Group:
     """What the ranks of one communicator share: who they are, and messages without a partner."""
 
-    def __init__(self, ranks: list[int]) -> None:
+    def __init__(self, ranks: Sequence[int], living: int | None = None) -> None:
         self.ranks = ranks  # world ranks, by rank of the group
+        self.living = len(ranks) if living is None else living  # how many are not folded away
         self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
         self.recvs: list[list[Transfer]] = [[] for _ in ranks]
         self.meetings: dict[int, Meeting] = {}
         self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
         self.stream: Group | None = None  # the same ranks' communication streams
+        self.groups: dict[Any, Group] = {}  # of ``Comm.group``, by members and number
 
 
 class Transfer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,17 @@ class MpiComm(Comm):
         start = self._enter("split")
         part = self._comm.Split(color, key)
         self._left("split", start)
+        return self._part(part)
+
+    def group(self, ranks: Sequence[int]) -> Comm:
+        self._check_members(ranks)
+        start = self._enter("group")
+        part = self._comm.Create_group(self._comm.Get_group().Incl(list(ranks)))
+        self._left("group", start)
+        return self._part(part)
+
+    def _part(self, part: Any) -> Comm:
+        """A communicator of some ranks of this one."""
         members = part.Get_group()
         theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
         comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)

@@ -51,10 +51,10 @@ class Mesh:
         self.place = dict(zip(ORDER, map(int, np.unravel_index(comm.rank, shape)), strict=True))
         self._groups: dict[str, Comm] = {}
         for axis in ORDER:
-            groups = self.groups(axis)
-            mine = next(i for i, group in enumerate(groups) if comm.rank in group)
+            along = tuple(slice(None) if one == axis else self.place[one] for one in ORDER)
+            members = self.grid[along].tolist()
             # The whole world needs no group of its own: then its stream is shared as well.
-            self._groups[axis] = comm if len(groups) == 1 else comm.split(mine)
+            self._groups[axis] = comm if len(members) == comm.size else comm.group(members)
 
     def __getitem__(self, axis: str) -> Comm:
         if axis not in self._groups:

@@ -5,14 +5,15 @@
     stage 1              part 1 ...
     rank r     stage r % p of copy r // p                   with ``replicas`` copies of p stages
 
-A layout is made once, from a declared model, the same on every rank, and never changes. The
-prover, the executor and the prices all read it; none of them knows the method.
+A layout is made once a world, from a declared model, and never changes: ``on`` gives each rank
+its own, with the blocks that the rank trains. The prover, the executor and the prices all read it;
+none of them knows the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
@@ -44,6 +45,17 @@ class Layout:
     tied_stages: tuple[int, ...]  # those stages
     programs: Programs  # of each stage
     summed: frozenset[str] = frozenset()  # gradients that the tensor axis sums: see TensorPart
+    known_shapes: dict[Shape, list[Shape]] = field(default_factory=dict, compare=False)
+
+    def on(self, model: Sequential, stage: int) -> Layout:
+        """The same layout on a rank of this stage, with that rank's own, equal ``model``."""
+        parts, models = list(self.parts), list(self.stage_models)
+        own = [self.part(stage, chunk) for chunk in range(self.schedule.chunks)]
+        for part in own:
+            start, stop = self.bounds[part]
+            parts[part] = model[start:stop]
+        models[stage] = join([parts[part] for part in own])
+        return replace(self, model=model, parts=tuple(parts), stage_models=tuple(models))
 
     def part(self, stage: int, chunk: int) -> int:
         """Which part of the model a stage's chunk is."""
@@ -116,8 +128,12 @@ class Layout:
     def shapes_of(self, batch: Batch) -> list[Shape]:
         """The shape of every part's input, for a microbatch."""
         shape = shape_of(batch)
-        costs = self.model.costs(shape)
-        return [costs[start - 1].shape if start else shape for start, _ in self.bounds]
+        if shape not in self.known_shapes:
+            costs = self.model.costs(shape)
+            self.known_shapes[shape] = [
+                costs[start - 1].shape if start else shape for start, _ in self.bounds
+            ]
+        return self.known_shapes[shape]
 
 
 def make_layout(

@@ -39,6 +39,7 @@ from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
+from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -114,24 +115,28 @@ class Pipeline(Method):
             bounds = bounds or even_bounds(model, schedule, stages, costs)
             model, self.loss = self.tensor.model, self.tensor.loss
 
+        setting = schedule, stages, replicas, microbatches, recompute
+        given = [None if one is None else signature(list(one)) for one in (bounds, costs)]
+        clips, one_step = clip is not None, not self.stashes
+        summed = frozenset() if self.tensor is None else self.tensor.summed
+
         def lay_out(model: Sequential) -> Layout:
-            return make_layout(
-                model,
-                schedule,
-                stages,
-                replicas,
-                microbatches,
-                recompute,
-                bounds,
-                costs,
-                clip is not None,
-                one_step=not self.stashes,
-                summed=frozenset() if self.tensor is None else self.tensor.summed,
-                write=program,
+            return comm.once(
+                ("layout", signature(model), *setting, *given, clips, one_step, summed, program),
+                lambda: make_layout(
+                    model,
+                    *setting,
+                    bounds,
+                    costs,
+                    clips,
+                    one_step=one_step,
+                    summed=summed,
+                    write=program,
+                ),
             )
 
         self.lay_out = lay_out
-        self.layout = lay_out(model)
+        self.layout = lay_out(model).on(model, self.stage)
         self.sync = self._make_sync(sync, copies)
         self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
         self.sync.bind(
@@ -148,7 +153,7 @@ class Pipeline(Method):
             bind_norms(optimizer, self.tensor)
         self.separated = separate(self.model)
         holds_tied = self.stage in self.layout.tied_stages
-        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        partners = self.pipe.group(self.layout.tied_stages) if holds_tied else None
         self.own = OwnStage(
             self.layout,
             self.stage,

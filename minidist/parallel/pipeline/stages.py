@@ -65,8 +65,8 @@ def block_seconds(model: Sequential, batch: Batch, comm: Comm, repeats: int = 3)
 def cut(costs: Sequence[float], parts: int) -> Bounds:
     """Cut blocks of these costs into consecutive parts, as even as can be: (start, stop) each.
 
-    Least sum of squares, by dynamic programming; a block that costs nothing stays with the one
-    before it.
+    Least sum of squares, by dynamic programming over ends; of equal cuts the one whose first parts
+    are longest, so that a block that costs nothing stays with the one before it.
     """
     if parts > len(costs):
         raise ValueError(
@@ -76,21 +76,25 @@ def cut(costs: Sequence[float], parts: int) -> Bounds:
     total: list[float] = [0]
     for cost in costs:
         total.append(total[-1] + cost)
-    # best[stop]: (cost, starts) of the best cut of the first ``stop`` blocks so far
-    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
-    for _ in range(parts):
-        following: dict[int, tuple[float, list[int]]] = {}
-        for start, (cost, starts) in best.items():
-            for stop in range(start + 1, len(costs) + 1):
-                candidate = (cost + (total[stop] - total[start]) ** 2, [*starts, start])
-                if stop not in following or (candidate[0], [-s for s in candidate[1]]) < (
-                    following[stop][0],
-                    [-s for s in following[stop][1]],
-                ):
-                    following[stop] = candidate
-        best = following
-    starts = best[len(costs)][1]
-    return list(zip(starts, [*starts[1:], len(costs)], strict=True))
+    # rest[start]: the least cost of the blocks from ``start`` on in so many parts, and the end of
+    # the first of these
+    rest: dict[int, tuple[float, int]] = {len(costs): (0, 0)}
+    ends: list[dict[int, tuple[float, int]]] = []
+    for count in range(parts):
+        longer: dict[int, tuple[float, int]] = {}
+        for start in range(parts - count - 1, len(costs) - count):
+            longer[start] = min(
+                ((total[stop] - total[start]) ** 2 + rest[stop][0], -stop)
+                for stop in range(start + 1, len(costs) - count + 1)
+                if stop in rest
+            )
+        rest = longer
+        ends.append(rest)
+    bounds, start = [], 0
+    for best in reversed(ends):
+        bounds.append((start, -best[start][1]))
+        start = bounds[-1][1]
+    return bounds
 
 
 def join(parts: Sequence[Sequential]) -> Sequential:
