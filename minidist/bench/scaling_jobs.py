@@ -90,7 +90,8 @@ class MlpJob(Job):
 
 class GptJob(Job):
     def model(self) -> Sequential:
-        return gpt(*self.shape)
+        vocabulary, context, width, layers, heads = self.shape
+        return gpt(vocabulary, context, width, layers, heads)
 
     def data(self, count: int) -> Dataset:
         vocabulary, context, *_ = self.shape

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -31,16 +32,18 @@ from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
-from minidist.data import Batches, Dataset, fashion_mnist
+from minidist.data import Batches, Dataset, fashion_mnist, shakespeare
 from minidist.engine.array import DType, defaults
 from minidist.inspect.meter import measure_saved
 from minidist.inspect.metrics import accuracy
-from minidist.models import mlp
+from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
-from minidist.parallel import METHODS, Method
+from minidist.parallel import METHODS, MeshParallel, Method
+from minidist.parallel.mesh.mesh import parse
 from minidist.parallel.method import training_flops
+from minidist.parallel.variants import SEQUENCE_METHODS
 
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss
@@ -54,9 +57,37 @@ class Task:
     model: Callable[[], Sequential]
     data: Callable[[], tuple[Dataset, Dataset]]
     optimizer: Callable[[], Optimizer]
+    sequences: bool = False  # inputs are (batch, length): there are rows that cut the length too
 
 
-TASKS = {"mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9))}
+def small_gpt() -> Sequential:
+    return gpt(63, context=32, width=64, layers=4, heads=8, dropout=0.1)
+
+
+TASKS = {
+    "mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9)),
+    "gpt": Task(
+        "gpt",
+        small_gpt,
+        partial(shakespeare, 32, held_out=0.01, stride=32),
+        lambda: SGD(0.2, momentum=0.9),
+        sequences=True,
+    ),
+}
+Rows = dict[str, Callable[..., Method]]
+
+
+def rows_of(model: str, mesh: str = "") -> Rows:
+    """All rows that a model can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
+    task = TASKS[model]
+    rows = METHODS | (SEQUENCE_METHODS if task.sequences else {})
+    if mesh:
+        lengths = parse(mesh)
+        made = partial(MeshParallel, mesh=lengths, microbatches=4)
+        rows[f"mesh/{mesh}"] = made
+        if task.sequences and lengths.get("tp", 1) > 1:
+            rows[f"mesh/{mesh},sequence"] = partial(made, sequence=True)
+    return rows
 
 
 @dataclass
@@ -79,19 +110,21 @@ class Record:
     accuracy: float = 0.0
 
 
-def names(selection: str) -> list[str]:
+def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
     """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
     The name of a method selects all its variants, and ``"all"`` selects all methods. Serial is
-    always included, as the first.
+    always included, as the first; and so is the row of ``mesh``.
     """
+    rows = rows_of(model, mesh)
     chosen = {"serial"}
     for part in selection.split(","):
-        found = [key for key in METHODS if part in ("all", key, key.split("/")[0])]
+        found = [key for key in rows if part in ("all", key, key.split("/")[0])]
         if not found:
-            raise ValueError(f"unknown method {part!r}: choose among {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {part!r}: choose among {', '.join(rows)}")
         chosen.update(found)
-    return [key for key in METHODS if key in chosen]
+    chosen.update(key for key in rows if mesh and key.startswith(f"mesh/{mesh}"))
+    return [key for key in rows if key in chosen]
 
 
 def compare(
@@ -104,6 +137,7 @@ def compare(
     dtype: DType = "float32",
     seed: int = 0,
     progress: Progress | None = None,
+    mesh: str = "",
 ) -> tuple[dict[str, Any], dict[str, list[list[Event]]]]:
     """Run the comparison; returns the report (the content of compare.json) and timelines by method.
 
@@ -115,11 +149,12 @@ def compare(
     if steps < 1:
         raise ValueError(f"compare needs at least one step, not {steps}")
     task = TASKS[model]
-    keys = [key for key in METHODS if key in methods or key == "serial"]
+    rows = rows_of(model, mesh)
+    keys = [key for key in rows if key in methods or key == "serial"]
 
     def run(comm: Comm) -> dict[str, Record]:
         with defaults(dtype=dtype):
-            return _run_all(comm, keys, task, steps, batch, seed, progress)
+            return _run_all(comm, keys, rows, task, steps, batch, seed, progress)
 
     world = world or LocalWorld()
     results = launch(run, ranks, world)
@@ -147,6 +182,7 @@ def compare(
 def _run_all(
     comm: Comm,
     keys: list[str],
+    rows: Rows,
     task: Task,
     steps: int,
     batch: int,
@@ -162,19 +198,24 @@ def _run_all(
         comm.barrier()
         if key == "serial":
             if comm.rank == 0:
-                records[key] = _run(alone, key, task, steps, batch, seed, machine, oracle, progress)
+                records[key] = _run(
+                    alone, key, rows[key], task, steps, batch, seed, machine, oracle, progress
+                )
             comm.barrier()
             if not isinstance(comm, LocalComm):
                 rate = _flop_rate(records.get(key), task, batch)
                 machine = calibrate(comm, rate)
         else:
-            records[key] = _run(comm, key, task, steps, batch, seed, machine, oracle, progress)
+            records[key] = _run(
+                comm, key, rows[key], task, steps, batch, seed, machine, oracle, progress
+            )
     return records
 
 
 def _run(
     comm: Comm,
     key: str,
+    make: Callable[..., Method],
     task: Task,
     steps: int,
     batch: int,
@@ -185,7 +226,7 @@ def _run(
 ) -> Record:
     """Train by one method and measure; serial training fills ``oracle``."""
     training, test = task.data()
-    method = METHODS[key](task.model(), CrossEntropy(), task.optimizer(), comm, seed)
+    method = make(task.model(), CrossEntropy(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
@@ -225,7 +266,7 @@ def _run(
             if progress is not None:
                 progress(key, step + 1, steps, record.losses[-1])
     if comm.rank == 0:
-        record.accuracy = accuracy(task.model().init().load(state), test)
+        record.accuracy = accuracy(task.model().init().load(state).eval(), test)
     return record
 
 

@@ -22,12 +22,13 @@ from minidist.engine.seeds import current_draws, draws
 from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
 
 
-def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = True) -> Tensor:
     """``function(*inputs)``, computed again in the backward instead of remembered.
 
     The function may use parameters: these get their gradients as they would have. At least one
     input must require gradients for them to be found, since the backward starts from the inputs;
-    ``Tensor(x, requires_grad=True)`` makes one that does.
+    ``Tensor(x, requires_grad=True)`` makes one that does. ``random=False`` says that the function
+    draws nothing, so that the key of the draws need not be kept.
     """
     tensors = [as_tensor(value) for value in inputs]
     if not any(tensor.requires_grad for tensor in tensors):
@@ -37,7 +38,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         )
     with no_grad():
         y = function(*tensors)
-    keyed = current_draws()
+    keyed = current_draws() if random else None
     held = [(tensor.data, tensor.requires_grad) for tensor in tensors]
 
     def backward(grad: Array) -> list[Array | None]:

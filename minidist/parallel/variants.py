@@ -28,9 +28,14 @@ from minidist.parallel.zero.stage3 import Zero3
 
 def every_axis(ranks: int) -> dict[str, int]:
     """A mesh of so many ranks with as many axes as can be: 2 on tensor, 2 on pipeline, the rest."""
-    tp = 2 if ranks % 2 == 0 else 1
-    pp = 2 if ranks % 4 == 0 else 1
+    pp = 2 if ranks % 4 == 0 or ranks == 6 else 1
+    tp = 2 if ranks in (2, 4, 8) else 1  # three and more replicas want layers that divide
     return {"dp": ranks // (pp * tp), "pp": pp, "tp": tp}
+
+
+def tensor_alone(ranks: int) -> dict[str, int]:
+    """All ranks on the tensor axis, if they are a power of two: sequences are cut evenly."""
+    return {"tp": ranks} if ranks in (1, 2, 4, 8) else {"dp": ranks}
 
 
 def two_servers(ranks: int) -> int:
@@ -85,6 +90,6 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 # For models of sequences alone: they cut along the sequence too.
 SEQUENCE_METHODS: dict[str, Callable[..., Method]] = {
-    "tensor/sequence": partial(TensorParallel, sequence=True),
+    "tensor/sequence": partial(MeshParallel, mesh=tensor_alone, sequence=True),
     "mesh/sequence": partial(MeshParallel, mesh=every_axis, microbatches=4, sequence=True),
 }

@@ -75,7 +75,7 @@ class MeshParallel(Pipeline):
         schedule: str | Schedule = "one_f_one_b",
         microbatches: int = 1,
         bounds: Bounds | None = None,
-        recompute: bool = False,
+        recompute: bool | str = False,
         plan: Plan | None = None,
         sequence: bool = False,
         keep: bool = False,

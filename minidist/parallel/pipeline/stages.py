@@ -137,20 +137,20 @@ def part_cost(
     saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
     of_loss = 0 if loss is None else loss.cost(output, itemsize).saved_bytes
     highest, kept = walk_back(costs, shape, itemsize, of_loss)
+    backward_peak, _ = walk_back(costs, shape, itemsize, of_loss, deferring=False)
+    backward_peak = max(backward_peak, saved)
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
         if not _saves_input(costs, loss):  # then the input is kept as well
-            saved, highest = saved + own, highest + own
-        during, saved = saved, own
-    else:
-        during = saved
+            backward_peak, highest = backward_peak + own, highest + own
+        saved = own
     return PartCost(
         forward=forward,
         input_gradient=backward - weight + again,
         weight_gradient=weight,
-        memory=Memory(saved, during),
-        split=Memory(saved, max(during, highest), kept),
+        memory=Memory(saved, backward_peak),
+        split=Memory(saved, max(backward_peak, highest), kept),
         output=output,
     )
 

@@ -20,6 +20,7 @@ Shoeybi et al., arXiv 1909.08053, section 3; Korthikanti et al., arXiv 2205.0519
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -195,12 +196,13 @@ class HeadParallel(nn.CausalSelfAttention):
         core = self.core_cost((batch, length, width + 2 * self.groups * self.d), itemsize)
         if self.sharers > 1:  # what is put together is another array than what was computed
             whole = batch * length * (width + 2 * self.d) * itemsize
-            rotated = self.rotary_base is not None  # then the rotated copy is saved, and counted
-            core = LayerCost(
-                core.shape,
-                core.flops,
-                core.input_flops,
-                saved_bytes=core.saved_bytes + (0 if rotated else whole),
+            kept = whole if core.saves_input else 0  # if not, a rotated copy is, and counted
+            core = replace(
+                core,
+                saves_input=False,
+                saved_bytes=core.saved_bytes + kept,
+                splitting_bytes=core.splitting_bytes and core.splitting_bytes + kept,
+                backward_bytes=core.backward_bytes and core.backward_bytes + kept,
             )
         return in_a_row((first, core, self.out.cost(core.shape, itemsize)), shape, itemsize)
 

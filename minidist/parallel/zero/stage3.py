@@ -24,7 +24,7 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import Work
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
+from minidist.parallel.model_costs import peak_bytes, shape_of, training_seconds
 from minidist.parallel.state import OptimizerShard, State
 from minidist.parallel.zero.plan import Gathering, added, plan_slots
 from minidist.parallel.zero.stage1 import plan_numbers
@@ -163,8 +163,7 @@ class Zero3(Method):
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],
                 "activations": [
-                    saved_bytes(self.whole, shape, self.itemsize, self.loss)
-                    for shape in work.shapes
+                    peak_bytes(self.whole, shape, self.itemsize, self.loss) for shape in work.shapes
                 ],
             },
             busy=plan.busy,

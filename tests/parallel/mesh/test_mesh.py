@@ -45,6 +45,7 @@ CUBE = {"dp": 2, "pp": 2, "tp": 2}
 ZB_V = {"schedule": "zero_bubble_v", "microbatches": 3}
 EVEN = partial(small_gpt, vocabulary=16)
 OPTIMIZERS = {"momentum": momentum, "adamw": adamw}
+RECOMPUTE = [False, True, "attention"]
 SCHEDULES = ["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]
 
 
@@ -84,7 +85,7 @@ def test_every_mesh_of_an_mlp_equals_serial(dp, pp, tp, zero, schedule, optimize
 
 @pytest.mark.parametrize(
     ("dp", "pp", "tp", "zero", "schedule", "sequence", "recompute"),
-    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, [0, 1, 2], [False, True]),
+    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, [0, 1, 2], RECOMPUTE),
 )
 def test_messages_bytes_and_memory_equal_the_formula(
     dp, pp, tp, zero, schedule, sequence, recompute

@@ -41,12 +41,19 @@ def small_gpt(
     width: int = 16,
     dropout: float = 0.2,
     vocabulary: int = 13,
+    recompute: bool = False,
 ) -> nn.Sequential:
     """A GPT with larger initial weights, so that five steps change it; norms are not 1."""
     model = gpt(vocabulary, 8, width, layers, heads, dropout)
     for block in list(model.blocks.values())[1:-1]:
         block.attention = nn.CausalSelfAttention(
-            width, heads, groups, rotary, initialiser=normal(0.2), out_initialiser=normal(0.2)
+            width,
+            heads,
+            groups,
+            rotary,
+            initialiser=normal(0.2),
+            out_initialiser=normal(0.2),
+            recompute=recompute,
         )
     return model
 

@@ -50,6 +50,14 @@ CASES = {
         4,
         Task(model=partial(small_gpt, groups=2), options={"sequence": True, "microbatches": 2}),
     ),
+    "attention again": (2, Task(model=partial(small_gpt, recompute=True))),
+    "attention again, by sequence": (
+        4,
+        Task(
+            model=partial(small_gpt, recompute=True, groups=2, rotary=True),
+            options={"sequence": True},
+        ),
+    ),
     "some layers whole": (
         2,
         Task(options={"plan": {"1.attention.*": "whole", "embedding*": "whole"}}),
@@ -122,12 +130,12 @@ def test_bytes_of_a_layer_are_the_papers(t):
             assert got - base == 8 * (factor * b * s * h * (t - 1) // t + summed), options
 
 
-def block_bytes(t, **options):
+def block_bytes(t, recompute=False, **options):
     """Bytes that a block saves, of 2-byte numbers, with s = 64: one block of attention weights."""
     s, b, h, a = 64, 2, 32, 4
 
     def run(comm):
-        model = gpt(16, s, h, 1, a, dropout=0.1)
+        model = gpt(16, s, h, 1, a, dropout=0.1, recompute_attention=recompute)
         made = TensorPart(model, CrossEntropy(), comm, **options).model.blocks["1"]
         length = s // t if options.get("sequence") else s
         return made.cost((b, length, h), itemsize=2).saved_bytes
@@ -152,6 +160,13 @@ def test_activations_of_a_layer_are_the_papers(t):
         got, *_ = block_bytes(t, sequence=True, keep=True)
         extra = 2 * 2 * s * b * h * (1 - 1 / t)
         assert got == (s * b * h * (34 + 2 * a * s / h) + norms) / t + extra
+
+
+def test_attention_computed_again_saves_34_bytes_an_element():
+    """arXiv 2205.05198, table 2: sbh(34)/t with selective recomputation, whatever the length."""
+    for t in (1, 2):
+        got, s, b, h, _ = block_bytes(t, recompute=True, sequence=t > 1)
+        assert got == (34 * s * b * h + 2 * s * b * 2) / t
 
 
 def test_evaluation_and_gradient_norm():
