@@ -194,7 +194,9 @@ def axis_of(event: Event) -> str:
     """What an event is in a mesh: a kind of computing, or the axis along which it communicates."""
     first = event.name.split(" ")[0]
     if event.kind in ("compute", "reduce"):
-        return step_of(event) if event.name else "other computing"
+        if first in ("forward", "backward", "input-gradient", "weight-gradient", "optimizer"):
+            return first
+        return "adding up" if "reduce" in event.name else "other computing"
     if first in AXES:
         return f"{first} axis"
     return "pipeline axis" if first in ("send", "receive") else "waiting"

@@ -83,7 +83,8 @@ def test_local_world(ranks, dtype, bound):
     for row in report["rows"]:
         predicted = row["predicted_idle_fraction"]
         if predicted is None:  # who waits depends on who comes first
-            assert row["variant"].split("_")[0] in ("ssp", "async", "backup")
+            first = row["variant"].split("_")[0]  # of tensor and mesh the simulator alone knows
+            assert first in ("ssp", "async", "backup") or row["method"] in ("tensor", "mesh")
         else:
             assert row["idle_fraction"] == pytest.approx(predicted, abs=1e-9)
     for key, timeline in timelines.items():

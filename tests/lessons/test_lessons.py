@@ -27,6 +27,8 @@ DISTRIBUTED = [
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
+    pytest.param("12_tensor_parallel", marks=pytest.mark.long),
+    pytest.param("13_putting_it_together", marks=pytest.mark.long),
 ]
 
 
@@ -74,7 +76,7 @@ def run_lesson(name: str, folder: Path) -> str:
     return printed
 
 
-@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines"])
+@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines", "12_tensor_parallel"])
 def test_lesson_draws_its_picture(name, tmp_path):
     run_lesson(name, tmp_path)
 
