@@ -12,6 +12,7 @@ The checks are in checks.py, errors in errors.py, and what is recorded in trace.
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minidist.comm.checks import ANY, HOST, check_alike, check_apart, check_flat, check_message
-from minidist.comm.errors import CommError, Crash, RankLost
+from minidist.comm.errors import CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
@@ -31,6 +32,7 @@ __all__ = [
     "Comm",
     "CommError",
     "Crash",
+    "Disagreement",
     "Future",
     "RankLost",
     "Request",
@@ -47,6 +49,7 @@ REDUCTIONS = {"sum": "add", "product": "multiply", "max": "maximum", "min": "min
 class Comm(ABC):
     """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
 
+    agreeing_is_free = False  # whether ``agree`` takes no time on this world's clock
     folded = False  # whether this rank stands for all: then collectives go to ``run_folded``
 
     def __init__(
@@ -168,6 +171,20 @@ class Comm(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Wait until every rank has called this; for set-up and timing, so not counted."""
+
+    def agree(self, what: str, digest: int, shown: str = "") -> None:
+        """Raise ``Disagreement``, on every rank, unless all pass the same ``what`` and ``digest``.
+
+        For what ranks must have alike and no message would show, such as a batch or a seed.
+        ``digest`` is 64 bits of it (``engine.digest``); ``shown`` says in the error what this rank
+        has. Every rank must call it, in the same order; not counted as messages. In the local world
+        nobody waits and no time passes: see agreement.py.
+
+        >>> comm.agree("the seed", digest(seed), f"seed {seed}")  # doctest: +SKIP
+        """
+        if self.size > 1:
+            text = f"{what}: {shown}" if shown else what
+            self._agree((digest ^ zlib.crc32(what.encode())) & (1 << 64) - 1, text)
 
     @abstractmethod
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
@@ -307,6 +324,9 @@ class Comm(ABC):
 
     def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
         """Charge the combining of ``nbytes`` to a virtual clock; a real clock needs nothing."""
+
+    @abstractmethod
+    def _agree(self, digest: int, text: str) -> None: ...
 
     @abstractmethod
     def _shared(self, length: int, like: Array) -> list[Array]: ...

@@ -16,6 +16,7 @@ parameters and evaluation are not measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,12 +33,12 @@ from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
-from minidist.data import Batches, Dataset, fashion_mnist, shakespeare
+from minidist.data import Batches, Dataset, fashion_mnist, shakespeare, waves
 from minidist.engine.array import DType, defaults
 from minidist.inspect.meter import measure_saved
 from minidist.inspect.metrics import accuracy
 from minidist.models import gpt, mlp
-from minidist.nn import CrossEntropy
+from minidist.nn import CrossEntropy, Loss, MeanSquaredError
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, MeshParallel, Method
@@ -51,12 +52,13 @@ Progress = Callable[[str, int, int, float], None]  # method, steps done, steps i
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and its optimizer: the same for all methods."""
+    """A model, its data, its optimizer and its loss: the same for all methods."""
 
     name: str
     model: Callable[[], Sequential]
     data: Callable[[], tuple[Dataset, Dataset]]
     optimizer: Callable[[], Optimizer]
+    loss: Callable[[], Loss] = CrossEntropy
     sequences: bool = False  # inputs are (batch, length): there are rows that cut the length too
 
 
@@ -66,6 +68,13 @@ def small_gpt() -> Sequential:
 
 TASKS = {
     "mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9)),
+    "regression": Task(
+        "regression",
+        lambda: mlp((8, 64, 64, 64, 2)),
+        waves,
+        lambda: SGD(0.05, momentum=0.9),
+        MeanSquaredError,
+    ),
     "gpt": Task(
         "gpt",
         small_gpt,
@@ -107,7 +116,8 @@ class Record:
     predicted_idle: list[float | None] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
-    accuracy: float = 0.0
+    accuracy: float | None = None  # None if there are no classes to guess
+    why_inexact: str = ""  # the model's reason, if it has one
 
 
 def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
@@ -226,12 +236,14 @@ def _run(
 ) -> Record:
     """Train by one method and measure; serial training fills ``oracle``."""
     training, test = task.data()
-    method = make(task.model(), CrossEntropy(), task.optimizer(), comm, seed)
+    method = make(task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
+    record.why_inexact = method.why_inexact
     for step in range(steps):
         part = batches[step]
+        cost = method.cost(part, machine)
         comm.barrier()
         trace.events.clear()
         trace.record = step == steps - 1
@@ -251,7 +263,6 @@ def _run(
             record.events = [_shifted(event, start) for event in trace.events]
         trace.record = False
 
-        cost = method.cost(part, machine)
         record.predicted_idle.append(cost.idle_fraction)
         for rank in range(comm.size):
             record.predicted_messages[rank] += cost.messages[rank]
@@ -265,8 +276,11 @@ def _run(
             record.parameter_gap = max(record.parameter_gap, relative_gap(state, oracle[step]))
             if progress is not None:
                 progress(key, step + 1, steps, record.losses[-1])
+    whole = state | method.buffers()
     if comm.rank == 0:
-        record.accuracy = accuracy(task.model().init().load(state).eval(), test)
+        model = task.model().init().load(whole).eval()
+        right = accuracy(model, test, loss=task.loss())
+        record.accuracy = None if math.isnan(right) else right
     return record
 
 
@@ -311,6 +325,7 @@ def _row(
         "method": method,
         "variant": variant or None,
         "exact": first.exact,
+        "why_inexact": first.why_inexact,
         "loss": first.losses,
         "loss_gap": max(
             abs(loss - reference) / abs(reference)

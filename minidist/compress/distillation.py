@@ -24,11 +24,12 @@ from typing import Any
 from minidist import ops
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Tensor, no_grad
+from minidist.nn.cross_entropy import CrossEntropy
 from minidist.nn.module import Module
 from minidist.ops.operands import ShapeError
 
 
-def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, count: int) -> Tensor:
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, count: float) -> Tensor:
     """T² · Σ -softmax(z_t / T) · log softmax(z / T) / count; both logits (..., classes).
 
     The gradient with respect to z is T (softmax(z / T) - softmax(z_t / T)) / count.
@@ -58,8 +59,9 @@ class Distillation:
 
     def __call__(self, student: Module, batch: Batch) -> Tensor:
         logits: Any = student(batch.inputs)
-        hard = ops.cross_entropy(logits, batch.targets, batch.count)
+        count = batch.count(CrossEntropy())
+        hard = ops.cross_entropy(logits, batch.targets, count)
         with no_grad():
             taught = self.teacher(batch.inputs)
-        soft = soft_cross_entropy(logits, taught, self.temperature, batch.count)
+        soft = soft_cross_entropy(logits, taught, self.temperature, count)
         return (1 - self.weight) * hard + self.weight * soft

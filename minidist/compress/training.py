@@ -23,7 +23,8 @@ NOT_DECAYED = ("*bias", "*norm*", "*position")
 
 def cross_entropy(model: Module, batch: Batch) -> Tensor:
     """The mean cross-entropy of a batch."""
-    return CrossEntropy()(model(batch.inputs), batch.targets, batch.count)
+    loss = CrossEntropy()
+    return loss(model(batch.inputs), batch.targets, batch.count(loss))
 
 
 def fit(
@@ -47,7 +48,7 @@ def fit(
     for step in range(steps):
         batch = batches[step]
         model.zero_grad()
-        with draws(batch.seed, batch.step, batch.positions):
+        with draws(batches.seed, step, batch.positions):
             value = loss(model, batch)
         value.backward()
         clip_by_global_norm(model.flat.grad, 1.0)

@@ -1,8 +1,11 @@
 """Datasets that ship with the package, a user's own files, and batches keyed by (seed, step)."""
 
 from minidist.data.augment import Augment
-from minidist.data.batches import Batch, Batches, Dataset
+from minidist.data.batches import Batches
+from minidist.data.dataset import Batch, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
+from minidist.data.synthetic import waves
+from minidist.data.tables import csv_file, npz_file
 from minidist.data.text import (
     Vocabulary,
     characters,
@@ -20,7 +23,9 @@ __all__ = [
     "Dataset",
     "Vocabulary",
     "characters",
+    "csv_file",
     "fashion_mnist",
+    "npz_file",
     "open_tokens",
     "read_in_pieces",
     "shakespeare",
@@ -28,5 +33,6 @@ __all__ = [
     "split_tokens",
     "text_file",
     "token_windows",
+    "waves",
     "write_tokens",
 ]

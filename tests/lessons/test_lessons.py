@@ -15,6 +15,8 @@ from tests.mpi.run import ROOT, mpiexec, needs_mpi
 pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
+# What a script prints at its end; most train to 80 % on the test images.
+PRINTS = {"many_requests": "24 answered, 0 refused"}
 DAILY = ["data_parallel", "parameter_server", "pipeline"]  # under mpirun; the others in make long
 UNDER_MPIRUN = [
     pytest.param(path, marks=() if path.stem in DAILY else pytest.mark.long, id=path.stem)
@@ -27,8 +29,8 @@ DISTRIBUTED = [
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
-    pytest.param("12_tensor_parallel", marks=pytest.mark.long),
-    pytest.param("13_putting_it_together", marks=pytest.mark.long),
+    pytest.param("16_tensor_parallel", marks=pytest.mark.long),
+    pytest.param("17_putting_it_together", marks=pytest.mark.long),
 ]
 
 
@@ -49,7 +51,7 @@ def run(path: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_script_trains_in_one_process(path, tmp_path):
-    assert "test accuracy 8" in run(path, tmp_path), "every script reaches 80 %"
+    assert PRINTS.get(path.stem, "test accuracy 8") in run(path, tmp_path)
 
 
 @needs_mpi
@@ -57,7 +59,7 @@ def test_script_trains_in_one_process(path, tmp_path):
 def test_script_trains_under_mpirun_and_prints_once(path):
     done = mpiexec(4, str(path), python=())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy 8") == 1
+    assert done.stdout.count(PRINTS.get(path.stem, "test accuracy 8")) == 1
 
 
 @needs_mpi
@@ -76,7 +78,15 @@ def run_lesson(name: str, folder: Path) -> str:
     return printed
 
 
-@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines", "12_tensor_parallel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "10_parameter_server",
+        "11_pipelines",
+        "16_tensor_parallel",
+        pytest.param("12_when_things_break", marks=pytest.mark.long),
+    ],
+)
 def test_lesson_draws_its_picture(name, tmp_path):
     run_lesson(name, tmp_path)
 

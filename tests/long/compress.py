@@ -22,7 +22,7 @@ from minidist.compress import files, fit, report, soft_cross_entropy
 from minidist.compress.experiment import COMPRESS_TASKS, compress
 from minidist.data import Batch, Batches
 from minidist.models import cnn, mlp
-from minidist.nn import Module
+from minidist.nn import CrossEntropy, Module
 from minidist.ops import cross_entropy
 
 OUT = "out/long/compress"
@@ -80,8 +80,9 @@ def run_distil(trained: str | None, steps: int = 5000, seeds: int = 5) -> None:
 
     def taught_loss(student: Module, batch: Batch) -> Tensor:
         z = student(batch.inputs)
-        soft = soft_cross_entropy(z, Tensor(logits[batch.indices]), 2.0, batch.count)
-        return 0.5 * cross_entropy(z, batch.targets, batch.count) + 0.5 * soft
+        count = batch.count(CrossEntropy())
+        soft = soft_cross_entropy(z, Tensor(logits[batch.indices]), 2.0, count)
+        return 0.5 * cross_entropy(z, batch.targets, count) + 0.5 * soft
 
     alone, taught = [], []
     for seed in range(seeds):

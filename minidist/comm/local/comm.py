@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minidist.comm.comm import Comm, CommError, Future, Request
+from minidist.comm.agreement import compare
+from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
 from minidist.comm.local.simulator import Simulator
 from minidist.comm.local.tasks import Group, Task, Transfer
 from minidist.comm.trace import StreamTrace, Trace
@@ -19,6 +20,8 @@ from minidist.engine.array import Array, module_of
 
 class LocalComm(Comm):
     """A rank of the local world."""
+
+    agreeing_is_free = True
 
     def __init__(self, simulator: Simulator, group: Group, rank: int, trace: Trace) -> None:
         super().__init__(rank, len(group.ranks), trace, simulator.machine)
@@ -132,6 +135,25 @@ class LocalComm(Comm):
         if (members, number) not in groups:
             groups[members, number] = self._simulator.group_of(members)
         return self._simulator.join(groups[members, number], ranks.index(self.rank), self.trace)
+
+    def _agree(self, digest: int, text: str) -> None:
+        """Nobody waits, so no clock moves: see agreement.py."""
+        group = self._group
+        if group.disagreement is not None:  # a rank that came first went on: it hears of it now
+            raise Disagreement(str(group.disagreement))
+        number = group.agreed[self.rank]
+        group.agreed[self.rank] += 1
+        claims = group.claims.setdefault(number, {})
+        claims[self.rank] = digest, text
+        try:
+            compare(claims, self.size)
+        except Disagreement as error:
+            group.disagreement = error
+            raise
+        lost = self._simulator.lost
+        dead = sum(w in lost and rank not in claims for rank, w in enumerate(group.ranks))
+        if len(claims) + dead >= group.living:  # those folded away do not come
+            del group.claims[number]
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         arrays = self._meet("shared()", module_of(like).zeros(length, like.dtype))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from traceback import walk_stack
 from typing import Any
 
+from minidist.comm.agreement import Claim
 from minidist.comm.calls import describe_message
+from minidist.comm.errors import Disagreement
 from minidist.engine.array import Array
 
 
@@ -39,6 +41,10 @@ class Group:
         self.recvs: list[list[Transfer]] = [[] for _ in ranks]
         self.meetings: dict[int, Meeting] = {}
         self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
+        # Calls of agree() that not all have made: (digest, text) by rank of the group, by number.
+        self.claims: dict[int, dict[int, Claim]] = {}
+        self.agreed = [0 for _ in ranks]  # how often each has called agree()
+        self.disagreement: Disagreement | None = None
         self.stream: Group | None = None  # the same ranks' communication streams
         self.groups: dict[Any, Group] = {}  # of ``Comm.group``, by members and number
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.comm.agreement import TEXT, compare, packed, unpacked
 from minidist.comm.checks import ANY, check_message
 from minidist.comm.comm import IN_PLACE, Comm
 from minidist.comm.errors import CommError
@@ -179,6 +180,19 @@ class MpiComm(Comm):
         comm.world = [self.world[rank] for rank in theirs]
         comm._spawned = self._spawned
         return comm
+
+    def _agree(self, digest: int, text: str) -> None:
+        start = self._enter("agree")
+        mine, every = np.array([digest], np.uint64), np.empty(self.size, np.uint64)
+        self._complete(self._comm.Iallgather(mine, every))
+        texts = np.empty((self.size, TEXT), np.uint8)
+        differ = bool((every != every[0]).any())  # the same on every rank
+        if differ:
+            self._complete(self._comm.Iallgather(packed(text), texts))
+        self._left("barrier", start)
+        if differ:
+            rows = zip(every.tolist(), map(unpacked, texts), strict=True)
+            compare(dict(enumerate(rows)), self.size)
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         start = self._enter("shared")

@@ -31,6 +31,8 @@ and 6.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minidist.collectives.clocks import Clocks
@@ -40,10 +42,12 @@ from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
+from minidist.parallel.shares import Share
 from minidist.parallel.state import (
+    OptimizerShard,
     State,
     load_optimizer,
     mean_optimizer,
@@ -61,6 +65,7 @@ class ElasticAveraging(KeyRanges):
     """
 
     exact = False
+    changeable = KeyRanges.changeable | {"every"}
     refuses = KeyRanges.refuses | {
         "clip": "every worker steps on its own gradient, and none knows the norm of the whole"
     }
@@ -77,8 +82,7 @@ class ElasticAveraging(KeyRanges):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"elastic averaging meets every 1 or more steps, not {every}")
+        self.check_setting("every", every)
         if not 0 <= pull <= 1:
             raise ValueError(f"the pull of the centre is in [0, 1], not {pull}")
         super().__init__(
@@ -101,11 +105,16 @@ class ElasticAveraging(KeyRanges):
             like = self.model.flat.data if self.works else self.data
             self.incoming = module_of(like).empty_like(like)
 
-    def step(self, batch: Batch) -> float:
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "every" and value < 1:
+            raise ValueError(f"elastic averaging meets every 1 or more steps, not {value}")
+
+    def train_on(self, batch: Batch) -> float:
         loss = np.zeros(1)
         if self.works:
             loss[0] = self.train_alone(batch)
-        if self.meets_after(batch.step):
+        if self.meets_after(self.steps):
             if self.works:
                 self.visit()
             else:
@@ -140,8 +149,9 @@ class ElasticAveraging(KeyRanges):
         shard = batch.shard(self.workers.index(self.comm.rank), count)
         self.model.zero_grad()
         loss = self.accumulate(shard)
-        if len(shard):  # the loss divides by the whole batch's targets: make it the shard's
-            self.model.flat.grad *= len(batch) / len(shard)
+        own = shard.own_count(self.loss)
+        if own:  # the loss divides by the whole batch's count: make it the shard's
+            self.model.flat.grad *= batch.count(self.loss) / own
             self.update()
         return loss
 
@@ -154,6 +164,7 @@ class ElasticAveraging(KeyRanges):
         centre -= data
         centre *= self.alpha
         data += centre
+        self.model.flat.written()
 
     def receive_visits(self) -> None:
         """The centre: add up the differences, answer with where it was, and then move."""
@@ -172,6 +183,13 @@ class ElasticAveraging(KeyRanges):
         centre += moves
 
     # Saving and loading: the workers' models and optimizers differ
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """A worker's, which steps its whole model."""
+        return Method.optimizer_shards(self) if self.works else []
+
+    def state_shares(self) -> list[Share]:
+        return Method.state_shares(self)
 
     def own_arrays(self) -> dict[str, Array]:
         return own_replica(self.model.flat.data, self.optimizer) if self.works else {}
@@ -220,7 +238,7 @@ class ElasticAveraging(KeyRanges):
                     clocks.messages[sender] += 1
                     clocks.nbytes[sender] += nbytes
 
-        if self.meets_after(batch.step):
+        if self.meets_after(self.steps):
             exchange(n, machine.reduce(n))
         if self.comm.size > 1:
             exchange(8, 0.0)
@@ -230,7 +248,10 @@ class ElasticAveraging(KeyRanges):
             messages=clocks.messages,
             nbytes=clocks.nbytes,
             peak_bytes={
-                "parameters": [n for _ in ranks],
+                "parameters": [
+                    n + frozen_count(self.whole) * self.itemsize * (rank in self.workers)
+                    for rank in ranks
+                ],
                 "gradients": [(1 + met) * n for _ in ranks],
                 "optimizer": [slots * n if rank in self.workers else 0 for rank in ranks],
                 "activations": activations,

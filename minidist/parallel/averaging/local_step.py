@@ -20,18 +20,25 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
+from minidist.engine.versions import written
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import with_values
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
-from minidist.parallel.state import State, mean_optimizer, own_replica
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
+from minidist.parallel.state import State, by_parameter, mean_optimizer, own_replica
 
 
 class LocalSteps(Method):
     """Base of the methods that step alone and average parameters: they define ``meet``."""
 
     exact = False
+    changeable = Method.changeable | {"microbatches"}
     refuses = Method.refuses | {
         "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
     }
@@ -50,12 +57,12 @@ class LocalSteps(Method):
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = np.array([self.accumulate(batch.shard(self.comm.rank, self.comm.size))])
         self.model.flat.grad *= self.comm.size
         self.update()
-        self.meet(batch.step)
+        self.meet(self.steps)
         ring.all_reduce(self.comm, loss)
         return float(loss[0])
 
@@ -67,14 +74,14 @@ class LocalSteps(Method):
         """The mean over all ranks, in place."""
         ring.all_reduce(self.comm, data)
         data /= self.comm.size
+        written(data)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The average of all ranks' models: the one to use. Changes none of them."""
         flat = self.model.flat
         mean = flat.data.copy()
         self.average(mean)
-        host, named = arrays.to_host(mean), self.model.named_parameters()
-        return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
+        return self.in_order(by_parameter(arrays.to_host(mean), flat.slices, self.model))
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) of the average of all ranks' models."""
@@ -96,11 +103,11 @@ class LocalSteps(Method):
         ranks, clocks = range(self.comm.size), Clocks(machine, self.comm.size)
         shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
         clocks.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
-        self.plan(clocks, batch.step)
+        self.plan(clocks, self.steps)
         clocks.all_reduce(1, 8)
         n = parameter_count(self.whole) * self.itemsize
         peak = {
-            "parameters": [n for _ in ranks],
+            "parameters": [n + frozen_count(self.whole) * self.itemsize for _ in ranks],
             "gradients": [n for _ in ranks],
             "optimizer": [len(self.optimizer.slots) * n for _ in ranks],
             "activations": [

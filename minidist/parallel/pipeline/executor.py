@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
-from minidist.engine.seeds import draws
+from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.layers import Sequential
@@ -56,6 +56,7 @@ class OwnStage:
     partners: Comm | None  # the stages of this copy that hold the tied parameters
     clip: float | None
     update: Callable[[], None]  # the optimizer's step
+    draws_of: Callable[[Batch], AbstractContextManager[None]]  # keys a microbatch's random draws
     tensor: TensorPart | None = None  # the ranks that hold this stage together
     buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
 
@@ -128,9 +129,11 @@ class Executor:
         """A part's layers on a microbatch, and the loss in the last one."""
         batch = self.batches[microbatch]
         x = self.inputs[microbatch, part] if part > 0 else batch.inputs
-        with draws(batch.seed, batch.step, batch.positions):
+        with self.stage.draws_of(batch):
             y = self.stage.sync.run(self.layout.parts[part], x)
-        return self.stage.loss(y, batch.targets, batch.count) if part == self.last else y
+        if part < self.last:
+            return y
+        return self.stage.loss(y, batch.targets, batch.count(self.stage.loss))
 
     def forward(self, microbatch: int, part: int) -> None:
         place = microbatch, part
@@ -156,7 +159,8 @@ class Executor:
             self.leaving.pop(("activation", microbatch, part + 1)).wait()
         y = self.outputs.pop(place)
         if self.layout.recompute:
-            y = self.compute(*place)
+            with keep_buffers():  # the first forward has updated batch norm's running averages
+                y = self.compute(*place)
         gradient = self.gradients.pop((microbatch, part + 1), None)
         if y.requires_grad:  # no: a first part with nothing to train
             y.backward(gradient)

@@ -46,7 +46,7 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
@@ -92,15 +92,17 @@ class ParameterServer(KeyRanges):
         if self.serves and len(self.workers) > 1 and not self.pushes.compressed:
             self.incoming = module_of(self.data).empty_like(self.data)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         requests: list[Request] = []
         if self.works:
             requests = self.work(batch)
         if self.serves:
-            self.serve(batch.step)
+            self.serve(self.steps)
         with self.comm.step("pull"), self.servers_must_live():
             for request in requests:
                 request.wait()
+        if self.works:
+            self.model.flat.written()
         values = self.model.flat.data_and_loss if self.works else self.data
         if self.works or self.owns_loss:
             return float(read(values[-1], math.nan))
@@ -118,7 +120,7 @@ class ParameterServer(KeyRanges):
             if worker == index and self.servers[server] != self.comm.rank
         ]
         messages = [
-            self.pushes.pack(server, flat.grad_and_loss, batch.step) for server, _ in others
+            self.pushes.pack(server, flat.grad_and_loss, self.steps) for server, _ in others
         ]
         with self.comm.step("push"):
             pulls = [
@@ -126,7 +128,7 @@ class ParameterServer(KeyRanges):
                 for server, to in others
             ]
             pushes = [
-                self.comm.isend(message, to, push_tag(batch.step))
+                self.comm.isend(message, to, push_tag(self.steps))
                 for message, (_, to) in zip(messages, others, strict=True)
             ]
         return pushes + pulls
@@ -256,6 +258,7 @@ class ParameterServer(KeyRanges):
         for server, size in zip(self.servers, owns, strict=True):
             owned[server] = size
         whole = [self.psi * e if rank in shards else owned[rank] for rank in ranks]
+        constants = frozen_count(self.whole) * e  # of the workers
         arriving = len(self.workers) > 1 and not pushes.compressed
         pushed = [
             pushes.kept_bytes(self.clients_of(rank)) if rank in shards else 0 for rank in ranks
@@ -266,7 +269,7 @@ class ParameterServer(KeyRanges):
             messages=messages,
             nbytes=nbytes,
             peak_bytes={
-                "parameters": whole,
+                "parameters": [whole[r] + constants * (r in shards) for r in ranks],
                 "gradients": [
                     whole[rank] + owned[rank] * arriving + pushed[rank] for rank in ranks
                 ],

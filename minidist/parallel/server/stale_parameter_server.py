@@ -47,6 +47,7 @@ section 4.1; Zhang et al., "Staleness-aware async-SGD", arXiv 1511.05950, sectio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +58,11 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.server.key_ranges import Servers
+from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.stale_cost import stale_cost
 from minidist.parallel.server.stale_server import StaleServer
 from minidist.parallel.server.stale_worker import StaleWorker
+from minidist.parallel.state import State
 
 
 class StaleParameterServer(StaleWorker, StaleServer):
@@ -71,6 +73,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
     """
 
     exact = False
+    changeable = KeyRanges.changeable | {"staleness", "staleness_aware"}
 
     def __init__(
         self,
@@ -87,8 +90,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
         clip: float | None = None,
         microbatches: int = 1,
     ) -> None:
-        if staleness is not None and staleness < 0:
-            raise ValueError(f"the staleness bound is 0, 1, ... or None, not {staleness}")
+        self.check_setting("staleness", staleness)
         super().__init__(
             model,
             loss,
@@ -111,6 +113,11 @@ class StaleParameterServer(StaleWorker, StaleServer):
         self.clock = 0
         self.start_serving(staleness, staleness_aware)
 
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "staleness" and value is not None and value < 0:
+            raise ValueError(f"the staleness bound is 0, 1, ... or None, not {value}")
+
     def step(self, batch: Batch) -> float:
         """A run of one batch. Workers go on with what they pulled last, stale as it is.
 
@@ -124,27 +131,34 @@ class StaleParameterServer(StaleWorker, StaleServer):
         All ranks come together at the end. Returns the loss of each batch: the sum of its shards'
         losses, each at the parameters that its worker had. The same on every rank.
         """
-        self.losses = np.zeros(len(batches))
-        end = self.clock + len(batches)
-        if self.comm.size == 1:
-            self.work_alone(batches)
-        elif self.works and self.serves:
-            serving = self.comm.spawn(self.serve_on_stream, end)
-            self.work(batches)
-            serving.wait()
-        elif self.works:
-            self.work(batches)
-        else:
-            self.serve(end)
-        self.clock = end
-        self.tell(self.losses, self.servers[0])
+        with self.stepping(batches):
+            self.losses = np.zeros(len(batches))
+            end = self.clock + len(batches)
+            if self.comm.size == 1:
+                self.work_alone(batches)
+            elif self.works and self.serves:
+                serving = self.comm.spawn(self.serve_on_stream, end)
+                self.work(batches)
+                serving.wait()
+            elif self.works:
+                self.work(batches)
+            else:
+                self.serve(end)
+            self.clock = self.steps = end
+            self.tell(self.losses, self.servers[0])
         return [float(loss) for loss in self.losses]
 
     def work_alone(self, batches: Sequence[Batch]) -> None:
         """A worker that is its own server has nobody to send to."""
         for number, batch in enumerate(batches):
+            self.steps = self.clock + number
             self.losses[number] = self.compute(batch)
-            self.apply(self.comm.rank, self.clock + number)
+            self.apply(self.comm.rank, self.steps)
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        self.clock = self.steps
+        self.clocks = dict.fromkeys(self.workers, self.clock)  # nobody is ahead
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, of ``step``: a run of one batch."""

@@ -22,11 +22,12 @@ PULL = 2  # tag
 class StaleWorker(KeyRanges):
     """The worker's side of ``StaleParameterServer``."""
 
-    clock: int  # batches that this rank has trained on
+    clock: int  # batches trained on before this run
 
     def work(self, batches: Sequence[Batch]) -> None:
         """Compute, push, pull, for every batch."""
         for clock, batch in enumerate(batches, self.clock):
+            self.steps = clock
             loss = self.compute(batch)
             self.push_and_pull(clock, loss)
 
@@ -63,6 +64,7 @@ class StaleWorker(KeyRanges):
         with self.comm.step("pull"), self.servers_must_live():
             for pull in pulls:
                 pull.wait()
+        flat.written()
 
     def push(self, server: int, message: Sequence[Array]) -> None:
         """One push to one server: header, then gradient."""

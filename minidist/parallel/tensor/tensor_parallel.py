@@ -30,11 +30,13 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.evaluation import as_in_evaluation, sums_of
+from minidist.parallel.evaluation import as_in_evaluation, means, sums_of
 from minidist.parallel.method import Method, StepCost
+from minidist.parallel.shares import Share, all_shares, box_share, whole_box
 from minidist.parallel.state import State, load_optimizer, save_optimizer
 from minidist.parallel.tensor.cost import step_cost
 from minidist.parallel.tensor.part import (
@@ -54,6 +56,11 @@ class TensorParallel(Method):
     ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
     """
 
+    refuses = Method.refuses | {
+        "frozen parameters": "its layers make parts of parameters that are trained, and a frozen "
+        "one would be made trainable: take DataParallel, ZeRO or Pipeline"
+    }
+
     def __init__(
         self,
         model: Sequential,
@@ -70,11 +77,12 @@ class TensorParallel(Method):
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
+        assert isinstance(self.part.loss, Loss)
         self.model, self.loss = self.part.model.init(seed), self.part.loss
         optimizer.bind(self.model.flat.slices)
         bind_norms(optimizer, self.part)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = self.accumulate(batch)  # the same on every rank
         self.part.complete(self.model)
@@ -99,11 +107,15 @@ class TensorParallel(Method):
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
 
+    @property
+    def copies(self) -> int:
+        return 1  # every rank computes its slices for the whole batch
+
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
-        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+        return means(sums)
 
     # Saving and loading: with serial names and shapes
 
@@ -112,6 +124,24 @@ class TensorParallel(Method):
 
     def optimizer_state(self, kept: State) -> State:
         return whole_optimizer(self.part, save_optimizer(self.comm, self.optimizer_shards()))
+
+    def state_shares(self) -> list[Share]:
+        """This rank's slices of what is cut; what is whole on all, rank 0 writes."""
+        shards, found = self.optimizer_shards(), list[Share]()
+        flat, serial = self.model.flat, self.whole.named_parameters()
+        kinds = {"parameters": flat.data}
+        for shard in shards:
+            kinds |= {f"optimizer/{slot}": array for slot, array in shard.part.state.items()}
+        for kind, array in kinds.items():
+            for name, parameter in self.model.named_parameters().items():
+                values = array[flat.slices[name]].reshape(parameter.declared)
+                cut, shape = self.part.cuts.get(name), serial[name].declared
+                if cut is not None:
+                    for box, inside in cut.boxes(shape, self.comm.rank):
+                        found.append(box_share(f"{kind}/{name}", shape, box, values[inside]))
+                elif self.comm.rank == 0:
+                    found.append(box_share(f"{kind}/{name}", shape, whole_box(shape), values))
+        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
 
     def load_parameters(self, by_name: State) -> None:
         super().load_parameters(self.part.own(by_name))

@@ -195,6 +195,7 @@ def run_on(options, task, saved, first, last):
                     model, loss, task.optimizer(), comm, 9, clip=task.clip, microbatches=2,
                     **options,
                 )  # fmt: skip
+                method.seed = task.seed  # keys dropout; what seed 9 has drawn is loaded over
             if saved is not None:
                 method.load(saved)
             losses = [method.step(task.batches()[step]) for step in range(first, last)]
@@ -378,7 +379,7 @@ def recomputed_with_another_dropout(monkeypatch):
     def wrong(self, microbatch, part):
         from dataclasses import replace
 
-        self.batches[microbatch] = replace(self.batches[microbatch], step=99)
+        self.batches[microbatch] = replace(self.batches[microbatch], first=99)
         right(self, microbatch, part)
 
     monkeypatch.setattr(executors.Executor, "backward", wrong)

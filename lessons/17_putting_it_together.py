@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 13. Putting it together: a mesh
+# # 17. Putting it together: a mesh
 #
 # Three ways to use many ranks: give each some *samples* (data parallel), some *layers* (pipeline),
 # or a part of *each layer* (tensor parallel). Large models use all three at once. Eight ranks
@@ -149,7 +149,7 @@ if first_process():
         axes_of_mesh=True,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    print(f"picture: {save(figure, 'out/lessons/13_putting_it_together.png')}")
+    print(f"picture: {save(figure, 'out/lessons/17_putting_it_together.png')}")
 
 # %% [markdown]
 # **Question 4.** Find in the picture: the bubble of the pipeline; the moment at which the replicas

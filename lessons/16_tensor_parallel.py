@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 12. Tensor parallel: cut the layer itself
+# # 16. Tensor parallel: cut the layer itself
 #
 # A pipeline gives each rank some layers. What if one layer is too large for a rank? Then the layer
 # itself must be cut. A linear layer is a product of matrices, and a matrix can be cut in two ways.
@@ -225,7 +225,7 @@ if first_process():
         draw_timeline(axes, by_rank, f"one step on 2 ranks, {name}", steps=True, legend="right")
         axes.set_xlim(0, longest * 1e3)
         axes.spines[["top", "right"]].set_visible(False)
-    print(f"picture: {save(figure, 'out/lessons/12_tensor_parallel.png')}")
+    print(f"picture: {save(figure, 'out/lessons/16_tensor_parallel.png')}")
 
 # %% [markdown]
 # ## What to take away
