@@ -192,10 +192,10 @@ def run_on(options, task, saved, first, last):
             else:
                 model, loss = task.model(), task.loss()
                 method = MeshParallel(
-                    model, loss, task.optimizer(), comm, 9, clip=task.clip, microbatches=2,
+                    model, loss, task.optimizer(), comm, task.seed, clip=task.clip,
+                    microbatches=2,
                     **options,
                 )  # fmt: skip
-                method.seed = task.seed  # keys dropout; what seed 9 has drawn is loaded over
             if saved is not None:
                 method.load(saved)
             losses = [method.step(task.batches()[step]) for step in range(first, last)]

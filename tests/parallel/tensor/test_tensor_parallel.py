@@ -34,6 +34,11 @@ from tests.parallel.tensor.checks import (
 
 WORLD = LocalWorld(Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8))
 
+
+def weighted_loss():
+    return CrossEntropy(IGNORE, 0.1, 1e-2, np.linspace(0.5, 2, 13))
+
+
 CASES = {
     "1 rank": (1, Task()),
     "2 ranks": (2, Task(optimizer=adamw)),
@@ -62,6 +67,7 @@ CASES = {
         2,
         Task(options={"plan": {"1.attention.*": "whole", "embedding*": "whole"}}),
     ),
+    "weighted classes": (2, Task(loss=weighted_loss)),
     "mlp": (3, Task(**MLP)),
     "mlp, microbatches": (2, Task(**MLP, optimizer=adamw, options={"microbatches": 3})),
 }
@@ -205,9 +211,8 @@ def test_state_goes_on_with_another_cut(options):
                 method = serial(comm, task)
             else:
                 method = TensorParallel(
-                    task.model(), task.loss(), adamw(), comm, 9, clip=task.clip, **options
+                    task.model(), task.loss(), adamw(), comm, task.seed, clip=task.clip, **options
                 )
-                method.seed = task.seed  # keys dropout; what seed 9 has drawn is loaded over
             if saved is not None:
                 method.load(saved)
             return [method.step(task.batches()[n]) for n in range(first, last)], method.state()
@@ -292,11 +297,12 @@ def test_a_loss_that_needs_whole_outputs_is_refused():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_cross_entropy_of_cut_logits(smoothing, z_loss):
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5, 3.0, 1.5, 0.0, 4.0]])
+def test_cross_entropy_of_cut_logits(smoothing, z_loss, weight):
     random = np.random.default_rng(0)
     logits, targets = random.standard_normal((2, 4, 7)) * 50, random.integers(0, 7, (2, 4))
     targets[0, 1] = IGNORE
-    loss = CrossEntropy(IGNORE, smoothing, z_loss)
+    loss = CrossEntropy(IGNORE, smoothing, z_loss, weight)
     whole = Tensor(logits, requires_grad=True)
     expected = loss(whole, targets)
     expected.backward()
@@ -313,7 +319,7 @@ def test_cross_entropy_of_cut_logits(smoothing, z_loss):
         assert got.item() == pytest.approx(expected.item(), rel=1e-12)
         np.testing.assert_allclose(z.grad, cut.take(whole.grad, comm.rank), rtol=1e-9, atol=1e-13)
         with pytest.raises(ValueError, match=r"target 7 is not in \[0, 7\)"):
-            own(z, np.full((2, 4), 7))
+            own(z, np.full((2, 4), 7), 1)
 
     launch(run, 3)
 
