@@ -85,11 +85,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),
     "pipeline/pipedream": PipeDream,
     "tensor/parallel": TensorParallel,
-    "mesh/every_axis": partial(MeshParallel, mesh=every_axis, microbatches=4),
+    "mesh/every_axis": partial(MeshParallel, mesh=every_axis, microbatches=2),
 }
 
 # For models of sequences alone: they cut along the sequence too.
 SEQUENCE_METHODS: dict[str, Callable[..., Method]] = {
     "tensor/sequence": partial(MeshParallel, mesh=tensor_alone, sequence=True),
-    "mesh/sequence": partial(MeshParallel, mesh=every_axis, microbatches=4, sequence=True),
+    "mesh/sequence": partial(MeshParallel, mesh=every_axis, microbatches=2, sequence=True),
 }

@@ -168,6 +168,11 @@ def _check_all_cut(model: nn.Sequential, cuts: Cuts) -> None:
 
 def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
     """Raise ValueError unless every block of the model can work on a part of the sequence."""
+    if frozen := list(model.frozen()):
+        raise ValueError(
+            "sequence parallelism gathers inputs for the gradients of all weights, and "
+            f"{frozen[0]} is frozen: leave sequence out, or train all"
+        )
     for name, block in model.blocks.items():
         if not isinstance(block, (Block, Embed, Head)):
             raise ValueError(

@@ -56,6 +56,8 @@ class CutEmbed(Embed):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the tokens, as int64."""
         width, tokens = self.weight.declared[1], int(np.prod(shape))
+        if not self.weight.requires_grad:
+            return LayerCost(self.axis.own((*shape, width)))
         return LayerCost(
             self.axis.own((*shape, width)),
             saved_bytes=8 * tokens,
@@ -82,7 +84,8 @@ class CutHead(Head):
         return columns(self.norm(x), ops.transpose(self.weight), None, self.axis)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        logits = columns_cost(shape, self.weight.declared[0], self.axis, itemsize)
+        trained = self.weight.requires_grad
+        logits = columns_cost(shape, self.weight.declared[0], self.axis, itemsize, trained, trained)
         return in_a_row((self.norm.cost(shape, itemsize), logits), shape, itemsize)
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:

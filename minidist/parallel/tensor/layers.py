@@ -50,8 +50,13 @@ def columns(x: Any, weight: Tensor, bias: Tensor | None, axis: Axis) -> Tensor:
     return ops.linear(messages.copy_to(x, axis.group), weight, bias)
 
 
-def columns_cost(shape: Shape, outputs: int, axis: Axis, itemsize: int) -> LayerCost:
-    """What ``columns`` costs a rank that has so many of the outputs."""
+def columns_cost(
+    shape: Shape, outputs: int, axis: Axis, itemsize: int, trained: bool = True, later: bool = True
+) -> LayerCost:
+    """What ``columns`` costs a rank that has so many of the outputs.
+
+    ``trained``: whether the weight is; ``later``: whether it or the bias is.
+    """
     whole = axis.whole(shape)
     count = int(np.prod(whole[:-1]))
     flops = 2 * count * shape[-1] * outputs
@@ -61,11 +66,11 @@ def columns_cost(shape: Shape, outputs: int, axis: Axis, itemsize: int) -> Layer
         (*whole[:-1], outputs),
         flops,
         flops,
-        flops,
-        saves_input=not keeps,
+        weight_flops=flops * trained,
+        saves_input=trained and not keeps,
         saved_bytes=extra,
-        defers_input=not keeps,
-        deferred_bytes=extra + count * outputs * itemsize,  # and the gradient of the output
+        defers_input=trained and not keeps,
+        deferred_bytes=extra + count * outputs * itemsize * later,  # the gradient of the output
     )
 
 
@@ -95,7 +100,9 @@ class ColumnParallel(nn.Linear):
         return columns(x, self.weight, self.bias, self.axis)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return columns_cost(shape, self.weight.declared[1], self.axis, itemsize)
+        trained = self.weight.requires_grad
+        later = trained or (self.bias is not None and self.bias.requires_grad)
+        return columns_cost(shape, self.weight.declared[1], self.axis, itemsize, trained, later)
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
         return columns_traffic(shape, self.axis, itemsize, input_grad)
@@ -130,10 +137,10 @@ class RowParallel(nn.Linear):
             self.axis.own((*shape[:-1], outputs)),
             flops,
             flops,
-            flops,
-            saves_input=True,
-            defers_input=True,
-            deferred_bytes=count * outputs * itemsize,
+            weight_flops=flops * self.weight.requires_grad,
+            saves_input=self.weight.requires_grad,
+            defers_input=self.weight.requires_grad,
+            deferred_bytes=count * outputs * itemsize * self.weight.requires_grad,
         )
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
@@ -249,7 +256,7 @@ def traffic_of(module: Module, shape: Shape, itemsize: int, input_grad: bool = T
     found = Traffic()
     for layer in layers_in_a_row(module):
         found += traffic_of(layer, shape, itemsize, input_grad)
-        input_grad = input_grad or bool(layer.named_parameters())
+        input_grad = input_grad or bool(layer.trained())
         shape = layer.cost(shape, itemsize).shape
     return found
 
