@@ -50,9 +50,11 @@ from minidist.parallel import (
     Method,
     Overlapped,
     SymmetricDataParallel,
+    TensorParallel,
     Zero1,
 )
 from minidist.parallel.method import training_flops
+from minidist.parallel.simulation import simulate
 
 MARK = "minidist-scaling:"  # the beginning of the line with the results
 LINK = profile("gigabit")
@@ -138,12 +140,15 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
         return kind(job.model(), CrossEntropy(), job.optimizer(), comm, **options)
 
     buckets = {"bucket_mb": BUCKET_MB}
-    methods = {
+    methods: dict[str, Method] = {
         "flat": build(DataParallel, comm),
         "symmetric": build(SymmetricDataParallel, comm),
         "overlapped": build(Overlapped, comm, **buckets),
         "ZeRO-1": build(Zero1, comm),
+        "tensor": build(TensorParallel, comm),
     }
+    if isinstance(job, GptJob):
+        methods["tensor, sequence"] = build(TensorParallel, comm, sequence=True)
     parts: dict[str, tuple[Callable[[Batch], object], int]] = {}
     for kind, method in methods.items():
         parts[f"strong, {kind}"] = method.step, job.batch
@@ -174,24 +179,27 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
     if comm.size > 1:
         compute = median(rows[list(parts).index("compute")]["times"])
         rows[-1]["link_seconds"] = link_seconds(comm, total)
-        rows[-1]["saved_by_formula"] = saved_by_formula(
-            job, methods["flat"], linked, dataset, compute
-        )
+        rows[-1]["saved_by_formula"] = saved_by_formula(job, comm.size, dataset, compute)
     return rows
 
 
-def saved_by_formula(
-    job: Job, flat: DataParallel, overlapped: DataParallel, dataset: Dataset, compute: float
-) -> float:
-    """Seconds saved by overlapping in a step on the link, if a batch takes ``compute`` seconds."""
+def saved_by_formula(job: Job, ranks: int, dataset: Dataset, compute: float) -> float:
+    """Seconds saved by overlapping in a step on the link, if a batch takes ``compute`` seconds.
+
+    Both steps are simulated, on shapes.
+    """
     flops = sum(training_flops(job.model(), (job.batch, *dataset.input_shape)))
     # The additions of the ring come after the link's time; the core does them in both cases.
     machine = replace(LINK, flops=flops / compute, reduce_bandwidth=float("inf"))
-    batch = Batches(dataset, job.batch * flat.comm.size)[0]
-    at_the_end, meanwhile = (method.cost(batch, machine).seconds for method in (flat, overlapped))
-    assert at_the_end is not None  # both formulas have a time
-    assert meanwhile is not None
-    return at_the_end - meanwhile
+    batches = Batches(dataset, job.batch * ranks)
+
+    def seconds(sync: Callable[[], AllReduce | Buckets]) -> float:
+        def make(comm: Comm) -> Method:
+            return DataParallel(job.model(), CrossEntropy(), job.optimizer(), comm, sync=sync())
+
+        return simulate(make, batches, ranks, machine).step_seconds
+
+    return seconds(AllReduce) - seconds(lambda: Buckets(BUCKET_MB))
 
 
 def in_turn(
