@@ -84,6 +84,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     compare.add_argument("--ranks", type=int, default=4, help="how many ranks")
     compare.add_argument(
+        "--mesh",
+        default="",
+        help="add a row for this mesh, such as dp=2,pp=2,tp=2: it has the ranks",
+    )
+    compare.add_argument(
         "--world",
         choices=("auto", "local", "mpi"),
         default="auto",
@@ -108,7 +113,10 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     from minidist.compare import comparison, report
 
-    methods = comparison.names(options.methods)  # raises before anything is launched
+    # Raises before anything is launched.
+    methods = comparison.names(options.methods, options.model, options.mesh)
+    if options.mesh:
+        options.ranks = _ranks_of(options.mesh, options.ranks, arguments)
     if options.ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
     if not 1 <= options.batch <= 10000:
@@ -140,6 +148,7 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
             options.dtype,
             options.seed,
             live.update,
+            options.mesh,
         )
     if console.quiet:
         return 0
@@ -152,6 +161,18 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
             "the predictions assume one core for each rank. Bytes, messages and memory are exact."
         )
     return 0
+
+
+def _ranks_of(mesh: str, ranks: int | None, arguments: Sequence[str]) -> int:
+    """How many ranks a mesh has; ValueError if ``--ranks`` says another number."""
+    from math import prod
+
+    from minidist.parallel.mesh.mesh import parse
+
+    size = prod(parse(mesh).values())
+    if any(one.startswith("--ranks") for one in arguments) and ranks != size:
+        raise ValueError(f"--mesh {mesh} has {size} ranks, and --ranks says {ranks}")
+    return size
 
 
 def _add_trace(commands: argparse._SubParsersAction) -> None:
@@ -177,6 +198,9 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
         default="local",
         help="local: in one process, on a virtual clock; mpi: one process a rank",
     )
+    trace.add_argument(
+        "--mesh", default="", help="for a script with --mesh: a mesh such as dp=2,pp=2,tp=2"
+    )
     trace.add_argument("--out", default="out/trace", help="folder to write to")
     trace.set_defaults(run=_trace)
 
@@ -188,6 +212,9 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
     if not script.is_file():
         raise ValueError(f"there is no script {script}")
     ranks = getattr(options, "ranks", None)
+    if options.mesh:
+        ranks = _ranks_of(options.mesh, ranks, arguments)
+        options.arguments = ["--mesh", options.mesh, *options.arguments]
     if ranks is not None and ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {ranks}")
     for old in [*folder.glob("trace-*.json"), *folder.glob("trace-*.png")]:

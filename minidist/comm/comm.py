@@ -61,6 +61,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self.label = ""  # such as the axis of a mesh: what this group's rounds are called
         self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
@@ -240,7 +241,9 @@ class Comm(ABC):
     def rounds(self, name: str, count: int) -> Iterable[int]:
         """1 to ``count``, each a step: ``for round in comm.rounds("all-gather", 3): ...``."""
         numbers = range(1, count + 1)
-        return self._named(name, numbers) if self.trace.record else numbers
+        if not self.trace.record:
+            return numbers
+        return self._named(f"{self.label} {name}" if self.label else name, numbers)
 
     def _named(self, name: str, numbers: range) -> Iterator[int]:
         for number in numbers:

@@ -173,6 +173,7 @@ class LocalComm(Comm):
             trace = StreamTrace(self.trace, now)
             self._stream = self._simulator.join(self._group.stream, self.rank, trace)
             self._stream._main = self._simulator.join(self._group, self.rank, trace)
+            self._stream.label = self.label
         future = _LocalFuture(self)
         self._queue.append((now, function, args, future))
         if len(self._queue) == 1:  # the stream was idle

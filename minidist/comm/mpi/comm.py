@@ -243,6 +243,7 @@ class MpiComm(Comm):
             comm = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
             comm._main = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
             comm.world = comm._main.world = self.world
+            comm.label = self.label
             self._stream = Stream(comm, self._mpi.COMM_WORLD.Abort)
         future = self._spawned[self._stream] = MpiFuture(self, self._stream.submit(function, *args))
         return future
