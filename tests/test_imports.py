@@ -46,7 +46,7 @@ FOUND = imports.graph(SOURCES)
 
 # Who alone may import a library that not everybody has or needs.
 ALONE = {
-    "mpi4py": "minidist.comm.mpi.world",
+    "mpi4py": "minidist.comm.mpi.process",
     "cupy": "minidist.engine.array",
     "greenlet": "minidist.comm.local.",
     "torch": "minidist.bench.",

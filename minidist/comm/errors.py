@@ -7,6 +7,10 @@ class CommError(ValueError):
     """An invalid message: a bad buffer, a bad peer, or two sides that do not agree."""
 
 
+class CollectiveMismatch(CommError):
+    """Ranks call different collectives, or with other arguments: see collective_calls.py."""
+
+
 class Crash(RuntimeError):
     """Raise it on a rank to end that rank. In the local world the other ranks go on: messages that
     it had not sent are lost, and a rank that waits for it gets ``RankLost``. Under MPI the whole

@@ -17,11 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minidist import LAUNCHER_SIZES
 from minidist.comm.comm import Comm
+from minidist.comm.environment import launched_size
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Trace
+
+__all__ = [
+    "find_mpiexec",
+    "first_process",
+    "launch",
+    "launched_size",
+    "mpi_environment",
+    "print_once",
+]
 
 # Set by ``minidist trace``: where to leave traces, and how many local ranks there are to be.
 TRACE_FOLDER, TRACE_RANKS = "MINIDIST_TRACE", "MINIDIST_TRACE_RANKS"
@@ -35,14 +44,6 @@ TUNABLES = {
     "glibc.malloc.top_pad": 16 << 20,  # bytes that the heap grows by, beyond what is asked for
     "glibc.malloc.arena_max": 1,  # threads, such as a communication stream, use the same heap
 }
-
-
-def launched_size() -> int | None:
-    """How many processes an MPI launcher says it started; None outside of one."""
-    for variable in LAUNCHER_SIZES:
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return None
 
 
 def launch(

@@ -24,6 +24,25 @@ class Simulator(Scheduler):
         super().__init__(machine, ranks)
         self.links = None if machine.even else Links(machine)
         self.ports = Ports(ranks)
+        self.groups: list[Group] = []
+
+    def group(self, ranks: list[int]) -> Group:
+        """A new communicator, of these ranks of the world."""
+        self.groups.append(Group(ranks))
+        return self.groups[-1]
+
+    def check_received(self) -> None:
+        """Raise CommError at the end of a run, if a message waits for its other side."""
+        if self.lost:
+            return
+        for group in self.groups:
+            for boxes, what in ((group.sends, "nobody received"), (group.recvs, "nobody sent")):
+                for transfer in (one for box in boxes for one in box):
+                    mine = transfer.sender if transfer.sending else transfer.receiver
+                    raise CommError(
+                        f"at the end of the launch messages were not received. On rank "
+                        f"{group.ranks[mine]}: {what} {transfer}"
+                    )
 
     # Messages
 

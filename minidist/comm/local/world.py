@@ -9,10 +9,13 @@ long. Runs are deterministic, receive-from-anyone included. When no rank can run
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from minidist.comm.calls import users_line
+from minidist.comm.collective_calls import mismatch
 from minidist.comm.comm import Comm, CommError, Future, Request
 from minidist.comm.local.simulator import Simulator
 from minidist.comm.local.tasks import Deadlock, Group, Task, Transfer
@@ -46,7 +49,7 @@ class LocalWorld:
             raise ValueError(f"a world needs at least one rank, not {ranks}")
         simulator = Simulator(self.machine, ranks)
         results: list[Any] = [None] * ranks
-        group = Group(list(range(ranks)))
+        group = simulator.group(list(range(ranks)))
         self.traces = [Trace(0.0, self.record) for _ in range(ranks)]
 
         def body(rank: int) -> Callable[[], None]:
@@ -61,6 +64,7 @@ class LocalWorld:
         for rank in range(ranks):
             simulator.start(rank, "", 0.0, body(rank))
         self.seconds = simulator.run()
+        simulator.check_received()
         return results
 
 
@@ -125,7 +129,23 @@ class LocalComm(Comm):
 
     # Groups and streams
 
+    compares = True
+
+    def _compare(self, call: str) -> None:
+        """Compare with the ranks that have called already: nobody waits, and nothing is sent."""
+        group, place = self._group, users_line(sys._getframe(1))
+        number = group.called[self.rank] = group.called[self.rank] + 1
+        calls = group.open_calls.setdefault(number, {})
+        other = next(iter(calls.values()), (call, ""))[0]
+        calls[self.rank] = call, place
+        if call != other:
+            made = {rank: f"{what}, {where}" for rank, (what, where) in calls.items()}
+            raise mismatch(number, made, self.size)
+        if len(calls) == self.size:
+            del group.open_calls[number]
+
     def _meet(self, name: str, bring: Any) -> dict[int, Any]:
+        self._compare(name)
         self._meetings += 1
         return self._simulator.meet(self._group, self._meetings, self.rank, name, bring)
 
@@ -144,7 +164,7 @@ class LocalComm(Comm):
                 if rank >= 0 and other[0] == color
             )
             ranks = [rank for _, rank in members]
-            groups[color] = ranks, Group([self._group.ranks[rank] for rank in ranks])
+            groups[color] = ranks, self._simulator.group([self._group.ranks[r] for r in ranks])
         ranks, group = groups[color]
         return LocalComm(self._simulator, group, ranks.index(self.rank), self.trace)
 
@@ -162,7 +182,7 @@ class LocalComm(Comm):
         now = self._simulator.clock()
         if self._stream is None:
             if self._group.stream is None:
-                self._group.stream = Group(self._group.ranks)
+                self._group.stream = self._simulator.group(self._group.ranks)
             trace = StreamTrace(self.trace, now)
             self._stream = LocalComm(self._simulator, self._group.stream, self.rank, trace)
             self._stream._main = LocalComm(self._simulator, self._group, self.rank, trace)
