@@ -33,6 +33,7 @@ LAYERS = [
     "data",
     "ops",
     "collectives",
+    "run",
     "comm",
     "engine",
     # The face of the whole package: its names are loaded when they are asked for, so it imports

@@ -101,10 +101,11 @@ class Link(threading.Thread):
         """Report a failure, and wait until the others have been asked; returns whether heard."""
         return self.tell(failed=text, status=status) and self.heard.wait(3)
 
-    def done(self) -> None:
+    def done(self, status: int) -> None:
         """This rank has finished: the mark without which no job is taken for finished."""
         self.finished = True
-        self.tell(done=True)
+        if status == 0:
+            self.tell(done=True)
 
     def run(self) -> None:
         try:

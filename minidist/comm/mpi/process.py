@@ -8,10 +8,14 @@ the others would wait for it for ever.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,6 +51,26 @@ def who_and_abort() -> tuple[str, Callable[[int], None]]:
     return f"rank {rank_in_environment()}", ending.kill
 
 
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """What is done inside waits for all ranks, and holds Python's lock: no thread can watch it.
+
+    So the kernel ends this process after so many seconds by SIGALRM, which is a failure for every
+    launcher; before that, the lines in which it waits are printed.
+    """
+    if (supervisor := link.current()) is not None:
+        supervisor.tell(doing="waits in MPI_Init for all ranks")
+    free = signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    if not seconds or not free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    faulthandler.register(signal.SIGALRM, file=2, all_threads=False, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.unregister(signal.SIGALRM)
+
+
 class Process:
     """MPI's module, rank and size; the watchdog; a communicator for meetings and for ``launch``."""
 
@@ -56,8 +80,10 @@ class Process:
         if launched > 1:
             self._watch()
             windows.check_room(launched)
-        with self.watchdog.waiting("MPI_Init, which waits for all ranks"):
+        with limited(self.watchdog.timeout if launched > 1 else 0):
             from mpi4py import MPI
+        if (supervisor := link.current()) is not None:
+            supervisor.tell(doing="has started MPI")
         self.mpi = MPI
         world = MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
