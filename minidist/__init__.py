@@ -35,6 +35,7 @@ __path__.append(f"{__path__[0]}/moved")
 
 # The operators of Tensor are in ops/, which a module in engine/ cannot import.
 COMPLETED_BY["minidist.engine.tensor"] = "minidist.ops"
+COMPLETED_BY["minidist.engine.array"] = "minidist.engine.phantom"  # if that device is asked for
 
 __getattr__, __dir__, __all__ = offer(
     __name__,

@@ -23,7 +23,7 @@ COMPLETED_BY: dict[str, str] = {}  # filled in minidist/__init__.py, which is im
 
 
 def complete(module: str) -> None:
-    """Called at the end of ``module``: import the one that adds to it, if there is one."""
+    """Called by ``module``, at its end or when needed: import what adds to it, if there is one."""
     if module in COMPLETED_BY:
         import_module(COMPLETED_BY[module])
 

@@ -28,6 +28,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    if "long" not in config.getoption("markexpr") and not config.getoption("keyword"):
+        leave_out(config, items, [item for item in items if item.get_closest_marker("long")])
     few = config.getoption("--cases")
     if few is None:
         return
@@ -39,5 +41,10 @@ def pytest_collection_modifyitems(config, items):
         for cases in by_function.values()
         for number in range(few)
     }
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
-    items[:] = [item for item in items if id(item) in kept]
+    leave_out(config, items, [item for item in items if id(item) not in kept])
+
+
+def leave_out(config, items, unwanted):
+    config.hook.pytest_deselected(items=unwanted)
+    gone = set(map(id, unwanted))
+    items[:] = [item for item in items if id(item) not in gone]

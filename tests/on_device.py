@@ -87,7 +87,7 @@ def check_optimizer(device, name, mixed, tolerance=1e-10):
             grad = arrays.to_device(host_grad.copy())
             optim.clip_by_global_norm(grad, 1.0)
             optimizer.step(data, grad)
-        assert_on_default_device(data, *optimizer.state.values())
+        assert_on_default_device(data, *optimizer.arrays())
         return arrays.to_host(data)
 
     there, here = both(device, steps)

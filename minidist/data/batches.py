@@ -63,6 +63,11 @@ class Dataset:
         """The shape of one sample, without the batch axis."""
         return self.inputs.shape[1:]
 
+    @cached_property
+    def prepared(self) -> np.ndarray:
+        """No samples, prepared: the shape and dtype of what the model takes, without reading."""
+        return self.prepare(np.empty((0, *self.input_shape), self.inputs.dtype))
+
     def batch(self, indices: np.ndarray) -> Batch:
         """These samples as a global batch."""
         return Batch(self, indices, 0)
@@ -117,6 +122,11 @@ class Batch:
     @cached_property
     def inputs(self) -> Array:
         """The prepared samples, on the default device; floats in the default dtype."""
+        xp = arrays.module()
+        if not arrays.module_has_numbers(xp):  # nothing is read
+            none = self.dataset.prepared
+            dtype = arrays.default_dtype() if none.dtype.kind == "f" else none.dtype
+            return xp.empty((len(self), *none.shape[1:]), dtype)
         raw = self.dataset.inputs[self.indices]
         if self.augment is not None:
             with draws(self.seed, self.step, self.positions):
@@ -130,13 +140,19 @@ class Batch:
     @cached_property
     def targets(self) -> Array:
         """The targets as int64, on the default device."""
+        xp = arrays.module()
+        if not arrays.module_has_numbers(xp):
+            return xp.empty((len(self), *self.dataset.targets.shape[1:]), np.int64)
         return arrays.to_device(self.dataset.targets[self.indices].astype(np.int64))
 
     @cached_property
     def count(self) -> int:
-        """The number of targets in the *global* batch: losses are divided by it."""
+        """The number of targets in the *global* batch: losses are divided by it.
+
+        Where nothing is read, none is taken to be padding.
+        """
         whole = self.global_batch or self
-        if self.dataset.ignore is not None:
+        if self.dataset.ignore is not None and arrays.module_has_numbers(arrays.module()):
             targets = self.dataset.targets[whole.indices]
             return int((targets != self.dataset.ignore).sum())
         return len(whole) * int(np.prod(self.dataset.targets.shape[1:]))

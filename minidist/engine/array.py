@@ -1,8 +1,9 @@
 """Which array library owns an array, and how arrays move between host and device.
 
 Everything above this file is written once against "the array's own module", ``xp``: NumPy on the
-host, CuPy on a GPU. The two share their names, so an op that says ``xp.exp(x)`` runs on both.
-CuPy is named in this file alone, and imported only when a device is asked for.
+host, CuPy on a GPU, ``phantom`` for arrays that have shapes and no numbers. They share their names,
+so an op that says ``xp.exp(x)`` runs on all. CuPy is named in this file alone, and imported only
+when a device is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from minidist.lazy import COMPLETED_BY, complete
 
 Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
 DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
@@ -37,22 +40,32 @@ def _load_cupy() -> ModuleType:
     return cupy
 
 
+def _load_phantom() -> ModuleType:
+    complete(__name__)  # by a package that imports this file
+    return sys.modules[COMPLETED_BY[__name__]]
+
+
 # A device's name, before any colon, and what loads the module that computes there.
-DEVICES: dict[str, Callable[[], ModuleType]] = {"cpu": lambda: np, "cuda": _load_cupy}
+DEVICES: dict[str, Callable[[], ModuleType]] = {
+    "cpu": lambda: np,
+    "cuda": _load_cupy,
+    "phantom": _load_phantom,
+}
 
 _dtype: ContextVar[np.dtype] = ContextVar("dtype", default=np.dtype(np.float32))  # noqa: B039
 _device: ContextVar[str] = ContextVar("device", default="cpu")
 
 
 def module_of(array: Array) -> ModuleType:
-    """The module whose functions work on ``array``: ``numpy``, or ``cupy`` for a GPU array."""
+    """The module whose functions work on ``array``: ``numpy``, ``cupy`` or ``phantom``."""
     if isinstance(array, np.ndarray):
         return np
-    return sys.modules[type(array).__module__.partition(".")[0]]
+    name = type(array).__module__
+    return sys.modules[name if name.startswith("minidist.") else name.partition(".")[0]]
 
 
 def module(device: str | None = None) -> ModuleType:
-    """The array module of a device name such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
+    """The array module of a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"phantom"``."""
     name, _, index = (device or _device.get()).partition(":")
     if name not in DEVICES:
         raise DeviceError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
@@ -86,8 +99,58 @@ def to_device(array: Array, device: str | None = None) -> Array:
 
 
 def to_host(array: Array) -> np.ndarray:
-    """``array`` as a NumPy array, copied from the device if it lives on one."""
-    return array if isinstance(array, np.ndarray) else module_of(array).asnumpy(array)
+    """``array`` as a NumPy array, copied from the device if it lives on one.
+
+    An array without numbers stays one: its copy would have none either.
+    """
+    on_host = isinstance(array, (np.ndarray, np.generic))
+    return array if on_host else module_of(array).asnumpy(array)
+
+
+def read(array: Array, rule: float) -> np.ndarray:
+    """The numbers of ``array`` on the host; of an array without numbers, ``rule`` for each.
+
+    The one way to let a program depend on values: a loss that is reported, a norm to compare. What
+    reads without it is an error on device "phantom". ``rule`` says what to assume there.
+
+    >>> float(read(np.array(0.25), rule=math.nan))
+    0.25
+    """
+    if has_numbers(array):
+        return to_host(array)
+    return np.full(array.shape, rule, array.dtype)
+
+
+def has_numbers(array: Array) -> bool:
+    """Whether there are numbers in ``array``, and not its shape alone."""
+    return module_has_numbers(module_of(array))
+
+
+def module_has_numbers(xp: Any) -> bool:
+    """Whether the arrays of the module ``xp`` have numbers, and not shapes alone."""
+    return getattr(xp, "has_numbers", True)
+
+
+def made(make: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: DType, xp: Any) -> Array:
+    """What ``make()`` computes on the host (random draws), as an array of the module ``xp``.
+
+    Where arrays have no numbers it is not called.
+    """
+    if not module_has_numbers(xp):
+        return xp.empty(shape, dtype)
+    return xp.asarray(make().astype(dtype, copy=False))
+
+
+def bytes_on_host(array: Array) -> Array:
+    """No bytes yet, on the host: to allocate memory like it for copies of ``array``."""
+    return np.empty(0, np.uint8) if has_numbers(array) else module_of(array).empty(0, np.uint8)
+
+
+def address_of(array: Array) -> int:
+    """Where ``array`` begins in memory."""
+    if isinstance(array, np.ndarray):
+        return array.__array_interface__["data"][0]
+    return array.data.ptr
 
 
 def host_buffer(array: Array) -> np.ndarray:
@@ -221,17 +284,42 @@ def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[
 
 
 class Work:
-    """Counters of the arithmetic done so far, in floating-point operations.
+    """Counters of the arithmetic done so far, from which the simulator charges a rank's clock.
 
-    As usual in the field (PaLM, appendix B, arXiv 2204.02311) only matrix products and
-    convolutions count: 2 for each multiply-add. The simulator charges a rank's clock from the
-    growth of this counter, and ``summary`` and the cost formulas predict it.
+    ``flops``: floating-point operations. As usual in the field (PaLM, appendix B, arXiv 2204.02311)
+    only matrix products and convolutions count: 2 for each multiply-add. ``summary`` and the cost
+    formulas predict them.
+
+    Arrays without numbers also count kernels. A kernel takes the longer of its FLOPs and its bytes
+    (the roofline: Williams, Waterman, Patterson, CACM 52(4), 2009), and a launch before it:
+
+        launch + max(FLOPs / (FLOPs a second), bytes / (bytes a second))
+
+    ``beyond`` are seconds beyond those of the FLOPs: launches, and what waits for memory.
+    ``kernels`` and ``moved``: kernels launched, and bytes that they read and wrote.
     """
 
-    __slots__ = ("flops",)
+    __slots__ = ("beyond", "flops", "kernels", "launch", "moved", "per_byte", "per_flop")
 
     def __init__(self) -> None:
-        self.flops = 0
+        self.flops = self.kernels = self.moved = 0
+        self.beyond = 0.0
+        self.launch = self.per_byte = self.per_flop = 0.0  # seconds: see ``Machine``
+
+    def kernel(self, nbytes: int, flops: int = 0) -> None:
+        """A kernel ran that moved ``nbytes``, and whose ``flops`` the op has counted."""
+        self.kernels += 1
+        self.moved += nbytes
+        waits = nbytes * self.per_byte - flops * self.per_flop
+        self.beyond += self.launch + waits if waits > 0 else self.launch
+
+    def counts(self) -> tuple[int, int, int, float]:
+        """All counters, for ``reset``."""
+        return self.flops, self.kernels, self.moved, self.beyond
+
+    def reset(self, counts: tuple[int, int, int, float]) -> None:
+        """Set all counters as they were."""
+        self.flops, self.kernels, self.moved, self.beyond = counts
 
 
 work = Work()

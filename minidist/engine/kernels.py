@@ -124,6 +124,7 @@ class Kernel:
         self.name = name
         self.over = over
         self.function = function
+        self.arguments, self.body = arguments, body
         lengths = {"points": ["n"], "elements": ["n"], "rows": ["w"], "columns": ["n", "w"]}[over]
         declared = ", ".join([arguments, *(f"long long {length}" for length in lengths)])
         self.text = f'extern "C" __global__ void {name}({declared}) {{{OPENING[over]}{body}\n}}\n'

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array
+from minidist.engine.array import Array, has_numbers
 from minidist.engine.kernels import kernel
 
 # Of a dtype's character: cuBLAS's code, and the code of the dtype that it computes in.
@@ -37,8 +37,12 @@ def product(xp: Any, a: Array, b: Array, out: Array, scale: float = 1.0, add: bo
     Shapes: a (..., m, k), b (..., k, n), out (..., m, n); the leading axes of a and b broadcast to
     those of ``out``. All of one dtype; ``out`` shares no memory with the others.
     """
-    if xp is not np and _by_cublas(xp, a, b, out, scale, add):
-        return
+    if xp is not np:
+        if not has_numbers(out):
+            xp.scaled_product(a, b, out, add)
+            return
+        if _by_cublas(xp, a, b, out, scale, add):
+            return
     if scale != 1:  # of the two, the smaller is cheaper to scale
         a, b = (a * scale, b) if a.size <= b.size else (a, b * scale)
     if add:

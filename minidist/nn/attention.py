@@ -61,7 +61,7 @@ class CausalSelfAttention(Module):
                 f"CausalSelfAttention: {heads} heads must divide the width {width}, and {groups} "
                 f"groups the heads"
             )
-        self.heads, self.groups = heads, groups
+        self.width, self.heads, self.groups = width, heads, groups
         self.rotary_base = 10000.0 if rotary else None
         packed = (heads + 2 * groups) * (width // heads)
         self.qkv = Linear(width, packed, bias, initialiser)
@@ -70,12 +70,15 @@ class CausalSelfAttention(Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         if cache is not None:
             return self._cached(x, cache)
-        qkv = self.qkv(x)
-        return self.out(ops.self_attention(qkv, self.heads, self.groups, self.rotary_base))
+        return self.out(self.core(self.qkv(x)))
+
+    def core(self, qkv: Tensor) -> Tensor:
+        """Attention itself, between the two products: (b, l, (heads + 2 groups) · d)."""
+        return ops.self_attention(qkv, self.heads, self.groups, self.rotary_base)
 
     def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """The positions of x follow those in the cache, and are added to it."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
         parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
         q, k, v = ops.split(parts, (self.heads, self.groups, self.groups), axis=1)
@@ -84,27 +87,28 @@ class CausalSelfAttention(Module):
             k = ops.rotary(k, self.rotary_base, len(cache))
         cache.extend(x.xp, k.data, v.data)
         out = ops.attention(q, Tensor(cache.keys), Tensor(cache.values))  # (b, h, l, d)
-        return self.out(out.transpose(0, 2, 1, 3).reshape(batch, length, width))
+        merged = out.transpose(0, 2, 1, 3)  # (b, l, h, d)
+        return self.out(merged.reshape(batch, length, merged.shape[2] * merged.shape[3]))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Counts and saves only the blocks of attention weights that are computed."""
-        batch, length, width = shape
         first = self.qkv.cost(shape, itemsize)
+        core = self.core_cost(first.shape, itemsize)
+        return in_a_row((first, core, self.out.cost(core.shape, itemsize)), shape, itemsize)
+
+    def core_cost(self, shape: Shape, itemsize: int) -> LayerCost:
+        """Counts and saves only the blocks of attention weights that are computed."""
+        batch, length, packed = shape
+        width = packed * self.heads // (self.heads + 2 * self.groups)
         pairs = sum(
             (rows.stop - rows.start) * seen for rows, seen in attention_blocks(length, length)
         )
         flops = 4 * batch * width * pairs
-        qkv_bytes = int(np.prod(first.shape)) * itemsize
-        core = LayerCost(
-            shape,
-            flops,
-            input_flops=2 * flops,
-            saves_input=True,
-            saved_bytes=batch * self.heads * pairs * itemsize,
-        )
+        weights = batch * self.heads * pairs * itemsize
+        out = batch, length, width
         if self.rotary_base is not None:  # saves the rotated copy instead of the input
-            core = LayerCost(shape, flops, 2 * flops, saved_bytes=core.saved_bytes + qkv_bytes)
-        return in_a_row((first, core, self.out.cost(shape, itemsize)), shape, itemsize)
+            qkv_bytes = int(np.prod(shape)) * itemsize
+            return LayerCost(out, flops, 2 * flops, saved_bytes=weights + qkv_bytes)
+        return LayerCost(out, flops, 2 * flops, saves_input=True, saved_bytes=weights)
 
     def __repr__(self) -> str:
         grouped = f", groups={self.groups}" if self.groups != self.heads else ""

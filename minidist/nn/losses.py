@@ -20,20 +20,45 @@ class CrossEntropy(Module):
     """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar.
 
     Targets equal to ``ignore_index`` are left out. ``label_smoothing`` is the share of each target
-    that is spread equally over all classes.
+    that is spread equally over all classes. ``z_loss`` adds z_loss · (log Σ exp logits)² for each
+    target that counts, which keeps the logits from drifting (arXiv 2204.02311, section 5).
     """
 
-    def __init__(self, ignore_index: int | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> None:
+        if not z_loss >= 0:
+            raise ValueError(f"CrossEntropy: z_loss must be at least 0, not {z_loss}")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
 
     def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
-        return ops.cross_entropy(logits, targets, count, self.ignore_index, self.label_smoothing)
+        loss = ops.cross_entropy(logits, targets, count, self.ignore_index, self.label_smoothing)
+        return loss + self._z_loss(logits, targets, count) if self.z_loss else loss
+
+    def _z_loss(self, logits: Tensor, targets: Any, count: int | None) -> Tensor:
+        kept = logits.xp.ones(targets.shape, bool)
+        if self.ignore_index is not None:
+            kept = logits.xp.asarray(targets) != self.ignore_index
+        count = int(kept.sum()) if count is None else count
+        normalizer = ops.logsumexp(logits, axis=-1)  # log Σ exp, of each row
+        kept = kept.astype(logits.dtype)
+        return (normalizer * normalizer * kept).sum() * (self.z_loss / max(1, count))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the probabilities, and the targets as int64."""
+        """Saves the probabilities, and the targets as int64.
+
+        With z-loss also the logits, and for each row log Σ exp and whether it counts.
+        """
         elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
-        return LayerCost((), saved_bytes=elements * itemsize + targets * 8)
+        saved = elements * itemsize + targets * 8
+        if not self.z_loss:
+            return LayerCost((), saved_bytes=saved)
+        return LayerCost((), saved_bytes=saved + (elements + 2 * targets) * itemsize)
 
 
 class MeanSquaredError(Module):

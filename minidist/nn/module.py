@@ -8,6 +8,7 @@ parameters, and cost.py for the cost of layers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -142,13 +143,11 @@ class Module:
                     "load(..., partial=True) the values under the names that they have here"
                 )
         self.flat = Flat(named, kind, device)
+        xp = arrays.module(device)
         for name, parameter in named.items():
             parameter.name = name
-            values = parameter.initialiser(generator(seed, "init", name), parameter.declared)
-            parameter.data[...] = arrays.to_device(
-                values.astype(self.flat.data.dtype, copy=False), device
-            )
-        xp = arrays.module(device)
+            draw = partial(_drawn, parameter, seed)
+            parameter.data[...] = arrays.made(draw, parameter.declared, kind, xp)
         for buffer in self.named_buffers().values():
             buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
         for path, module in self.named_modules().items():
@@ -233,3 +232,9 @@ class Module:
             if isinstance(child, Module)
         )
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}()"
+
+
+def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
+    """A parameter's initial values, keyed by (seed, full name)."""
+    draw = generator(seed, "init", parameter.name)
+    return parameter.initialiser(draw, parameter.declared)

@@ -63,6 +63,13 @@ class Parameter(Tensor):
             )
         raise AttributeError(attribute)
 
+    def redeclare(self, shape: Shape, initialiser: Initialiser) -> None:
+        """Before ``init``: another shape and other initial values, such as a part of the old."""
+        if self.grad is not None:
+            raise RuntimeError(f"{self.name or 'the parameter'} is initialised: declare it anew")
+        self.declared, self.initialiser = shape, initialiser
+        self.node = Node((), None, shape, self)
+
     @property
     def shape(self) -> Shape:
         return self.declared

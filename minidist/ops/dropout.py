@@ -38,6 +38,8 @@ def dropout(
     mask = keep[(slice(None), *part)]  # one byte an element
     if mask.shape != x.shape:
         raise ValueError(f"dropout: part {part} of {whole} is {mask.shape}, the input {x.shape}")
+    if part:
+        mask = xp.array(mask, order="C")  # copied, so that the rest is not kept for the backward
 
     def backward(grad: Array) -> tuple[Array]:
         return (kept(xp, grad, mask, scale),)

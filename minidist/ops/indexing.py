@@ -81,7 +81,7 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
 
         def write(out: Array | None) -> Array:
             out = xp.empty((rows, width), grad.dtype) if out is None else out
-            _sum_rows(xp, out, grad, flat, len(flat))
+            sum_rows(xp, out, grad, flat, len(flat))
             return out
 
         return (Into(write),)
@@ -115,7 +115,7 @@ def _take_rows(xp: Any, out: Array, table: Array, indices: Array, rows: int) -> 
 """,
     over="rows",
 )
-def _sum_rows(xp: Any, table: Array, rows: Array, indices: Array, count: int) -> None:
+def sum_rows(xp: Any, table: Array, rows: Array, indices: Array, count: int) -> None:
     """Fill row i of ``table`` with the sum of all rows with index i."""
     table.fill(0)
     add_rows(table, indices, rows)

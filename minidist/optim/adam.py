@@ -20,9 +20,10 @@ operations:
         ε̂ ← ε · √(1-β₂ᵗ)
         w ← w - lrₜ · m / (√v + ε̂)
 
-AdamW first shrinks the weights themselves: w ← w - lr·λ·w. It does not add λ·w to the gradient,
-because the division by √v̂ would cancel most of it. Kingma, Ba, "Adam", arXiv 1412.6980;
-Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2.
+AdamW first shrinks the weights themselves: w ← w - lr·λ·w. It does not add λ·w to the gradient, as
+``weight_decay`` of Adam does, because the division by √v̂ would cancel most of it. Kingma, Ba,
+"Adam", arXiv 1412.6980; Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv
+1711.05101, algorithm 2.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidist.engine.array import Array, fused, module_of
-from minidist.optim.optimizer import LearningRate, Optimizer
+from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
 class Adam(Optimizer):
@@ -46,12 +47,11 @@ class Adam(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         exclude: Sequence[str] = (),
+        groups: Groups | None = None,
     ) -> None:
-        if weight_decay and type(self) is Adam:
-            raise ValueError("Adam has no weight decay of its own: use AdamW")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be in [0, 1), not {betas}")
-        super().__init__(lr, weight_decay, exclude)
+        super().__init__(lr, weight_decay, exclude, groups)
         self.betas = betas
         self.epsilon = epsilon
 
@@ -120,6 +120,8 @@ def _direction(
 class AdamW(Adam):
     """w ← (1 - lr·λ)·w - lr · m̂ / (√v̂ + ε). λ is ``weight_decay``."""
 
+    own_decay = True
+
     def __init__(
         self,
         lr: LearningRate = 1e-3,
@@ -127,8 +129,9 @@ class AdamW(Adam):
         epsilon: float = 1e-8,
         weight_decay: float = 1e-2,
         exclude: Sequence[str] = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, betas, epsilon, weight_decay, exclude)
+        super().__init__(lr, betas, epsilon, weight_decay, exclude, groups)
 
     def update(
         self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array

@@ -6,12 +6,16 @@
 AdaGrad suits sparse features: an element whose gradient is often zero keeps large steps. But its
 sum never shrinks, so its steps become smaller and smaller. RMSprop forgets old gradients. Duchi,
 Hazan, Singer, JMLR 12, 2011; Tieleman, Hinton, Coursera lecture 6.5, 2012.
+
+``weight_decay`` adds λ·w to the gradient g, as PyTorch's rules of these names do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minidist.engine.array import Array, module_of
-from minidist.optim.optimizer import LearningRate, Optimizer
+from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
 class AdaGrad(Optimizer):
@@ -19,8 +23,15 @@ class AdaGrad(Optimizer):
 
     slots = ("square",)
 
-    def __init__(self, lr: LearningRate = 1e-2, epsilon: float = 1e-10) -> None:
-        super().__init__(lr)
+    def __init__(
+        self,
+        lr: LearningRate = 1e-2,
+        epsilon: float = 1e-10,
+        weight_decay: float = 0.0,
+        exclude: Sequence[str] = (),
+        groups: Groups | None = None,
+    ) -> None:
+        super().__init__(lr, weight_decay, exclude, groups)
         self.epsilon = epsilon
 
     def update(
@@ -41,9 +52,15 @@ class RMSprop(Optimizer):
     slots = ("square",)
 
     def __init__(
-        self, lr: LearningRate = 1e-2, decay_rate: float = 0.99, epsilon: float = 1e-8
+        self,
+        lr: LearningRate = 1e-2,
+        decay_rate: float = 0.99,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        exclude: Sequence[str] = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr)
+        super().__init__(lr, weight_decay, exclude, groups)
         self.decay_rate = decay_rate
         self.epsilon = epsilon
 

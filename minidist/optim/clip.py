@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, module_of
+from minidist.engine.array import Array, module_of, read
 from minidist.engine.kernels import kernel, wide
-from minidist.optim.optimizer import Reduce
+from minidist.optim.part import Reduce
 
 PIECE = 1 << 12  # elements summed in the gradient's own dtype
 
@@ -34,7 +34,7 @@ def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
         square = xp.square(grad, dtype=np.float64).sum()
         if reduce is None:
             return xp.sqrt(square)
-        total = np.array([float(square)])
+        total = np.array([float(read(square, math.inf))])
     else:
         total = np.zeros(1)
         for start in range(0, grad.size, PIECE):
@@ -43,6 +43,12 @@ def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
     if reduce is not None:
         reduce(total)
     return math.sqrt(total[0])
+
+
+def norm_of(grad: Array) -> float:
+    """``global_norm`` as a number on the host; of an array without numbers, above any limit."""
+    norm = global_norm(grad)
+    return norm if isinstance(norm, float) else float(read(norm, math.inf))
 
 
 def clip_by_global_norm(grad: Array, limit: float, reduce: Reduce | None = None) -> Array | float:

@@ -21,26 +21,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidist.engine.array import Array, module_of, to_host
+from minidist.engine.array import Array, module_of, read
 from minidist.optim.adam import Adam
-from minidist.optim.optimizer import LearningRate, Optimizer
+from minidist.optim.optimizer import Groups, LearningRate, Part, Rates
 from minidist.optim.sgd import Momentum
 
 
-def norms(optimizer: Optimizer, pairs: Array) -> list[list[float]]:
+def norms(part: Part, pairs: Array) -> list[list[float]]:
     """Two lists of norms of whole parameters, from (2, parameters) sums of squares."""
-    sums = to_host(pairs).astype(np.float64, copy=False)
-    layout = optimizer.layout
-    assert layout is not None  # pieces of a layer-wise rule require it
-    if layout.reduce is not None:
-        layout.reduce(sums)
+    sums = read(pairs, 1.0).astype(np.float64, copy=False)
+    if part.reduce is not None:
+        part.reduce(sums)
     return np.sqrt(sums).tolist()
 
 
 class LARS(Momentum):
     """Layer-wise adaptive rate scaling: momentum with a rate for each parameter."""
 
-    layerwise = True
+    layerwise = own_decay = True
 
     def __init__(
         self,
@@ -49,23 +47,27 @@ class LARS(Momentum):
         weight_decay: float = 0.0,
         exclude: Sequence[str] = ("*bias",),
         trust: float = 1e-3,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, momentum, weight_decay, exclude)
+        super().__init__(lr, momentum, weight_decay, exclude, groups)
         self.trust = trust
 
-    def local_rates(self, data: Array, grad: Array, lr: float) -> list[float]:
+    def local_rates(
+        self, part: Part, data: Array, grad: Array, rates: Sequence[Rates]
+    ) -> list[float]:
         xp = module_of(data)
-        sums = xp.zeros((2, parameters(self)))
-        for piece, _ in self.pieces():
+        sums = xp.zeros((2, parameters(part)))
+        for piece in part.pieces:
             sums[0, piece.parameter] += xp.dot(data[piece.part], data[piece.part])
             sums[1, piece.parameter] += xp.dot(grad[piece.part], grad[piece.part])
-        rates = [lr] * parameters(self)
-        weights, grads = norms(self, sums)
-        for index in adapted(self):
-            below = grads[index] + self.weight_decay * weights[index]
-            if weights[index] and below:
-                rates[index] = lr * self.trust * weights[index] / below
-        return rates
+        weights, grads = norms(part, sums)
+        found = [0.0] * parameters(part)
+        for piece in part.pieces:
+            index, own = piece.parameter, rates[piece.group]
+            below = grads[index] + own.decay * weights[index]
+            adapts = not piece.excluded and weights[index] and below
+            found[index] = own.lr * (self.trust * weights[index] / below if adapts else 1.0)
+        return found
 
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
@@ -82,7 +84,7 @@ class LARS(Momentum):
 class LAMB(Adam):
     """Adam, with the step of each parameter scaled to the length lr · ‖w‖."""
 
-    layerwise = True
+    layerwise = own_decay = True
 
     def __init__(
         self,
@@ -91,31 +93,37 @@ class LAMB(Adam):
         epsilon: float = 1e-6,
         weight_decay: float = 1e-2,
         exclude: Sequence[str] = ("*bias",),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, betas, epsilon, weight_decay, exclude)
+        super().__init__(lr, betas, epsilon, weight_decay, exclude, groups)
 
-    def local_rates(self, data: Array, grad: Array, lr: float) -> list[float]:
+    def local_rates(
+        self, part: Part, data: Array, grad: Array, rates: Sequence[Rates]
+    ) -> list[float]:
         """First pass: update m and v with the gradient, and compute ‖w‖ and ‖u‖."""
         xp = module_of(data)
-        sums = xp.zeros((2, parameters(self)))
-        for piece, scratch in self.pieces():
-            part = piece.part
-            m, v = self.state["mean"][part], self.state["square"][part]
-            self.moments(grad[part], m, v, scratch)
+        sums = xp.zeros((2, parameters(part)))
+        for piece, scratch in part.pieces_and_scratch():
+            where, decay = piece.part, rates[piece.group].decay
+            m, v = part.state["mean"][where], part.state["square"][where]
+            self.moments(grad[where], m, v, scratch)
             self.direction(m, v, scratch)
-            if self.weight_decay and not piece.excluded:
+            if decay and not piece.excluded:
                 # u = direction + λ·w. Without a second scratch array: ‖u‖² as a sum of three terms
-                cross = xp.dot(scratch, data[part]) * (2 * self.weight_decay)
-                weight = xp.dot(data[part], data[part])
-                sums[1, piece.parameter] += cross + self.weight_decay**2 * weight
-            sums[0, piece.parameter] += xp.dot(data[part], data[part])
+                cross = xp.dot(scratch, data[where]) * (2 * decay)
+                weight = xp.dot(data[where], data[where])
+                sums[1, piece.parameter] += cross + decay**2 * weight
+            sums[0, piece.parameter] += xp.dot(data[where], data[where])
             sums[1, piece.parameter] += xp.dot(scratch, scratch)
-        rates = [lr] * parameters(self)
-        weights, steps = norms(self, sums)
-        for index in adapted(self):
-            if weights[index] and steps[index]:
-                rates[index] = lr * weights[index] / steps[index]
-        return rates
+        weights, steps = norms(part, sums)
+        found = [0.0] * parameters(part)
+        for piece in part.pieces:
+            index = piece.parameter
+            adapts = not piece.excluded and weights[index] and steps[index]
+            found[index] = rates[piece.group].lr * (
+                weights[index] / steps[index] if adapts else 1.0
+            )
+        return found
 
     def update(
         self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
@@ -127,12 +135,7 @@ class LAMB(Adam):
         w -= scratch
 
 
-def parameters(optimizer: Optimizer) -> int:
+def parameters(part: Part) -> int:
     """The number of parameters of the whole model, the same on every shard."""
-    assert optimizer.layout is not None
-    return len(optimizer.layout.slices)
-
-
-def adapted(optimizer: Optimizer) -> set[int]:
-    """The parameters in this array that have their own rate, by index."""
-    return {piece.parameter for piece, _ in optimizer.pieces() if not piece.excluded}
+    assert part.slices is not None  # pieces of a layer-wise rule require it
+    return len(part.slices)

@@ -17,14 +17,22 @@ tests; use it for speed on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DType, fused, module_of
+from minidist.engine.array import Array, DType, fused, module_of, read
 from minidist.engine.tensor import Tensor
-from minidist.optim.clip import clip_by_global_norm
-from minidist.optim.optimizer import Optimizer, Reduce
+from minidist.optim.clip import clip_by_global_norm, norm_of
+from minidist.optim.optimizer import Optimizer, Part
+
+
+def forwarded(name: str) -> Any:
+    """A setting that is the inner rule's."""
+    return property(
+        lambda self: getattr(self.inner, name), lambda self, to: setattr(self.inner, name, to)
+    )
 
 
 class MixedPrecision(Optimizer):
@@ -48,62 +56,111 @@ class MixedPrecision(Optimizer):
         dtype: DType = np.float32,
         clip: float | None = None,
     ) -> None:
-        super().__init__(optimizer.lr)
         self.inner = optimizer
-        self.slots = ("master", *optimizer.slots)
+        self.steps = 0
+        self.parts = []
+        self.owner = ""
         self.scale = scale
         self.patience = patience
         self.dtype = np.dtype(dtype)
         self.clip = clip
         self.skipped = 0
-        self._good = 0
-        self._grad: Array | None = None
+        self.good = 0  # steps since the scale changed
+        self._within: dict[int, tuple[Part, Array]] = {}  # by part: the inner rule's; a gradient
 
-    def bind(self, slices: dict[str, slice], start: int = 0, reduce: Reduce | None = None) -> None:
-        super().bind(slices, start, reduce)
-        self.inner.bind(slices, start, reduce)
+    # The settings are those of the inner rule.
+    lr = forwarded("lr")
+    weight_decay = forwarded("weight_decay")
+    exclude = forwarded("exclude")
+    groups = forwarded("groups")
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("master", *self.inner.slots)
+
+    def numbers(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("steps", "scale", "skipped", "good")}
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()`` with every gradient multiplied by the scale."""
         loss.backward(loss.xp.full_like(loss.data, self.scale))
 
-    def step(self, data: Array, grad: Array) -> None:
+    def step_parts(self, items: Sequence[tuple[Part, Array, Array]]) -> None:
         """Divide by the scale, step the master copy, round it into ``data``; or skip the step."""
-        if data.shape != grad.shape or data.ndim != 1:
-            raise ValueError(f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal")
-        xp = module_of(data)
-        if "master" not in self.state:
-            self.state["master"] = data.astype(self.dtype)
-            self._grad = xp.empty(data.shape, self.dtype)
-        assert self._grad is not None
-        if self.state["master"].shape != data.shape:
-            raise ValueError(
-                f"step: this optimizer has a master copy of {self.state['master'].size} "
-                f"parameters and was given {data.size}"
-            )
-        _divided(xp, grad, 1 / self.scale, self._grad)
-        if self._overflowed(xp):
+        within = []
+        for part, data, grad in items:
+            if data.shape != grad.shape or data.ndim != 1:
+                raise ValueError(
+                    f"step: data {data.shape} and grad {grad.shape} must be 1-D and equal"
+                )
+            self.prepare(part, data)
+            inner, wide = self._within[id(part)]
+            _divided(module_of(data), grad, 1 / self.scale, wide)
+            within.append((inner, part.state["master"], wide))
+        if self._overflowed(items, within):
             self.scale /= 2
             self.skipped += 1
-            self._good = 0
+            self.good = 0
             return
         if self.clip is not None:
-            reduce = self.layout.reduce if self.layout is not None else None
-            clip_by_global_norm(self._grad, self.clip, reduce)
-        self.inner.step(self.state["master"], self._grad)
-        self.state |= self.inner.state
+            self._clip(items, within)
+        self.inner.steps = self.steps
+        self.inner.step_parts(within)
         self.steps = self.inner.steps
-        data[...] = self.state["master"]
-        self._good += 1
-        if self._good == self.patience:
+        for part, data, _ in items:
+            part.state |= self._within[id(part)][0].state
+            data[...] = part.state["master"]
+        self.good += 1
+        if self.good == self.patience:
             self.scale *= 2
-            self._good = 0
+            self.good = 0
 
-    def _overflowed(self, xp: Any) -> bool:
+    def prepare(self, part: Part, data: Array) -> None:
+        """Make the master copy, and the inner rule's state for it."""
+        if "master" not in part.state:
+            part.state["master"] = data.astype(self.dtype)
+        master = part.state["master"]
+        if master.shape != data.shape:
+            raise ValueError(
+                f"step: this optimizer has a master copy of {master.size} parameters and was "
+                f"given {data.size}"
+            )
+        if id(part) not in self._within:
+            inner = self.inner.part(part.slices or {}, part.start, part.reduce)
+            self._within[id(part)] = inner, module_of(data).empty(data.shape, self.dtype)
+        inner, _ = self._within[id(part)]
+        if (inner.slices, inner.start) != (part.slices, part.start):  # bound anew
+            inner.slices, inner.start, inner.cut_for = part.slices, part.start, None
+        inner.reduce = part.reduce
+        self.inner.prepare(inner, master)
+        part.state |= inner.state
+
+    def load(self, state: Mapping[str, np.ndarray], model: Any) -> None:
+        super().load(state, model)
+        if not state["steps"]:  # the master copies are those of the model, loaded before or after
+            for part in self.parts:
+                part.state.pop("master", None)
+
+    def _clip(self, items: Sequence[tuple], within: Sequence[tuple]) -> None:
+        """Scale all gradients by the norm of the whole."""
+        assert self.clip is not None
+        if len(within) == 1:  # without waiting for a GPU
+            clip_by_global_norm(within[0][2], self.clip, items[0][0].reduce)
+            return
+        square = np.array([sum(norm_of(wide) ** 2 for _, _, wide in within)])
+        if items[0][0].reduce is not None:
+            items[0][0].reduce(square)
+        norm = float(np.sqrt(square[0]))
+        if norm > self.clip:
+            for _, _, wide in within:
+                wide *= self.clip / norm
+
+    def _overflowed(self, items: Sequence[tuple], within: Sequence[tuple]) -> bool:
         """Whether any gradient on any shard is infinite or NaN. All shards then skip the step."""
-        bad = np.array([float(not xp.isfinite(self._grad).all())])
-        if self.layout is not None and self.layout.reduce is not None:
-            self.layout.reduce(bad)
+        good = all(bool(read(module_of(wide).isfinite(wide).all(), True)) for _, _, wide in within)
+        bad = np.array([float(not good)])
+        if items and items[0][0].reduce is not None:
+            items[0][0].reduce(bad)
         return bool(bad[0])
 
 

@@ -10,7 +10,7 @@ Robbins, Monro 1951; Polyak, "Some methods of speeding up the convergence of ite
 1964; Nesterov 1983, in the form of Sutskever et al., "On the importance of initialization and
 momentum in deep learning", ICML 2013. The formulas are PyTorch's: lr multiplies the velocity when
 it is applied, not when gradients are added to it. ``weight_decay`` adds λ·w to the gradient (an L2
-penalty of λ/2 · ‖w‖²).
+penalty of λ/2 · ‖w‖²): optimizer.py does, before the rule.
 """
 
 from __future__ import annotations
@@ -18,23 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minidist.engine.array import Array, module_of
-from minidist.optim.optimizer import LearningRate, Optimizer
-
-
-def penalised(data: Array, grad: Array, decay: float, out: Array) -> Array:
-    """grad + decay · data, in ``out``; ``grad`` itself if there is no decay."""
-    if not decay:
-        return grad
-    xp = module_of(data)
-    xp.multiply(data, decay, out=out)
-    return xp.add(out, grad, out=out)
+from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
 class GradientDescent(Optimizer):
     """w ← w - lr · g."""
 
     def update(self, data: Array, grad: Array, lr: float, decay: float, scratch: Array) -> None:
-        grad = penalised(data, grad, decay, out=scratch)
         data -= module_of(data).multiply(grad, lr, out=scratch)
 
 
@@ -49,8 +39,9 @@ class Momentum(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         exclude: Sequence[str] = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, weight_decay, exclude)
+        super().__init__(lr, weight_decay, exclude, groups)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {momentum}")
         self.momentum = momentum
@@ -59,7 +50,7 @@ class Momentum(Optimizer):
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
     ) -> None:
         velocity *= self.momentum
-        velocity += penalised(data, grad, decay, out=scratch)
+        velocity += grad
         data -= module_of(data).multiply(velocity, lr, out=scratch)
 
 
@@ -70,7 +61,6 @@ class Nesterov(Momentum):
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
     ) -> None:
         xp = module_of(data)
-        grad = penalised(data, grad, decay, out=scratch)
         velocity *= self.momentum
         velocity += grad
         data -= xp.multiply(grad, lr, out=scratch)
@@ -86,12 +76,18 @@ class SGD(Momentum):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         exclude: Sequence[str] = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, momentum, weight_decay, exclude)
-        self.slots = ("velocity",) if momentum else ()
+        super().__init__(lr, momentum, weight_decay, exclude, groups)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        """A velocity, if there is momentum or ever was: ``momentum`` may change between steps."""
+        begun = any("velocity" in part.state for part in self.parts)
+        return ("velocity",) if self.momentum or begun else ()
 
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, *velocity_and_scratch: Array
     ) -> None:
-        rule = Momentum if self.momentum else GradientDescent
+        rule = Momentum if len(velocity_and_scratch) == 2 else GradientDescent
         rule.update(self, data, grad, lr, decay, *velocity_and_scratch)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ families, from the simplest on:
     averaging/              parameters are averaged, now and then, in place of gradients
     server/                 some ranks keep the parameters, the others compute
     pipeline/               every rank holds some of the model's blocks
+    tensor/                 every rank holds a part of every layer
 
 ``METHODS`` has all of them by name.
 """
@@ -55,5 +56,6 @@ __getattr__, __dir__, __all__ = offer(
             "StaleParameterServer",
         ],
         "pipeline": ["PipeDream", "Pipeline"],
+        "tensor": ["TensorParallel"],
     },
 )

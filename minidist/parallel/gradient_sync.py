@@ -40,9 +40,8 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
-from minidist.optim.clip import clip_by_global_norm, global_norm
+from minidist.nn.module import Module, Shape
+from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import OptimizerShard
@@ -56,7 +55,7 @@ class Replicas:
     after the other (see ``GradientSync.ready``); one piece, if all are complete at once.
     """
 
-    model: Sequential
+    model: Module
     size: int  # how many replicas
     itemsize: int  # bytes of a parameter
     optimizer: Optimizer
@@ -101,7 +100,7 @@ class GradientSync:
 
     def bind(
         self,
-        model: Sequential,
+        model: Module,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -131,8 +130,8 @@ class GradientSync:
 
     def allocate(self, seed: int) -> None:
         """Give the model its arrays, and tell the optimizer what it steps."""
-        self.model.init(seed)
-        self.optimizer.bind(self.model.flat.slices)
+        slices = self.model.init(seed).flat.slices
+        self.part = self.optimizer.part(slices)
 
     @property
     def itemsize(self) -> int:
@@ -173,7 +172,7 @@ class GradientSync:
         with self.comm.step("optimizer"):
             if limit is not None:
                 clip_by_global_norm(flat.grad, limit)
-            self.optimizer.step(flat.data, flat.grad)
+            self.optimizer.step_parts([(self.part, flat.data, flat.grad)])
 
     # The norm, for methods that sum it over more ranks than the replicas
 
@@ -184,10 +183,8 @@ class GradientSync:
         """
         grad, slices = self.model.flat.grad, self.model.flat.slices
         if not without:
-            return float(global_norm(grad)) ** 2
-        return sum(
-            float(global_norm(grad[part])) ** 2 for n, part in slices.items() if n not in without
-        )
+            return norm_of(grad) ** 2
+        return sum(norm_of(grad[part]) ** 2 for n, part in slices.items() if n not in without)
 
     def scale(self, factor: float) -> None:
         """Multiply the summed gradient, or what this replica has of it."""
@@ -200,13 +197,13 @@ class GradientSync:
         return {
             "parameters": [self.model.flat.data],
             "gradients": [self.model.flat.grad],
-            "optimizer": list(self.optimizer.state.values()),
+            "optimizer": self.optimizer.arrays(),
         }
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
-        return [OptimizerShard(named, flat.slices, self.optimizer, flat.data)]
+        return [OptimizerShard(named, flat.slices, self.optimizer, self.part, flat.data)]
 
     def own_arrays(self) -> dict[str, Array]:
         """What this rank alone keeps, and training needs to go on."""

@@ -22,6 +22,7 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,14 +34,14 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
-from minidist.engine.array import Array
+from minidist.engine.array import Array, read
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import name_shared
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.state import (
@@ -94,7 +95,7 @@ class Method:
     every rank, because ranks of the local world share one process.
     """
 
-    model: Sequential  # the part of the model that this rank holds
+    model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
@@ -103,7 +104,7 @@ class Method:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -119,8 +120,11 @@ class Method:
                 "since a method decides which part of it a rank holds (see state.py to go on "
                 "from saved parameters)"
             )
-        if optimizer.steps or optimizer.state:
-            raise ValueError("the optimizer has stepped before: each rank makes its own, new one")
+        if optimizer.steps or optimizer.arrays() or optimizer.owner:
+            raise ValueError(
+                f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
+                "each rank makes its own, new one"
+            )
         if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
             raise ValueError(
                 f"{name} needs a whole number of microbatches, at least one microbatch, not "
@@ -135,6 +139,10 @@ class Method:
         ):
             if asked and what in self.refuses:
                 raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        optimizer.owner = name
+        optimizer.parts.clear()  # the method says anew what is stepped
+        name_shared(model)
+        optimizer.check_groups(model.named_parameters())
         self.whole = model  # declared only: names, shapes and costs of all parameters
         self.loss = loss
         self.optimizer = optimizer
@@ -178,7 +186,7 @@ class Method:
         return {
             "parameters": [self.model.flat.data],
             "gradients": [self.model.flat.grad],
-            "optimizer": list(self.optimizer.state.values()),
+            "optimizer": self.optimizer.arrays(),
         }
 
     # Saving and loading: see state.py
@@ -186,9 +194,9 @@ class Method:
     def optimizer_shards(self) -> list[OptimizerShard]:
         """All that this rank's optimizers step; by default the whole model."""
         flat = self.model.flat
-        return [
-            OptimizerShard(self.model.named_parameters(), flat.slices, self.optimizer, flat.data)
-        ]
+        part = self.optimizer.only_part()
+        named = self.model.named_parameters()
+        return [OptimizerShard(named, flat.slices, self.optimizer, part, flat.data)]
 
     def state(self) -> State:
         """All that training needs to go on, on every rank. Every rank must call it."""
@@ -255,14 +263,14 @@ class Method:
         with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
             loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count)
         if before_backward is not None:
-            before_backward(loss.item())
+            before_backward(float(read(loss.data, math.nan)))
         with self.comm.step("backward"):
             loss.backward()
-        return loss.item()
+        return float(read(loss.data, math.nan))
 
     def update(self) -> None:
         """One step of the optimizer on everything this rank holds."""
-        if self.optimizer.layout is None:
+        if not self.optimizer.parts:
             self.optimizer.bind(self.model.flat.slices)
         with self.comm.step("optimizer"):
             if self.clip is not None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
+from minidist.parallel.blocks import blocks_of, costs_of
 
 
 def parameter_count(model: Module) -> int:
@@ -30,20 +30,20 @@ def parameter_slices(model: Module) -> dict[str, slice]:
     return slices
 
 
-def training_flops(model: Sequential, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
+def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
     """FLOPs of (forward, backward) on an input of ``shape``.
 
     A block computes its input's gradient only if something before it wants one.
     """
     forward = backward = 0
-    for block, cost in zip(model.blocks.values(), model.costs(shape), strict=True):
+    for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
         forward += cost.flops
         backward += cost.weight_flops + (cost.input_flops if input_grad else 0)
         input_grad = input_grad or bool(block.named_parameters())
     return forward, backward
 
 
-def saved_bytes(model: Sequential, shape: Shape, itemsize: int, loss: Module | None) -> int:
+def saved_bytes(model: Module, shape: Shape, itemsize: int, loss: Module | None) -> int:
     """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
 
     ``loss`` is there if this part of the model ends in it.
@@ -64,15 +64,13 @@ def shape_of(batch: Batch) -> Shape:
     return (len(batch), *batch.dataset.input_shape)
 
 
-def training_seconds(
-    model: Sequential, batches: Sequence[Batch], machine: Machine, rank: int
-) -> float:
+def training_seconds(model: Module, batches: Sequence[Batch], machine: Machine, rank: int) -> float:
     """Seconds that ``rank`` computes, forward and backward, on each of these batches in turn."""
     return sum(
         machine.compute(sum(training_flops(model, shape_of(batch))), rank) for batch in batches
     )
 
 
-def largest_saved(model: Sequential, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
+def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
     """Bytes of activations at the highest, if these batches go forward and backward in turn."""
     return max(saved_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)

@@ -10,41 +10,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minidist.engine.array import module_of
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Parameter
-from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.blocks import blocks_of
 
 
-def separate(model: Sequential) -> list[tuple[Parameter, Parameter]]:
+def separate(model: Module) -> list[tuple[Parameter, Parameter]]:
     """Give each later use of a shared parameter a separate gradient: (first, later) pairs.
 
-    ``later`` is a parameter with the same values in the same memory, in the block that uses them.
+    ``later`` is a parameter with the same values in the same memory, in the layer that uses them.
     One backward through both blocks then leaves two gradients, to be added at the end. With one
-    microbatch this changes no bit.
+    microbatch this changes no bit. A layer that several blocks have in common is one layer with
+    one gradient.
     """
-    seen: dict[int, Parameter] = {}
     pairs: list[tuple[Parameter, Parameter]] = []
-    for block in model.blocks.values():
-        here: dict[int, Parameter] = {}
-        for module in block.named_modules().values():
-            for attribute, value in list(vars(module).items()):
-                if not isinstance(value, Parameter):
-                    continue
-                if id(value) not in seen:
-                    here[id(value)] = value
-                    continue
-                later = Parameter(value.declared, value.initialiser, value.name)
-                later.data, later.grad = value.data, module_of(value.grad).zeros_like(value.grad)
-                setattr(module, attribute, later)
-                pairs.append((value, later))
-        seen |= here
+    for module, attribute, value in later_uses(model):
+        later = Parameter(value.declared, value.initialiser, value.name)
+        later.name = value.name
+        later.data, later.grad = value.data, module_of(value.grad).zeros_like(value.grad)
+        setattr(module, attribute, later)
+        pairs.append((value, later))
     return pairs
 
 
-def separate_count(model: Sequential) -> int:
+def separate_count(model: Module) -> int:
     """Elements of the extra gradients that ``separate`` makes, of a declared model too."""
-    apart = sum(parameter_count(block) for block in model.blocks.values())
-    return apart - parameter_count(model)
+    return sum(parameter.size for _, _, parameter in later_uses(model))
+
+
+def later_uses(model: Module) -> list[tuple[Module, str, Parameter]]:
+    """Where blocks use a parameter that an earlier block uses too: layer, attribute, parameter."""
+    seen: set[int | str] = set()
+    found: dict[tuple[int, str], tuple[Module, str, Parameter]] = {}
+    for block in blocks_of(model).values():
+        here: set[int | str] = set()
+        for module in block.named_modules().values():
+            for attribute, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    key = value.shared_name or id(value)
+                    here.add(key)
+                    if key in seen:
+                        found.setdefault((id(module), attribute), (module, attribute, value))
+        seen |= here
+    return list(found.values())
 
 
 def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
@@ -56,10 +63,10 @@ def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
     return {name: where for name, where in holders.items() if len(where) > 1}
 
 
-def shared_by_blocks(model: Sequential) -> list[str]:
+def shared_by_blocks(model: Module) -> list[str]:
     """The parameters that several blocks of a declared model share, by name."""
     uses: dict[int, int] = {}
-    for block in model.blocks.values():
+    for block in blocks_of(model).values():
         for parameter in block.parameters():
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     return [name for name, p in model.named_parameters().items() if uses[id(p)] > 1]

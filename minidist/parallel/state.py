@@ -37,7 +37,7 @@ from minidist.comm.comm import Comm, RankLost
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.nn.module import Module, Parameter
-from minidist.optim.optimizer import Optimizer
+from minidist.optim.optimizer import Optimizer, Part
 from minidist.parallel.model_costs import parameter_slices
 
 State = dict[str, np.ndarray]
@@ -50,6 +50,7 @@ class OptimizerShard:
     parameters: dict[str, Parameter]
     slices: dict[str, slice]  # of each in the flat array that is cut into shards
     optimizer: Optimizer
+    part: Part  # of it, with its state
     data: Array  # what this rank's optimizer steps: the shard, or all
     shards: Sequence[slice] | None = None  # of all ranks; None if every rank has all
 
@@ -74,8 +75,8 @@ def save_optimizer(comm: Comm, shards: Sequence[OptimizerShard]) -> State:
     found: State = {}
     for shard in shards:
         found["steps"] = np.array(shard.optimizer.steps)
-        for slot in shard.optimizer.state:
-            whole = shard.gather(comm, shard.optimizer.state[slot])
+        for slot, array in shard.part.state.items():
+            whole = shard.gather(comm, array)
             for name, where in shard.slices.items():
                 shape = shard.parameters[name].declared
                 found[f"optimizer/{slot}/{name}"] = whole[where].reshape(shape).copy()
@@ -85,9 +86,9 @@ def save_optimizer(comm: Comm, shards: Sequence[OptimizerShard]) -> State:
 def load_optimizer(comm: Comm, shards: Sequence[OptimizerShard], state: State) -> None:
     """Give every optimizer its shard of the saved ``state``."""
     for shard in shards:
-        shard.optimizer.prepare(shard.data)
+        shard.optimizer.prepare(shard.part, shard.data)
         shard.optimizer.steps = int(state["steps"])
-        for slot, array in shard.optimizer.state.items():
+        for slot, array in shard.part.state.items():
             if state["steps"] > 0:
                 array[...] = shard.cut(comm, under(f"optimizer/{slot}/", state))
 
@@ -182,5 +183,6 @@ def mean_optimizer(kept: State, optimizer: Optimizer, model: Module) -> State:
 
 def own_replica(data: Array, optimizer: Optimizer) -> dict[str, Array]:
     """What a rank keeps whose model and optimizer state differ from the others'."""
-    slots = {f"optimizer/{slot}": array for slot, array in optimizer.state.items()}
+    state = optimizer.only_part().state
+    slots = {f"optimizer/{slot}": array for slot, array in state.items()}
     return {"parameters": data, "steps": np.array(optimizer.steps)} | slots

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidist.collectives.shared import shared_memory
-from minidist.collectives.shared.shared_memory import HEAD, LINE, SEGMENT
+from minidist.collectives.shared.shared_memory import LINE, SEGMENT
 from minidist.comm import CommError, LocalWorld, launch
 from tests.mutants import Mutant
 
@@ -28,7 +28,7 @@ def address(array):
 @pytest.mark.parametrize("offset", range(0, LINE, 4))
 def test_boxes_divide_into_lines_as_the_array_does(offset):
     flat = placed(100, offset)
-    slot = np.zeros(HEAD + LINE + 4 * SEGMENT, np.uint8)
+    slot = np.zeros(LINE + 4 * SEGMENT, np.uint8)
     shift = shared_memory.shift_to(flat, slot)
     boxes = shared_memory.divide(slot, shift, flat.dtype)
     assert [address(box) % LINE for box in boxes] == [offset] * 4

@@ -438,8 +438,8 @@ def test_memory_grows_with_the_data_and_not_with_the_square_of_the_ranks():
         tracemalloc.stop()
         return found
 
-    few, many = peak(80), peak(240)
-    assert many < 3.3 * few, f"{few:,} bytes at 80 ranks, {many:,} at three times as many"
+    few, many = peak(40), peak(120)
+    assert many < 3.3 * few, f"{few:,} bytes at 40 ranks, {many:,} at three times as many"
 
 
 def test_recursive_doubling_on_four_thousand_ranks():

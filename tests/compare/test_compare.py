@@ -69,7 +69,11 @@ def check_report(report, ranks, bound):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "dtype", "bound"),
-    [(2, "float64", 1e-12), (3, "float32", 1e-4), (4, "float64", 1e-12)],
+    [
+        pytest.param(2, "float64", 1e-12, marks=pytest.mark.long),
+        (3, "float32", 1e-4),
+        (4, "float64", 1e-12),
+    ],
 )
 def test_local_world(ranks, dtype, bound):
     world = LocalWorld()

@@ -15,12 +15,18 @@ from tests.mpi.run import ROOT, mpiexec, needs_mpi
 pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
+DAILY = ["data_parallel", "parameter_server", "pipeline"]  # under mpirun; the others in make long
+UNDER_MPIRUN = [
+    pytest.param(path, marks=() if path.stem in DAILY else pytest.mark.long, id=path.stem)
+    for path in SCRIPTS
+    if path.stem != "serial"
+]
 DISTRIBUTED = [
     "00_one_model_five_ways",
-    "05_messages",
+    pytest.param("05_messages", marks=pytest.mark.long),
     "06_all_reduce",
-    "10_parameter_server",
-    "11_pipelines",
+    pytest.param("10_parameter_server", marks=pytest.mark.long),
+    pytest.param("11_pipelines", marks=pytest.mark.long),
 ]
 
 
@@ -45,9 +51,7 @@ def test_script_trains_in_one_process(path, tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize(
-    "path", [path for path in SCRIPTS if path.stem != "serial"], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", UNDER_MPIRUN)
 def test_script_trains_under_mpirun_and_prints_once(path):
     done = mpiexec(4, str(path), python=())
     assert done.returncode == 0, done.stderr
@@ -63,12 +67,22 @@ def test_the_collectives_script_prints_the_same_in_both_worlds(tmp_path):
     assert done.stdout == alone
 
 
+def run_lesson(name: str, folder: Path) -> str:
+    printed = run(ROOT / "lessons" / f"{name}.py", folder)
+    assert f"picture: out/lessons/{name}.png" in printed
+    assert (folder / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
+    return printed
+
+
+@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines"])
+def test_lesson_draws_its_picture(name, tmp_path):
+    run_lesson(name, tmp_path)
+
+
 @needs_mpi
 @pytest.mark.parametrize("name", DISTRIBUTED)
 def test_lesson_draws_its_picture_and_prints_the_same_under_mpirun(name, tmp_path):
-    alone = run(ROOT / "lessons" / f"{name}.py", tmp_path)
-    assert f"picture: out/lessons/{name}.png" in alone
-    assert (tmp_path / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
+    alone = run_lesson(name, tmp_path)
     done = mpiexec(4, str(ROOT / "lessons" / f"{name}.py"), python=())
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone

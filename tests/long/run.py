@@ -43,6 +43,10 @@ JOBS = {
         ["lessons/04_training_for_real.py"],
         {"LESSON": "long", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
     ),
+    "tests": Job(
+        "the tests marked long: every case of what `make test` samples",
+        [*PYTEST, "-m", "long", "tests"],
+    ),
     "properties": Job(
         "every property test on 50 times as many examples, new ones each time",
         [*PYTEST, "-m", "hypothesis", "tests"],

@@ -58,3 +58,11 @@ def test_pipelines_of_every_model_and_schedule_equal_serial_bitwise(ranks):
     assert done.returncode == 0, done.stderr
     names = ["mlp", "cnn", "gpt", "pipedream"]
     assert done.stdout.splitlines() == [f"passed {name} on {ranks} ranks" for name in names]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ops_that_send_and_tensor_parallelism(ranks):
+    done = mpiexec(ranks, "-m", "tests.mpi.tensor_program")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["passed"]

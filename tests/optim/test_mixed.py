@@ -28,7 +28,7 @@ def test_the_scale_saves_gradients_too_small_for_float16():
     mixed.backward(loss)
     data = np.zeros(4, np.float16)
     mixed.step(data, x.grad)
-    np.testing.assert_allclose(mixed.state["master"], -1e-8, rtol=1e-2)
+    np.testing.assert_allclose(mixed.parts[0].state["master"], -1e-8, rtol=1e-2)
 
 
 def test_overflow_skips_the_step_halves_the_scale_and_good_steps_double_it():
@@ -48,12 +48,12 @@ def test_clipping_is_of_the_gradient_without_its_scale():
     for limit, expected in ((1.0, grad / 5), (10.0, grad)):
         mixed = MixedPrecision(optim.SGD(1.0), scale=64.0, clip=limit)
         mixed.step(np.zeros(2, np.float16), (64 * grad).astype(np.float16))
-        np.testing.assert_allclose(mixed.state["master"], -expected, rtol=1e-6)
+        np.testing.assert_allclose(mixed.parts[0].state["master"], -expected, rtol=1e-6)
     shard = MixedPrecision(optim.SGD(1.0), scale=64.0, clip=1.0)  # of two ranks, whose other has 12
     others = iter((0.0, 144.0))  # no overflow there, and its sum of squares
     shard.bind({"w": slice(0, 4)}, 0, reduce=lambda sums: np.add(sums, next(others), out=sums))
     shard.step(np.zeros(2, np.float16), (64 * grad).astype(np.float16))
-    np.testing.assert_allclose(shard.state["master"], -grad / 13, rtol=1e-6)
+    np.testing.assert_allclose(shard.parts[0].state["master"], -grad / 13, rtol=1e-6)
 
 
 def test_shards_skip_together():

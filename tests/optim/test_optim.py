@@ -291,7 +291,6 @@ def test_schedule_is_called_with_the_step():
         (lambda: optim.SGD(-1.0), "learning rate"),
         (lambda: optim.Momentum(0.1, 1.0), "momentum"),
         (lambda: optim.Adam(betas=(0.9, 1.0)), "betas"),
-        (lambda: optim.Adam(weight_decay=0.1), "AdamW"),
         (lambda: optim.AdamW(weight_decay=-1), "weight_decay"),
     ],
 )

@@ -28,6 +28,7 @@ from minidist.parallel import (
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.gradient_compression.compressors import PowerSGD, RandomK, TopK
 from minidist.parallel.zero.stage1 import Sharded
+from tests.pairs import pairs
 from tests.parallel.checks import Setting, check_predictions, make, train
 
 LIMIT = 0.02
@@ -84,9 +85,7 @@ def check_clipped(comm, key, setting, losses, states):
         assert gap < 1e-11, f"{name}: {gap}"
 
 
-@pytest.mark.parametrize("batch", [13, 3])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("key", CLIPPED)
+@pytest.mark.parametrize(("key", "ranks", "batch"), pairs(CLIPPED, [1, 2, 3, 4], [13, 3]))
 def test_clipped_as_serial_and_as_its_formula_says(key, ranks, batch):
     check(key, ranks, batch)
 

@@ -38,6 +38,7 @@ from minidist.parallel.gradient_compression import (
 )
 from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.zero.stage1 import OverlappedShards
+from tests.pairs import pairs
 from tests.parallel.pipeline.test_pipeline import (
     BOTH_ENDS_ON_STAGE_0,
     MODELS,
@@ -88,10 +89,9 @@ def check_equal(method, expected, dataset, batch, steps=3, bound=1e-12):
     return got
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("batch", [13, 3], ids="batch{}".format)
-@pytest.mark.parametrize("name", ["mlp", "gpt"])
-@pytest.mark.parametrize("sync", EXACT)
+@pytest.mark.parametrize(
+    ("sync", "name", "batch", "optimizer"), pairs(EXACT, ["mlp", "gpt"], [13, 3], ["sgd", "adam"])
+)
 def test_two_stages_with_two_replicas_equal_serial(sync, name, batch, optimizer):
     """With GPT's embedding tied between the two stages, and dropout; uneven shards; one empty."""
     if "power" in sync and optimizer == "adam":

@@ -12,6 +12,7 @@ from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, DataParallel, ParameterServer, Pipeline, Serial
 from minidist.parallel.pipeline.schedules import SCHEDULES
+from tests.pairs import pairs
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -28,10 +29,9 @@ RANKS = [1, 2, 3, 4]
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 
 
-@pytest.mark.parametrize("batch", [13, 3, 16], ids="batch{}".format)
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("key", EXACT)
+@pytest.mark.parametrize(
+    ("key", "dtype", "ranks", "batch"), pairs(EXACT, ["float64", "float32"], RANKS, [13, 3, 16])
+)
 def test_equals_serial(key, dtype, ranks, batch):
     setting = Setting(batch=batch, dtype=dtype)
     launch(lambda comm: check_equals_serial(comm, key, setting), ranks, LocalWorld())
@@ -43,9 +43,7 @@ def test_equals_serial_with_adam(key):
     launch(lambda comm: check_equals_serial(comm, key, setting), 3, LocalWorld())
 
 
-@pytest.mark.parametrize("batch", [13, 3, 16], ids="batch{}".format)
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("key", PARALLEL)
+@pytest.mark.parametrize(("key", "ranks", "batch"), pairs(PARALLEL, RANKS, [13, 3, 16]))
 def test_measured_equals_formula(key, ranks, batch):
     setting = Setting(batch=batch)
     slow_net = Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8)
@@ -76,9 +74,9 @@ def test_one_rank_is_serial_bitwise(key):
             assert np.array_equal(got_state[name], expected_state[name]), name
 
 
-@pytest.mark.parametrize("microbatches", [1, 2, 4, 5, 9])
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("schedule", SYNCHRONOUS)
+@pytest.mark.parametrize(
+    ("schedule", "ranks", "microbatches"), pairs(SYNCHRONOUS, RANKS, [1, 2, 4, 5, 9])
+)
 def test_pipeline_is_serial_with_the_same_microbatches_bitwise(schedule, ranks, microbatches):
     setting = Setting(steps=3)
 

@@ -23,12 +23,12 @@ from tests.parallel.checks import images
 @pytest.mark.slow
 def test_the_command_prices_and_draws_every_schedule(tmp_path, capsys):
     out = str(tmp_path / "plan")
-    status = main(["plan", "pipeline", "--stages", "8", "--microbatches", "32", "--out", out])
+    status = main(["plan", "pipeline", "--stages", "4", "--microbatches", "8", "--out", out])
     printed = capsys.readouterr().out
     assert status == 0
     for name in ("naive", "gpipe", "1F1B", "interleaved", "zero bubble h1", "zero bubble v"):
         assert name in printed
-    assert "17.9%" in printed, "GPipe idles (p - 1)/(m + p - 1) = 7/39"
+    assert "27.3%" in printed, "GPipe idles (p - 1)/(m + p - 1) = 3/11"
     assert (tmp_path / "plan" / "pipeline.png").stat().st_size > 50_000
 
 

@@ -37,10 +37,9 @@ from minidist.collectives.dissemination import barrier, barrier_cost
 from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
-from minidist.engine.array import Array, module_of, to_host
+from minidist.engine.array import Array, address_of, bytes_on_host, module_of, to_host
 
 SEGMENT = 1 << 20  # bytes: about what a core's own cache holds
-HEAD = 64  # bytes in front of the boxes: length and dtype of what the rank reduces, and its shift
 LINE = 64  # bytes that caches move at once
 
 
@@ -53,22 +52,22 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     if comm.size == 1:
         return
     flat = comm.flat(array)
-    length = HEAD + LINE + 4 * SEGMENT
-    memory = comm.remember(
-        ("shared memory", length), lambda: comm.shared(length, np.empty(0, np.uint8))
+    like = bytes_on_host(flat)
+    memory, heads = comm.remember(
+        ("shared memory", type(like)),
+        lambda: (comm.shared(LINE + 4 * SEGMENT, like), comm.shared(3, np.empty(0, np.int64))),
     )
-    heads = [slot[:HEAD].view(np.int64) for slot in memory]
-    mine = heads[comm.rank]
-    mine[:3] = flat.nbytes, kind_of(flat), shift_to(flat, memory[comm.rank])
+    heads[comm.rank][:] = flat.nbytes, kind_of(flat), shift_to(flat, memory[comm.rank])
     segments = segment_slices(flat.size, flat.itemsize)
     others = [rank for rank in range(comm.size) if rank != comm.rank]
     xp = module_of(flat)
-    boxes: dict[int, list[np.ndarray]] = {}  # by rank: two inboxes, two outboxes
+    boxes: dict[int, list[Array]] = {}  # by rank: two inboxes, two outboxes
 
     def open_boxes(rank: int) -> None:
         shift = int(heads[rank][2])
         boxes[rank] = comm.remember(
-            ("boxes", rank, shift, flat.dtype), lambda: divide(memory[rank], shift, flat.dtype)
+            ("boxes", rank, shift, flat.dtype, type(like)),
+            lambda: divide(memory[rank], shift, flat.dtype),
         )
 
     # An element has the same index in every box as in its segment.
@@ -113,13 +112,13 @@ def kind_of(array: Array) -> int:
     return int(array.dtype.num if array.dtype.isnative else ~array.dtype.num)
 
 
-def divide(slot: np.ndarray, shift: int, dtype: np.dtype) -> list[np.ndarray]:
+def divide(slot: Array, shift: int, dtype: np.dtype) -> list[Array]:
     """The four boxes of a rank, each as long as a segment."""
-    starts = [HEAD + shift + number * SEGMENT for number in range(4)]
+    starts = [shift + number * SEGMENT for number in range(4)]
     return [slot[start : start + SEGMENT].view(dtype) for start in starts]
 
 
-def shift_to(flat: Array, slot: np.ndarray) -> int:
+def shift_to(flat: Array, slot: Array) -> int:
     """By how many bytes to shift the boxes, so that they divide into cache lines as ``flat`` does.
 
     A processor can overwrite a whole line without reading it first. Where lines do not match it
@@ -128,8 +127,7 @@ def shift_to(flat: Array, slot: np.ndarray) -> int:
     """
     if not isinstance(flat, np.ndarray):
         return 0
-    there, here = (array.__array_interface__["data"][0] for array in (flat, slot))
-    return int(there - here - HEAD) % LINE
+    return (address_of(flat) - address_of(slot)) % LINE
 
 
 def check_agreement(comm: Comm, heads: list[np.ndarray], array: Array, on: str) -> None:

@@ -24,6 +24,8 @@ this algorithm a two-shot all-reduce over symmetric memory, for the same reason.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minidist.collectives.algorithm import algorithm
@@ -33,24 +35,34 @@ from minidist.collectives.partition import chunk_lengths, chunks
 from minidist.collectives.shared.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
-from minidist.engine.array import Array, DType
+from minidist.engine.array import Array, DType, address_of, module_of
 
 PIECE = 1 << 18  # bytes
-HEAD = 64  # bytes in front of each rank's array: what it is about to reduce
 PAGE = 4096
 
 
-def allocate(comm: Comm, length: int, dtype: DType = "float32") -> np.ndarray:
+class Slots(NamedTuple):
+    """What one ``allocate`` made on all ranks: by rank, an array and what it is about to reduce."""
+
+    arrays: list[Array]
+    heads: list[np.ndarray]
+
+
+def allocate(comm: Comm, length: int, dtype: DType = "float32", like: Array | None = None) -> Array:
     """A 1-D array of zeros on the host, which the other ranks' ``all_reduce`` can see.
 
     Every rank must call it, with the same arguments. Kept as long as the communicator. Raises
-    CommError where not all ranks are on one machine.
+    CommError where not all ranks are on one machine. ``like`` is an array of the device to allocate
+    on, the host if it is None: a GPU's memory cannot be shared.
     """
     kind = np.dtype(dtype)
-    pages = -(-(HEAD + length * kind.itemsize) // PAGE)
-    slots = comm.shared(pages * PAGE, np.empty(0, np.uint8))
-    comm.remember("symmetric memory", list[list[np.ndarray]]).append(slots)
-    array = slots[comm.rank][HEAD:].view(kind)[:length]
+    xp = np if like is None else module_of(like)
+    pages = -(-length * kind.itemsize // PAGE)
+    slots = Slots(
+        comm.shared(pages * PAGE, xp.empty(0, np.uint8)), comm.shared(3, np.empty(0, np.int64))
+    )
+    comm.remember("symmetric memory", list[Slots]).append(slots)
+    array = slots.arrays[comm.rank].view(kind)[:length]
     array.fill(0)
     return array
 
@@ -64,11 +76,11 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     if comm.size == 1:
         return
     slots, start = find(comm, array)
-    heads = [slot[:HEAD].view(np.int64)[:3] for slot in slots]
+    heads = slots.heads
     heads[comm.rank][:] = start, array.nbytes, kind_of(array)
     barrier(comm)
     check_agreement(comm, heads, array, "dtype, length and place")
-    arrays = [slot[start : start + array.nbytes].view(array.dtype) for slot in slots]
+    arrays = [slot[start : start + array.nbytes].view(array.dtype) for slot in slots.arrays]
     mine = arrays.pop(comm.rank)
     part = chunks(array.size, comm.size)[comm.rank]
     step = PIECE // array.itemsize
@@ -81,14 +93,13 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     barrier(comm)
 
 
-def find(comm: Comm, array: Array) -> tuple[list[np.ndarray], int]:
+def find(comm: Comm, array: Array) -> tuple[Slots, int]:
     """The memory of all ranks that ``array`` is part of, and at which byte it begins."""
-    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
-        address = array.__array_interface__["data"][0]
-        for slots in comm.remember("symmetric memory", list[list[np.ndarray]]):
-            own = slots[comm.rank]
-            start = address - own.__array_interface__["data"][0]
-            if start >= HEAD and start + array.nbytes <= own.nbytes:
+    if array.flags.c_contiguous:
+        for slots in comm.remember("symmetric memory", list[Slots]):
+            own = slots.arrays[comm.rank]
+            start = address_of(array) - address_of(own)
+            if type(own) is type(array) and 0 <= start <= own.nbytes - array.nbytes:
                 return slots, start
     raise CommError(
         f"rank {comm.rank}: the array is not in symmetric memory: make it by "

@@ -38,7 +38,6 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
@@ -68,7 +67,7 @@ class ElasticAveraging(KeyRanges):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -93,6 +92,8 @@ class ElasticAveraging(KeyRanges):
             clip=clip,
             microbatches=microbatches,
         )
+        if self.works and comm.size > 1:
+            optimizer.bind(self.model.flat.slices)
         self.every = every
         self.alpha = pull / len(self.workers)
         self.incoming: Array | None = None

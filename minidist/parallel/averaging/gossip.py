@@ -28,7 +28,6 @@ from collections.abc import Callable
 
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.averaging.local_step import LocalSteps
@@ -56,7 +55,7 @@ class Gossip(LocalSteps):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

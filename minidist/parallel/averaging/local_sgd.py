@@ -35,7 +35,6 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim import Nesterov
 from minidist.optim.optimizer import Optimizer
@@ -50,7 +49,7 @@ class LocalSGD(LocalSteps):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -89,7 +88,7 @@ class DiLoCo(LocalSGD):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -104,7 +103,7 @@ class DiLoCo(LocalSGD):
         self.outer = outer()
         self.outer.bind(self.model.flat.slices)
         self.anchor = self.model.flat.data.copy()  # where all ranks last set out from
-        self.outer.prepare(self.anchor)
+        self.outer.prepare(self.outer.only_part(), self.anchor)
 
     def bring_together(self) -> None:
         flat = self.model.flat
@@ -116,7 +115,7 @@ class DiLoCo(LocalSGD):
         flat.data[...] = self.anchor
 
     def own_arrays(self) -> dict[str, Array]:
-        outer = {f"outer/{slot}": array for slot, array in self.outer.state.items()}
+        outer = {f"outer/{slot}": array for slot, array in self.outer.only_part().state.items()}
         steps = np.array(self.outer.steps)
         return super().own_arrays() | {"anchor": self.anchor, "outer/count": steps} | outer
 
@@ -131,7 +130,7 @@ class DiLoCo(LocalSGD):
     def arrays(self) -> dict[str, list[Array]]:
         arrays = super().arrays()
         arrays["parameters"].append(self.anchor)
-        arrays["optimizer"] += self.outer.state.values()
+        arrays["optimizer"] += self.outer.arrays()
         return arrays
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:

@@ -20,7 +20,6 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import with_values
@@ -39,7 +38,7 @@ class LocalSteps(Method):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -16,13 +16,15 @@ With p replicas, Ψ parameters of e bytes in k pieces (one element more for the 
 
 from __future__ import annotations
 
+import math
+
 from minidist.collectives import all_reduce, all_reduce_cost
 from minidist.collectives.algorithm import Choice
 from minidist.collectives.clocks import Clocks
 from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
-from minidist.engine.array import Array
+from minidist.engine.array import Array, read
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
 from minidist.parallel.in_order import names_in
 from minidist.parallel.model_costs import parameter_slices
@@ -55,7 +57,7 @@ class AllReduce(GradientSync):
         total[-1] = self.loss
         with self.comm.step("all-reduce"):
             self.sum(self.comm, slice(0, total.size))
-        return float(total[-1])
+        return float(read(total[-1], math.nan))
 
     def sum(self, comm: Comm, part: slice) -> None:
         """Sum this part of the gradients, and the loss behind them, over the replicas."""

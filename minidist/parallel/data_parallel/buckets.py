@@ -21,14 +21,16 @@ Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
+from minidist.engine.array import read
+from minidist.nn.module import Module, Shape
+from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
@@ -70,13 +72,13 @@ def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = Tru
     return buckets
 
 
-def backward_left(model: Sequential, shape: Shape) -> dict[str, int]:
+def backward_left(model: Module, shape: Shape) -> dict[str, int]:
     """FLOPs of the backward that are left when a parameter's gradient is ready, by name."""
     left: dict[str, int] = {}
     seen: set[int] = set()
     after, input_grad = 0, False
-    for (number, block), cost in zip(model.blocks.items(), model.costs(shape), strict=True):
-        for name, parameter in block.named_parameters(f"{number}.").items():
+    for (prefix, block), cost in zip(blocks_of(model).items(), costs_of(model, shape), strict=True):
+        for name, parameter in block.named_parameters(prefix).items():
             if id(parameter) not in seen:  # a shared one is ready after its first use in forward
                 seen.add(id(parameter))
                 left[name] = after
@@ -132,7 +134,8 @@ class Buckets(SentInOrder):
         with self.comm.step("wait for buckets"):
             while self.sending:
                 self.sending.pop(0).wait()
-        return float(self.model.flat.grad_and_loss[-1]) if self.sums_loss else own
+        summed = self.model.flat.grad_and_loss[-1]
+        return float(read(summed, math.nan)) if self.sums_loss else own
 
     def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
         """A bucket's ring starts when it is full on both sides and the ring before it is over.

@@ -39,7 +39,6 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
@@ -55,7 +54,7 @@ class DataParallel(Method):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -131,7 +130,7 @@ class PerParameter(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -151,7 +150,7 @@ class Overlapped(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -21,13 +21,13 @@ a node (``torch.distributed._symmetric_memory``), over NVLink.
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
 from minidist.collectives.cost import Cost
 from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
-from minidist.nn.layers import Sequential
+from minidist.engine.array import module_of, read
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -50,12 +50,13 @@ class SymmetricMemory(AllReduce):
         super().allocate(seed)
         assert self.comm is not None
         flat = self.model.flat
-        if not isinstance(flat.grad, np.ndarray):
+        if hasattr(module_of(flat.grad), "cuda"):
             raise CommError(
                 "symmetric data parallelism needs gradients on the host, whose memory all ranks "
                 "of a machine see: use DataParallel for a model on a GPU"
             )
-        flat.hold_gradients(symmetric_memory.allocate(self.comm, flat.size + 1, flat.grad.dtype))
+        length, grad = flat.size + 1, flat.grad
+        flat.hold_gradients(symmetric_memory.allocate(self.comm, length, grad.dtype, like=grad))
 
     def ready(self, part: slice) -> None:
         """Two barriers for each chunk would cost more than they hide: all at the end."""
@@ -66,7 +67,7 @@ class SymmetricMemory(AllReduce):
         total[-1] = self.loss
         with self.comm.step("all-reduce"):
             symmetric_memory.all_reduce(self.comm, total)
-        return float(total[-1])
+        return float(read(total[-1], math.nan))
 
     def all_pieces(self, of: Replicas) -> list[slice]:
         return [slice(0, of.nbytes // of.itemsize + 1)]
@@ -80,7 +81,7 @@ class SymmetricDataParallel(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -15,8 +15,7 @@ from numpy.typing import DTypeLike
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
-from minidist.engine import array as arrays
-from minidist.engine.array import Array, module_of
+from minidist.engine.array import Array, made, module_of, read
 from minidist.engine.seeds import generator
 from minidist.parallel.gradient_compression.compressor import Compressor, gather
 from minidist.parallel.gradient_compression.power_sgd import PowerSGD
@@ -103,18 +102,24 @@ class RandomK(TopK):
     all_reducible = True
 
     def encode(self, grad: Array, step: int) -> list[Array]:
-        owed, chosen = self.residual, self.chosen(step)
+        owed, chosen = self.residual, self.chosen(step, grad)
         owed += grad
         values = owed[chosen]
         owed[chosen] = 0
         return [values]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
-        into[self.chosen(step)] += message[0]
+        into[self.chosen(step, into)] += message[0]
 
-    def chosen(self, step: int) -> Array:
+    def chosen(self, step: int, like: Array) -> Array:
+        """The indices of this step, on the device of ``like``."""
         draw = generator(self.seed, "random-k", step)
-        return arrays.to_device(draw.choice(self.size, self.count(), replace=False))
+        return made(
+            lambda: draw.choice(self.size, self.count(), replace=False),
+            (self.count(),),
+            np.int64,
+            module_of(like),
+        )
 
     def wire(self) -> list[tuple[int, DTypeLike]]:
         return [(self.count(), self.dtype)]
@@ -145,7 +150,7 @@ class Sign(Compressor):
         xp = module_of(grad)
         owed = self.residual
         owed += grad
-        sizes = np.array([float(xp.abs(owed[part]).mean()) for part in self.parts])
+        sizes = np.array([float(read(xp.abs(owed[part]).mean(), 1.0)) for part in self.parts])
         return sizes, xp.packbits(owed >= 0)  # (⌈n/8⌉,)
 
     def signs(self, bits: Array) -> Array:
@@ -193,11 +198,12 @@ class Quantised(Compressor):
     def encode(self, grad: Array, step: int) -> list[Array]:
         xp = module_of(grad)
         draw = generator(self.seed, "qsgd", step, self.rank)  # each rank rounds its own gradient
-        codes = arrays.to_device(draw.random(self.size, np.float32)).astype(grad.dtype)
+        codes = made(lambda: draw.random(self.size, np.float32), (self.size,), grad.dtype, xp)
         scales = xp.empty(len(self.parts), grad.dtype)
         for index, part in enumerate(self.parts):
-            scales[index] = xp.abs(grad[part]).max()
-            codes[part] += xp.abs(grad[part]) * (self.levels / (scales[index] or 1))
+            largest = xp.abs(grad[part]).max()
+            scales[index] = largest
+            codes[part] += xp.abs(grad[part]) * (self.levels / xp.where(largest > 0, largest, 1))
         # 127 + u may be rounded up to 128, and 128 as an int8 is -128: the sign would be wrong.
         codes = xp.minimum(xp.floor(codes), self.levels)
         return [scales, (codes * xp.sign(grad)).astype(np.int8)]

@@ -23,8 +23,7 @@ from numpy.typing import DTypeLike
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
-from minidist.engine import array as arrays
-from minidist.engine.array import Array, module_of, work
+from minidist.engine.array import Array, made, module_of, work
 from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -62,8 +61,8 @@ class PowerSGD(Compressor):
         xp = module_of(grad)
         self.left = xp.empty(self.left_size, grad.dtype)
         self.right = xp.empty(self.right_size, grad.dtype)
-        draw = generator(seed, "power-sgd").standard_normal(self.right.size)
-        self.right[...] = arrays.to_device(draw)
+        draw, size = generator(seed, "power-sgd"), self.right.size
+        self.right[...] = made(lambda: draw.standard_normal(size), (size,), grad.dtype, xp)
 
     def factors(
         self, left: Array, right: Array

@@ -6,6 +6,7 @@ needed, and a send is waited for only before its buffer is reused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from minidist.collectives import ring
 from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
-from minidist.engine.array import Array
+from minidist.engine.array import Array, read
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
@@ -138,7 +139,7 @@ class Executor:
         else:
             y = self.compute(*place)
         if part == self.last:
-            self.loss += y.item()
+            self.loss += float(read(y.data, math.nan))
         elif self.layout.stage_of(part + 1) == self.stage.index:
             # The next part is here too. It begins a tape of its own, with memory of its own, as if
             # it had received: then the two parts can free what they keep at different times.

@@ -129,6 +129,7 @@ def make_layout(
     bounds: Bounds | None,
     costs: Sequence[float] | None,
     clips: bool,
+    one_step: bool = True,
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
     """Cut ``model``, write each stage's program, and prove that they can run.
@@ -162,7 +163,7 @@ def make_layout(
     programs = tuple(
         tuple(write(schedule, stage, stages, microbatches, needs[stage])) for stage in range(stages)
     )
-    validate(programs, schedule, microbatches)
+    validate(programs, schedule, microbatches, one_step)
     return Layout(
         model,
         schedule,

@@ -44,6 +44,7 @@ from minidist.parallel.pipeline.stages import Bounds, part_cost
 class PipeDream(Pipeline):
     """A step of the optimizer after every microbatch, with weight stashing."""
 
+    stashes = True
     exact = False  # it trains with stale weights
     refuses = Pipeline.refuses | {
         "clip": "a stage steps before the others know their gradients, so there is no whole norm"

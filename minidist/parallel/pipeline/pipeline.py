@@ -40,6 +40,7 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
@@ -65,6 +66,8 @@ class Pipeline(Method):
     goes forward again when it goes backward.
     """
 
+    stashes = False  # whether microbatches keep the weights that they went forward through
+
     def __init__(
         self,
         model: Sequential,
@@ -82,6 +85,13 @@ class Pipeline(Method):
         clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        if not is_list_of_blocks(model):
+            raise TypeError(
+                f"{type(self).__name__} cuts a model between blocks that compute one after the "
+                f"other, and only its forward knows what a {type(model).__name__} does: write it "
+                "as Sequential(block, block, ...), or take a method that does not cut it, such as "
+                "DataParallel or Zero3"
+            )
         if isinstance(schedule, str):
             if schedule not in SCHEDULES:
                 known = ", ".join(SCHEDULES)
@@ -99,7 +109,8 @@ class Pipeline(Method):
             bounds,
             costs,
             clip is not None,
-            program,
+            one_step=not self.stashes,
+            write=program,
         )
         self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
         self.pipe = comm.split(self.replica) if replicas > 1 else comm

@@ -46,9 +46,10 @@ def program(
         found += _with_messages(schedule, instruction, stage, stages)
         if "replicas" in reduce and _completes(instruction, order[index + 1 :]):
             found.append(Reduce("replicas", instruction.chunk))
-    found += [Reduce(what) for what in ("tied", "norm") if what in reduce]
     if not any(isinstance(instruction, Step) for instruction in order):
         found.append(Step())
+    last = max(place for place, item in enumerate(found) if isinstance(item, Step))
+    found[last:last] = [Reduce(what) for what in ("tied", "norm") if what in reduce]
     return _posted_early([*found, *_pass_loss(schedule, stage, stages, reduce)])
 
 

@@ -30,12 +30,16 @@ class ScheduleError(ValueError):
 
 
 def validate(
-    programs: Sequence[Sequence[Instruction]], schedule: Schedule, microbatches: int
+    programs: Sequence[Sequence[Instruction]],
+    schedule: Schedule,
+    microbatches: int,
+    one_step: bool = False,
 ) -> None:
     """Prove that all stages' programs together train each microbatch once, and never get stuck.
 
     Raises ScheduleError for work that is missing, double or before what it needs; for messages
-    that nobody sends, receives or has; and for a deadlock.
+    that nobody sends, receives or has; and for a deadlock. With ``one_step`` also for programs that
+    are not serial training: the optimizer must step once, after everything.
     """
     stages = len(programs)
     last = stages * schedule.chunks - 1
@@ -120,6 +124,7 @@ def validate(
         raise ScheduleError(f"stage {sender}: {lost} is never received by stage {peer}")
     for stage, instructions in enumerate(programs):
         _check_complete(stage, instructions, schedule, microbatches)
+    _check_steps(programs, one_step)
 
 
 def _check_stuck(programs: Sequence[Sequence[Instruction]], position: list[int]) -> None:
@@ -157,4 +162,25 @@ def _check_complete(
             raise ScheduleError(
                 f"stage {stage}: Step() before the gradients of microbatches {missing}"
                 + (f" of chunk {chunk}" if schedule.chunks > 1 else "")
+            )
+    for item in instructions[len(before) :]:
+        if isinstance(item, Reduce) and item.what != "loss":
+            raise ScheduleError(f"stage {stage}: {item} comes after the last Step()")
+
+
+def _check_steps(programs: Sequence[Sequence[Instruction]], one_step: bool) -> None:
+    """All stages step as often; once, if they are to be serial training."""
+    counts = [sum(isinstance(item, Step) for item in program) for program in programs]
+    for stage, count in enumerate(counts):
+        if count != counts[0]:
+            raise ScheduleError(
+                f"stage {stage} has {count} Step() and stage 0 has {counts[0]}: a schedule of the "
+                "learning rate would be at another step on each"
+            )
+        if one_step and count > 1:
+            raise ScheduleError(
+                f"stage {stage} has {count} Step() a batch: after the first, microbatches go "
+                "backward through other weights than they went forward through. Pipeline is "
+                "serial training, with one Step() after all gradients; PipeDream keeps the old "
+                "weights"
             )

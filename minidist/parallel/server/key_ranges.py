@@ -24,7 +24,6 @@ from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import generator
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
@@ -69,7 +68,7 @@ class KeyRanges(ServersAndWorkers):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -114,7 +113,7 @@ class KeyRanges(ServersAndWorkers):
             if comm.size > 1:
                 self.pushes.start_receiving(index, self.data)
             # A rule that needs norms of whole parameters gets them from all servers together.
-            optimizer.bind(parameter_slices(model), keys.start, self.sum_over_servers)
+            self.part = optimizer.part(parameter_slices(model), keys.start, self.sum_over_servers)
 
     def clients_of(self, rank: int) -> list[int]:
         """The servers, by index, to which this worker sends: all but the one beside it."""
@@ -123,7 +122,8 @@ class KeyRanges(ServersAndWorkers):
     def update_keys(self) -> None:
         """One step of the optimizer on this server's range."""
         with self.server_comm.step("optimizer"):
-            self.optimizer.step(self.data[self.owned], self.total[self.owned])
+            items = [(self.part, self.data[self.owned], self.total[self.owned])]
+            self.optimizer.step_parts(items)
 
     def clip_total(self) -> None:
         """Scale ``total`` by the norm of the whole gradient: all servers agree on it."""
@@ -198,7 +198,7 @@ class KeyRanges(ServersAndWorkers):
         self.tell(steps, self.servers[0])
         found: State = {"steps": np.array(int(steps[0]))}
         for slot in self.optimizer.slots if steps[0] else ():
-            own = self.optimizer.state[slot] if self.serves else None
+            own = self.part.state[slot] if self.serves else None
             flat = arrays.to_host(self.gather_keys(own))
             cut = by_parameter(flat, parameter_slices(self.whole), self.whole)
             found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
@@ -216,9 +216,9 @@ class KeyRanges(ServersAndWorkers):
     def load_optimizer(self, state: State) -> None:
         if not self.serves:
             return
-        self.optimizer.prepare(self.data[self.owned])
+        self.optimizer.prepare(self.part, self.data[self.owned])
         self.optimizer.steps = int(state["steps"])
-        for slot, array in self.optimizer.state.items():
+        for slot, array in self.part.state.items():
             if state["steps"] > 0:
                 flat = self.flatten(under(f"optimizer/{slot}/", state))
                 array[...] = flat[self.keys[self.servers.index(self.comm.rank)]]
@@ -250,7 +250,7 @@ class KeyRanges(ServersAndWorkers):
             found["parameters"].append(self.data[self.owned])
             found["gradients"].append(self.total[self.owned])
         found["gradients"] += self.pushes.arrays()
-        found["optimizer"] = list(self.optimizer.state.values())
+        found["optimizer"] = self.optimizer.arrays()
         return found
 
     @property

@@ -34,14 +34,14 @@ parameter server", OSDI'14, section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from minidist.collectives import chunks
 from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine, Ports
 from minidist.data.batches import Batch
-from minidist.engine.array import Array, module_of
-from minidist.nn.layers import Sequential
+from minidist.engine.array import Array, module_of, read
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -63,7 +63,7 @@ class ParameterServer(KeyRanges):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -102,7 +102,9 @@ class ParameterServer(KeyRanges):
             for request in requests:
                 request.wait()
         values = self.model.flat.data_and_loss if self.works else self.data
-        return float(values[-1]) if self.works or self.owns_loss else self.hear_loss()
+        if self.works or self.owns_loss:
+            return float(read(values[-1], math.nan))
+        return self.hear_loss()
 
     def work(self, batch: Batch) -> list[Request]:
         """The worker: compute a gradient, then start to push it and to pull the answers."""
@@ -166,7 +168,7 @@ class ParameterServer(KeyRanges):
         loss = self.total[:1]  # the step is over: the sum is not needed any more
         with self.servers_must_live():
             self.comm.recv(loss, self.servers[-1], LOSS)
-        return float(loss[0])
+        return float(read(loss[0], math.nan))
 
     @property
     def owns_loss(self) -> bool:

@@ -19,7 +19,7 @@ from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.zero.stage1 import OverlappedShards
-from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_row, optimizer_for
+from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_row
 
 
 class ReduceScatterUnits(SentInOrder, OverlappedShards):
@@ -35,7 +35,7 @@ class ReduceScatterUnits(SentInOrder, OverlappedShards):
             slices = in_a_row({name: named[name] for name in run})
             shards = ring.chunks(extent(run), self.comm.size)
             own = shards[self.comm.rank]
-            rule = optimizer_for(self.optimizer, slices, own, self.sum_numbers)
+            rule = self.optimizer.part(slices, own.start, self.sum_numbers)
             data, buffer = flat.data[part], flat.grad[part]
             parameters = {name: named[name] for name in run}
             self.units.append(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.machine import Machine
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Shape
+from minidist.nn.module import Module, Shape
+from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.zero.units import cut_blocks, extent, shared_slices
@@ -44,11 +44,11 @@ def plan_slots(
         return list(stream.now)
 
     gathering.begin(main, stream)
-    for number in range(len(of.model)):
+    for number in range(len(blocks_of(of.model))):
         if number in unit_of:
             gathering.before_block(main, stream, unit_of[number], unit_of[number] + 1)
         main.compute([forward[number] for forward, _ in blocks])
-    for number in reversed(range(len(of.model))):
+    for number in reversed(range(len(blocks_of(of.model)))):
         index = unit_of.get(number)
         if index is not None:
             if index + 1 < len(units):
@@ -71,11 +71,11 @@ def added(main: Clocks, stream: Clocks) -> Clocks:
 
 
 def block_seconds(
-    model: Sequential, shape: Shape, machine: Machine, rank: int
+    model: Module, shape: Shape, machine: Machine, rank: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of each block's forward and backward on ``rank``, on an input of ``shape``."""
     forward, backward, input_grad = [], [], False
-    for block, cost in zip(model.blocks.values(), model.costs(shape), strict=True):
+    for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
         flops = cost.weight_flops + (cost.input_flops if input_grad else 0)
         forward.append(machine.compute(cost.flops, rank))
         backward.append(machine.compute(flops, rank))

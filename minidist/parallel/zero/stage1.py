@@ -52,10 +52,8 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.engine.array import Array
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
-from minidist.optim.clip import global_norm
+from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
@@ -98,27 +96,21 @@ class Sharded(GradientSync):
     def step_shards(self) -> None:
         assert self.comm is not None
         with self.comm.step("optimizer"):
-            for unit in self.units:
-                unit.optimizer.step(unit.shard, unit.grad)
+            self.optimizer.step_parts([(unit.part, unit.shard, unit.grad) for unit in self.units])
 
     def squared_norm(self, without: Collection[str] = ()) -> float:
         square = 0.0
         for unit in self.units:
             for part in counted_parts(unit, without):
-                square += float(global_norm(unit.grad[part])) ** 2
+                square += norm_of(unit.grad[part]) ** 2
         return self.sum_numbers(np.array([square]))
 
     def scale(self, factor: float) -> None:
         for unit in self.units:
             unit.grad *= factor
 
-    def arrays(self) -> dict[str, list[Array]]:
-        kept = super().arrays()
-        states = [unit.optimizer.state.values() for unit in self.units]
-        return kept | {"optimizer": [array for state in states for array in state]}
-
     def optimizer_shards(self) -> list[OptimizerShard]:
-        return [unit.optimizer_shard() for unit in self.units]
+        return [unit.optimizer_shard(self.optimizer) for unit in self.units]
 
     # The formulas
 
@@ -185,11 +177,11 @@ class ReduceScatter(Sharded):
         flat = self.model.init(seed).flat
         shards = ring.chunks(flat.size, self.comm.size)
         own = shards[self.comm.rank]
-        self.optimizer.bind(flat.slices, start=own.start, reduce=self.sum_numbers)
+        part = self.optimizer.part(flat.slices, own.start, self.sum_numbers)
         named = self.model.named_parameters()
         shard, grad = flat.data[own], flat.grad[own]
         self.units = [
-            Unit(named, flat.slices, shards, own, self.optimizer, shard, grad, flat.data, flat.grad)
+            Unit(named, flat.slices, shards, own, part, shard, grad, flat.data, flat.grad)
         ]
 
     def finish(self) -> float:
@@ -213,7 +205,7 @@ class Zero1(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

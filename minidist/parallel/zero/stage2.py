@@ -23,9 +23,9 @@ from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Parameter
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.blocks import blocks_of, one_block
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.shared_parameters import shared_by_blocks
@@ -38,7 +38,6 @@ from minidist.parallel.zero.units import (
     cut_blocks,
     extent,
     in_a_row,
-    optimizer_for,
     owned_by_rank,
     shared_slices,
 )
@@ -62,14 +61,14 @@ class ReduceScatterSlots(OverlappedShards):
 
     def allocate(self, seed: int) -> None:
         model = self.model
-        self.blocks = list(model.blocks.values())
+        self.blocks = list(blocks_of(model).values())
         self.shared_names = shared_by_blocks(model)
         block_slices, self.unit_of = cut_blocks(model, self.shared_names)
         xp = arrays.module()
         self.in_blocks: list[Unit] = []  # one for each block that has parameters, in order
         shared: dict[str, Parameter] = {}
         for number in range(len(self.blocks)):
-            part = model[number : number + 1].init(seed)  # one block in memory at a time
+            part = one_block(model, number).init(seed)  # one block in memory at a time
             named = part.named_parameters()
             shared |= {name: p for name, p in named.items() if name in self.shared_names}
             if number in self.unit_of:
@@ -102,7 +101,7 @@ class ReduceScatterSlots(OverlappedShards):
         data = xp.empty(shards[-1].stop, dtype)
         for name, parameter in named.items():
             data[slices[name]] = parameter.data.reshape(-1)
-        rule = optimizer_for(self.optimizer, slices, own, self.sum_numbers)
+        rule = self.optimizer.part(slices, own.start, self.sum_numbers)
         grad = xp.zeros(own.stop - own.start, dtype)
         return Unit(named, slices, shards, own, rule, data[own], grad, data)
 
@@ -157,7 +156,6 @@ class ReduceScatterSlots(OverlappedShards):
         return super().finish()
 
     def arrays(self) -> dict[str, list[Array]]:
-        states = [unit.optimizer.state.values() for unit in self.units]
         return {
             "parameters": [unit.data for unit in self.units],
             "gradients": [
@@ -165,7 +163,7 @@ class ReduceScatterSlots(OverlappedShards):
                 *self.slots,
                 *(unit.buffer for unit in self.shared),
             ],
-            "optimizer": [array for state in states for array in state],
+            "optimizer": self.optimizer.arrays(),
         }
 
     # The formulas
@@ -196,7 +194,7 @@ class Zero2(DataParallel):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,

@@ -20,7 +20,6 @@ from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.layers import Sequential
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import Work
@@ -43,7 +42,7 @@ class Zero3(Method):
 
     def __init__(
         self,
-        model: Sequential,
+        model: Module,
         loss: Module,
         optimizer: Optimizer,
         comm: Comm,
@@ -122,7 +121,7 @@ class Zero3(Method):
 
     def load_parameters(self, by_name: State) -> None:
         for unit in self.units:
-            unit.shard[...] = unit.optimizer_shard().cut(self.comm, by_name)
+            unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
         for name, buffer in self.whole.named_buffers().items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 

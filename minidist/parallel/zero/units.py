@@ -10,18 +10,15 @@ of the gradients, and the optimizer's state.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from minidist.collectives import ring
 from minidist.comm.comm import Future
 from minidist.engine.array import Array
-from minidist.nn.layers import Sequential
-from minidist.nn.module import Parameter
-from minidist.optim.optimizer import Optimizer
+from minidist.nn.module import Module, Parameter
+from minidist.optim.optimizer import Optimizer, Part
+from minidist.parallel.blocks import blocks_of
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.state import OptimizerShard
 
@@ -36,7 +33,7 @@ class Unit:
     slices: Slices  # of each parameter in the unit
     shards: Sequence[slice]  # of each rank in the unit
     own: slice
-    optimizer: Optimizer
+    part: Part  # of the optimizer
     shard: Array  # this rank's part of the parameters
     grad: Array  # this rank's part of the summed gradients
     data: Array = None  # stages 1 and 2: the whole unit's parameters
@@ -56,20 +53,13 @@ class Unit:
             view = memory[self.slices[name]].reshape(parameter.declared)
             setattr(parameter, attribute, view)
 
-    def optimizer_shard(self) -> OptimizerShard:
-        return OptimizerShard(self.parameters, self.slices, self.optimizer, self.shard, self.shards)
+    def optimizer_shard(self, optimizer: Optimizer) -> OptimizerShard:
+        return OptimizerShard(
+            self.parameters, self.slices, optimizer, self.part, self.shard, self.shards
+        )
 
 
-def optimizer_for(
-    optimizer: Optimizer, slices: Slices, own: slice, reduce: Callable[[np.ndarray], object]
-) -> Optimizer:
-    """The rule of ``optimizer`` for one unit, with state of its own."""
-    rule = copy.deepcopy(optimizer)
-    rule.bind(slices, start=own.start, reduce=reduce)
-    return rule
-
-
-def cut_blocks(model: Sequential, apart: Collection[str]) -> tuple[list[Slices], dict[int, int]]:
+def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dict[int, int]]:
     """A unit for each block that has parameters, in order; and from blocks' numbers to units'.
 
     Parameters in ``apart`` are in no unit, and one that two blocks share is in the first's.
@@ -77,10 +67,10 @@ def cut_blocks(model: Sequential, apart: Collection[str]) -> tuple[list[Slices],
     units: list[Slices] = []
     unit_of: dict[int, int] = {}
     seen: set[int] = set()
-    for number, (name, block) in enumerate(model.blocks.items()):
+    for number, (prefix, block) in enumerate(blocks_of(model).items()):
         named = {
             n: p
-            for n, p in block.named_parameters(f"{name}.").items()
+            for n, p in block.named_parameters(prefix).items()
             if n not in apart and id(p) not in seen
         }
         seen |= {id(p) for p in named.values()}
@@ -99,7 +89,7 @@ def in_a_row(named: dict[str, Parameter]) -> Slices:
     return slices
 
 
-def cut_flat(slices: Slices, model: Sequential, apart: Collection[str]) -> list[Slices]:
+def cut_flat(slices: Slices, model: Module, apart: Collection[str]) -> list[Slices]:
     """Units as runs of the flat array, in the order in which a backward completes them.
 
     A block each, the last first; then each parameter of ``apart`` alone.
@@ -144,7 +134,7 @@ def counted_parts(unit: Unit, without: Collection[str]) -> list[slice]:
     return parts
 
 
-def shared_slices(model: Sequential) -> list[Slices]:
+def shared_slices(model: Module) -> list[Slices]:
     """The unit of the parameters that several blocks share, if there are any."""
     named = model.named_parameters()
     shared = {name: named[name] for name in shared_by_blocks(model)}

@@ -21,6 +21,7 @@ from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.pipeline.pricing import price_units
 from minidist.parallel.pipeline.schedules import SCHEDULES, Backward, Forward, Schedule
 from minidist.parallel.pipeline.stages import block_seconds
+from tests.pairs import pairs
 
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 RANDOM = np.random.default_rng(5)
@@ -70,10 +71,10 @@ def assert_equal(got, expected, bound=0.0):
             assert gap <= bound, f"{name} differs by {gap}"
 
 
-@pytest.mark.parametrize("microbatches", [1, 3, 6, 9])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("schedule", SYNCHRONOUS)
-@pytest.mark.parametrize("name", ["cnn", "gpt"])
+@pytest.mark.parametrize(
+    ("name", "schedule", "ranks", "microbatches"),
+    pairs(["cnn", "gpt"], SYNCHRONOUS, [1, 2, 3, 4], [1, 3, 6, 9]),
+)
 def test_bitwise_equal_to_serial_with_the_same_microbatches(name, schedule, ranks, microbatches):
     """With dropout, and with GPT's embedding shared by the first stage and the last."""
     model, dataset = MODELS[name]

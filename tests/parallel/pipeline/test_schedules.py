@@ -7,7 +7,12 @@ from itertools import pairwise
 
 import pytest
 
+from minidist import LocalWorld, launch
 from minidist.comm.machine import Machine
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
+from minidist.parallel import Pipeline
 from minidist.parallel.pipeline.pricing import Memory, price, price_units
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.prover import ScheduleError, validate
@@ -18,6 +23,7 @@ from minidist.parallel.pipeline.schedules import (
     InputGradient,
     Post,
     Recv,
+    Reduce,
     Schedule,
     Send,
     Step,
@@ -202,6 +208,60 @@ def test_step_is_the_last_thing_that_computes():
             assert work.count(Step()) == 1
             after = work[work.index(Step()) + 1 :]
             assert all(isinstance(item, (Send, Recv)) and item.what == "loss" for item in after)
+
+
+def a_step_for_each_half(stage, stages, microbatches):
+    """Two steps of the optimizer a batch."""
+    for half in (range(microbatches // 2), range(microbatches // 2, microbatches)):
+        yield from (Forward(microbatch) for microbatch in half)
+        yield from (Backward(microbatch) for microbatch in half)
+        yield Step()
+
+
+def a_step_of_its_own(stage, stages, microbatches):
+    """GPipe, which says itself when it steps: nothing else than GPipe."""
+    yield from SCHEDULES["gpipe"].order(stage, stages, microbatches)
+    yield Step()
+
+
+def steps_too_early(stage, stages, microbatches):
+    *before, last = SCHEDULES["gpipe"].order(stage, stages, microbatches)
+    yield from [*before, Step(), last]
+
+
+def one_stage_steps_twice(stage, stages, microbatches):
+    yield from a_step_of_its_own(stage, stages, microbatches)
+    if stage == 1:
+        yield Step()
+
+
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [
+        ("pipedream", r"stage 0 has 4 Step\(\) a batch: .* PipeDream keeps the old weights"),
+        (a_step_for_each_half, r"stage 0 has 2 Step\(\) a batch"),
+        (steps_too_early, r"Step\(\) before the gradients of microbatches \[3\]"),
+        (one_stage_steps_twice, r"stage 1 has 2 Step\(\) and stage 0 has 1"),
+    ],
+)
+def test_a_schedule_that_is_not_serial_training_is_refused_by_pipeline(order, error):
+    schedule = order if isinstance(order, str) else Schedule(order)
+
+    def run(comm):
+        Pipeline(mlp((8, 7, 6, 5)), CrossEntropy(), SGD(0.1), comm, schedule=schedule)
+
+    with pytest.raises(ScheduleError, match=error):
+        launch(run, 3, LocalWorld())
+    with pytest.raises(ScheduleError, match=error):  # one rank alone is no exception
+        launch(run, 1 if "stage 1" not in error else 2, LocalWorld())
+
+
+def test_a_schedule_may_say_itself_when_it_steps():
+    """Tied gradients are summed and norms clipped before, and not after, that step."""
+    work = program(Schedule(a_step_of_its_own), 1, 3, 4, ("replicas", "tied", "norm", "loss"))
+    assert work == program(SCHEDULES["gpipe"], 1, 3, 4, ("replicas", "tied", "norm", "loss"))
+    with pytest.raises(ScheduleError, match=r"'norm'.* comes after the last Step"):
+        changed(lambda work, stage: [*work, Reduce("norm")])()
 
 
 def test_ports_carry_one_message_at_a_time():

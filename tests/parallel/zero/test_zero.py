@@ -230,9 +230,10 @@ def overwrites_a_slot_still_on_the_wire(monkeypatch):
 def every_rank_keeps_all_state(monkeypatch):
     def whole(self, batch, step=Zero1.step):
         loss = step(self, batch)
-        self.optimizer.state = {
+        (part,) = self.optimizer.parts
+        part.state = {
             name: np.concatenate([array] * self.comm.size)[: self.model.flat.size]
-            for name, array in self.optimizer.state.items()
+            for name, array in part.state.items()
         }
         return loss
 

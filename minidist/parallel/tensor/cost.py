@@ -1,0 +1,90 @@
+"""What tensor parallelism costs: messages, bytes and memory of every rank, from declared layers.
+
+Each layer says what it sends (``Traffic``) and what it saves (``LayerCost``) on an input of a given
+shape. Time has no formula here: the simulator runs the program itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minidist.collectives import ring
+from minidist.collectives.cost import Cost
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module, Shape
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.method import StepCost
+from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
+from minidist.parallel.tensor.axis import Sum, Traffic
+from minidist.parallel.tensor.layers import traffic_of
+from minidist.parallel.tensor.part import TensorPart
+
+NOTHING = Cost(0, 0, 0.0)
+
+
+def microbatch_traffic(
+    model: Sequential, loss: Module | None, shape: Shape, itemsize: int, input_grad: bool = False
+) -> Traffic:
+    """What one forward and one backward send; ``loss`` if this part of a model ends in it."""
+    found = traffic_of(model, shape, itemsize, input_grad)
+    if loss is not None and hasattr(loss, "traffic"):
+        found += loss.traffic(model.cost(shape, itemsize).shape, itemsize)
+    return found
+
+
+def total(sums: Sequence[Sum], rank: int, machine: Machine) -> Cost:
+    """What a rank sends in these; what is added up on the stream keeps no rank busy."""
+    cost = NOTHING
+    for one in sums:
+        part = one.cost(rank, machine)
+        cost += Cost(part.messages, part.nbytes, 0.0, 0 if one.hidden else part.reduced)
+    return cost
+
+
+def numbers(count: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
+    """An all-reduce of a few numbers."""
+    return ring.all_reduce.cost(count, itemsize, rank, size, machine)
+
+
+def step_cost(
+    part: TensorPart,
+    optimizer: Optimizer,
+    parts: Sequence[Batch],
+    clips: bool,
+    itemsize: int,
+    machine: Machine,
+) -> StepCost:
+    """A step of ``TensorParallel`` on these microbatches, for every rank."""
+    size = part.comm.size
+    messages, nbytes, busy, saved = [], [], [], []
+    for rank, (model, loss) in enumerate(zip(part.models, part.losses, strict=True)):
+        cost = NOTHING
+        for one in parts:
+            traffic = microbatch_traffic(model, loss, shape_of(one), itemsize)
+            cost += total(traffic.forward + traffic.backward, rank, machine)
+        if part.summed:
+            cost += numbers(part.summed_length(), itemsize, rank, size, machine)
+        if clips:
+            cost += numbers(1, 8, rank, size, machine)
+        if optimizer.layerwise:
+            cost += numbers(2 * len(part.cuts), 8, rank, size, machine)
+        messages.append(cost.messages)
+        nbytes.append(cost.nbytes)
+        seconds = training_seconds(model, parts, machine, rank)
+        busy.append(seconds + machine.reduce(cost.reduced))
+        saved.append(largest_saved(model, parts, itemsize, loss))
+    held = [count * itemsize for count in part.parameter_counts()]
+    return StepCost(
+        messages=messages,
+        nbytes=nbytes,
+        peak_bytes={
+            "parameters": held,
+            "gradients": held,
+            "optimizer": [len(optimizer.slots) * own for own in held],
+            "activations": saved,
+        },
+        busy=busy,
+        seconds=None,
+    )

@@ -1,0 +1,127 @@
+"""The two ends of a language model whose vocabulary is cut: embedding, logits, loss.
+
+    tokens ──▶ CutEmbed ──▶ blocks ──▶ CutHead ──▶ VocabularyCrossEntropy ──▶ loss
+               own rows, Σ             own logits   three numbers a position, Σ
+
+The table is one parameter in both ends, cut once: rank r has the rows of its tokens. See
+vocabulary.py for the ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minidist import nn, ops
+from minidist.engine.array import Array
+from minidist.engine.tensor import Tensor
+from minidist.models.gpt import Embed, Head
+from minidist.nn.module import LayerCost, Shape, in_a_row
+from minidist.ops import collectives as messages
+from minidist.parallel.tensor.axis import Axis, Sum, Traffic
+from minidist.parallel.tensor.cut import Cut
+from minidist.parallel.tensor.layers import SEQUENCE, columns, columns_cost, columns_traffic
+from minidist.parallel.tensor.vocabulary import (
+    predictions,
+    vocabulary_cross_entropy,
+    vocabulary_embedding,
+)
+
+
+class CutEmbed(Embed):
+    """Embedding from this rank's rows of the table: (b, l) integers → (b, l, width).
+
+    Under sequence parallelism the result is this rank's positions, (b, l/t, width).
+    """
+
+    def __init__(self, embed: Embed, axis: Axis, cut: Cut) -> None:
+        self.weight, self.position, self.axis = embed.weight, embed.position, axis
+        self.first, self.rows = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
+
+    def forward(self, tokens: Any, start: int = 0) -> Tensor:
+        tokens = self.weight.xp.asarray(tokens)
+        if len(tokens.shape) != 2:
+            raise ops.ShapeError(f"gpt: tokens must be (batch, length), not {tokens.shape}")
+        context, last = self.position.declared[0], start + tokens.shape[1]
+        if last > context:
+            raise ValueError(f"gpt: {last} tokens do not fit into a context of {context}")
+        x = vocabulary_embedding(tokens, self.weight, self.first, self.rows)  # a summand
+        if self.axis.sequence:
+            mine = self.axis.part_of_sequence(tokens.shape[1])
+            x = messages.reduce_scatter(x, self.axis.group, SEQUENCE)
+            return x + self.position[start + mine.start : start + mine.stop]
+        return messages.reduce_from(x, self.axis.group) + self.position[start:last]
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Saves the tokens, as int64."""
+        width, tokens = self.weight.declared[1], int(np.prod(shape))
+        return LayerCost(
+            self.axis.own((*shape, width)),
+            saved_bytes=8 * tokens,
+            deferred_bytes=tokens * (8 + width * itemsize),
+        )
+
+    def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
+        n, axis = int(np.prod(shape)) * self.weight.declared[1], self.axis
+        if not axis.sequence:
+            return Traffic([Sum("all_reduce", n, itemsize, axis.size)])
+        return Traffic(
+            [Sum("reduce_scatter", n, itemsize, axis.size)],
+            [Sum("all_gather", n, itemsize, axis.size)],
+        )
+
+
+class CutHead(Head):
+    """Norm, then the logits of this rank's tokens: (b, l, width) → (b, l, own tokens)."""
+
+    def __init__(self, head: Head, axis: Axis) -> None:
+        self.norm, self.weight, self.axis = head.norm, head.weight, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return columns(self.norm(x), ops.transpose(self.weight), None, self.axis)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        logits = columns_cost(shape, self.weight.declared[0], self.axis, itemsize)
+        return in_a_row((self.norm.cost(shape, itemsize), logits), shape, itemsize)
+
+    def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
+        return columns_traffic(shape, self.axis, itemsize, True)
+
+
+class VocabularyCrossEntropy(nn.CrossEntropy):
+    """Cross-entropy of logits whose classes are cut over ranks: the same value on every rank."""
+
+    def __init__(self, loss: nn.CrossEntropy, axis: Axis, cut: Cut) -> None:
+        vars(self).update(vars(loss))
+        self.axis = axis
+        self.first, self.classes = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
+
+    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+        return vocabulary_cross_entropy(
+            logits,
+            targets,
+            self.axis.group,
+            self.first,
+            self.classes,
+            count,
+            self.ignore_index,
+            self.label_smoothing,
+            self.z_loss,
+        )
+
+    def predictions(self, logits: Array) -> Array:
+        return predictions(logits, self.axis.group, self.first, self.classes)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Saves the own probabilities, the targets as int64, and with z-loss a number a row."""
+        n = int(np.prod(shape[:-1]))
+        more = itemsize * n if self.z_loss else 0
+        return LayerCost((), saved_bytes=n * (shape[-1] * itemsize + 8) + more)
+
+    def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
+        n, size = int(np.prod(shape[:-1])), self.axis.size
+        sums = 3 if self.label_smoothing else 2
+        return Traffic(
+            [Sum("all_reduce", n, itemsize, size), Sum("all_reduce", sums * n, itemsize, size)]
+        )

@@ -1,0 +1,159 @@
+"""What a method needs to hold one model on several ranks: a part, as ``GradientSync`` is one.
+
+    part = TensorPart(model, loss, comm)      each rank declares its part of every cut parameter
+    part.model, part.loss                     what this rank computes
+    part.complete(model)                      sums the gradients that are sums over the ranks
+    part.elsewhere                            what another rank counts in the norm of the gradient
+    part.whole(state), part.own(state)        from this rank's arrays to serial ones, and back
+
+Three kinds of parameters must be told apart. A *cut* one is on one rank each: its gradient is
+complete there, and each number counts in the norm. A *whole* one is the same on all ranks, and so
+is its gradient: it counts once. Under sequence parallelism a whole one's gradient is a *sum*: each
+rank has the summand of its positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from minidist import nn
+from minidist.collectives import ring
+from minidist.comm.comm import Comm
+from minidist.engine.array import module_of
+from minidist.nn.module import Module
+from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.state import State
+from minidist.parallel.tensor.axis import Axis
+from minidist.parallel.tensor.convert import convert, summed_over_sequence
+from minidist.parallel.tensor.plan import Plan, chosen, cuts_of
+
+
+class TensorPart:
+    """One model over the ranks of ``comm``. ``plan``: patterns, as ``plan.chosen`` takes them."""
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        loss: Module,
+        comm: Comm,
+        plan: Plan | None = None,
+        sequence: bool = False,
+        keep: bool = False,
+        overlap: bool = True,
+    ) -> None:
+        self.comm, self.serial = comm, model
+        self.plan = chosen(model, comm.size, plan)
+        self.cuts = cuts_of(model, self.plan, comm.size)
+        sequence = sequence and comm.size > 1
+        self.sequence = sequence
+        self.axes = [
+            Axis(rank, comm.size, comm if rank == comm.rank else None, sequence, keep, overlap)
+            for rank in range(comm.size)
+        ]
+        made = [convert(model, loss, self.cuts, axis) for axis in self.axes]
+        self.models = [one for one, _ in made]  # of all ranks: declared, for shapes and costs
+        self.losses = [one for _, one in made]
+        self.model, self.loss = made[comm.rank]
+        summed = summed_over_sequence(model, self.cuts) if sequence else []
+        self.summed = frozenset(summed)
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """The parameters that another rank of the axis counts in the norm."""
+        whole = [name for name, cut in self.cuts.items() if cut is None]
+        return frozenset(whole if self.comm.rank else ())
+
+    # Gradients
+
+    def complete(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Sum the gradients that are sums over the ranks, of all such parameters or of ``names``.
+
+        One all-reduce.
+        """
+        flat = model.flat
+        here = self.to_sum(flat.slices, names)
+        if not here:
+            return
+        xp = module_of(flat.grad)
+        together = xp.concatenate([flat.grad[flat.slices[name]] for name in here])
+        with self.comm.step("sum over the sequence"):
+            ring.all_reduce(self.comm, together)
+        start = 0
+        for name in here:
+            part = flat.slices[name]
+            flat.grad[part] = together[start : start + part.stop - part.start]
+            start += part.stop - part.start
+
+    def to_sum(self, names: Collection[str], only: Collection[str] | None = None) -> list[str]:
+        """Those of ``names`` whose gradients are sums over the ranks."""
+        return [n for n in names if n in self.summed and (only is None or n in only)]
+
+    def square_of_all(self, square: np.ndarray) -> None:
+        """Sum squares of gradients over the ranks, in place."""
+        ring.all_reduce(self.comm, square)
+
+    def reduce_norms(self, names: Collection[str], sums: np.ndarray) -> None:
+        """Sum layer-wise norms' squares (2, parameters) over the ranks: whole parameters once."""
+        for index, name in enumerate(names):
+            if name in self.elsewhere:
+                sums[:, index] = 0
+        ring.all_reduce(self.comm, sums)
+
+    # States
+
+    def whole(self, state: State) -> State:
+        """From arrays of this rank's parts to serial ones; every rank of the axis must call it."""
+        names = [name for name in state if self.cuts.get(name) is not None]
+        if self.comm.size == 1 or not names:
+            return state
+        dtype = state[names[0]].dtype
+        sizes = [
+            sum(int(np.prod(self._shape(name, rank))) for name in names)
+            for rank in range(self.comm.size)
+        ]
+        ends = np.cumsum(sizes).tolist()
+        parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        gathered = np.empty(ends[-1], dtype)
+        gathered[parts[self.comm.rank]] = np.concatenate([state[n].reshape(-1) for n in names])
+        ring.all_gather(self.comm, gathered, parts)
+        found = {
+            n: np.empty(self._serial_shape(n), dtype) if n in names else array
+            for n, array in state.items()
+        }
+        for rank, part in enumerate(parts):
+            start = part.start
+            for name in names:
+                shape, cut = self._shape(name, rank), self.cuts[name]
+                stop = start + int(np.prod(shape))
+                assert cut is not None
+                cut.put(gathered[start:stop].reshape(shape), rank, found[name])
+                start = stop
+        return found
+
+    def own(self, state: State) -> State:
+        """This rank's parts of serial arrays."""
+        found: State = {}
+        for name, array in state.items():
+            cut = self.cuts.get(name)
+            found[name] = array if cut is None else cut.take(array, self.comm.rank)
+        return found
+
+    def _serial_shape(self, name: str) -> tuple[int, ...]:
+        return self.serial.named_parameters()[name].declared
+
+    def _shape(self, name: str, rank: int) -> tuple[int, ...]:
+        cut = self.cuts[name]
+        shape = self._serial_shape(name)
+        return shape if cut is None else cut.shape(shape, rank)
+
+    # The formula
+
+    def summed_length(self) -> int:
+        """Elements of the gradients that are summed over the ranks."""
+        named = self.model.named_parameters()
+        return sum(named[name].size for name in self.summed)
+
+    def parameter_counts(self) -> list[int]:
+        return [parameter_count(model) for model in self.models]

@@ -1,0 +1,151 @@
+"""Tensor parallelism: every rank holds a part of every layer, and all work on the same samples.
+
+    rank 0   batch → its columns, its heads, its tokens ╮ sums inside each layer
+    rank 1   batch → its columns, its heads, its tokens ╯ → one loss, the same on both
+
+A layer that is too large for a rank, or too slow on one, is cut itself: ``layers.py`` says how, and
+``plan.py`` which parameter how. All ranks compute the same loss from the same batch, so nothing is
+summed afterwards: the sums are inside the layers, in the forward and in the backward. Then each
+rank steps the optimizer on its own parts.
+
+With b samples of s tokens, h features, L blocks, t ranks, and e bytes an element:
+
+    bytes a rank    8bshLe(t - 1)/t and, for the vocabulary's ends, 4bshe(t - 1)/t and 6bse(t - 1)/t
+    memory a rank   1/t of all that is cut: parameters, gradients, optimizer state, and activations
+                    inside attention and MLP; norms, residuals and dropout masks are whole
+    with sequence   those are cut too: by 1/t of the sequence
+
+The sums are on the way of every layer, so the ranks should have fast links between them: of the
+axes of a mesh this is the innermost. Shoeybi et al., "Megatron-LM", arXiv 1909.08053, section 3;
+with ``sequence``: Korthikanti et al., arXiv 2205.05198, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch, Dataset
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.clip import norm_of
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.evaluation import as_in_evaluation, sums_of
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.state import State, load_optimizer, save_optimizer, under
+from minidist.parallel.tensor.cost import step_cost
+from minidist.parallel.tensor.part import TensorPart
+from minidist.parallel.tensor.plan import Plan
+
+
+class TensorParallel(Method):
+    """Rank r has part r of each cut parameter. ``plan``: patterns, where not as ``plan_for``.
+
+    ``sequence``: norms, dropout and residuals are cut along the sequence, which must divide by the
+    ranks; ``keep``: then a layer keeps its gathered input, and does not gather it again. With
+    ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        microbatches: int = 1,
+        clip: float | None = None,
+        plan: Plan | None = None,
+        sequence: bool = False,
+        keep: bool = False,
+        overlap: bool = True,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
+        self.model, self.loss = self.part.model.init(seed), self.part.loss
+        bind_norms(optimizer, self.part, self.model)
+
+    def step(self, batch: Batch) -> float:
+        self.model.zero_grad()
+        loss = self.accumulate(batch)  # the same on every rank
+        self.part.complete(self.model)
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        """Clip by the norm of the whole gradient, and step the optimizer on the own parts."""
+        flat = self.model.flat
+        with self.comm.step("optimizer"):
+            if self.clip is not None:
+                norm = self.gradient_norm()
+                if norm > self.clip:
+                    flat.grad *= self.clip / norm
+            self.optimizer.step(flat.data, flat.grad)
+
+    def gradient_norm(self) -> float:
+        """Of the whole gradient: what is cut counts on every rank, what is whole on the first."""
+        flat, elsewhere = self.model.flat, self.part.elsewhere
+        counted = [part for name, part in flat.slices.items() if name not in elsewhere]
+        square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)])
+        self.part.square_of_all(square)
+        return math.sqrt(float(square[0]))
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
+        with as_in_evaluation(self.model):
+            sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
+        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+    # Saving and loading: with serial names and shapes
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return self.part.whole(super().parameters())
+
+    def optimizer_state(self, kept: State) -> State:
+        return whole_optimizer(self.part, save_optimizer(self.comm, self.optimizer_shards()))
+
+    def load_parameters(self, by_name: State) -> None:
+        super().load_parameters(self.part.own(by_name))
+
+    def load_optimizer(self, state: State) -> None:
+        load_optimizer(self.comm, self.optimizer_shards(), own_optimizer(self.part, state))
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """Formulas of ``cost.py``; how long a step takes is left to the simulator."""
+        return step_cost(
+            self.part,
+            self.optimizer,
+            batch.microbatches(self.microbatches),
+            self.clip is not None,
+            self.itemsize,
+            machine,
+        )
+
+
+def bind_norms(optimizer: Optimizer, part: TensorPart, model: Module) -> None:
+    """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
+    slices = model.flat.slices
+    optimizer.bind(slices, reduce=lambda sums: part.reduce_norms(slices, sums))
+
+
+def whole_optimizer(part: TensorPart, state: State) -> State:
+    """An optimizer's state of this rank's parts, as serial training would save it."""
+    found: State = {name: value for name, value in state.items() if name == "steps"}
+    slots = {name.split("/")[1] for name in state if name.startswith("optimizer/")}
+    for slot in sorted(slots):
+        prefix = f"optimizer/{slot}/"
+        found |= {prefix + n: v for n, v in part.whole(under(prefix, state)).items()}
+    return found
+
+
+def own_optimizer(part: TensorPart, state: State) -> State:
+    """This rank's parts of a serial optimizer's state; everything else as it is."""
+    found = dict(state)
+    for name, value in state.items():
+        if name.startswith("optimizer/"):
+            _, _, parameter = name.split("/", 2)
+            found[name] = part.own({parameter: value})[parameter]
+    return found
