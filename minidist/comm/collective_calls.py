@@ -5,30 +5,22 @@ or get wrong numbers: an MPI library sees bytes, and cannot know. So each call i
 ranks, in the order of calls: operation, algorithm, shape, dtype, reduction, root. If they differ,
 every rank raises ``CollectiveMismatch``, which says who called what, and where:
 
-    call 12 of a collective differs over the ranks:
-      rank 0: all_reduce by ring of float32[1000], op='sum', at train.py:31 in "main"
-      rank 1: all_reduce by ring of float32[999], op='sum', at train.py:31 in "main"
+    ranks do not agree: rank 0 has called all_reduce by ring of float32[1000], op='sum', at
+    train.py:31 in "main"; rank 1 has called all_reduce by ring of float32[999], op='sum', at ...
 
 The local world always does, without a message. In the MPI world it costs an exchange for each call:
-``MINIDIST_DEBUG=1`` in the environment switches it on. A root that is no rank is always refused.
+``MINIDIST_DEBUG=1`` in the environment switches it on. How: ``agreement.py``. A root that is no
+rank is always refused.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from minidist.comm.errors import CollectiveMismatch, CommError
-
-DEBUG = "MINIDIST_DEBUG"
-
-
-def debugging() -> bool:
-    """Whether ``MINIDIST_DEBUG`` asks for the checks that cost time."""
-    return os.environ.get(DEBUG, "") not in ("", "0")
+from minidist.comm.errors import CommError
 
 
 def check_root(rank: int, size: int, operation: str, root: Any) -> None:
@@ -55,11 +47,3 @@ def describe(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
     return f"{len(value)} arrays" if isinstance(value, Sequence) else type(value).__name__
-
-
-def mismatch(number: int, calls: Mapping[int, str], size: int) -> CollectiveMismatch:
-    """The error of call ``number``, from what each rank called, and where, by rank."""
-    lines = [f"  rank {rank}: {calls.get(rank, 'has not come so far')}" for rank in range(size)]
-    return CollectiveMismatch(
-        f"call {number} of a collective differs over the ranks:\n" + "\n".join(lines)
-    )

@@ -12,12 +12,16 @@ The checks are in checks.py, errors in errors.py, and what is recorded in trace.
 
 from __future__ import annotations
 
+import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
+from minidist.comm.calls import users_line
 from minidist.comm.checks import (
     ANY,
     HOST,
@@ -27,7 +31,7 @@ from minidist.comm.checks import (
     check_message,
     check_peer,
 )
-from minidist.comm.errors import CommError, Crash, RankLost
+from minidist.comm.errors import CollectiveMismatch, CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
@@ -39,6 +43,7 @@ __all__ = [
     "Comm",
     "CommError",
     "Crash",
+    "Disagreement",
     "Future",
     "RankLost",
     "Request",
@@ -54,6 +59,8 @@ REDUCTIONS = {"sum": "add", "product": "multiply", "max": "maximum", "min": "min
 
 class Comm(ABC):
     """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
+
+    agreeing_is_free = False  # whether ``agree`` takes no time on this world's clock
 
     def __init__(
         self, rank: int, size: int, trace: Trace, machine: Machine, tuning: Any = None
@@ -156,6 +163,20 @@ class Comm(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Wait until every rank has called this; for set-up and timing, so not counted."""
+
+    def agree(self, what: str, digest: int, shown: str = "") -> None:
+        """Raise ``Disagreement``, on every rank, unless all pass the same ``what`` and ``digest``.
+
+        For what ranks must have alike and no message would show, such as a batch or a seed.
+        ``digest`` is 64 bits of it (``engine.digest``); ``shown`` says in the error what this rank
+        has. Every rank must call it, in the same order; not counted as messages. In the local world
+        nobody waits and no time passes: see agreement.py.
+
+        >>> comm.agree("the seed", digest(seed), f"seed {seed}")  # doctest: +SKIP
+        """
+        if self.size > 1:
+            text = f"{what}: {shown}" if shown else what
+            self._agree((digest ^ zlib.crc32(what.encode())) & (1 << 64) - 1, text)
 
     @abstractmethod
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
@@ -285,11 +306,21 @@ class Comm(ABC):
 
     compares = False  # whether ``_compare`` is to be called at each collective
 
-    def _compare(self, call: str) -> None:  # noqa: B027 (a world that does not compare)
+    def _compare(self, call: str) -> None:
         """Raise CollectiveMismatch on every rank unless all make this ``call``, described."""
+        if self.size == 1:
+            return
+        digest = int.from_bytes(blake2b(call.encode(), digest_size=8).digest(), "little")
+        try:
+            self._agree(digest, f"called {call}, {users_line(sys._getframe(1))}")
+        except Disagreement as error:
+            raise CollectiveMismatch(str(error)) from None
 
     def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
         """Charge the combining of ``nbytes`` to a virtual clock; a real clock needs nothing."""
+
+    @abstractmethod
+    def _agree(self, digest: int, text: str) -> None: ...
 
     @abstractmethod
     def _shared(self, length: int, like: Array) -> list[Array]: ...

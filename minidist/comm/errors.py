@@ -7,7 +7,11 @@ class CommError(ValueError):
     """An invalid message: a bad buffer, a bad peer, or two sides that do not agree."""
 
 
-class CollectiveMismatch(CommError):
+class Disagreement(CommError):
+    """Ranks have different values of what all must have alike: see ``Comm.agree``."""
+
+
+class CollectiveMismatch(Disagreement):
     """Ranks call different collectives, or with other arguments: see collective_calls.py."""
 
 

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "array": ["DeviceError", "defaults", "module_of", "to_device", "to_host", "work"],
+        "digests": ["digest"],
         "mode": ["defer_weight_gradients", "enable_grad", "no_grad"],
         "tape": [],
         "tensor": ["Tensor", "as_tensor"],

@@ -26,6 +26,7 @@ class Output:
     def __init__(self, pipe: IO[bytes], into: IO[bytes], kept: list[bytes]) -> None:
         self.pipe, self.into, self.kept = pipe, into, kept
         self.partial, self.begun = b"", False  # a line's beginning; whether it was passed on
+        self.blank = b""  # an empty line that was not passed on so far
 
     def read(self) -> bool:
         """Pass on what is there; returns whether there may be more."""
@@ -34,15 +35,17 @@ class Output:
             return True
         *whole, partial = (self.partial + data).split(b"\n")
         for line in whole:
-            if self.begun or not NOISE.match(line):
-                self._write(line + b"\n")
+            if self.begun or not (NOISE.match(line) or not line):
+                self._write(self.blank + line + b"\n")
                 self.kept.append(line + b"\n")
                 del self.kept[:-50]
+            # Noise has empty lines about it: one is passed on with the next line that is none.
+            self.blank = b"\n" if not (line or self.begun) else b""
             self.begun = False
         self.partial = partial
         if partial and (self.begun or not data or partial[0] not in BEGINNINGS):
-            self._write(partial)
-            self.partial, self.begun = b"", True
+            self._write(self.blank + partial)
+            self.partial, self.begun, self.blank = b"", True, b""
         self.into.flush()
         return bool(data)
 

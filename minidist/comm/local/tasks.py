@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from minidist.comm.agreement import Claim
 from minidist.comm.calls import describe_message, users_line
+from minidist.comm.errors import Disagreement
 from minidist.engine.array import Array
 
 
@@ -36,9 +38,10 @@ class Group:
         self.recvs: list[list[Transfer]] = [[] for _ in ranks]
         self.meetings: dict[int, Meeting] = {}
         self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
-        # Collectives called, by rank; and those that not all have called: text and place, by rank.
-        self.called = [0] * len(ranks)
-        self.open_calls: dict[int, dict[int, tuple[str, str]]] = {}
+        # Calls of agree() that not all have made: (digest, text) by rank of the group, by number.
+        self.claims: dict[int, dict[int, Claim]] = {}
+        self.agreed = [0 for _ in ranks]  # how often each has called agree()
+        self.disagreement: Disagreement | None = None
         self.stream: Group | None = None  # the same ranks' communication streams
 
 

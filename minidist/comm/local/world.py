@@ -9,14 +9,12 @@ long. Runs are deterministic, receive-from-anyone included. When no rank can run
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from minidist.comm.calls import users_line
-from minidist.comm.collective_calls import mismatch
-from minidist.comm.comm import Comm, CommError, Future, Request
+from minidist.comm.agreement import compare
+from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
 from minidist.comm.local.simulator import Simulator
 from minidist.comm.local.tasks import Deadlock, Group, Task, Transfer
 from minidist.comm.machine import Machine
@@ -70,6 +68,8 @@ class LocalWorld:
 
 class LocalComm(Comm):
     """A rank of the local world."""
+
+    agreeing_is_free = True
 
     def __init__(self, simulator: Simulator, group: Group, rank: int, trace: Trace) -> None:
         super().__init__(rank, len(group.ranks), trace, simulator.machine)
@@ -131,19 +131,6 @@ class LocalComm(Comm):
 
     compares = True
 
-    def _compare(self, call: str) -> None:
-        """Compare with the ranks that have called already: nobody waits, and nothing is sent."""
-        group, place = self._group, users_line(sys._getframe(1))
-        number = group.called[self.rank] = group.called[self.rank] + 1
-        calls = group.open_calls.setdefault(number, {})
-        other = next(iter(calls.values()), (call, ""))[0]
-        calls[self.rank] = call, place
-        if call != other:
-            made = {rank: f"{what}, {where}" for rank, (what, where) in calls.items()}
-            raise mismatch(number, made, self.size)
-        if len(calls) == self.size:
-            del group.open_calls[number]
-
     def _meet(self, name: str, bring: Any) -> dict[int, Any]:
         self._compare(name)
         self._meetings += 1
@@ -167,6 +154,28 @@ class LocalComm(Comm):
             groups[color] = ranks, self._simulator.group([self._group.ranks[r] for r in ranks])
         ranks, group = groups[color]
         return LocalComm(self._simulator, group, ranks.index(self.rank), self.trace)
+
+    def _agree(self, digest: int, text: str) -> None:
+        """Nobody waits, so no clock moves: see agreement.py."""
+        group = self._group
+        if group.disagreement is not None:  # a rank that came first went on: it hears of it now
+            raise Disagreement(str(group.disagreement))
+        number = group.agreed[self.rank]
+        group.agreed[self.rank] += 1
+        claims = group.claims.setdefault(number, {})
+        first = next(iter(claims.values()), (digest, text))
+        claims[self.rank] = digest, text
+        if first[0] != digest:
+            try:
+                compare(claims, self.size)
+            except Disagreement as error:
+                group.disagreement = error
+                raise
+        lost = self._simulator.lost
+        if len(claims) + len(lost) < self.size:
+            return
+        if all(rank in claims or where in lost for rank, where in enumerate(group.ranks)):
+            del group.claims[number]
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         arrays = self._meet("shared()", module_of(like).zeros(length, like.dtype))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
 from minidist.comm.checks import ANY, check_message
 from minidist.comm.comm import IN_PLACE, Comm
 from minidist.comm.errors import CommError
@@ -49,6 +50,7 @@ class MpiComm(Comm):
         self._stream: Stream | None = None
         self._resources = resources or Resources(mpi, comm)
         self._counts = self._resources.add(self)
+        self.compares = debugging()
         self._spawned: dict[Stream, MpiFuture] = {}  # the last, of this communicator and its parts
 
     time = _now = staticmethod(time.perf_counter)
@@ -192,6 +194,19 @@ class MpiComm(Comm):
         comm.world = [self.world[rank] for rank in theirs]
         comm._spawned = self._spawned
         return comm
+
+    def _agree(self, digest: int, text: str) -> None:
+        start = self._enter("agree")
+        mine, every = np.array([digest], np.uint64), np.empty(self.size, np.uint64)
+        self._complete(self._comm.Iallgather(mine, every))
+        texts = np.empty((self.size, TEXT), np.uint8)
+        differ = bool((every != every[0]).any())  # the same on every rank
+        if differ:
+            self._complete(self._comm.Iallgather(packed(text), texts))
+        self._left("barrier", start)
+        if differ:
+            rows = zip(every.tolist(), map(unpacked, texts), strict=True)
+            compare(dict(enumerate(rows)), self.size)
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         if self.compares:

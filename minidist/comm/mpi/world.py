@@ -84,6 +84,8 @@ class MpiWorld:
                 result = function(comm)
                 comm.finish()
                 trace.computed(comm.time())  # since the last message
+                if comm.compares:
+                    comm._compare("the end of the launch")
                 comm.barrier()
                 comm.close()
             with watchdog.waiting("collection of the results"):
