@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from minidist.comm.errors import CommError
-from minidist.run import doctor
 from minidist.run.supervisor import Job
 
 
@@ -72,4 +71,6 @@ def run_doctor(arguments: Sequence[str]) -> int:
     )
     found.add_argument("--clean", action="store_true", help="remove what crashed jobs have left")
     options = found.parse_args(arguments)
+    from minidist.run import doctor
+
     return doctor.show(options.clean)

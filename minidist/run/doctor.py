@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from minidist.comm.environment import LAUNCHER_SIZES, launched_size
-from minidist.comm.mpi.windows import SHARED, STARTING, shared_memory_left
+from minidist.comm.mpi.room import SHARED, STARTING, shared_memory_left
 from minidist.comm.tuning import read_tables, tuning_file
 from minidist.run import leftovers
 from minidist.run.launcher import candidates, launcher_library, mpi4py_library, mpi4py_version

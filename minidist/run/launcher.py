@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from minidist.comm.launcher import mpi_environment
+from minidist.comm.environment import mpi_environment
 from minidist.comm.link import SUPERVISOR
 
 PASSED = ("MINIDIST_", "PYTHON", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GLIBC_TUNABLES")

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from minidist.comm.mpi.windows import SHARED
+from minidist.comm.mpi.room import SHARED
 
 NAMES = re.compile(
     r"mpich_shm_|mpich_|MPICH|vader_segment|sm_segment|osc_sm|shmem_|ompi[._-]|psm|ucx_|pmix|prte|sem\.mp"

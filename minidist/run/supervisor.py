@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minidist.comm.link import SUPERVISOR
-from minidist.comm.mpi.windows import check_room
+from minidist.comm.mpi.room import check_room
 from minidist.run import leftovers
 from minidist.run.launcher import Launcher, environment, find_launcher
 from minidist.run.lines import Lines, Rank
@@ -66,6 +66,8 @@ class Job:
         self.restarts, self.min_ranks, self.hosts = restarts, min_ranks, hosts
         self.environment = environment(threads) | (extra or {})
         self.launcher: Launcher = find_launcher(mpiexec)
+        if hosts is not None:  # fill each machine's slots, not the first machine
+            self.environment.pop("PRTE_MCA_rmaps_default_mapping_policy", None)
         self.python = list(python)
         self.interrupted = 0  # the signal that this process has got
         self.process: subprocess.Popen[bytes] | None = None

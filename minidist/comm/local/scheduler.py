@@ -12,6 +12,7 @@ A task's clock moves when it computes (``clock``), and when it waits for somethi
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -76,6 +77,9 @@ class Scheduler:
             except Crash:
                 self.crash(rank)
             except BaseException as error:
+                if isinstance(error, SystemExit) and not error.code:
+                    error.code = 1  # the other ranks have not finished, so the program has not
+                    print(f"rank {rank} of {self.ranks} left by sys.exit", file=sys.stderr)
                 where = f"raised on rank {rank} of {self.ranks}{f' ({stream})' if stream else ''}"
                 error.add_note(where + ", local world")
                 self.error = error

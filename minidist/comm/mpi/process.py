@@ -24,7 +24,7 @@ from minidist.comm import link
 from minidist.comm.calls import users_line
 from minidist.comm.environment import launched_size, rank_in_environment
 from minidist.comm.errors import CommError
-from minidist.comm.mpi import ending, windows
+from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
 
 LINE = 400  # bytes in which a rank says where it is
@@ -79,7 +79,7 @@ class Process:
         self.watchdog = Watchdog(rank_in_environment(), launched, timeout_from_environment())
         if launched > 1:
             self._watch()
-            windows.check_room(launched)
+            room.check_room(launched)
         with limited(self.watchdog.timeout if launched > 1 else 0):
             from mpi4py import MPI
         if (supervisor := link.current()) is not None:
