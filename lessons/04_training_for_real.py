@@ -53,7 +53,7 @@ size = SIZES[LENGTH]
 #
 # - **AdamW with warm-up and cosine**: small steps at the start and at the end.
 # - **Clipping**: if an unusual batch gives a huge gradient, scale it down; its direction stays.
-# - **Counting**: the loss is divided by `batch.count`, the number of targets in the *whole* batch.
+# - **Counting**: `part.count` is the number of targets in the *whole* batch: it divides the loss.
 #   So a batch that is too large for memory may be cut into *microbatches*, and their gradients add
 #   up to that of the batch. In later lessons the parts are on different computers.
 
@@ -75,7 +75,7 @@ def fit(model, batches, steps, lr, watch, every, microbatches=1):
         model.zero_grad()
         total = 0.0
         for part in batch.microbatches(microbatches):
-            loss = cross_entropy(model(part.inputs), part.targets, part.count)
+            loss = cross_entropy(model(part.inputs), part.targets, part.count(cross_entropy))
             loss.backward()
             total += loss.item()
         optim.clip_by_global_norm(model.flat.grad, 1.0)

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from minidist import __version__
 from minidist.comm.launcher import find_mpiexec, launched_size, mpi_environment
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_trace(commands)
     _add_bench(commands)
     _add_plan(commands)
+    _add_compress(commands)
+    _add_generate(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments)
     if arguments[:1] == ["run"]:
@@ -284,6 +286,155 @@ def _plan_pipeline(options: argparse.Namespace, arguments: list[str]) -> int:
     path = plan.draw(plans, options.stages, f"{options.out}/pipeline.png")
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _add_compress(commands: argparse._SubParsersAction) -> None:
+    from minidist.compress.choosing import GOALS
+    from minidist.compress.experiment import COMPRESS_TASKS, RECIPES
+
+    compress = commands.add_parser(
+        "compress",
+        help="make a trained model smaller in every way, and compare",
+        description="Train a model, make it smaller in every way (pruning, quantization, low rank, "
+        "distillation), fine-tune it, and compare: bytes on disk and in memory, parameters, FLOPs, "
+        "measured seconds, quality. Writes compress.json, compress.png and the models as "
+        "safetensors.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    compress.add_argument("--task", choices=sorted(COMPRESS_TASKS), default="cnn", help="the model")
+    compress.add_argument(
+        "--recipes",
+        default="all",
+        help="comma-separated parts of names, among: all, "
+        + ", ".join(recipe.name.replace("%", "%%") for recipe in RECIPES),
+    )
+    compress.add_argument("--train-steps", type=int, default=1400, help="to train the original")
+    compress.add_argument("--trained", help="or a safetensors file with its parameters")
+    compress.add_argument("--steps", type=int, default=400, help="of fine-tuning, for each recipe")
+    compress.add_argument("--goal", choices=list(GOALS), help="choose a model for this goal")
+    compress.add_argument(
+        "--lose",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="what the chosen model may lose (default: 1 point, or 0.05 nats)",
+    )
+    compress.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    compress.add_argument("--out", default="out/compress", help="folder to write to")
+    compress.set_defaults(run=_compress)
+
+
+def _compress(options: argparse.Namespace, arguments: list[str]) -> int:
+    from minidist.compress import experiment, files, report
+    from minidist.compress.choosing import choose
+
+    trained = None if options.trained is None else files.parameters(options.trained)
+    lose = getattr(options, "lose", None)
+    console = _console(quiet=False)
+    bars = Progress(
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    shown: dict[str, TaskID] = {}
+
+    def said(name: str, done: int, steps: int, loss: float) -> None:
+        if name not in shown:
+            shown[name] = bars.add_task(name, total=steps, loss="")
+        bars.update(shown[name], completed=done, loss=f"{loss:.4f}")
+        if not console.is_terminal and done == steps:
+            console.print(f"{name:32} {steps} steps, loss {loss:.4f}")
+
+    with bars:
+        result, models = experiment.compress(
+            options.task,
+            options.recipes,
+            options.train_steps,
+            options.steps,
+            trained,
+            options.seed,
+            said,
+        )
+    console.print(report.table(result))
+    for line in report.advice(result, lose):
+        console.print(line, highlight=False, soft_wrap=True)
+    paths = report.save(result, models, options.out)
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if options.goal is not None:
+        row = choose(result, options.goal, report.allowed(result, lose))
+        console.print(f"for {options.goal}: {report.file_of(row['name'])}", soft_wrap=True)
+    return 0
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="continue prompts with a GPT, many at once",
+        description="Continue prompts with a GPT on Shakespeare's characters that `minidist "
+        "compress --task gpt` has written. Prompts come from a file, one a line, or from the "
+        "terminal. Several are answered at once, and each is printed when it ends; one alone is "
+        "printed letter by letter.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    generate.add_argument("--model", required=True, help="a safetensors file")
+    generate.add_argument("--prompts", help="a text file; without it, lines from the terminal")
+    generate.add_argument("--count", type=int, default=100, help="new characters of each answer")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: the most likely")
+    generate.add_argument("--top-k", type=int, default=20, help="among so many characters")
+    generate.add_argument("--at-once", type=int, default=8, help="sequences in the batch at most")
+    generate.add_argument("--seed", type=int, default=0, help="of the first prompt; then + 1 each")
+    generate.set_defaults(run=_generate)
+
+
+def _generate(options: argparse.Namespace, arguments: list[str]) -> int:
+    from minidist.data import Vocabulary, shakespeare_text
+    from minidist.inference import Engine, Event, Request, load_gpt, run
+
+    vocabulary = Vocabulary(shakespeare_text())
+    engine = Engine(load_gpt(options.model), options.at_once)
+    if engine.vocabulary != len(vocabulary):
+        raise ValueError(
+            f"{options.model} has {engine.vocabulary} tokens, and Shakespeare's text "
+            f"{len(vocabulary)} characters: it was trained on something else"
+        )
+    if options.prompts is not None and not Path(options.prompts).is_file():
+        raise ValueError(f"there is no file {options.prompts}")
+    lines = Path(options.prompts).read_text() if options.prompts is not None else sys.stdin.read()
+    prompts = lines.splitlines()
+    requests = [
+        Request(
+            tuple(vocabulary.encode(prompt).tolist()),
+            options.count,
+            options.temperature,
+            options.top_k,
+            options.seed + index,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    texts = list(prompts)
+
+    def told(index: int, event: Event) -> None:
+        letter = vocabulary.decode([event.token])
+        texts[index] += letter
+        if len(prompts) == 1:
+            print(letter, end="" if not event.reason else "\n", flush=True)
+        elif event.reason:
+            print(f"── {index + 1} " + "─" * 60 + f"\n{texts[index]}", flush=True)
+
+    if len(prompts) == 1:
+        print(prompts[0], end="", flush=True)
+    timing = run(engine, requests, told=told)
+    for index, reason in timing.refused.items():
+        print(f"minidist generate: prompt {index + 1} is refused: {reason}", file=sys.stderr)
+    print(
+        f"{timing.tokens} tokens in {timing.seconds:.2f} s: {timing.tokens_a_second:.0f} a second; "
+        f"first token after {timing.first_token() * 1e3:.0f} ms, then "
+        f"{timing.each_token() * 1e3:.1f} ms a token (99 %: {timing.each_token(99) * 1e3:.1f} ms)"
+    )
+    return int(bool(timing.refused))
 
 
 def _start_mpi(ranks: int | None, arguments: list[str]) -> int:

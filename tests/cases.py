@@ -107,6 +107,23 @@ CASES = {
         lambda z: ops.cross_entropy(z, on(z, TOKENS[:, :3]), 7, 2, 0.1),
         normal(2, 3, 5),
     ),
+    "cross_entropy of probabilities": (
+        lambda z: ops.cross_entropy(z, on(z, X.T[:, :3, :2] ** 2).astype(z.dtype), 7),
+        normal(4, 3, 2),
+    ),
+    "cross_entropy with weights": (
+        lambda z: ops.cross_entropy(z, on(z, TOKENS[:, :3]), 7, 2, weight=[1, 2, 3, 4, 5]),
+        normal(2, 3, 5),
+    ),
+    "cross_entropy of each": (
+        lambda z: ops.cross_entropy(z, on(z, TOKENS[:, :3]), None, 2, 0.1, reduction="none"),
+        normal(2, 3, 5),
+    ),
+    "huber": (lambda x: ops.huber(x, on(x, X * 0.3).astype(x.dtype), None, 0.5), X),
+    "kl_divergence": (
+        lambda x: ops.kl_divergence(x, on(x, np.maximum(X, 0)).astype(x.dtype)),
+        X,
+    ),
     "mean_squared_error": (lambda x: ops.mean_squared_error(x, on(x, X + 1).astype(x.dtype)), X),
     "binary_cross_entropy": (
         lambda x: ops.binary_cross_entropy(x, on(x, (X > 0) * 1.0).astype(x.dtype)),

@@ -108,7 +108,7 @@ def check_training(device, name, tolerance=1e-8):
             # Seven parts of six samples: one is empty, of which batch norm has no statistics.
             for part in batch.microbatches(3 if name == "norms and pools" else 7):
                 with draws(0, step, part.positions):
-                    value = loss(model(part.inputs), part.targets, part.count)
+                    value = loss(model(part.inputs), part.targets, part.count(loss))
                 value.backward()
                 losses.append(value.item())
             optimizer.step(model.flat.data, model.flat.grad)

@@ -21,9 +21,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "__main__",
     "cli",
+    "exercises",
     "bench",
     "compare",
     "plan",  # prices and pictures of pipelines without running them
+    "inference",
+    "compress",
     "plots",
     "parallel",
     "inspect",
@@ -91,6 +94,7 @@ def test_most_imports_were_found():
 def test_names_of_modules_are_computed_in_few_places():
     """Faces and what completes a module (lazy), benches by name, and peers of the benches."""
     allowed = {"minidist.lazy", "minidist.cli", "minidist.bench.engine"}
+    allowed.add("minidist.exercises.exercise")  # a folder each
     assert imports.computed(SOURCES) <= allowed
     # The one module to which a higher package adds: Tensor gets its operators when it is loaded.
     assert COMPLETED_BY == {

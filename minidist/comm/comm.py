@@ -35,7 +35,7 @@ from minidist.comm.errors import CollectiveMismatch, CommError, Crash, Disagreem
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
-from minidist.engine.array import Array, module_of
+from minidist.engine.array import Array, module_of, work
 
 __all__ = [
     "ANY",
@@ -61,6 +61,7 @@ class Comm(ABC):
     """One rank's end of a group of ``size`` ranks, numbered 0 to ``size`` - 1."""
 
     agreeing_is_free = False  # whether ``agree`` takes no time on this world's clock
+    folded = False  # whether this rank stands for all: then collectives go to ``run_folded``
 
     def __init__(
         self, rank: int, size: int, trace: Trace, machine: Machine, tuning: Any = None
@@ -74,6 +75,7 @@ class Comm(ABC):
         self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
+        self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
 
     # Messages
@@ -148,7 +150,9 @@ class Comm(ABC):
         xp = np if type(into) is HOST else module_of(into)  # quicker for arrays on the host
         if into.dtype is not other.dtype or type(into) is not type(other):
             check_alike(self.rank, into, other)
+        beyond = work.beyond
         getattr(xp, name)(into, other, out=into)
+        work.beyond = beyond  # it costs γ a byte, no kernel
         self._charge_reduction(into.nbytes)
 
     # Groups and streams
@@ -159,6 +163,22 @@ class Comm(ABC):
 
         Every rank must call it; not counted as messages.
         """
+
+    @abstractmethod
+    def group(self, ranks: Sequence[int]) -> Comm:
+        """A communicator of these ranks of this one, in this order, of which this rank is one.
+
+        Every member must call it, with the same list, and nobody else: not counted as messages.
+        Raises CommError if this rank is no member, or a number is no rank or comes twice.
+        """
+
+    def _check_members(self, ranks: Sequence[int]) -> None:
+        within = all(0 <= rank < self.size for rank in ranks)
+        if self.rank not in ranks or not within or len(set(ranks)) < len(ranks):
+            raise CommError(
+                f"rank {self.rank}: group({list(ranks)}) needs different ranks of 0 to "
+                f"{self.size - 1}, and {self.rank} among them"
+            )
 
     @abstractmethod
     def barrier(self) -> None:
@@ -256,6 +276,17 @@ class Comm(ABC):
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What ``make()`` returns, made once for all ranks of the world in this process.
+
+        For what follows from the program alone, and is the same for all who pass the same ``key``:
+        nobody may change it. Ranks of the local world share it; a rank that is a process of its
+        own makes its own.
+        """
+        if key not in self._common:
+            self._common[key] = make()
+        return self._common[key]
 
     # The record of a call
 

@@ -1,11 +1,17 @@
-"""The machine model: what a message, a reduction and a FLOP cost, in seconds.
+"""The machine model: what a message, a reduction and a kernel cost, in seconds.
 
     a message of n bytes       α + n·β      ``latency`` plus bytes over ``bandwidth``
     combining arrays of n      n·γ          bytes over ``reduce_bandwidth``
-    computing                  FLOPs over ``flops``, times the rank's ``slowdown``
-    ports                      a rank sends one message and receives one at a time
+    a kernel                   ``launch``, plus the longer of FLOPs over ``flops`` and of the bytes
+                               that it moves over ``memory_bandwidth``; times ``slowdown``
+    ports                      a rank sends one message and receives one at a time on each level:
+                               one inside its node, and one between nodes
 
-(Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005.) These rules are written here and
+Kernels are counted by arrays without numbers (device "phantom"). Of arrays with numbers, the local
+world knows the FLOPs alone.
+
+(Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005; for kernels the roofline: Williams,
+Waterman, Patterson, CACM 52(4) 2009.) These rules are written here and
 nowhere else. The local world runs its virtual clock on them, every cost formula is evaluated with
 them, and so are the prices of pipelines: that is why measured and predicted times can be held
 equal.
@@ -17,6 +23,7 @@ are machines to try, each with the source of its numbers.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -78,8 +85,11 @@ class Machine(_Wire):
 
     ``latency``: seconds a message (α). ``bandwidth``: bytes a second on a link (1/β).
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
-    operations a second. ``slowdown``: for each straggling rank, how many times longer it takes
-    to compute, for example ``{3: 4.0}``. ``pauses``: of every rank, at random.
+    operations a second, and ``memory_bandwidth``: bytes a second that a kernel reads and writes;
+    both as they are reached, the peak times a share. ``launch``: seconds before each kernel. By
+    default launches cost nothing, and no kernel waits for memory. ``slowdown``: for each straggling
+    rank, how many times longer it takes to compute, for example ``{3: 4.0}``. ``pauses``: of every
+    rank, at random.
 
     Two levels: with ``node=8``, ranks 0 to 7 are one node, 8 to 15 the next, and so on; messages
     between nodes take the ``network`` link. ``links``: single links that differ, by (sender,
@@ -92,6 +102,8 @@ class Machine(_Wire):
     bandwidth: float = 4e9
     reduce_bandwidth: float = 8e9
     flops: float = 3e10
+    memory_bandwidth: float = math.inf
+    launch: float = 0.0
     slowdown: dict[int, float] = field(default_factory=dict, hash=False)
     node: int | None = None
     network: Link | None = None
@@ -102,10 +114,10 @@ class Machine(_Wire):
     source: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("bandwidth", "reduce_bandwidth", "flops"):
+        for name in ("bandwidth", "reduce_bandwidth", "flops", "memory_bandwidth"):
             if not getattr(self, name) > 0:  # nor may it be no number at all
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
-        for name in ("latency", "jitter"):
+        for name in ("latency", "jitter", "launch"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Machine: {name} must not be negative: {getattr(self, name)}")
         for rank, times in self.slowdown.items():
@@ -123,9 +135,17 @@ class Machine(_Wire):
         """Seconds to combine ``nbytes`` into as many: n·γ."""
         return nbytes / self.reduce_bandwidth
 
-    def compute(self, flops: int, rank: int = 0) -> float:
-        """Seconds that ``rank`` needs for ``flops`` operations."""
-        return flops / self.flops * self.slowdown.get(rank, 1.0)
+    def compute(self, flops: int, rank: int = 0, beyond: float = 0.0) -> float:
+        """Seconds that ``rank`` needs for ``flops`` operations.
+
+        ``beyond``: seconds for launches and memory, as ``array.work`` counts them.
+        """
+        return (flops / self.flops + beyond) * self.slowdown.get(rank, 1.0)
+
+    @property
+    def kernel_prices(self) -> tuple[float, float, float]:
+        """Seconds a launch, a byte that a kernel moves, and a FLOP: for ``array.work``."""
+        return self.launch, 1 / self.memory_bandwidth, 1 / self.flops
 
     @property
     def even(self) -> bool:
@@ -144,11 +164,15 @@ class Machine(_Wire):
             network=None,
         )
 
+    def between_nodes(self, sender: int, receiver: int) -> bool:
+        """Whether a message between these ranks leaves its node."""
+        return self.node is not None and sender // self.node != receiver // self.node
+
     def link(self, sender: int, receiver: int) -> Link:
         """The link from one rank to another."""
         if (sender, receiver) in self.links:
             return self.links[sender, receiver]
-        if self.node and self.network and sender // self.node != receiver // self.node:
+        if self.network and self.between_nodes(sender, receiver):
             return self.network
         return Link(self.latency, self.bandwidth)
 
@@ -177,8 +201,9 @@ class Links:
 
 
 class Ports:
-    """When each rank's two ports are free: it sends one message and receives one at a time.
+    """When each rank's ports are free: it sends one message and receives one at a time.
 
+    On a machine of two levels a rank has such a pair for each level, an object of this class.
     Messages must be given in the order in which they are ready; those that want the same port wait
     for each other in that order.
     """
@@ -248,6 +273,37 @@ PROFILES: dict[str, Machine] = {
         "InfiniBand NDR, 400 Gbit/s a GPU, so 50 GB/s (ConnectX-7 data sheet); reading two and "
         "writing one array at 3.35 TB/s of HBM is 1.1 to 1.7 TB/s of result; 40 % of 989 "
         "TFLOP/s of dense bfloat16; latencies are of the order that NCCL shows",
+    ),
+    "h100": Machine(
+        "h100",
+        latency=6e-6,
+        bandwidth=450e9,
+        reduce_bandwidth=1.43e12,
+        flops=0.67 * 989e12,
+        memory_bandwidth=0.85 * 3.35e12,
+        launch=30e-6,
+        node=8,
+        network=Link(37e-6, 50e9),
+        source="as hgx, with kernels: 67 % of the peak of bfloat16 and 85 % of the memory's "
+        "bandwidth are measured on one H100 by this package (docs/gpu.md: large products, large "
+        "copies), and so is the launch: a step's time over its kernels, where the host is the "
+        "limit. Latencies are what a step of NCCL's rings takes in published tables of bandwidth "
+        "by message size: 5 to 7 µs in a node, 30 to 44 µs between nodes. float32: flops=51e12",
+    ),
+    "a100": Machine(
+        "a100",
+        latency=6e-6,
+        bandwidth=300e9,
+        reduce_bandwidth=0.87e12,
+        flops=0.67 * 312e12,
+        memory_bandwidth=0.85 * 2.04e12,
+        launch=30e-6,
+        node=8,
+        network=Link(37e-6, 25e9),
+        source="8 A100 80GB a node: NVLink 3, 600 GB/s both ways, so 300 GB/s; 312 TFLOP/s of "
+        "dense bfloat16 and 2.04 TB/s of HBM2e (NVIDIA A100 data sheet); InfiniBand HDR, 200 "
+        "Gbit/s a GPU, so 25 GB/s (DGX A100 data sheet). Shares, launch and latencies are those "
+        "of h100: nothing was measured on an A100",
     ),
 }
 

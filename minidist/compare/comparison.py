@@ -16,6 +16,7 @@ parameters and evaluation are not measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -31,12 +32,12 @@ from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
-from minidist.data import Batches, Dataset, fashion_mnist
+from minidist.data import Batches, Dataset, fashion_mnist, waves
 from minidist.engine.array import DType, defaults
 from minidist.inspect.meter import measure_saved
 from minidist.inspect.metrics import accuracy
 from minidist.models import mlp
-from minidist.nn import CrossEntropy
+from minidist.nn import CrossEntropy, Loss, MeanSquaredError
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, Method
@@ -48,15 +49,25 @@ Progress = Callable[[str, int, int, float], None]  # method, steps done, steps i
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and its optimizer: the same for all methods."""
+    """A model, its data, its optimizer and its loss: the same for all methods."""
 
     name: str
     model: Callable[[], Sequential]
     data: Callable[[], tuple[Dataset, Dataset]]
     optimizer: Callable[[], Optimizer]
+    loss: Callable[[], Loss] = CrossEntropy
 
 
-TASKS = {"mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9))}
+TASKS = {
+    "mlp": Task("mlp", mlp, fashion_mnist, lambda: SGD(0.05, momentum=0.9)),
+    "regression": Task(
+        "regression",
+        lambda: mlp((8, 64, 64, 64, 2)),
+        waves,
+        lambda: SGD(0.05, momentum=0.9),
+        MeanSquaredError,
+    ),
+}
 
 
 @dataclass
@@ -76,7 +87,7 @@ class Record:
     predicted_idle: list[float | None] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
-    accuracy: float = 0.0
+    accuracy: float | None = None  # None if there are no classes to guess
 
 
 def names(selection: str) -> list[str]:
@@ -185,12 +196,13 @@ def _run(
 ) -> Record:
     """Train by one method and measure; serial training fills ``oracle``."""
     training, test = task.data()
-    method = METHODS[key](task.model(), CrossEntropy(), task.optimizer(), comm, seed)
+    method = METHODS[key](task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
     for step in range(steps):
         part = batches[step]
+        cost = method.cost(part, machine)
         comm.barrier()
         trace.events.clear()
         trace.record = step == steps - 1
@@ -210,7 +222,6 @@ def _run(
             record.events = [_shifted(event, start) for event in trace.events]
         trace.record = False
 
-        cost = method.cost(part, machine)
         record.predicted_idle.append(cost.idle_fraction)
         for rank in range(comm.size):
             record.predicted_messages[rank] += cost.messages[rank]
@@ -225,7 +236,8 @@ def _run(
             if progress is not None:
                 progress(key, step + 1, steps, record.losses[-1])
     if comm.rank == 0:
-        record.accuracy = accuracy(task.model().init().load(state), test)
+        right = accuracy(task.model().init().load(state), test, loss=task.loss())
+        record.accuracy = None if math.isnan(right) else right
     return record
 
 

@@ -62,7 +62,7 @@ def _percent(fraction: float | None) -> str:
 
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "loss": lambda row: f"{row['loss'][-1]:.4f}",
-    "accuracy": lambda row: f"{row['accuracy']:.1%}",
+    "accuracy": lambda row: "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
     "loss gap": lambda row: f"{row['loss_gap']:.0e}",
     "parameter gap": lambda row: f"{row['parameter_gap']:.0e}",
     "KB sent a step": lambda row: _both(

@@ -1,8 +1,10 @@
 """Datasets that ship with the package, a user's own files, and batches keyed by (seed, step)."""
 
 from minidist.data.augment import Augment
-from minidist.data.batches import Batch, Batches, Dataset
+from minidist.data.batches import Batches
+from minidist.data.dataset import Batch, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
+from minidist.data.synthetic import waves
 from minidist.data.text import (
     Vocabulary,
     characters,
@@ -28,5 +30,6 @@ __all__ = [
     "split_tokens",
     "text_file",
     "token_windows",
+    "waves",
     "write_tokens",
 ]

@@ -55,7 +55,7 @@ def token_windows(
     name: str,
     tokens: np.ndarray,
     length: int,
-    classes: int,
+    classes: int | None,
     stride: int | None = None,
     **more: Any,
 ) -> Dataset:

@@ -313,6 +313,14 @@ class Work:
         waits = nbytes * self.per_byte - flops * self.per_flop
         self.beyond += self.launch + waits if waits > 0 else self.launch
 
+    def prices(self) -> tuple[float, float, float]:
+        """Seconds a launch, a byte and a FLOP, for ``set_prices``."""
+        return self.launch, self.per_byte, self.per_flop
+
+    def set_prices(self, prices: tuple[float, float, float]) -> None:
+        """From now on kernels cost this: see ``Machine.kernel_prices``."""
+        self.launch, self.per_byte, self.per_flop = prices
+
     def counts(self) -> tuple[int, int, int, float]:
         """All counters, for ``reset``."""
         return self.flops, self.kernels, self.moved, self.beyond

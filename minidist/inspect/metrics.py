@@ -14,39 +14,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
 
-from minidist.data.batches import Dataset
+from minidist.data.dataset import Dataset
 from minidist.engine.array import to_host
-from minidist.engine.tensor import Tensor, no_grad
+from minidist.engine.tensor import Tensor
+from minidist.nn.cross_entropy import CrossEntropy
+from minidist.nn.evaluating import as_in_evaluation
+from minidist.nn.losses import Loss
+from minidist.nn.module import Module
 
 Average = Literal["macro", "micro"] | None
 Model = Callable[[Any], Tensor]
 
 
-def accuracy(model: Model, dataset: Dataset, chunk: int = 500) -> float:
-    """The fraction of targets with the largest logit, computed on ``chunk`` samples at a time."""
-    right = targets = 0
-    with no_grad():
+def evaluating(model: Model) -> AbstractContextManager[None]:
+    """Without a tape; if the model is a Module, with its layers as in evaluation."""
+    return as_in_evaluation(model if isinstance(model, Module) else None)
+
+
+def predict(model: Model, dataset: Dataset, raw: Any) -> np.ndarray:
+    """The model's output for raw samples like ``dataset.inputs``, on the host, as in evaluation.
+
+    ``raw``: (n, *input_shape), or one sample, whose output then has no batch axis. They are
+    prepared as those that the model was trained on: ``Dataset.inputs_for`` raises for what does not
+    look like them.
+
+    >>> predict(model, test, test.inputs[0]).argmax()  # doctest: +SKIP
+    9
+    """
+    one = np.shape(raw) == dataset.input_shape
+    with evaluating(model):
+        output = to_host(model(dataset.inputs_for(raw)).data)
+    return output[0] if one else output
+
+
+def accuracy(model: Model, dataset: Dataset, chunk: int = 500, loss: Loss | None = None) -> float:
+    """The fraction of targets with the largest logit, computed on ``chunk`` samples at a time.
+
+    ``loss`` says what is right, and what is ignored; by default ``CrossEntropy()``. NaN if there
+    are no classes to guess.
+    """
+    loss = CrossEntropy() if loss is None else loss
+    right = guesses = 0
+    with evaluating(model):
         for batch in dataset.chunks(chunk):
-            guesses = model(batch.inputs).data.argmax(axis=-1)
-            right += int((guesses == batch.targets).sum())
-            targets += batch.targets.size
-    return right / targets
+            more_right, more = loss.guesses(model(batch.inputs), batch.targets)
+            right, guesses = right + more_right, guesses + more
+    return right / guesses if guesses else math.nan
 
 
-def mean_loss(
-    model: Model, loss: Callable[..., Tensor], dataset: Dataset, chunk: int = 500
-) -> float:
-    """The mean loss per target over a whole dataset; for cross-entropy in nats."""
-    total, targets = 0.0, 0
-    with no_grad():
+def mean_loss(model: Model, loss: Loss, dataset: Dataset, chunk: int = 500) -> float:
+    """The mean loss per target over a whole dataset; for cross-entropy in nats.
+
+    Raises ValueError if the loss ignores all targets.
+    """
+    total, count = 0.0, 0.0
+    with evaluating(model):
         for batch in dataset.chunks(chunk):
             total += loss(model(batch.inputs), batch.targets, 1).item()
-            targets += batch.count
-    return total / targets
+            count += batch.own_count(loss)
+    if not count > 0:
+        raise ValueError("mean_loss: the loss ignores every target, and there is no mean over none")
+    return total / count
 
 
 def perplexity(nats: float) -> float:
@@ -66,13 +99,20 @@ def confusion_matrix(targets: Any, guesses: Any, classes: int) -> np.ndarray:
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def confusion(model: Model, dataset: Dataset, chunk: int = 500) -> np.ndarray:
-    """The confusion matrix of a classifier on a dataset."""
+def confusion(
+    model: Model, dataset: Dataset, chunk: int = 500, loss: Loss | None = None
+) -> np.ndarray:
+    """The confusion matrix of a classifier on a dataset, of the targets that ``loss`` counts."""
+    if dataset.classes is None:
+        raise ValueError(f"confusion: dataset {dataset.name} does not say how many classes it has")
+    ignored = getattr(loss, "ignore_index", None)
     counts = np.zeros((dataset.classes, dataset.classes), np.int64)
-    with no_grad():
+    with evaluating(model):
         for batch in dataset.chunks(chunk):
-            guesses = model(batch.inputs).data.argmax(axis=-1)
-            counts += confusion_matrix(batch.targets, guesses, dataset.classes)
+            guesses, targets = model(batch.inputs).data.argmax(axis=-1), batch.targets
+            if ignored is not None:
+                guesses, targets = guesses[targets != ignored], targets[targets != ignored]
+            counts += confusion_matrix(targets, guesses, dataset.classes)
     return counts
 
 

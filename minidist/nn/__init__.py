@@ -3,8 +3,15 @@
 from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
 from minidist.nn.attention import CausalSelfAttention, KeyValueCache
 from minidist.nn.convolution import AddChannel, AvgPool2d, Conv2d, MaxPool2d
+from minidist.nn.cross_entropy import CrossEntropy
 from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
-from minidist.nn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from minidist.nn.losses import (
+    BinaryCrossEntropy,
+    Huber,
+    KLDivergence,
+    Loss,
+    MeanSquaredError,
+)
 from minidist.nn.module import Buffer, Flat, LayerCost, Module, Parameter, UninitialisedError
 from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm
 
@@ -22,10 +29,13 @@ __all__ = [
     "Embedding",
     "Flat",
     "Flatten",
+    "Huber",
+    "KLDivergence",
     "KeyValueCache",
     "LayerCost",
     "LayerNorm",
     "Linear",
+    "Loss",
     "MaxPool2d",
     "MeanSquaredError",
     "Module",

@@ -35,6 +35,11 @@ class KeyValueCache:
             self.keys = xp.concatenate((self.keys, keys), axis=2)
             self.values = xp.concatenate((self.values, values), axis=2)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Add k and v (b, g, l, d), and let the queries (b, h, l, d) attend to all positions."""
+        self.extend(q.xp, k.data, v.data)
+        return ops.attention(q, Tensor(self.keys), Tensor(self.values))
+
 
 class CausalSelfAttention(Module):
     """Each position attends to itself and those before: (batch, length, width) → the same.
@@ -85,8 +90,7 @@ class CausalSelfAttention(Module):
         if self.rotary_base is not None:
             q = ops.rotary(q, self.rotary_base, len(cache))
             k = ops.rotary(k, self.rotary_base, len(cache))
-        cache.extend(x.xp, k.data, v.data)
-        out = ops.attention(q, Tensor(cache.keys), Tensor(cache.values))  # (b, h, l, d)
+        out = cache.attend(q, k, v)  # (b, h, l, d)
         merged = out.transpose(0, 2, 1, 3)  # (b, l, h, d)
         return self.out(merged.reshape(batch, length, merged.shape[2] * merged.shape[3]))
 
@@ -113,5 +117,5 @@ class CausalSelfAttention(Module):
     def __repr__(self) -> str:
         grouped = f", groups={self.groups}" if self.groups != self.heads else ""
         turned = ", rotary" if self.rotary_base else ""
-        width = self.out.weight.declared[0]
+        width = self.out.cost((1, 1, 1)).shape[-1]
         return f"CausalSelfAttention({width}, heads={self.heads}{grouped}{turned})"

@@ -24,7 +24,8 @@ class LayerCost:
     ``saves_output``: whether the backward needs the input, the output; ``saved_bytes``: the bytes
     of everything else that it saves. ``view``: the output is the input's memory in another shape.
     If the weight gradient is computed later, it keeps more until then: ``defers_input`` says
-    whether it keeps the input, and ``deferred_bytes`` counts everything else.
+    whether it keeps the input, and ``deferred_bytes`` counts everything else. Of several layers,
+    some are through while others are not: ``splitting_bytes`` is the most that they keep then.
     """
 
     shape: Shape
@@ -37,6 +38,7 @@ class LayerCost:
     view: bool = False
     defers_input: bool = False
     deferred_bytes: int = 0
+    splitting_bytes: int = 0
 
 
 def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
@@ -74,4 +76,50 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
         view=first,
         defers_input=defers_input,
         deferred_bytes=deferred,
+        splitting_bytes=walk_back(costs, shape, itemsize, ends=False)[0],
     )
+
+
+def walk_back(
+    costs: Sequence[LayerCost],
+    shape: Shape,
+    itemsize: int,
+    loss_bytes: int = 0,
+    ends: bool = True,
+) -> tuple[int, int]:
+    """Bytes kept while going backward without the weights: at the highest, and at the end.
+
+    A layer frees what it saved, and a layer with weights keeps its input and the gradient of its
+    output for later. What lies between two layers is one array, whoever keeps it. ``loss_bytes``
+    are saved by the loss, which goes first. Without ``ends`` the first input and the last output
+    are not counted: they are the neighbours' too.
+    """
+    shapes = [shape, *(cost.shape for cost in costs)]
+    place = [0]  # the array that lies before each layer: a view is the same array
+    for index, cost in enumerate(costs):
+        place.append(place[-1] if cost.view else index + 1)
+    sizes = {place[i]: int(np.prod(shapes[place[i]])) * itemsize for i in range(len(place))}
+    if not ends:
+        sizes[place[0]] = sizes[place[-1]] = 0
+    users: dict[int, int] = {}
+
+    def use(boundary: int, count: int) -> None:
+        users[boundary] = users.get(boundary, 0) + count
+
+    own = 0
+    for index, cost in enumerate(costs):
+        use(place[index], cost.saves_input)
+        use(place[index + 1], cost.saves_output)
+        own += cost.saved_bytes
+    highest = now = own + sum(sizes[b] for b, count in users.items() if count)
+    highest += loss_bytes
+    for index in reversed(range(len(costs))):
+        cost = costs[index]
+        if cost.splitting_bytes:  # several layers, one after the other
+            highest = max(highest, now - cost.saved_bytes + cost.splitting_bytes)
+        use(place[index], cost.defers_input - cost.saves_input)
+        use(place[index + 1], -int(cost.saves_output))
+        own += cost.deferred_bytes - cost.saved_bytes
+        now = own + sum(sizes[b] for b, count in users.items() if count)
+        highest = max(highest, now)
+    return highest, now if costs else 0

@@ -127,9 +127,25 @@ class Sequential(Module):
         return sliced
 
     def forward(self, x: Any) -> Tensor:
-        for block in self.blocks.values():
-            x = block(x)
+        given = x
+        try:
+            for block in self.blocks.values():
+                x = block(x)
+        except ops.ShapeError as error:
+            if self.is_one_sample(given):
+                raise ops.ShapeError(
+                    f"{error}. Is the input {given.shape} one sample, without a batch axis? Add "
+                    "it, x[None], or let predict(model, dataset, raw) prepare a raw sample"
+                ) from error
+            raise
         return x
+
+    def is_one_sample(self, x: Any) -> bool:
+        """Whether ``x`` has as many numbers as one sample, and no batch axis of length 1."""
+        shape: Shape = getattr(x, "shape", ())
+        if not shape or not self.input_shape:
+            return False
+        return shape[0] != 1 and np.prod(shape) == np.prod(self.input_shape)
 
     def costs(self, shape: Shape, itemsize: int = 4) -> list[LayerCost]:
         """The cost of each block, if the first block's input has ``shape``."""
@@ -159,4 +175,10 @@ class Residual(Module):
         if inner.shape != shape:
             raise ops.ShapeError(f"Residual: the blocks turn {shape} into {inner.shape}")
         kept = int(np.prod(shape)) * itemsize if inner.saves_output else 0
-        return replace(inner, saves_output=False, saved_bytes=inner.saved_bytes + kept, view=False)
+        return replace(
+            inner,
+            saves_output=False,
+            saved_bytes=inner.saved_bytes + kept,
+            splitting_bytes=inner.splitting_bytes + kept,
+            view=False,
+        )

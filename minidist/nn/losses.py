@@ -1,9 +1,4 @@
-"""Losses: sums over targets, divided by the *global* number of targets.
-
-``loss(output, targets, count)`` is what every parallel method calls. It divides by ``count``, the
-number of targets in the global batch, so the losses and gradients of the parts of a batch *add
-up* to the serial ones. Uneven shards and unequal token counts need no correction.
-"""
+"""Losses of numbers and of chances. What a loss is to a method: see loss.py."""
 
 from __future__ import annotations
 
@@ -12,72 +7,99 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
+from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.module import LayerCost, Module, Shape
+from minidist.nn.cross_entropy import CrossEntropy
+from minidist.nn.loss import Loss
+from minidist.nn.module import LayerCost, Shape
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "Huber",
+    "KLDivergence",
+    "Loss",
+    "MeanSquaredError",
+]
 
 
-class CrossEntropy(Module):
-    """Softmax cross-entropy: logits (..., classes), integer targets (...) → a scalar.
-
-    Targets equal to ``ignore_index`` are left out. ``label_smoothing`` is the share of each target
-    that is spread equally over all classes. ``z_loss`` adds z_loss · (log Σ exp logits)² for each
-    target that counts, which keeps the logits from drifting (arXiv 2204.02311, section 5).
-    """
-
-    def __init__(
-        self,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-    ) -> None:
-        if not z_loss >= 0:
-            raise ValueError(f"CrossEntropy: z_loss must be at least 0, not {z_loss}")
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
-
-    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
-        loss = ops.cross_entropy(logits, targets, count, self.ignore_index, self.label_smoothing)
-        return loss + self._z_loss(logits, targets, count) if self.z_loss else loss
-
-    def _z_loss(self, logits: Tensor, targets: Any, count: int | None) -> Tensor:
-        kept = logits.xp.ones(targets.shape, bool)
-        if self.ignore_index is not None:
-            kept = logits.xp.asarray(targets) != self.ignore_index
-        count = int(kept.sum()) if count is None else count
-        normalizer = ops.logsumexp(logits, axis=-1)  # log Σ exp, of each row
-        kept = kept.astype(logits.dtype)
-        return (normalizer * normalizer * kept).sum() * (self.z_loss / max(1, count))
-
-    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the probabilities, and the targets as int64.
-
-        With z-loss also the logits, and for each row log Σ exp and whether it counts.
-        """
-        elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
-        saved = elements * itemsize + targets * 8
-        if not self.z_loss:
-            return LayerCost((), saved_bytes=saved)
-        return LayerCost((), saved_bytes=saved + (elements + 2 * targets) * itemsize)
-
-
-class MeanSquaredError(Module):
+class MeanSquaredError(Loss):
     """Σ (output - target)² / count, for outputs and targets of the same shape."""
 
-    def forward(self, output: Tensor, targets: Any, count: int | None = None) -> Tensor:
-        return ops.mean_squared_error(output, targets, count)
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = reduction
+
+    def forward(self, output: Tensor, targets: Any, count: float | None = None) -> Tensor:
+        return ops.mean_squared_error(output, self.numbers(targets), count, self.reduction)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the differences."""
         return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)
 
 
-class BinaryCrossEntropy(Module):
-    """Cross-entropy of two classes, from logits: targets of the same shape, in [0, 1]."""
+class Huber(Loss):
+    """Squared error near the target, and from a distance of ``delta`` on the distance alone.
 
-    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
-        return ops.binary_cross_entropy(logits, targets, count)
+    Outliers pull less than in ``MeanSquaredError``: the gradient is never longer than ``delta``.
+    """
+
+    def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
+        self.delta = delta
+        self.reduction = reduction
+
+    def forward(self, output: Tensor, targets: Any, count: float | None = None) -> Tensor:
+        return ops.huber(output, self.numbers(targets), count, self.delta, self.reduction)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the gradient."""
+        return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)
+
+
+class BinaryCrossEntropy(Loss):
+    """Cross-entropy of two classes, from logits: targets of the same shape, in [0, 1].
+
+    Or truth values: batches make 0 and 1 of them.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = reduction
+
+    def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
+        """A positive logit guesses the class 1."""
+        right = (output.data > 0) == (targets > 0.5)
+        return int(right.sum()), right.size
+
+    def forward(self, logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
+        return ops.binary_cross_entropy(logits, self.numbers(targets), count, self.reduction)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Saves the gradient."""
+        return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)
+
+
+class KLDivergence(Loss):
+    """Σ t (log t - x) / count: from log-probabilities x, which ``log_softmax`` gives, to t.
+
+    Targets are probabilities of the same shape (..., classes), or their logarithms with
+    ``log_target``; the count is the number of distributions, as in PyTorch's "batchmean".
+    """
+
+    def __init__(self, log_target: bool = False, reduction: str = "mean") -> None:
+        self.log_target = log_target
+        self.reduction = reduction
+
+    def count(self, targets: Array) -> float:
+        return int(np.prod(targets.shape[:-1]))
+
+    def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
+        """The most probable class is the guess."""
+        right = output.data.argmax(axis=-1) == targets.argmax(axis=-1)
+        return int(right.sum()), right.size
+
+    def forward(self, output: Tensor, targets: Any, count: float | None = None) -> Tensor:
+        targets = self.numbers(targets)
+        return ops.kl_divergence(output, targets, count, self.log_target, self.reduction)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """Saves the probabilities."""
         return LayerCost((), saved_bytes=int(np.prod(shape)) * itemsize)

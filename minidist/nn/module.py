@@ -149,7 +149,8 @@ class Module:
             draw = partial(_drawn, parameter, seed)
             parameter.data[...] = arrays.made(draw, parameter.declared, kind, xp)
         for buffer in self.named_buffers().values():
-            buffer.data = xp.full(buffer.declared, buffer.value, self.flat.data.dtype)
+            dtype = buffer.dtype or self.flat.data.dtype
+            buffer.data = xp.full(buffer.declared, buffer.value, dtype)
         for path, module in self.named_modules().items():
             module.path = path
         return self

@@ -84,14 +84,13 @@ class BatchNorm(Module):
 def _row_cost(shape: Shape, itemsize: int) -> LayerCost:
     """Saves the normalized rows, and one factor for each row.
 
-    A weight gradient that is computed later keeps the rows, the gradient of the output, and a
-    vector of ones to sum that gradient with.
+    A weight gradient that is computed later keeps the rows and the gradient of the output.
     """
     elements, count = int(np.prod(shape)), rows(shape)
     return LayerCost(
         shape,
         saved_bytes=(elements + count) * itemsize,
-        deferred_bytes=(2 * elements + count) * itemsize,
+        deferred_bytes=2 * elements * itemsize,
     )
 
 

@@ -127,13 +127,14 @@ def _restored(
 class Buffer:
     """An array that belongs to a layer but is not trained, such as batch norm's running mean.
 
-    Declared with a shape and one value; ``Module.init`` allocates it as ``data``. ``state`` and
-    ``load`` include it.
+    Declared with a shape and one value; ``Module.init`` allocates it as ``data``, in ``dtype`` or,
+    without one, in the dtype of the parameters. ``state`` and ``load`` include it.
     """
 
-    def __init__(self, shape: Shape, value: float) -> None:
+    def __init__(self, shape: Shape, value: float, dtype: DType | None = None) -> None:
         self.declared = shape
         self.value = value
+        self.dtype = None if dtype is None else np.dtype(dtype)
         self.data: Array = None
 
 

@@ -35,6 +35,7 @@ from minidist.ops.compare import (
     not_equal,
 )
 from minidist.ops.convolution import conv2d
+from minidist.ops.cross_entropy import cross_entropy
 from minidist.ops.dropout import dropout
 from minidist.ops.einsum import einsum
 from minidist.ops.elementwise import (
@@ -59,7 +60,12 @@ from minidist.ops.elementwise import (
     where,
 )
 from minidist.ops.indexing import embedding, getitem
-from minidist.ops.losses import binary_cross_entropy, cross_entropy, mean_squared_error
+from minidist.ops.losses import (
+    binary_cross_entropy,
+    huber,
+    kl_divergence,
+    mean_squared_error,
+)
 from minidist.ops.matmul import linear, matmul
 from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
 from minidist.ops.operands import DTypeError, ShapeError
@@ -153,6 +159,8 @@ __all__ = [
     "getitem",
     "greater",
     "greater_equal",
+    "huber",
+    "kl_divergence",
     "layer_norm",
     "leaky_relu",
     "less",

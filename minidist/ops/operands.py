@@ -103,11 +103,16 @@ def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
     float32 model slow.
     """
     if x.data.dtype != weight.data.dtype:
-        instead = f', or make the model with init(dtype="{x.dtype}")'
+        of = f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
+        if x.dtype.kind != "f":  # converted, but not scaled, the model would be wrong in silence
+            raise DTypeError(
+                of + "if these are raw samples, such as pixels, prepare them as those that the "
+                "model was trained on: dataset.inputs_for(raw), or predict(model, dataset, raw); "
+                f'if they are numbers, convert them with .astype("{weight.dtype}")'
+            )
         raise DTypeError(
-            f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
-            f'convert the input with .astype("{weight.dtype}")'
-            + (instead if x.dtype.kind == "f" else "")
+            of + f'convert the input with .astype("{weight.dtype}"), or make the model with '
+            f'init(dtype="{x.dtype}")'
         )
 
 

@@ -10,6 +10,7 @@ families, from the simplest on:
     server/                 some ranks keep the parameters, the others compute
     pipeline/               every rank holds some of the model's blocks
     tensor/                 every rank holds a part of every layer
+    mesh/                   several of these at once, each along an axis
 
 ``METHODS`` has all of them by name.
 """
@@ -37,7 +38,9 @@ __getattr__, __dir__, __all__ = offer(
             "SymmetricDataParallel",
             "SymmetricMemory",
         ],
+        "mesh": ["Mesh", "MeshParallel"],
         "zero": [
+            "GatheredUnits",
             "ReduceScatter",
             "ReduceScatterSlots",
             "ReduceScatterUnits",

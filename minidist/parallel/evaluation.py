@@ -1,11 +1,11 @@
-"""Evaluation, sharded: every rank looks at its part of every chunk, and three numbers are summed.
+"""Evaluation, sharded: every rank looks at its part of every chunk, and four numbers are summed.
 
-    rank 0   loss, right, count ╮
-    rank 1   loss, right, count ┼ all-reduce of 24 bytes: mean loss and accuracy, everywhere
-    rank 2   loss, right, count ╯
+    rank 0   loss, count, right, guesses ╮
+    rank 1   loss, count, right, guesses ┼ all-reduce of 32 bytes: mean loss and accuracy
+    rank 2   loss, count, right, guesses ╯
 
-Sums travel, not means: chunks that do not divide evenly, and ranks that have nothing to do, then
-weigh what they should.
+What counts, and what is right, the loss says: see nn/loss.py. Sums travel, not means: chunks that
+do not divide evenly, and ranks that have nothing to do, then weigh what they should.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from minidist.collectives import all_reduce
 from minidist.comm.comm import Comm
 from minidist.data.batches import Batch, Dataset
 from minidist.engine.array import Array
-from minidist.engine.tensor import Tensor, no_grad
+from minidist.engine.tensor import Tensor
+from minidist.nn.evaluating import as_in_evaluation
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 
 
 def evaluate(
     forward: Callable,
-    loss: Module,
+    loss: Loss,
     dataset: Dataset,
     comm: Comm,
     chunk: int = 1000,
@@ -33,7 +35,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """(mean loss, accuracy) over a dataset, each rank evaluating its shard of each chunk.
 
-    Every rank must call it; every rank gets the result. One message: three numbers are summed.
+    The accuracy is NaN if there are no classes to guess. Every rank must call it; every rank gets
+    the result. One message: four numbers are summed.
     ``model``, if given, computes as in evaluation meanwhile.
     """
     with as_in_evaluation(model):
@@ -42,29 +45,34 @@ def evaluate(
 
 
 def sums_of(
-    forward: Callable, loss: Module, dataset: Dataset, chunk: int, shard: int, shards: int
+    forward: Callable, loss: Loss, dataset: Dataset, chunk: int, shard: int, shards: int
 ) -> np.ndarray:
-    """The sum of losses, right guesses and targets of one of so many shards of each chunk."""
-    sums = np.zeros(3)
+    """``counts`` of one of so many shards of each chunk, summed."""
+    sums = np.zeros(4)
     for whole in dataset.chunks(chunk):
         part = whole.shard(shard, shards)
         sums += counts(forward(part.inputs), loss, part)
     return sums
 
 
-def counts(output: Tensor, loss: Module, part: Batch) -> list[float]:
-    """The sum of losses, right guesses and targets of one shard."""
-    ignore = part.dataset.ignore
-    counted = part.targets != (-1 if ignore is None else ignore)  # padding: neither right nor wrong
-    guess = getattr(loss, "predictions", lambda logits: logits.argmax(axis=-1))
-    right = counted & (guess(output.data) == part.targets)  # a loss may see a part of the classes
-    return [loss(output, part.targets, 1).item(), int(right.sum()), int(counted.sum())]
+def counts(output: Tensor, loss: Loss, part: Batch) -> list[float]:
+    """The sum of losses, what it is to be divided by, right guesses and all guesses of a part."""
+    total = loss(output, part.targets, 1).item()
+    return [total, part.own_count(loss), *loss.guesses(output, part.targets)]
 
 
 def mean_over_ranks(comm: Comm, sums: np.ndarray) -> tuple[float, float]:
     """(mean loss, accuracy) of all ranks' sums together."""
     all_reduce(comm, sums)
-    return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+    return means(sums)
+
+
+def means(sums: np.ndarray) -> tuple[float, float]:
+    """(mean loss, accuracy) of ``counts``, summed."""
+    loss, count, right, guesses = sums.tolist()
+    if not count > 0:
+        raise ValueError("evaluate: the loss ignores every target, and there is no mean over none")
+    return loss / count, right / guesses if guesses else float("nan")
 
 
 @contextmanager
@@ -76,18 +84,3 @@ def with_values(data: Array, values: Array) -> Iterator[None]:
         yield
     finally:
         data[...] = own
-
-
-@contextmanager
-def as_in_evaluation(model: Module | None) -> Iterator[None]:
-    """Without a tape, and each layer of ``model`` as in evaluation; then as they were."""
-    modules = list(model.named_modules().values()) if model is not None else []
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        with no_grad():
-            yield
-    finally:
-        for module, was in zip(modules, training, strict=True):
-            module.training = was

@@ -16,6 +16,7 @@ How, is the choice of a ``GradientSync``:
     ReduceScatter             at the end, the sum of its own shard (ZeRO 1)        zero/
     ReduceScatterUnits        while the backward runs, its own shards (ZeRO 2)     zero/
     ReduceScatterSlots        the same, with gradient memory for two blocks only   zero/
+    GatheredUnits             the same, and parameters come when used (ZeRO 3)     zero/
 
 A method makes the same calls to any of them, in this order:
 
@@ -34,17 +35,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
-from minidist.parallel.state import OptimizerShard
+from minidist.parallel.state import OptimizerShard, State
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Replicas:
     sums_loss: bool = True  # the loss is summed along with the gradients
     apart: frozenset[str] = frozenset()
     pieces: tuple[slice, ...] = ()
+    passes: int = 2  # how often a step computes each block: forward and backward, by microbatch
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +99,7 @@ class GradientSync:
 
     sharded = False
     hooks_forward = False  # it must see the model's blocks being computed: no pipeline can take it
+    timed = True  # ``plan`` knows when everything travels
     whole_array = False  # shards cut through the whole flat array, not through each block
     comm: Comm | None = None
 
@@ -107,11 +112,13 @@ class GradientSync:
         sums_loss: bool = True,
         clips: bool = False,
         apart: Collection[str] = (),
+        late: Collection[str] = (),
     ) -> None:
         """Take charge of a declared ``model``, whose replicas are the ranks of ``comm``.
 
         Initialises the model. ``apart`` names parameters whose gradient the method completes
-        itself, after the last backward: it says so by ``ready``.
+        itself, at the end of the step; ``late`` those whose gradient it completes after the last
+        backward, before it says so by ``ready``.
         """
         if self.comm is not None:
             raise ValueError(
@@ -120,7 +127,7 @@ class GradientSync:
             )
         self.comm, self.model, self.optimizer = comm, model, optimizer
         self.sums_loss = sums_loss
-        self.apart = frozenset(apart)
+        self.apart, self.late = frozenset(apart), frozenset(late)
         self.loss = 0.0
         self.step = 0
         self.allocate(seed)
@@ -147,6 +154,10 @@ class GradientSync:
     def forward(self, x: Array) -> Tensor:
         """The model's output."""
         return self.model(x)
+
+    def run(self, part: Module, x: Any) -> Tensor:
+        """The output of some consecutive blocks of the model."""
+        return part(x)
 
     def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
         """The last backward of this step begins. ``loss`` is this rank's, of all microbatches.
@@ -200,6 +211,15 @@ class GradientSync:
             "optimizer": self.optimizer.arrays(),
         }
 
+    def parameters(self) -> State:
+        """This rank's whole model, on the host. Every replica must call it."""
+        named = self.model.named_parameters()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def load_parameters(self, by_name: State) -> None:
+        """Take the model's parameters and buffers."""
+        self.model.load(by_name)
+
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
@@ -225,6 +245,10 @@ class GradientSync:
             "gradients": [of.nbytes] * of.size,
             "optimizer": [slots * of.nbytes] * of.size,
         }
+
+    def parameters_stepped(self, of: Replicas) -> list[int]:
+        """How many parameters each of a rank's optimizers steps: layer-wise rules sum norms."""
+        return [len(of.model.named_parameters())]
 
     def rings(self, of: Replicas, part: slice) -> list[slice] | None:
         """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.

@@ -60,7 +60,7 @@ class SentInOrder(GradientSync):
         super().last_backward(loss, part)
         slices = self.model.flat.slices
         self.last.update(slices if part is None else names_in(slices, part))
-        self.last -= self.apart
+        self.last -= self.apart | self.late
 
     def parameter_ready(self, name: str, parameter: Parameter) -> None:
         """A backward has finished this parameter's gradient."""

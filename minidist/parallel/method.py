@@ -4,9 +4,11 @@
     loss = method.step(batches[0])
 
 ``step`` takes the *global* batch and returns the global mean loss, the same on every rank; which
-part of the batch a rank works on is the method's business. So any two methods can be exchanged,
-and compared: with one seed they start from the same parameters, see the same data, and (if they
-are exact) go through the same parameters as ``Serial``, the oracle of all.
+part of the batch a rank works on is the method's business. What belongs to the step and not to the
+batch, its number and its random draws, the method keeps: a batch can be stepped on again. So any
+two methods can be exchanged, and compared: with one seed they start from the same parameters, see
+the same data, and (if they are exact) go through the same parameters as ``Serial``, the oracle of
+all.
 
 All of them have this much in common, and a test asks each for every point:
 
@@ -23,20 +25,24 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from minidist.collectives import central
+from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
+from minidist.engine.digests import digest
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
@@ -130,6 +136,16 @@ class Method:
                 f"{name} needs a whole number of microbatches, at least one microbatch, not "
                 f"{microbatches!r}"
             )
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                f"{name}: the loss is a {type(loss).__name__}, which does not say by how much it "
+                "is divided: make it a subclass of minidist.nn.Loss"
+            )
+        if loss.reduction != "mean":
+            raise ValueError(
+                f'{name}: the loss has reduction="{loss.reduction}", and a step needs one number: '
+                'make it with reduction="mean"'
+            )
         if clip is not None and not (isinstance(clip, (int, float, np.number)) and clip > 0):
             raise ValueError(f"{name}: the norm to clip to must be positive, not {clip!r}")
         for asked, what in (
@@ -150,10 +166,73 @@ class Method:
         self.seed = seed
         self.microbatches = microbatches
         self.clip = clip
+        self.steps = 0  # training steps made: draws and schedules of messages are keyed by it
+        self._agreed = False  # whether the ranks have compared a step's batch
+        self._stepping = False
 
     def step(self, batch: Batch) -> float:
-        """Train on one global batch; the global mean loss before the update, on every rank."""
-        raise TypeError(f"{type(self).__name__} does not define step()")
+        """Train on one global batch; the global mean loss before the update, on every rank.
+
+        Raises TypeError for what is no global batch, such as a shard of one, and Disagreement if
+        ranks pass different ones.
+        """
+        with self.stepping([batch]):
+            loss = self.train_on(batch)
+        self.steps += 1
+        return loss
+
+    def train_on(self, batch: Batch) -> float:
+        """What ``step`` does: for a method to define, and for ``step`` alone to call."""
+        raise TypeError(f"{type(self).__name__} does not define train_on()")
+
+    @contextmanager
+    def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
+        """A step on each of these begins: refuse parts, and what other ranks do not have.
+
+        Under MPI, where it takes a message, ranks compare at the first step, and at every one with
+        ``MINIDIST_DEBUG=1``.
+        """
+        for batch in batches:
+            self.check_global(batch)
+        if self.comm.agreeing_is_free or not self._agreed or debugging():
+            self.agree(batches)
+            self._agreed = True
+        self._stepping = True
+        try:
+            yield
+        finally:
+            self._stepping = False
+
+    def check_global(self, batch: Batch) -> None:
+        """Raise TypeError for a part of a batch, ValueError for one without targets that count."""
+        name = type(self).__name__
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"{name}.step takes a global batch, such as Batches(dataset, 128)[step] or "
+                f"dataset.batch(indices), not a {type(batch).__name__}"
+            )
+        if batch.global_batch is not None:
+            first, whole = batch.first, len(batch.global_batch)
+            raise TypeError(
+                f"{name}.step was given a part of a batch, samples {first} to "
+                f"{first + len(batch) - 1} of {whole}: give the global batch, the same on every "
+                "rank; the method takes its own part"
+            )
+
+        if self.loss.counts_values and not batch.count(self.loss) > 0:
+            raise ValueError(
+                f"{name}.step: all {batch.targets.size} targets of {batch} are ignored by "
+                f"{self.loss!r}, or weigh nothing: there is no mean over no targets, so leave such "
+                "batches out"
+            )
+
+    def agree(self, batches: Sequence[Batch]) -> None:
+        """Raise Disagreement, on every rank, unless all step on the same batches."""
+        of = f"step {self.steps} of {type(self).__name__}, seed {self.seed}"
+        shown = str(batches[0]) if batches else "no batch"
+        more = f", and {len(batches) - 1} more" if len(batches) > 1 else ""
+        of_data = [batch.digest() for batch in batches]
+        self.comm.agree("step()", digest(of, *of_data), f"{of}, on {shown}{more}")
 
     def parameters(self) -> dict[str, np.ndarray]:
         """All parameters, by name and of serial shape, on the host. Every rank must call it."""
@@ -173,12 +252,13 @@ class Method:
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) of ``parameters()`` over a dataset. Every rank must call it.
 
+        What the loss ignores counts for neither; the accuracy is NaN if there are no classes.
         Every rank takes its shard of each chunk; layers compute as in evaluation.
         """
         return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """What ``step(batch)`` should send, hold and wait for, on ``machine``."""
+        """What the next step should send, hold and wait for, on ``machine``, with ``batch``."""
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
     def arrays(self) -> dict[str, list[Array]]:
@@ -202,6 +282,7 @@ class Method:
         """All that training needs to go on, on every rank. Every rank must call it."""
         whole = self.parameters() | self.buffers()
         found = {f"parameters/{name}": value for name, value in whole.items()}
+        found["method/steps"] = np.array(self.steps)
         kept = self.gather_own()
         return found | self.optimizer_state(kept) | kept
 
@@ -212,6 +293,7 @@ class Method:
         optimizer's. What a rank kept for itself is taken if there are as many ranks as then.
         """
         check_names(state, self.whole, self.optimizer)
+        self.steps = int(state["method/steps"])
         self.load_parameters(under("parameters/", state))
         self.load_optimizer(state)
         for name, values in own(self.comm, state).items():
@@ -253,6 +335,16 @@ class Method:
         """The model's output."""
         return self.model(inputs)
 
+    def draws_of(self, part: Batch) -> AbstractContextManager[None]:
+        """Key the random draws inside by the method's seed and step, and the part's samples."""
+        if not self._stepping:
+            raise RuntimeError(
+                f"{type(self).__name__} computes outside of a step, whose number its random draws "
+                "are keyed by: call step(); a method of your own defines train_on(batch), and "
+                "inherits step"
+            )
+        return draws(self.seed, self.steps, part.positions)
+
     def forward_backward(
         self, batch: Batch, before_backward: Callable[[float], object] | None = None
     ) -> float:
@@ -260,8 +352,8 @@ class Method:
 
         ``before_backward`` is called with the loss between the two.
         """
-        with self.comm.step("forward"), draws(batch.seed, batch.step, batch.positions):
-            loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count)
+        with self.comm.step("forward"), self.draws_of(batch):
+            loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count(self.loss))
         if before_backward is not None:
             before_backward(float(read(loss.data, math.nan)))
         with self.comm.step("backward"):

@@ -41,7 +41,7 @@ class Serial(Method):
         optimizer.bind(self.model.flat.slices)
         self.separated = separate(self.model) if microbatches > 1 else []
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         for _, later in self.separated:
             later.grad.fill(0)  # type: ignore[union-attr]

@@ -65,8 +65,13 @@ def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
 
 def shared_by_blocks(model: Module) -> list[str]:
     """The parameters that several blocks of a declared model share, by name."""
-    uses: dict[int, int] = {}
+    uses: dict[object, int] = {}
     for block in blocks_of(model).values():
         for parameter in block.parameters():
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    return [name for name, p in model.named_parameters().items() if uses[id(p)] > 1]
+            uses[identity(parameter)] = uses.get(identity(parameter), 0) + 1
+    return [name for name, p in model.named_parameters().items() if uses[identity(p)] > 1]
+
+
+def identity(parameter: Parameter) -> object:
+    """What all uses of a parameter have in common, also after ``separate``: the name it has."""
+    return parameter.shared_name or parameter.name or id(parameter)

@@ -9,6 +9,8 @@ array, parameters and the optimizer's, cuts it at parameters, and names each pie
 
     parameters/2.weight   optimizer/mean/2.weight   optimizer/square/2.weight   steps
 
+(``steps`` of the optimizer; ``method/steps`` of the method, by which random draws are keyed)
+
 and ``Method.load`` cuts it again, for whoever loads. What serial training saved, ZeRO can load,
 and the other way about. Some methods keep more on each rank: errors of compression, a model of its
 own. That lies beside the rest, by rank and number of ranks,
@@ -100,7 +102,7 @@ def under(prefix: str, state: State) -> State:
 
 def check_names(state: State, model: Module, optimizer: Optimizer) -> None:
     """Raise KeyError if the state is of another model or another optimizer."""
-    expected = {f"parameters/{name}" for name in own_names(model)} | {"steps"}
+    expected = {f"parameters/{name}" for name in own_names(model)} | {"steps", "method/steps"}
     if "steps" in state and state["steps"] > 0:
         for name in model.named_parameters():
             expected |= {f"optimizer/{slot}/{name}" for slot in optimizer.slots}

@@ -190,7 +190,7 @@ def test_two_levels_need_both_numbers():
 def test_the_rule_of_messages_is_written_once():
     """α, β and γ are read by comm/machine.py, and elsewhere only where they are reported."""
     package = Path(minidist.__file__).parent
-    speeds = re.compile(r"\.(latency|bandwidth|reduce_bandwidth)\b")
+    speeds = re.compile(r"\.(latency|bandwidth|reduce_bandwidth|memory_bandwidth)\b")
     readers = {
         file.relative_to(package).as_posix()
         for file in package.rglob("*.py")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidist.data import Augment, Batches, Dataset, fashion_mnist
+from minidist.nn import CrossEntropy
 from tests.examples import examples
 
 
@@ -39,7 +40,7 @@ def test_shards_and_microbatches_put_together_are_the_batch(size):
         np.testing.assert_array_equal(np.concatenate([p.indices for p in part]), batch.indices)
         np.testing.assert_array_equal(np.concatenate([p.inputs for p in part]), batch.inputs)
         np.testing.assert_array_equal(np.concatenate([p.targets for p in part]), batch.targets)
-        assert {p.count for p in part} == {7}
+        assert {p.count(CrossEntropy()) for p in part} == {7}
 
 
 def test_augmentation_is_keyed_by_seed_step_and_position():
@@ -73,10 +74,14 @@ def test_augment_moves_and_mirrors():
 
 def test_ignored_targets_are_not_counted():
     targets = np.array([[1, 2, -1], [1, -1, -1], [0, 0, 0]])
-    data = Dataset("padded", np.zeros((3, 3), np.int64), targets, 3, ignore=-1)
+    data, loss = Dataset("padded", np.zeros((3, 3), np.int64), targets, 3), CrossEntropy(-1)
     batch = data.batch(np.array([0, 1]))
-    assert batch.count == 3
-    assert batch.shard(1, 2).count == 3  # the global count
+    assert batch.count(loss) == 3
+    assert batch.shard(1, 2).count(loss) == 3  # the global count
+    assert batch.shard(1, 2).own_count(loss) == 1
+    assert batch.count(CrossEntropy()) == 6
+    with pytest.raises(TypeError, match=r"CrossEntropy\(ignore_index=-1\)"):
+        Dataset("padded", np.zeros((3, 3), np.int64), targets, 3, ignore=-1)
 
 
 def test_split_is_disjoint_complete_and_by_seed():
@@ -127,4 +132,4 @@ def test_any_nesting_of_shards_is_the_batch(size, step, cuts):
         parts = [part.shard(rank, cut) for part in parts for rank in range(cut)]
     np.testing.assert_array_equal(np.concatenate([p.indices for p in parts]), batch.indices)
     np.testing.assert_array_equal(np.concatenate([p.positions for p in parts]), batch.positions)
-    assert {p.count for p in parts} == {len(batch)}
+    assert {p.count(CrossEntropy()) for p in parts} == {len(batch)}

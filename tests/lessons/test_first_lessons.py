@@ -1,4 +1,4 @@
-"""Lessons 1 to 4 run from top to bottom, as scripts and as notebooks, and draw their pictures."""
+"""Lessons 1 to 4, and 14, run from top to bottom, as scripts and notebooks, and draw pictures."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ LESSONS = {
     "02_tensors_and_layers": ["02_tensors_and_layers"],
     "03_optimizers": ["03_learning_rates", "03_optimizers"],
     "04_training_for_real": ["04_images", "04_characters"],
+    "14_smaller": ["14_smaller"],
 }
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 

@@ -37,6 +37,8 @@ class Job:
 
 PYTEST = ("-m", "pytest", "-q", "--timeout=3600")
 COMPARE = ("-m", "minidist", "compare")
+COMPRESS = ("-m", "tests.long.compress")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 JOBS = {
     "lesson4": Job(
         "lesson 4 with LESSON=long",
@@ -66,6 +68,15 @@ JOBS = {
     "mpi_again": Job(
         "the tests on real ranks ten times over: what fails now and then is found",
         ["-m", "tests.long.again", "10", "tests/mpi"],
+    ),
+    "compress_cnn": Job(
+        "every way to make the CNN smaller, after 3000 steps", [*COMPRESS, "cnn"], ONE_THREAD
+    ),
+    "compress_gpt": Job(
+        "every way to make the GPT smaller, after 3000 steps", [*COMPRESS, "gpt"], ONE_THREAD
+    ),
+    "compress_distil": Job(
+        "a small MLP with and without a teacher, 5 seeds", [*COMPRESS, "distil"], ONE_THREAD
     ),
 }  # fmt: skip
 

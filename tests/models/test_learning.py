@@ -18,7 +18,7 @@ def trained_accuracy(optimizer, epochs=8):
     for step in range(epochs * batches.steps_per_epoch):
         batch = batches[step]
         model.zero_grad()
-        loss(model(batch.inputs), batch.targets, batch.count).backward()
+        loss(model(batch.inputs), batch.targets, batch.count(loss)).backward()
         optimizer.step(model.flat.data, model.flat.grad)
     return accuracy(model, test)
 

@@ -21,7 +21,7 @@ def train(model, data, steps, size, lr, parts=1, augment=None):
         total = 0.0
         for part in batch.microbatches(parts):
             with draws(0, step, part.positions):
-                value = loss(model(part.inputs), part.targets, part.count)
+                value = loss(model(part.inputs), part.targets, part.count(loss))
             value.backward()
             total += value.item()
         optim.clip_by_global_norm(model.flat.grad, 1.0)

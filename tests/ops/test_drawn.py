@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import integer_array_indices as array_indices
 from minidist import ops
 from minidist.engine.gradcheck import gradcheck
 from minidist.engine.seeds import draws
+from minidist.engine.tensor import Tensor
 from tests.examples import examples
 from tests.ops.test_gradients import distinct, normal, positive
 
@@ -107,8 +108,12 @@ def test_cross_entropy(leading, classes, smoothing, ignored, data):
     lowest = -1 if ignored == -1 else 0
     drawn = data.draw(st.lists(st.integers(lowest, classes - 1), min_size=size, max_size=size))
     targets = np.array(drawn, np.int64).reshape(leading)
+    counted = (targets != ignored).any()
+    if not counted:  # there is no mean over none
+        with pytest.raises(ValueError, match="no mean over no targets"):
+            ops.cross_entropy(Tensor(normal(0, *leading, classes)), targets, None, ignored)
     gradcheck(
-        lambda z: ops.cross_entropy(z, targets, None, ignored, smoothing),
+        lambda z: ops.cross_entropy(z, targets, None if counted else 1, ignored, smoothing),
         normal(0, *leading, classes),
     )
 
@@ -116,8 +121,13 @@ def test_cross_entropy(leading, classes, smoothing, ignored, data):
 @quick
 @given(shape=SHAPES)
 def test_other_losses(shape):
-    gradcheck(ops.mean_squared_error, normal(0, *shape), normal(1, *shape))
-    gradcheck(lambda z: ops.binary_cross_entropy(z, positive(1, *shape) / 5), normal(0, *shape))
+    x, y, p = normal(0, *shape), normal(1, *shape), positive(1, *shape) / 5
+    count = None if x.size else 1  # there is no mean over none
+    gradcheck(lambda x, y: ops.mean_squared_error(x, y, count), x, y)
+    gradcheck(lambda x, y: ops.huber(x, y, count, 0.7), x, y)
+    gradcheck(lambda z: ops.binary_cross_entropy(z, p, count), x)
+    if shape:
+        gradcheck(lambda x: ops.kl_divergence(x, p, count), x)
 
 
 @quick

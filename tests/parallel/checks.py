@@ -116,11 +116,11 @@ def check_predictions(comm: Comm, key: str, setting: Setting) -> None:
                 for kind in method.arrays().values()
                 for array in kind
             ]
+            cost = method.cost(batches[step], machine)
             with measure_saved(exclude=owners) as meter:
                 method.step(batches[step])
             seconds = comm.time() - start
             comm.trace.computed(comm.time())
-            cost = method.cost(batches[step], machine)
             got = sent.messages - before[0], sent.nbytes - before[1]
             expected = cost.messages[comm.rank], cost.nbytes[comm.rank]
             assert got == expected, f"{key}: sent (messages, bytes) {got}, formula {expected}"

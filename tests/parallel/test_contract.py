@@ -371,8 +371,8 @@ def test_a_method_without_a_step_says_so():
     class Empty(Method):
         pass
 
-    with pytest.raises(TypeError, match="Empty does not define step"):
-        launch(lambda comm: build_empty(Empty, comm).step(None), 1)
+    with pytest.raises(TypeError, match="Empty does not define train_on"):
+        launch(lambda comm: build_empty(Empty, comm).train_on(None), 1)
 
 
 def build_empty(kind, comm):

@@ -12,7 +12,9 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "world": ["LocalComm", "LocalWorld"],
+        "comm": ["LocalComm"],
+        "folded": ["Fold", "FoldedComm"],
+        "world": ["LocalWorld"],
         "simulator": ["Simulator"],
         "tasks": ["Deadlock"],
     },

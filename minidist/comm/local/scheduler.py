@@ -42,12 +42,16 @@ class Scheduler:
         self.tasks: list[Task] = []
         self.current: Task
         self.error: BaseException | None = None
-        self.charged = 0  # FLOPs on the counter that have been charged to a clock
+        # FLOPs on the counter that have been charged to a clock. Of the seconds beyond them, what
+        # has been charged is taken from the counter.
+        self.charged = 0
         self.lost: set[int] = set()  # ranks that crashed
 
     def run(self) -> float:
         """Run all tasks to their end; returns the clock of the slowest."""
         self.hub = greenlet.getcurrent()
+        prices = work.prices()
+        work.set_prices(self.machine.kernel_prices)
         for task in self.tasks:
             task.greenlet.parent = self.hub
         try:
@@ -62,6 +66,7 @@ class Scheduler:
             for task in self.tasks:
                 if not task.greenlet.dead:
                     task.greenlet.throw(greenlet.GreenletExit)
+            work.set_prices(prices)
         return max(task.clock for task in self.tasks)
 
     def start(self, rank: int, stream: str, clock: float, body: Callable[[], None]) -> None:
@@ -69,7 +74,7 @@ class Scheduler:
         task = Task(rank, stream, clock)
 
         def guarded() -> None:
-            self.charged = work.flops
+            self.charged, work.beyond = work.flops, 0.0
             try:
                 body()
             except greenlet.GreenletExit:
@@ -128,7 +133,7 @@ class Scheduler:
             self._next()
         else:  # none, or one not yet started: started from here, it would inherit our stack
             self.hub.switch()
-        self.charged = work.flops
+        self.charged, work.beyond = work.flops, 0.0
 
     def _next(self) -> None:
         """Switch to the task that is furthest behind."""
@@ -144,12 +149,12 @@ class Scheduler:
         """The current task's clock, with all that it has computed charged to it."""
         task = self.current
         flops = work.flops
-        if flops != self.charged:
-            seconds = self.machine.compute(flops - self.charged, task.rank)
+        if flops != self.charged or work.beyond:
+            seconds = self.machine.compute(flops - self.charged, task.rank, work.beyond)
             if self.interrupted:
                 seconds = self.interrupted[task.rank].compute(seconds)
             task.clock += seconds
-            self.charged = flops
+            self.charged, work.beyond = flops, 0.0
         return task.clock
 
     def crash(self, rank: int) -> None:

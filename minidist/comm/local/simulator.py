@@ -7,6 +7,7 @@ end is paused meanwhile: see ``scheduler.py``, which decides who runs next.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidist.comm.checks import ANY
@@ -14,7 +15,8 @@ from minidist.comm.errors import CommError, RankLost
 from minidist.comm.local.scheduler import Scheduler
 from minidist.comm.local.tasks import Group, Meeting, Transfer
 from minidist.comm.machine import Links, Machine, Ports
-from minidist.engine.array import module_of
+from minidist.comm.trace import Trace
+from minidist.engine.array import module_of, work
 
 
 class Simulator(Scheduler):
@@ -23,12 +25,16 @@ class Simulator(Scheduler):
     def __init__(self, machine: Machine, ranks: int) -> None:
         super().__init__(machine, ranks)
         self.links = None if machine.even else Links(machine)
-        self.ports = Ports(ranks)
+        self.ports = Ports(ranks)  # inside a node
+        self.network_ports = Ports(ranks)
         self.groups: list[Group] = []
+        self.common: dict[Any, Any] = {}  # of ``Comm.once``
+        self.alive: Callable[[int], bool] = lambda rank: True  # False: another rank stands for it
+        self.join: Callable[[Group, int, Trace], Any]  # a communicator; the world sets it
 
-    def group(self, ranks: list[int]) -> Group:
-        """A new communicator, of these ranks of the world."""
-        self.groups.append(Group(ranks))
+    def group_of(self, ranks: Sequence[int]) -> Group:
+        """A group of these ranks of the world."""
+        self.groups.append(Group(ranks, sum(map(self.alive, ranks))))
         return self.groups[-1]
 
     def check_received(self) -> None:
@@ -86,15 +92,20 @@ class Simulator(Scheduler):
             )
         sender, receiver = send.task.rank, recv.task.rank
         nbytes = source.nbytes
+        ports = self.ports
         if self.links is None:
             seconds = self.machine.message(nbytes)
         else:
             seconds = self.links.message(sender, receiver, nbytes)
-        end = self.ports.carry(sender, receiver, max(send.posted, recv.posted), seconds)
+            if self.machine.between_nodes(sender, receiver):
+                ports = self.network_ports
+        end = ports.carry(sender, receiver, max(send.posted, recv.posted), seconds)
+        beyond = work.beyond
         if source.ndim == target.ndim == 1:
             target[...] = source
         else:
             target.reshape(-1)[...] = source.reshape(-1)
+        work.beyond = beyond  # a message costs α + nβ, no kernel
         recv.sender = send.sender
         for side in (send, recv):
             side.end = end
@@ -176,7 +187,7 @@ class Simulator(Scheduler):
         if meeting.name != name:
             raise CommError(f"rank {rank} called {name} where others called {meeting.name}")
         meeting.brought[rank] = bring
-        if len(meeting.brought) < len(group.ranks):
+        if len(meeting.brought) < group.living:
             meeting.waiting.append(self.current)
             self.pause(meeting)
         else:

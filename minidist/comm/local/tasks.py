@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minidist.comm.agreement import Claim
@@ -32,8 +33,9 @@ class Task:
 class Group:
     """What the ranks of one communicator share: who they are, and messages without a partner."""
 
-    def __init__(self, ranks: list[int]) -> None:
+    def __init__(self, ranks: Sequence[int], living: int | None = None) -> None:
         self.ranks = ranks  # world ranks, by rank of the group
+        self.living = len(ranks) if living is None else living  # how many are not folded away
         self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
         self.recvs: list[list[Transfer]] = [[] for _ in ranks]
         self.meetings: dict[int, Meeting] = {}
@@ -43,6 +45,7 @@ class Group:
         self.agreed = [0 for _ in ranks]  # how often each has called agree()
         self.disagreement: Disagreement | None = None
         self.stream: Group | None = None  # the same ranks' communication streams
+        self.groups: dict[Any, Group] = {}  # of ``Comm.group``, by members and number
 
 
 class Transfer:

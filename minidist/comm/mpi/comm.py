@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,22 @@ class MpiComm(Comm):
         self._resources.free_dropped()
         part = self._comm.Split(color, key)
         self._left("split", start)
+        return self._part(part)
+
+    def group(self, ranks: Sequence[int]) -> Comm:
+        self._check_members(ranks)
+        start = self._enter("group")
+        self._resources.free_dropped()
+        mine = self._comm.Get_group()
+        chosen = mine.Incl(list(ranks))
+        part = self._comm.Create_group(chosen)
+        chosen.Free()
+        mine.Free()
+        self._left("group", start)
+        return self._part(part)
+
+    def _part(self, part: Any) -> Comm:
+        """A communicator of some ranks of this one."""
         members, mine = part.Get_group(), self._comm.Get_group()
         theirs = members.Translate_ranks(list(range(part.Get_size())), mine)
         members.Free()

@@ -101,11 +101,11 @@ class ElasticAveraging(KeyRanges):
             like = self.model.flat.data if self.works else self.data
             self.incoming = module_of(like).empty_like(like)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         loss = np.zeros(1)
         if self.works:
             loss[0] = self.train_alone(batch)
-        if self.meets_after(batch.step):
+        if self.meets_after(self.steps):
             if self.works:
                 self.visit()
             else:
@@ -140,8 +140,9 @@ class ElasticAveraging(KeyRanges):
         shard = batch.shard(self.workers.index(self.comm.rank), count)
         self.model.zero_grad()
         loss = self.accumulate(shard)
-        if len(shard):  # the loss divides by the whole batch's targets: make it the shard's
-            self.model.flat.grad *= len(batch) / len(shard)
+        own = shard.own_count(self.loss)
+        if own:  # the loss divides by the whole batch's count: make it the shard's
+            self.model.flat.grad *= batch.count(self.loss) / own
             self.update()
         return loss
 
@@ -220,7 +221,7 @@ class ElasticAveraging(KeyRanges):
                     clocks.messages[sender] += 1
                     clocks.nbytes[sender] += nbytes
 
-        if self.meets_after(batch.step):
+        if self.meets_after(self.steps):
             exchange(n, machine.reduce(n))
         if self.comm.size > 1:
             exchange(8, 0.0)

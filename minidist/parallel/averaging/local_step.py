@@ -50,12 +50,12 @@ class LocalSteps(Method):
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = np.array([self.accumulate(batch.shard(self.comm.rank, self.comm.size))])
         self.model.flat.grad *= self.comm.size
         self.update()
-        self.meet(batch.step)
+        self.meet(self.steps)
         ring.all_reduce(self.comm, loss)
         return float(loss[0])
 
@@ -96,7 +96,7 @@ class LocalSteps(Method):
         ranks, clocks = range(self.comm.size), Clocks(machine, self.comm.size)
         shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
         clocks.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
-        self.plan(clocks, batch.step)
+        self.plan(clocks, self.steps)
         clocks.all_reduce(1, 8)
         n = parameter_count(self.whole) * self.itemsize
         peak = {

@@ -33,6 +33,10 @@ for activations, and not a byte more on the wire. Li et al., "PyTorch Distribute
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from minidist.collectives.algorithm import Choice
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -46,7 +50,7 @@ from minidist.parallel.data_parallel.buckets import Buckets
 from minidist.parallel.gradient_sync import Sync, Work, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
-from minidist.parallel.state import OptimizerShard
+from minidist.parallel.state import OptimizerShard, State
 
 
 class DataParallel(Method):
@@ -74,10 +78,11 @@ class DataParallel(Method):
         self.sync = make_sync(AllReduce(algorithm or "ring") if sync is None else sync)
         self.model = model
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
+        self.replicas = replace(self.sync.replicas, passes=2 * microbatches)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         sync = self.sync
-        sync.begin(batch.step)
+        sync.begin(self.steps)
         *earlier, last = self.parts(batch, self.comm.rank)
         loss = 0.0
         for part in earlier:
@@ -93,6 +98,12 @@ class DataParallel(Method):
     def parts(self, batch: Batch, rank: int) -> list[Batch]:
         """The microbatches of a rank."""
         return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return self.sync.parameters()
+
+    def load_parameters(self, by_name: State) -> None:
+        self.sync.load_parameters(by_name)
 
     def arrays(self) -> dict[str, list[Array]]:
         return self.sync.arrays()
@@ -114,14 +125,14 @@ class DataParallel(Method):
             [training_seconds(self.whole, own, machine, rank) for rank, own in enumerate(parts)],
             [shape_of(own[-1]) for own in parts],
         )
-        plan = self.sync.plan(self.sync.replicas, work, machine)
+        plan = self.sync.plan(self.replicas, work, machine)
         activations = [largest_saved(self.whole, own, self.itemsize, self.loss) for own in parts]
         return StepCost(
             messages=plan.messages,
             nbytes=plan.nbytes,
-            peak_bytes=self.sync.memory(self.sync.replicas) | {"activations": activations},
+            peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now),
+            seconds=max(plan.now) if self.sync.timed else None,
         )
 
 

@@ -41,6 +41,7 @@ def replicas_of(
         sums_loss=False,
         apart=layout.apart(stage),
         pieces=layout.chunks_of(stage),
+        passes=layout.microbatches * (3 if layout.recompute else 2),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,12 @@ from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
-from minidist.engine.seeds import draws
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Parameter, Shape
 from minidist.parallel.gradient_sync import GradientSync
+from minidist.parallel.in_order import names_in
 from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.schedules import (
     Backward,
@@ -37,6 +37,7 @@ from minidist.parallel.pipeline.schedules import (
     Step,
     WeightGradient,
 )
+from minidist.parallel.tensor.part import TensorPart
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class OwnStage:
     partners: Comm | None  # the stages of this copy that hold the tied parameters
     clip: float | None
     update: Callable[[], None]  # the optimizer's step
+    draws_of: Callable[[Batch], AbstractContextManager[None]]  # keys a microbatch's random draws
+    tensor: TensorPart | None = None  # the ranks that hold this stage together
     buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
 
 
@@ -75,6 +78,7 @@ class Executor:
         self.arriving: dict[tuple[str, int, int], tuple[Request, Array]] = {}
         self.leaving: dict[tuple[str, int, int], Request] = {}
         self.separated = list(stage.separated)  # still to be added
+        self.to_sum = set(self.layout.summed)  # over the tensor axis, still
         self.loss = np.zeros(1)
         self.completed = False
 
@@ -124,9 +128,11 @@ class Executor:
         """A part's layers on a microbatch, and the loss in the last one."""
         batch = self.batches[microbatch]
         x = self.inputs[microbatch, part] if part > 0 else batch.inputs
-        with draws(batch.seed, batch.step, batch.positions):
-            y = self.layout.parts[part](x)
-        return self.stage.loss(y, batch.targets, batch.count) if part == self.last else y
+        with self.stage.draws_of(batch):
+            y = self.stage.sync.run(self.layout.parts[part], x)
+        if part < self.last:
+            return y
+        return self.stage.loss(y, batch.targets, batch.count(self.stage.loss))
 
     def forward(self, microbatch: int, part: int) -> None:
         place = microbatch, part
@@ -220,6 +226,7 @@ class Executor:
         if what == "replicas":
             part = self.layout.chunk_range(stage.index, chunk)
             self.add_separated(part)
+            self.sum_over_tensor(part)
             stage.sync.ready(part)
         elif what == "loss":
             assert stage.replicas is not None
@@ -238,6 +245,13 @@ class Executor:
                 first.accumulate(later.grad)
                 self.separated.remove(pair)
 
+    def sum_over_tensor(self, part: slice) -> None:
+        """Sum what the tensor axis has summands of, for parameters in this part, each once."""
+        if self.stage.tensor is not None and self.to_sum:
+            names = self.to_sum.intersection(names_in(self.stage.model.flat.slices, part))
+            self.stage.tensor.complete(self.stage.model, names)
+            self.to_sum -= names
+
     def sum_tied(self) -> None:
         """Sum the gradients of tied parameters over the stages that hold them.
 
@@ -254,19 +268,31 @@ class Executor:
 
     def complete(self) -> None:
         """Wait until all gradients are summed over the replicas; once a step."""
-        self.add_separated(slice(0, self.stage.model.flat.size))
+        whole = slice(0, self.stage.model.flat.size)
+        self.add_separated(whole)
+        self.sum_over_tensor(whole)
         if not self.completed:
             self.completed = True
             self.stage.sync.finish()
+
+    def gradient_norm(self) -> float:
+        """Of the whole gradient: each of its numbers counts on one stage and one tensor rank."""
+        stage = self.stage
+        elsewhere = set(self.layout.counted_elsewhere(stage.index))
+        if stage.tensor is not None:
+            elsewhere |= stage.tensor.elsewhere
+        square = np.array([stage.sync.squared_norm(elsewhere)])
+        ring.all_reduce(stage.pipe, square)
+        if stage.tensor is not None:
+            stage.tensor.square_of_all(square)
+        return float(np.sqrt(square[0]))
 
     def clip(self) -> None:
         """Scale by the norm of the whole gradient, of which every stage has a part."""
         stage = self.stage
         assert stage.clip is not None
         self.complete()
-        square = np.array([stage.sync.squared_norm(self.layout.counted_elsewhere(stage.index))])
-        ring.all_reduce(stage.pipe, square)
-        norm = float(np.sqrt(square[0]))
+        norm = self.gradient_norm()
         if norm > stage.clip:
             stage.sync.scale(stage.clip / norm)
 

@@ -5,14 +5,15 @@
     stage 1              part 1 ...
     rank r     stage r % p of copy r // p                   with ``replicas`` copies of p stages
 
-A layout is made once, from a declared model, the same on every rank, and never changes. The
-prover, the executor and the prices all read it; none of them knows the method.
+A layout is made once a world, from a declared model, and never changes: ``on`` gives each rank
+its own, with the blocks that the rank trains. The prover, the executor and the prices all read it;
+none of them knows the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
@@ -43,6 +44,18 @@ class Layout:
     tied: tuple[str, ...]  # parameters that several stages hold
     tied_stages: tuple[int, ...]  # those stages
     programs: Programs  # of each stage
+    summed: frozenset[str] = frozenset()  # gradients that the tensor axis sums: see TensorPart
+    known_shapes: dict[Shape, list[Shape]] = field(default_factory=dict, compare=False)
+
+    def on(self, model: Sequential, stage: int) -> Layout:
+        """The same layout on a rank of this stage, with that rank's own, equal ``model``."""
+        parts, models = list(self.parts), list(self.stage_models)
+        own = [self.part(stage, chunk) for chunk in range(self.schedule.chunks)]
+        for part in own:
+            start, stop = self.bounds[part]
+            parts[part] = model[start:stop]
+        models[stage] = join([parts[part] for part in own])
+        return replace(self, model=model, parts=tuple(parts), stage_models=tuple(models))
 
     def part(self, stage: int, chunk: int) -> int:
         """Which part of the model a stage's chunk is."""
@@ -115,8 +128,12 @@ class Layout:
     def shapes_of(self, batch: Batch) -> list[Shape]:
         """The shape of every part's input, for a microbatch."""
         shape = shape_of(batch)
-        costs = self.model.costs(shape)
-        return [costs[start - 1].shape if start else shape for start, _ in self.bounds]
+        if shape not in self.known_shapes:
+            costs = self.model.costs(shape)
+            self.known_shapes[shape] = [
+                costs[start - 1].shape if start else shape for start, _ in self.bounds
+            ]
+        return self.known_shapes[shape]
 
 
 def make_layout(
@@ -130,6 +147,7 @@ def make_layout(
     costs: Sequence[float] | None,
     clips: bool,
     one_step: bool = True,
+    summed: frozenset[str] = frozenset(),
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
     """Cut ``model``, write each stage's program, and prove that they can run.
@@ -137,7 +155,7 @@ def make_layout(
     Raises ValueError for bounds that do not cut the whole model or parameters that cannot be
     shared, ScheduleError for programs that cannot run.
     """
-    bounds = bounds or _even(model, schedule, stages, costs)
+    bounds = bounds or even_bounds(model, schedule, stages, costs)
     _check_bounds(bounds, model, schedule, stages)
     parts = tuple(model[start:stop] for start, stop in bounds)
     stage_models = tuple(
@@ -177,10 +195,11 @@ def make_layout(
         tuple(shared),
         tuple(tied_stages),
         programs,
+        summed,
     )
 
 
-def _even(
+def even_bounds(
     model: Sequential, schedule: Schedule, stages: int, costs: Sequence[float] | None
 ) -> Bounds:
     """As even as can be.

@@ -38,23 +38,27 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
+from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
-from minidist.parallel.gradient_sync import GradientSync, Sync, make_sync
+from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
+from minidist.parallel.mesh.mesh import Mesh
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
 from minidist.parallel.pipeline.executor import Executor, OwnStage
-from minidist.parallel.pipeline.layout import make_layout
+from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
+from minidist.parallel.pipeline.mesh_cost import machine_of, mesh_cost
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
-from minidist.parallel.state import State, by_parameter, load_optimizer, save_optimizer
+from minidist.parallel.state import State, load_optimizer, own_names, save_optimizer, under
+from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms, own_optimizer
 
 
 class Pipeline(Method):
@@ -83,6 +87,7 @@ class Pipeline(Method):
         replicas: int = 1,
         sync: Sync | None = None,
         clip: float | None = None,
+        tensor: TensorCut | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if not is_list_of_blocks(model):
@@ -97,24 +102,43 @@ class Pipeline(Method):
                 known = ", ".join(SCHEDULES)
                 raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}")
             schedule = SCHEDULES[schedule]
-        if replicas < 1 or comm.size % replicas:
-            raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines")
-        self.layout = make_layout(
-            model,
-            schedule,
-            comm.size // replicas,
-            replicas,
-            microbatches,
-            recompute,
-            bounds,
-            costs,
-            clip is not None,
-            one_step=not self.stashes,
-            write=program,
-        )
-        self.stage, self.replica = comm.rank % self.layout.stages, comm.rank // self.layout.stages
-        self.pipe = comm.split(self.replica) if replicas > 1 else comm
-        copies = comm.split(self.stage) if replicas > 1 else None
+        each = replicas * (1 if tensor is None else tensor.ranks)
+        if each < 1 or comm.size % each:
+            parts = "" if tensor is None else f" of stages on {tensor.ranks} ranks each"
+            raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines{parts}")
+        stages = comm.size // each
+        self.mesh = Mesh(comm, dp=replicas, pp=stages, tp=each // replicas)
+        self.stage, self.replica = self.mesh.place["pp"], self.mesh.place["dp"]
+        self.pipe = self.mesh["pp"]
+        copies = self.mesh["dp"] if replicas > 1 else None
+        self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
+        if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
+            bounds = bounds or even_bounds(model, schedule, stages, costs)
+            assert isinstance(self.tensor.loss, Loss)
+            model, self.loss = self.tensor.model, self.tensor.loss
+
+        setting = schedule, stages, replicas, microbatches, recompute
+        given = [None if one is None else signature(list(one)) for one in (bounds, costs)]
+        clips, one_step = clip is not None, not self.stashes
+        summed = frozenset() if self.tensor is None else self.tensor.summed
+
+        def lay_out(model: Sequential) -> Layout:
+            return comm.once(
+                ("layout", signature(model), *setting, *given, clips, one_step, summed, program),
+                lambda: make_layout(
+                    model,
+                    *setting,
+                    bounds,
+                    costs,
+                    clips,
+                    one_step=one_step,
+                    summed=summed,
+                    write=program,
+                ),
+            )
+
+        self.lay_out = lay_out
+        self.layout = lay_out(model).on(model, self.stage)
         self.sync = self._make_sync(sync, copies)
         self.model = self.layout.stage_models[self.stage]  # only this stage is allocated
         self.sync.bind(
@@ -125,28 +149,30 @@ class Pipeline(Method):
             sums_loss=False,
             clips=clip is not None,
             apart=self.layout.apart(self.stage),
+            late=self.layout.summed & self.model.named_parameters().keys(),
         )
+        if self.tensor is not None:
+            bind_norms(optimizer, self.tensor)
         self.separated = separate(self.model)
         holds_tied = self.stage in self.layout.tied_stages
-        partners = self.pipe.split(int(holds_tied)) if self.layout.tied else None
+        partners = self.pipe.group(self.layout.tied_stages) if holds_tied else None
         self.own = OwnStage(
             self.layout,
             self.stage,
             self.model,
             self.separated,
-            loss,
+            self.loss,
             self.sync,
             self.pipe,
             copies,
             partners,
             clip,
             self.update,
+            self.draws_of,
+            self.tensor,
         )
-        self.stage_replicas = [
-            replicas_of(self.layout, stage, self.itemsize, optimizer, clip is not None)
-            for stage in range(self.layout.stages)
-        ]
         self._prices: dict[Any, Price] = {}
+        self._layouts: list[Layout] = []  # of each rank of the tensor axis
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""
@@ -167,15 +193,22 @@ class Pipeline(Method):
                 f"parameter lies, so the copies of {self.layout.tied[0]}, on stages "
                 f"{list(self.layout.tied_stages)}, would differ: take ReduceScatterUnits"
             )
+        if self.tensor is not None and copies.size > 2 and not self.tensor.even:
+            raise ValueError(
+                f"the tensor axis cuts unevenly ({self.tensor.uneven}), so a parameter that is "
+                "whole lies in another place on each of its ranks, and three and more replicas "
+                "would be summed in another order: its copies would drift apart. Take lengths that "
+                "divide, or two replicas"
+            )
         return made
 
     # One step
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
             later.grad.fill(0)  # type: ignore[union-attr]
-        self.sync.begin(batch.step)
+        self.sync.begin(self.steps)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
         run.finish()
@@ -192,46 +225,56 @@ class Pipeline(Method):
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stage sends its own to all others."""
-        found: dict[str, np.ndarray] = {}
-        flat = self.model.flat.data
-        for rank, stage in enumerate(self.layout.stage_models):
-            data = (
-                flat.copy()
-                if rank == self.stage
-                else arrays.module_of(flat).empty(parameter_count(stage), flat.dtype)
+        return self._from_all_stages(self._serial(self.sync.parameters()), self.whole)
+
+    def _serial(self, state: State) -> State:
+        """This stage's arrays with the shapes of the serial model."""
+        return state if self.tensor is None else self.tensor.whole(state)
+
+    def _from_all_stages(self, mine: State, model: Module) -> State:
+        """All parameters' arrays, of which each stage has its own: a broadcast of each stage's."""
+        named, found = model.named_parameters(), {}
+        for stage, part in enumerate(self.layout.stage_models):
+            names = list(part.named_parameters())
+            flat = (
+                np.concatenate([mine[name].reshape(-1) for name in names])
+                if stage == self.stage and names
+                else np.empty(sum(named[name].size for name in names), self.model.flat.data.dtype)
             )
-            central.broadcast(self.pipe, data, root=rank)
+            central.broadcast(self.pipe, flat, root=stage)
             start = 0
-            for name, parameter in stage.named_parameters().items():
-                part = data[start : start + parameter.size]
-                found[name] = arrays.to_host(part).reshape(parameter.declared)
-                start += parameter.size
-        return {name: found[name] for name in self.whole.named_parameters()}
+            for name in names:
+                stop = start + named[name].size
+                found[name] = flat[start:stop].reshape(named[name].declared).copy()
+                start = stop
+        return {name: found[name] for name in named}
 
     def buffers(self) -> dict[str, np.ndarray]:
         """Every stage's buffers, of the first copy of the pipeline."""
         found: dict[str, np.ndarray] = {}
         for stage, model in enumerate(self.layout.stage_models):
+            root = self.mesh.rank_of(pp=stage)
             for name, buffer in model.named_buffers().items():
-                mine = stage == self.comm.rank  # the ranks of the first copy come first
                 values = (
                     arrays.to_host(buffer.data).copy()
-                    if mine
+                    if self.comm.rank == root
                     else np.empty(buffer.declared, self.model.flat.data.dtype)
                 )
-                central.broadcast(self.comm, values, root=stage)
+                central.broadcast(self.comm, values, root=root)
                 found[name] = values
         return {name: found[name] for name in self.whole.named_buffers()}
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         with as_in_evaluation(self.model):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)
                 output = self._pass_through(shard)
                 if output is not None:
-                    sums += counts(output, self.loss, shard)
+                    counted = counts(output, self.loss, shard)
+                    if self.mesh.place["tp"] == 0:  # the others found the same
+                        sums += counted
         return mean_over_ranks(self.comm, sums)
 
     def _pass_through(self, batch: Batch) -> Tensor | None:
@@ -246,7 +289,7 @@ class Pipeline(Method):
             elif layout.stage_of(part - 1) != self.stage:
                 x = Tensor(arrays.module_of(flat).empty(shapes[part], flat.dtype))
                 self.pipe.recv(x.data, layout.stage_of(part - 1))
-            x = model(x)
+            x = self.sync.run(model, x)
             if part + 1 == len(layout.parts):
                 return x
             if layout.stage_of(part + 1) != self.stage:
@@ -264,20 +307,20 @@ class Pipeline(Method):
         all_reduce(self.pipe, steps, "max")
         found: State = {"steps": np.array(int(steps[0]))}
         for slot in self.optimizer.slots if steps[0] else ():
-            for stage, model in enumerate(self.layout.stage_models):
-                slices, dtype = parameter_slices(model), self.model.flat.data.dtype
-                flat = np.empty(parameter_count(model), dtype)
-                if stage == self.stage:
-                    for name, part in slices.items():
-                        flat[part] = mine[f"optimizer/{slot}/{name}"].reshape(-1)
-                central.broadcast(self.pipe, flat, root=stage)
-                cut = by_parameter(flat, slices, model)
-                found |= {f"optimizer/{slot}/{name}": value for name, value in cut.items()}
+            prefix = f"optimizer/{slot}/"
+            whole = self._from_all_stages(self._serial(under(prefix, mine)), self.whole)
+            found |= {prefix + name: value for name, value in whole.items()}
         return found
+
+    def load_parameters(self, by_name: State) -> None:
+        if self.tensor is not None:
+            by_name = self.tensor.own(by_name)
+        self.sync.load_parameters({name: by_name[name] for name in own_names(self.model)})
 
     def load_optimizer(self, state: State) -> None:
         assert self.sync.comm is not None
-        load_optimizer(self.sync.comm, self.sync.optimizer_shards(), state)
+        own = state if self.tensor is None else own_optimizer(self.tensor, state)
+        load_optimizer(self.sync.comm, self.sync.optimizer_shards(), own)
 
     def own_arrays(self) -> dict[str, Array]:
         return self.sync.own_arrays()
@@ -286,16 +329,50 @@ class Pipeline(Method):
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Priced from the programs themselves; and what ``sync`` sends and keeps."""
+        if self.tensor is not None:
+            return self._mesh_cost(self.tensor, batch, machine)
         priced = self.price(batch, machine)
-        return step_cost(self.layout, self.stage_replicas, self.sync, priced, machine)
+        return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, priced, machine)
+
+    def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
+        """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
+        if not self._layouts:
+            self._layouts = [self.lay_out(model) for model in tensor.models]
+        costs, replicas = [], [self.stage_replicas(layout) for layout in self._layouts]
+        for place, (layout, loss) in enumerate(zip(self._layouts, tensor.losses, strict=True)):
+            seen = machine_of(machine, place, tensor.comm.size)
+            priced = self.price_of(layout, loss, batch, seen)
+            costs.append(step_cost(layout, replicas[place], self.sync, priced, seen))
+        return mesh_cost(
+            tensor,
+            self._layouts,
+            costs,
+            replicas,
+            self.sync,
+            self.optimizer,
+            batch,
+            self.itemsize,
+            machine,
+        )
+
+    def stage_replicas(self, layout: Layout) -> list[Replicas]:
+        """The ranks that hold each stage, for the formulas of their ``GradientSync``."""
+        clips = self.clip is not None
+        return [
+            replicas_of(layout, stage, self.itemsize, self.optimizer, clips)
+            for stage in range(layout.stages)
+        ]
 
     def price(self, batch: Batch, machine: Machine) -> Price:
         """What a step on ``batch`` should take, with every computation's start and end."""
-        layout = self.layout
+        return self.price_of(self.layout, self.loss, batch, machine)
+
+    def price_of(self, layout: Layout, loss: Module, batch: Batch, machine: Machine) -> Price:
+        """The price of any layout of this method's: each rank of a tensor axis has its own."""
         parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
-        key = tuple(len(part) for copy in parts for part in copy), repr(machine)
+        key = tuple(len(part) for copy in parts for part in copy), repr(machine), id(layout)
         if key not in self._prices:
             self._prices[key] = price_step(
-                layout, self.stage_replicas, self.sync, self.loss, parts, machine
+                layout, self.stage_replicas(layout), self.sync, loss, parts, machine
             )
         return self._prices[key]

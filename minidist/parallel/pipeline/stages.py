@@ -18,6 +18,7 @@ from minidist.collectives import broadcast
 from minidist.comm.comm import Comm
 from minidist.data.batches import Batch
 from minidist.engine.tensor import Tensor
+from minidist.nn.cost import walk_back
 from minidist.nn.layers import Sequential
 from minidist.nn.module import LayerCost, Module, Shape
 from minidist.parallel.model_costs import saved_bytes, training_flops
@@ -64,8 +65,8 @@ def block_seconds(model: Sequential, batch: Batch, comm: Comm, repeats: int = 3)
 def cut(costs: Sequence[float], parts: int) -> Bounds:
     """Cut blocks of these costs into consecutive parts, as even as can be: (start, stop) each.
 
-    Least sum of squares, by dynamic programming; a block that costs nothing stays with the one
-    before it.
+    Least sum of squares, by dynamic programming over ends; of equal cuts the one whose first parts
+    are longest, so that a block that costs nothing stays with the one before it.
     """
     if parts > len(costs):
         raise ValueError(
@@ -75,21 +76,25 @@ def cut(costs: Sequence[float], parts: int) -> Bounds:
     total: list[float] = [0]
     for cost in costs:
         total.append(total[-1] + cost)
-    # best[stop]: (cost, starts) of the best cut of the first ``stop`` blocks so far
-    best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
-    for _ in range(parts):
-        following: dict[int, tuple[float, list[int]]] = {}
-        for start, (cost, starts) in best.items():
-            for stop in range(start + 1, len(costs) + 1):
-                candidate = (cost + (total[stop] - total[start]) ** 2, [*starts, start])
-                if stop not in following or (candidate[0], [-s for s in candidate[1]]) < (
-                    following[stop][0],
-                    [-s for s in following[stop][1]],
-                ):
-                    following[stop] = candidate
-        best = following
-    starts = best[len(costs)][1]
-    return list(zip(starts, [*starts[1:], len(costs)], strict=True))
+    # rest[start]: the least cost of the blocks from ``start`` on in so many parts, and the end of
+    # the first of these
+    rest: dict[int, tuple[float, int]] = {len(costs): (0, 0)}
+    ends: list[dict[int, tuple[float, int]]] = []
+    for count in range(parts):
+        longer: dict[int, tuple[float, int]] = {}
+        for start in range(parts - count - 1, len(costs) - count):
+            longer[start] = min(
+                ((total[stop] - total[start]) ** 2 + rest[stop][0], -stop)
+                for stop in range(start + 1, len(costs) - count + 1)
+                if stop in rest
+            )
+        rest = longer
+        ends.append(rest)
+    bounds, start = [], 0
+    for best in reversed(ends):
+        bounds.append((start, -best[start][1]))
+        start = bounds[-1][1]
+    return bounds
 
 
 def join(parts: Sequence[Sequential]) -> Sequential:
@@ -130,7 +135,8 @@ def part_cost(
     forward, backward = training_flops(part, shape, input_grad=not first)
     weight = sum(cost.weight_flops for cost in costs)
     saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
-    highest, kept = _walk_back(costs, shape, itemsize, loss)
+    of_loss = 0 if loss is None else loss.cost(output, itemsize).saved_bytes
+    highest, kept = walk_back(costs, shape, itemsize, of_loss)
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
@@ -157,39 +163,3 @@ def _saves_input(costs: Sequence[LayerCost], loss: Module | None) -> bool:
         if not cost.view:
             return False
     return False
-
-
-def _walk_back(
-    costs: Sequence[LayerCost], shape: Shape, itemsize: int, loss: Module | None
-) -> tuple[int, int]:
-    """Bytes kept while going backward without the weights: at the highest, and at the end.
-
-    A block frees what it saved, and a block with weights keeps its input and the gradient of its
-    output for later. What lies between two blocks is one array, whoever keeps it.
-    """
-    shapes = [shape, *(cost.shape for cost in costs)]
-    place = [0]  # the array that lies before each block: a view is the same array
-    for index, cost in enumerate(costs):
-        place.append(place[-1] if cost.view else index + 1)
-    sizes = {place[i]: int(np.prod(shapes[place[i]])) * itemsize for i in range(len(place))}
-    users: dict[int, int] = {}
-
-    def use(boundary: int, count: int) -> None:
-        users[boundary] = users.get(boundary, 0) + count
-
-    own = 0
-    for index, cost in enumerate(costs):
-        use(place[index], cost.saves_input)
-        use(place[index + 1], cost.saves_output)
-        own += cost.saved_bytes
-    highest = now = own + sum(sizes[b] for b, count in users.items() if count)
-    if loss is not None:
-        highest += loss.cost(shapes[-1], itemsize).saved_bytes
-    for index in reversed(range(len(costs))):
-        cost = costs[index]
-        use(place[index], cost.defers_input - cost.saves_input)
-        use(place[index + 1], -int(cost.saves_output))
-        own += cost.deferred_bytes - cost.saved_bytes
-        now = own + sum(sizes[b] for b, count in users.items() if count)
-        highest = max(highest, now)
-    return highest, now if costs else 0

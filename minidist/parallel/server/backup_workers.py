@@ -78,6 +78,7 @@ class BackupWorkers(StaleParameterServer):
         index, server = self.workers.index(self.comm.rank), self.servers[0]
         clock, end, header = self.clock, self.clock + len(batches), np.empty(1)
         while clock < end:
+            self.steps = clock
             self.model.zero_grad()
             shard = batches[clock - self.clock].shard(index, len(self.workers))
             loss = self.accumulate(shard)

@@ -184,7 +184,7 @@ class KeyRanges(ServersAndWorkers):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) of the servers' parameters; the workers share the work."""
-        sums, values = np.zeros(3), self.gather_keys(self.data[self.owned] if self.serves else None)
+        sums, values = np.zeros(4), self.gather_keys(self.data[self.owned] if self.serves else None)
         if self.works:
             shard, shards = self.workers.index(self.comm.rank), len(self.workers)
             with as_in_evaluation(self.model), with_values(self.model.flat.data, values):

@@ -92,12 +92,12 @@ class ParameterServer(KeyRanges):
         if self.serves and len(self.workers) > 1 and not self.pushes.compressed:
             self.incoming = module_of(self.data).empty_like(self.data)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         requests: list[Request] = []
         if self.works:
             requests = self.work(batch)
         if self.serves:
-            self.serve(batch.step)
+            self.serve(self.steps)
         with self.comm.step("pull"), self.servers_must_live():
             for request in requests:
                 request.wait()
@@ -118,7 +118,7 @@ class ParameterServer(KeyRanges):
             if worker == index and self.servers[server] != self.comm.rank
         ]
         messages = [
-            self.pushes.pack(server, flat.grad_and_loss, batch.step) for server, _ in others
+            self.pushes.pack(server, flat.grad_and_loss, self.steps) for server, _ in others
         ]
         with self.comm.step("push"):
             pulls = [
@@ -126,7 +126,7 @@ class ParameterServer(KeyRanges):
                 for server, to in others
             ]
             pushes = [
-                self.comm.isend(message, to, push_tag(batch.step))
+                self.comm.isend(message, to, push_tag(self.steps))
                 for message, (_, to) in zip(messages, others, strict=True)
             ]
         return pushes + pulls

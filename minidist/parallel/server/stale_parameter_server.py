@@ -61,6 +61,7 @@ from minidist.parallel.server.key_ranges import Servers
 from minidist.parallel.server.stale_cost import stale_cost
 from minidist.parallel.server.stale_server import StaleServer
 from minidist.parallel.server.stale_worker import StaleWorker
+from minidist.parallel.state import State
 
 
 class StaleParameterServer(StaleWorker, StaleServer):
@@ -124,27 +125,34 @@ class StaleParameterServer(StaleWorker, StaleServer):
         All ranks come together at the end. Returns the loss of each batch: the sum of its shards'
         losses, each at the parameters that its worker had. The same on every rank.
         """
-        self.losses = np.zeros(len(batches))
-        end = self.clock + len(batches)
-        if self.comm.size == 1:
-            self.work_alone(batches)
-        elif self.works and self.serves:
-            serving = self.comm.spawn(self.serve_on_stream, end)
-            self.work(batches)
-            serving.wait()
-        elif self.works:
-            self.work(batches)
-        else:
-            self.serve(end)
-        self.clock = end
-        self.tell(self.losses, self.servers[0])
+        with self.stepping(batches):
+            self.losses = np.zeros(len(batches))
+            end = self.clock + len(batches)
+            if self.comm.size == 1:
+                self.work_alone(batches)
+            elif self.works and self.serves:
+                serving = self.comm.spawn(self.serve_on_stream, end)
+                self.work(batches)
+                serving.wait()
+            elif self.works:
+                self.work(batches)
+            else:
+                self.serve(end)
+            self.clock = self.steps = end
+            self.tell(self.losses, self.servers[0])
         return [float(loss) for loss in self.losses]
 
     def work_alone(self, batches: Sequence[Batch]) -> None:
         """A worker that is its own server has nobody to send to."""
         for number, batch in enumerate(batches):
+            self.steps = self.clock + number
             self.losses[number] = self.compute(batch)
-            self.apply(self.comm.rank, self.clock + number)
+            self.apply(self.comm.rank, self.steps)
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        self.clock = self.steps
+        self.clocks = dict.fromkeys(self.workers, self.clock)  # nobody is ahead
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, of ``step``: a run of one batch."""

@@ -22,11 +22,12 @@ PULL = 2  # tag
 class StaleWorker(KeyRanges):
     """The worker's side of ``StaleParameterServer``."""
 
-    clock: int  # batches that this rank has trained on
+    clock: int  # batches trained on before this run
 
     def work(self, batches: Sequence[Batch]) -> None:
         """Compute, push, pull, for every batch."""
         for clock, batch in enumerate(batches, self.clock):
+            self.steps = clock
             loss = self.compute(batch)
             self.push_and_pull(clock, loss)
 

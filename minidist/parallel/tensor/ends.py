@@ -93,11 +93,16 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
     """Cross-entropy of logits whose classes are cut over ranks: the same value on every rank."""
 
     def __init__(self, loss: nn.CrossEntropy, axis: Axis, cut: Cut) -> None:
+        if loss.weight is not None:
+            raise ValueError(
+                "the model's output is cut over ranks, and its cross-entropy knows no class "
+                "weights: keep the last layer whole in the plan, or leave the weights out"
+            )
         vars(self).update(vars(loss))
         self.axis = axis
         self.first, self.classes = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
 
-    def forward(self, logits: Tensor, targets: Any, count: int | None = None) -> Tensor:
+    def forward(self, logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
         return vocabulary_cross_entropy(
             logits,
             targets,
@@ -109,6 +114,9 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
             self.label_smoothing,
             self.z_loss,
         )
+
+    def classes_of(self, output: Tensor) -> int:
+        return self.classes
 
     def predictions(self, logits: Array) -> Array:
         return predictions(logits, self.axis.group, self.first, self.classes)

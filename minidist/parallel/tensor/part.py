@@ -15,6 +15,8 @@ rank has the summand of its positions.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,8 +25,9 @@ from minidist.collectives import ring
 from minidist.comm.comm import Comm
 from minidist.engine.array import module_of
 from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.parallel.model_costs import parameter_count
-from minidist.parallel.state import State
+from minidist.parallel.state import State, under
 from minidist.parallel.tensor.axis import Axis
 from minidist.parallel.tensor.convert import convert, summed_over_sequence
 from minidist.parallel.tensor.plan import Plan, chosen, cuts_of
@@ -58,6 +61,19 @@ class TensorPart:
         self.model, self.loss = made[comm.rank]
         summed = summed_over_sequence(model, self.cuts) if sequence else []
         self.summed = frozenset(summed)
+
+    @property
+    def even(self) -> bool:
+        """Whether all ranks' parts have the same shapes."""
+        return not self.uneven
+
+    @property
+    def uneven(self) -> str:
+        """The first parameter of which the ranks have parts of several lengths, or ""."""
+        for name, cut in self.cuts.items():
+            if cut is not None and len({cut.length(rank) for rank in range(self.comm.size)}) > 1:
+                return name
+        return ""
 
     @property
     def elsewhere(self) -> frozenset[str]:
@@ -157,3 +173,52 @@ class TensorPart:
 
     def parameter_counts(self) -> list[int]:
         return [parameter_count(model) for model in self.models]
+
+
+def bind_norms(optimizer: Optimizer, tensor: TensorPart) -> None:
+    """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
+    for part in optimizer.parts:
+        part.reduce = partial(_reduce, tensor, part.slices or {}, part.reduce)
+
+
+def _reduce(
+    tensor: TensorPart, names: Collection[str], inner: Reduce | None, sums: np.ndarray
+) -> None:
+    """Over the shards of a part, if it is cut into shards, and then over the tensor axis."""
+    if inner is not None:
+        inner(sums)
+    tensor.reduce_norms(names, sums)
+
+
+def whole_optimizer(part: TensorPart, state: State) -> State:
+    """An optimizer's state of this rank's parts, as serial training would save it."""
+    found: State = {name: value for name, value in state.items() if name == "steps"}
+    slots = {name.split("/")[1] for name in state if name.startswith("optimizer/")}
+    for slot in sorted(slots):
+        prefix = f"optimizer/{slot}/"
+        found |= {prefix + n: v for n, v in part.whole(under(prefix, state)).items()}
+    return found
+
+
+def own_optimizer(part: TensorPart, state: State) -> State:
+    """This rank's parts of a serial optimizer's state; everything else as it is."""
+    found = dict(state)
+    for name, value in state.items():
+        if name.startswith("optimizer/"):
+            _, _, parameter = name.split("/", 2)
+            found[name] = part.own({parameter: value})[parameter]
+    return found
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """How a mesh cuts each layer: on how many ranks, and with which choices of ``TensorPart``."""
+
+    ranks: int
+    plan: Plan | None = None
+    sequence: bool = False
+    keep: bool = False
+    overlap: bool = True
+
+    def part(self, model: nn.Sequential, loss: Module, comm: Comm) -> TensorPart:
+        return TensorPart(model, loss, comm, self.plan, self.sequence, self.keep, self.overlap)

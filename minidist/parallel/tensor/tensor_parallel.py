@@ -30,14 +30,20 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
+from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.evaluation import as_in_evaluation, sums_of
+from minidist.parallel.evaluation import as_in_evaluation, means, sums_of
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.state import State, load_optimizer, save_optimizer, under
+from minidist.parallel.state import State, load_optimizer, save_optimizer
 from minidist.parallel.tensor.cost import step_cost
-from minidist.parallel.tensor.part import TensorPart
+from minidist.parallel.tensor.part import (
+    TensorPart,
+    bind_norms,
+    own_optimizer,
+    whole_optimizer,
+)
 from minidist.parallel.tensor.plan import Plan
 
 
@@ -65,10 +71,12 @@ class TensorParallel(Method):
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
+        assert isinstance(self.part.loss, Loss)
         self.model, self.loss = self.part.model.init(seed), self.part.loss
-        bind_norms(optimizer, self.part, self.model)
+        optimizer.bind(self.model.flat.slices)
+        bind_norms(optimizer, self.part)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = self.accumulate(batch)  # the same on every rank
         self.part.complete(self.model)
@@ -97,7 +105,7 @@ class TensorParallel(Method):
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
-        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+        return means(sums)
 
     # Saving and loading: with serial names and shapes
 
@@ -123,29 +131,3 @@ class TensorParallel(Method):
             self.itemsize,
             machine,
         )
-
-
-def bind_norms(optimizer: Optimizer, part: TensorPart, model: Module) -> None:
-    """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
-    slices = model.flat.slices
-    optimizer.bind(slices, reduce=lambda sums: part.reduce_norms(slices, sums))
-
-
-def whole_optimizer(part: TensorPart, state: State) -> State:
-    """An optimizer's state of this rank's parts, as serial training would save it."""
-    found: State = {name: value for name, value in state.items() if name == "steps"}
-    slots = {name.split("/")[1] for name in state if name.startswith("optimizer/")}
-    for slot in sorted(slots):
-        prefix = f"optimizer/{slot}/"
-        found |= {prefix + n: v for n, v in part.whole(under(prefix, state)).items()}
-    return found
-
-
-def own_optimizer(part: TensorPart, state: State) -> State:
-    """This rank's parts of a serial optimizer's state; everything else as it is."""
-    found = dict(state)
-    for name, value in state.items():
-        if name.startswith("optimizer/"):
-            _, _, parameter = name.split("/", 2)
-            found[name] = part.own({parameter: value})[parameter]
-    return found

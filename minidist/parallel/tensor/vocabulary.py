@@ -71,7 +71,7 @@ def vocabulary_cross_entropy(
     comm: Comm,
     first: int,
     classes: int,
-    count: int | None = None,
+    count: float | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,

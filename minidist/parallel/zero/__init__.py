@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = offer(
     {
         "stage1": ["ReduceScatter", "Zero1"],
         "accumulated": ["ReduceScatterUnits"],
+        "gathered": ["GatheredUnits"],
         "stage2": ["ReduceScatterSlots", "Zero2"],
         "stage3": ["Zero3"],
         "units": ["Unit"],

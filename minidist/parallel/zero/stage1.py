@@ -118,6 +118,9 @@ class Sharded(GradientSync):
         """Where each unit's parameters lie, of any replicas."""
         return [parameter_slices(of.model)]
 
+    def parameters_stepped(self, of: Replicas) -> list[int]:
+        return [len(unit) for unit in self.unit_slices(of)]
+
     def plan_update(self, clocks: Clocks, of: Replicas, units: list[Slices]) -> None:
         """The loss, the norms, and the gathering of the parameters."""
         plan_numbers(clocks, of, [len(unit) for unit in units])

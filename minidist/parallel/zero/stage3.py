@@ -65,9 +65,9 @@ class Zero3(Method):
             unit.data = None
             unit.point("data", unit.gathered)
 
-    def step(self, batch: Batch) -> float:
+    def train_on(self, batch: Batch) -> float:
         gradients = self.gradients
-        gradients.begin(batch.step)
+        gradients.begin(self.steps)
         shard = batch.shard(self.comm.rank, self.comm.size)
         self.forward_backward(shard, before_backward=gradients.last_backward)
         loss = gradients.finish()

@@ -19,7 +19,7 @@ from minidist.engine.array import Array
 from minidist.nn.module import Module, Parameter
 from minidist.optim.optimizer import Optimizer, Part
 from minidist.parallel.blocks import blocks_of
-from minidist.parallel.shared_parameters import shared_by_blocks
+from minidist.parallel.shared_parameters import identity, shared_by_blocks
 from minidist.parallel.state import OptimizerShard
 
 Slices = dict[str, slice]
@@ -66,14 +66,14 @@ def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dic
     """
     units: list[Slices] = []
     unit_of: dict[int, int] = {}
-    seen: set[int] = set()
+    seen: set[object] = set()
     for number, (prefix, block) in enumerate(blocks_of(model).items()):
         named = {
             n: p
             for n, p in block.named_parameters(prefix).items()
-            if n not in apart and id(p) not in seen
+            if n not in apart and identity(p) not in seen
         }
-        seen |= {id(p) for p in named.values()}
+        seen |= {identity(p) for p in named.values()}
         if named:
             unit_of[number] = len(units)
             units.append(in_a_row(named))

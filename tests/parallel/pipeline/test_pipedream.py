@@ -35,7 +35,7 @@ def delayed(bounds, microbatches, steps, batch=13, optimizer=Adam):
                 mixed |= {name: history[age][name] for name in names[stage]}
             model = mlp(WIDTHS).init(0).load(mixed)
             model.zero_grad()
-            result = loss_of(model(part.inputs), part.targets, part.count)
+            result = loss_of(model(part.inputs), part.targets, part.count(loss_of))
             result.backward()
             loss += result.item()
             newest = dict(history[-1])

@@ -12,6 +12,7 @@ from minidist import LocalWorld, Machine, launch
 from minidist.collectives import all_reduce
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
+from minidist.engine.mode import current_mode
 from minidist.inspect.meter import measure_saved
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
@@ -356,14 +357,13 @@ def later_uses_forgotten(monkeypatch):
 
 def dropout_drawn_anew_in_the_recomputation(monkeypatch):
     """The second forward draws other masks than the first."""
-    compute = Executor.compute
+    draws_of = Pipeline.draws_of
 
-    def other(self, microbatch, part):
-        batch = self.batches[microbatch]
-        self.batches[microbatch] = replace(batch, seed=batch.seed + 1)
-        return compute(self, microbatch, part)
+    def other(self, part):
+        first = part.first + 1 if current_mode().recording else part.first
+        return draws_of(self, replace(part, first=first))
 
-    monkeypatch.setattr(Executor, "compute", other)
+    monkeypatch.setattr(Pipeline, "draws_of", other)
 
 
 @pytest.mark.parametrize(

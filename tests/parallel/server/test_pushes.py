@@ -318,7 +318,7 @@ class Stutter(ParameterServer):
 
     def work(self, batch):
         requests, grad = super().work(batch), self.model.flat.grad_and_loss.copy()
-        tag = pushes.PUSH + 3 * (batch.step % 1000)
+        tag = pushes.PUSH + 3 * (self.steps % 1000)
         for server in self.clients_of(self.comm.rank):
             self.comm.isend(grad[self.ranges[server]], self.servers[server], tag)
         return requests

@@ -99,7 +99,7 @@ def oracle(setting, dies_at, victim_shard, workers):
         living = [w for w in range(workers) if step < dies_at or w != victim_shard]
         for worker in living:
             shard = batches[step].shard(worker, workers)
-            loss = CrossEntropy()(model(shard.inputs), shard.targets, shard.count)
+            loss = CrossEntropy()(model(shard.inputs), shard.targets, shard.count(CrossEntropy()))
             loss.backward()
             total += loss.item()
         scale = workers / len(living)

@@ -188,7 +188,7 @@ def replay(records, keys, workers, setting, staleness_aware=False, ahead=0):
                 model.flat.data[part] = version + ahead * (version - before)
             model.zero_grad()
             shard = batches[clock].shard(workers.index(worker), len(workers))
-            loss(model(shard.inputs), shard.targets, shard.count).backward()
+            loss(model(shard.inputs), shard.targets, shard.count(loss)).backward()
             gradients[push] = model.flat.grad.copy()
         return gradients[push]
 

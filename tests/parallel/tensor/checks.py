@@ -30,7 +30,7 @@ def texts(count: int = 40, length: int = 8, vocabulary: int = 13) -> Dataset:
     tokens = random.integers(0, vocabulary, (count, length))
     targets = random.integers(0, vocabulary, (count, length))
     targets[random.random((count, length)) < np.linspace(0, 0.9, count)[:, None]] = IGNORE
-    return Dataset("texts", tokens, targets, vocabulary, ignore=IGNORE)
+    return Dataset("texts", tokens, targets, vocabulary)
 
 
 def small_gpt(

@@ -192,6 +192,7 @@ def test_state_goes_on_with_another_cut(options):
                 method = TensorParallel(
                     task.model(), task.loss(), adamw(), comm, 9, clip=task.clip, **options
                 )
+                method.seed = task.seed  # keys dropout; what seed 9 has drawn is loaded over
             if saved is not None:
                 method.load(saved)
             return [method.step(task.batches()[n]) for n in range(first, last)], method.state()

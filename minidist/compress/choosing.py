@@ -1,0 +1,34 @@
+"""Choose among compressed models by what is wanted, with a limit on what may be lost.
+
+    smaller file     the fewest bytes on disk
+    less memory      the fewest bytes of parameters and buffers
+    faster here      the fewest measured seconds: on this machine, with this library
+
+Of the models that lose at most ``lose`` (points of accuracy, or nats), the one that is best by the
+goal; the original itself if no other is better. By time, one that is less than a tenth faster is
+not taken for faster: repeated measurements differ by as much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+GOALS = {"file": "disk", "memory": "memory", "speed": "seconds"}
+MARGIN = {"disk": 1.0, "memory": 1.0, "seconds": 0.9}  # of the original's
+
+
+def choose(report: dict[str, Any], goal: str, lose: float) -> dict[str, Any]:
+    """The row of ``report["rows"]`` to take; the first row is the original.
+
+    Raises ValueError for an unknown goal or a negative ``lose``.
+    """
+    if goal not in GOALS:
+        raise ValueError(f"unknown goal {goal!r}: choose one of {', '.join(GOALS)}")
+    if not lose >= 0:
+        raise ValueError(f"what may be lost must be at least 0, not {lose}")
+    what = GOALS[goal]
+    original, *others = report["rows"]
+    good = [
+        row for row in others if row["lost"] <= lose and row[what] < MARGIN[what] * original[what]
+    ]
+    return min(good, key=lambda row: row[what], default=original)

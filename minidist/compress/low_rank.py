@@ -1,0 +1,124 @@
+"""Low rank: two thin matrices in place of one, by the singular value decomposition.
+
+    W (i, o) = U Σ Vᵀ ≈ (U_r Σ_r) (V_rᵀ) = A (i, r) · B (r, o)
+
+Of all matrices of rank r, this one has the least squared error, Σ_{k>r} σ_k² (Eckart and Young,
+1936). The product x A B needs r (i + o) weights and as many multiply-adds a row, in place of i · o:
+that is less if r < i o / (i + o). A convolution is cut in the same way: its kernels as a matrix
+(c · k · k, o) become r kernels and then a 1 × 1 convolution that mixes their results.
+
+Layers of trained networks are often nearly of low rank, though less so if the network is small.
+Fine-tuning afterwards wins back most of what is lost.
+
+Source: Denton, Zaremba, Bruna, LeCun, Fergus, "Exploiting linear structure within convolutional
+networks", arXiv 1404.0736; Jaderberg, Vedaldi, Zisserman, arXiv 1405.3866, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidist.compress.int8 import channels_back, channels_first
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.engine.tensor import Tensor
+from minidist.nn.convolution import Conv2d
+from minidist.nn.layers import Linear
+from minidist.nn.module import LayerCost, Module, Shape, in_a_row
+
+
+class Factored(Module):
+    """Two layers of rank r in place of one: first to r outputs, then to all."""
+
+    def __init__(self, first: Linear | Conv2d, second: Linear | Conv2d, rank: int) -> None:
+        self.first, self.second, self.rank = first, second, rank
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"rank": self.rank}
+
+    def forward(self, x: Any) -> Tensor:
+        return self.second(self.first(x))
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        first = self.first.cost(shape, itemsize)
+        return in_a_row((first, self.second.cost(first.shape, itemsize)), shape, itemsize)
+
+
+def factored(layer: Linear | Conv2d, rank: int) -> Factored:
+    """The declared ``Factored`` layer of this rank in place of ``layer``."""
+    biased = layer.bias is not None
+    if isinstance(layer, Linear):
+        inputs, outputs = layer.weight.declared
+        return Factored(Linear(inputs, rank, bias=False), Linear(rank, outputs, biased), rank)
+    outputs, inputs, kernel, _ = layer.weight.declared
+    return Factored(
+        Conv2d(inputs, rank, kernel, layer.stride, layer.padding, bias=False),
+        Conv2d(rank, outputs, 1, bias=biased),
+        rank,
+    )
+
+
+def truncated(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """A (i, r) and B (r, o) with the least squared error |A B - matrix|²; in float64.
+
+    √Σ goes to each of the two, so that their sizes are alike and both train at one learning rate.
+    """
+    U, sigma, Vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    root = np.sqrt(sigma[:rank])
+    return U[:, :rank] * root, root[:, None] * Vt[:rank]
+
+
+def rank_for(matrix: np.ndarray, energy: float) -> int:
+    """The smallest rank whose singular values have the share ``energy`` of Σ σ²."""
+    squares = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
+    return int(np.searchsorted(np.cumsum(squares), energy * squares.sum() * (1 - 1e-12))) + 1
+
+
+def factor(
+    model: Module,
+    rank: int | None = None,
+    energy: float | None = None,
+    where: Callable[[str], bool] = lambda path: True,
+) -> Module:
+    """A new model whose layers are factored, each where that has fewer weights.
+
+    Give either ``rank``, or ``energy``: the share of the squared singular values to keep.
+    ``where(path)`` selects layers. Raises ValueError if no selected layer gets smaller.
+    """
+    if (rank is None) == (energy is None):
+        raise ValueError("factor: give either rank or energy")
+    if rank is not None and rank < 1:
+        raise ValueError(f"factor: the rank must be at least 1, not {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"factor: the share of energy must be in (0, 1], not {energy}")
+    state, dtype = model.state(), dtype_of(model)
+    changed = []
+
+    def change(path: str, layer: Module) -> Module | None:
+        if not isinstance(layer, (Linear, Conv2d)) or not where(path):
+            return None
+        weight = state[f"{path}.weight"]
+        matrix = channels_first(weight).T  # (i, o)
+        r = rank or rank_for(matrix, energy or 1.0)
+        if getattr(layer, "groups", 1) > 1 or r * sum(matrix.shape) >= matrix.size:
+            return None
+        new = factored(layer, r)
+        A, B = truncated(matrix, r)
+        del state[f"{path}.weight"]
+        for name, part, inner in (("first", A, new.first), ("second", B, new.second)):
+            state[f"{path}.{name}.weight"] = channels_back(part.T, inner.weight.declared)
+        if layer.bias is not None:
+            state[f"{path}.second.bias"] = state.pop(f"{path}.bias")
+        changed.append(path)
+        return new
+
+    new = exchange(declared(model), change)
+    if not changed:
+        raise ValueError(
+            f"factor: with {f'rank {rank}' if rank else f'energy {energy}'} no selected layer gets "
+            "smaller: r (inputs + outputs) must be less than inputs · outputs"
+        )
+    return filled(new, state, dtype)

@@ -1,0 +1,112 @@
+"""Structured pruning: remove whole channels, hidden units and heads, so that arrays shrink.
+
+    conv (16, 1, 3, 3) → conv (32, 16, 3, 3) → linear (1568, 128)
+                half of the channels of both:
+    conv ( 8, 1, 3, 3) → conv (16,  8, 3, 3) → linear ( 784, 128)
+
+A unit that is zero in a large array costs as much as any other; a unit that is not there costs
+nothing. With a share r of the units kept before and after a layer, it keeps r² of its parameters
+and FLOPs, in memory, on disk and on every machine. That is coarser than removing single weights, so
+more accuracy is lost for the same number of parameters, and fine-tuning matters more.
+
+A unit's score is the L1 norm of the weights that compute it, Σ|w|: the filters with the smallest
+sums are removed. Which arrays have to be cut is in ``units.py``.
+
+Source: Li, Kadav, Durdanovic, Samet, Graf, "Pruning filters for efficient ConvNets",
+arXiv 1608.08710, section 3.1; heads: Michel, Levy, Neubig, "Are sixteen heads really better than
+one?", arXiv 1905.10650 (they score by gradients, here by magnitude too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.compress.units import Units, find_units
+from minidist.nn.attention import CausalSelfAttention
+from minidist.nn.module import Module
+
+
+def keep_largest(model: Module, keep: float | Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The units of each layer to keep, in order: those with the largest Σ|w|.
+
+    ``keep`` is a share of the units of every layer, or the number for each layer by name; layers
+    that a mapping does not name are left whole. Raises ValueError if a share of a layer's units is
+    not a whole number, and KeyError for a layer that has no units.
+    """
+    groups = find_units(model)
+    if not groups:
+        raise ValueError(
+            "keep_largest: this model has no units that can be removed: see compress/units.py"
+        )
+    if isinstance(keep, Mapping):
+        if unknown := keep.keys() - groups.keys():
+            raise KeyError(f"keep_largest: no units in {sorted(unknown)}, only in {list(groups)}")
+        counts = dict(keep)
+    else:
+        counts = {layer: _share(units, keep) for layer, units in groups.items()}
+    state = model.state()
+    return {layer: _largest(groups[layer], count, state) for layer, count in counts.items()}
+
+
+def _share(units: Units, keep: float) -> int:
+    exact = keep * units.count
+    count = round(exact)
+    if abs(exact - count) > 1e-9:
+        raise ValueError(
+            f"keep_largest: {keep:g} of the {units.count} {units.kind}s of layer {units.layer!r} "
+            f"is {exact:g}, not a whole number: say how many to keep, as in "
+            f"{{{units.layer!r}: {int(exact)}}}"
+        )
+    return count
+
+
+def _largest(units: Units, count: int, state: dict[str, np.ndarray]) -> np.ndarray:
+    if not 1 <= count <= units.count:
+        raise ValueError(
+            f"keep_largest: layer {units.layer!r} has {units.count} {units.kind}s: keep at least 1 "
+            f"and at most all of them, not {count}"
+        )
+    cut = units.own[0]
+    weight = np.abs(np.moveaxis(state[cut.name], cut.axis, 0).astype(np.float64))
+    scores = weight[cut.places].reshape(units.count, -1).sum(axis=1)  # Σ|w| of each unit
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
+    """A new model that has only the ``kept`` units of each layer, with smaller arrays.
+
+    Its outputs are those of ``model`` with the other units' outputs set to zero.
+
+    >>> from minidist.models import cnn
+    >>> model = cnn(16).init(0)
+    >>> print(shrink(model, keep_largest(model, 0.5)).blocks["4"])
+    Conv2d(8, 16, kernel=3, padding=1)
+    """
+    groups = find_units(model)
+    state = model.state()
+    heads: dict[str, tuple[int, int]] = {}
+    for layer, units_kept in kept.items():
+        units = groups[layer]
+        for cut in (*units.own, *units.readers):
+            places = np.sort(cut.places[units_kept].ravel())
+            state[cut.name] = np.take(state[cut.name], places, axis=cut.axis)
+        if units.kind == "head":
+            attention = model.named_modules()[layer]
+            per_group = attention.heads // attention.groups
+            heads[layer] = len(units_kept) * per_group, len(units_kept)
+    smaller = declared(model, {name: values.shape for name, values in state.items()})
+    set_heads(smaller, heads)
+    return filled(smaller, state, dtype_of(model))
+
+
+def set_heads(model: Module, heads: Mapping[str, tuple[int, int]]) -> None:
+    """Set the numbers of heads and groups of attention layers, by name, of a declared model."""
+
+    def change(path: str, layer: Module) -> None:
+        if path in heads and isinstance(layer, CausalSelfAttention):
+            layer.heads, layer.groups = heads[path]
+
+    exchange(model, change)  # changes nothing else

@@ -1,0 +1,120 @@
+"""In which order a backward visits the graph: marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minidist.exercises import single
+from minidist.exercises.exercise import Case, Verdict
+
+TITLE = "The order of a backward"
+MINUTES = 40
+FUNCTIONS = ("backward_order",)
+MARKS = {"order": 4, "each once": 2, "only what the root needs": 1, "a long chain": 2}
+FORBIDDEN = single.FORBIDDEN
+Graph = dict[str, list[str]]
+
+
+def cases(seed: int) -> Iterator[Case]:
+    yield from (Case(seed=seed, settings={"graph": name}) for name in GRAPHS)
+    yield from (Case(seed=seed + n, settings={"graph": f"random {n}"}) for n in range(4))
+
+
+GRAPHS: dict[str, Graph] = {
+    "one tensor": {"x": []},
+    "chain": {"x": ["y"], "y": ["z"], "z": []},
+    "diamond": {"x": ["b", "a"], "b": ["a"], "a": []},
+    "skipped": {"x": ["a", "b"], "b": ["c"], "c": ["a"], "a": []},
+    "used twice by one": {"x": ["b"], "b": ["a", "a"], "a": []},
+    "something else besides": {"x": ["a"], "a": [], "unused": ["a"]},
+    "many diamonds": {
+        name: [f"x{n + 1}" if n else "x1", f"x{n + 2}"] if n < 30 else []
+        for n, name in enumerate(["x", *(f"x{n}" for n in range(1, 32))])
+    },
+    "long": {("x" if n == 0 else f"x{n}"): [f"x{n + 1}"] for n in range(20_000)} | {"x20000": []},
+}
+
+
+def graph_of(case: Case) -> Graph:
+    if case["graph"] in GRAPHS:
+        return GRAPHS[case["graph"]]
+    draw = np.random.default_rng(case.seed)
+    names = ["x", *(f"t{n}" for n in range(12))]
+    return {
+        name: draw.permutation(names[n + 1 :])[: draw.integers(0, 4)].tolist()
+        for n, name in enumerate(names)
+    }
+
+
+def prepare(rank: int, case: Case) -> Graph:
+    return graph_of(case)
+
+
+def run(comm: Any, answer: Any, case: Case, graph: Graph) -> dict[str, Any]:
+    copy = {name: list(parents) for name, parents in graph.items()}
+    try:
+        return {"order": [str(name) for name in answer.backward_order("x", copy)]}
+    except RecursionError:
+        return {"order": None}
+
+
+def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
+    order, graph = ranks[0]["order"], graph_of(case)
+    if case["graph"] == "long":
+        yield (
+            "a long chain",
+            (
+                "a chain of 20,000 tensors ends in a RecursionError: use a stack of your own"
+                if order is None
+                else None
+            ),
+        )
+        return
+    if order is None:
+        yield "order", "the search calls itself for ever: it must not visit a tensor twice"
+        return
+    needed, left = set(), ["x"]
+    while left:
+        name = left.pop()
+        if name not in needed:
+            needed.add(name)
+            left += graph[name]
+    twice = sorted({name for name in order if order.count(name) > 1})
+    yield (
+        "each once",
+        (
+            f"{', '.join(twice)} occurs more than once: its backward would add its gradients again"
+            if twice
+            else None
+        ),
+    )
+    other, missing = sorted(set(order) - needed), sorted(needed - set(order))
+    yield (
+        "only what the root needs",
+        (
+            f"{', '.join(other)} is in the order, and x does not depend on it"
+            if other
+            else f"{', '.join(missing)} is missing"
+            if missing
+            else None
+        ),
+    )
+    place = {name: index for index, name in enumerate(order)}
+    early = [
+        (parent, name)
+        for name in place
+        for parent in graph[name]
+        if parent in place and place[parent] < place[name]
+    ]
+    yield (
+        "order",
+        (
+            f"{early[0][0]} comes before {early[0][1]}, which was made from it: its gradient is "
+            "not complete yet"
+            if early
+            else None
+        ),
+    )

@@ -1,0 +1,214 @@
+"""``minidist check ring mine.py``: run an answer in processes of its own, and mark what it did.
+
+The answer's code runs in a child process (``child.py``), which only measures. Here, in a process
+that the answer cannot reach, the measurements are held against the reference: results against
+NumPy's, counts and memory against the formula of the exercise, never against the student's own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from minidist.comm.launcher import find_mpiexec, mpi_environment
+from minidist.exercises.exercise import Case, Exercise, find
+from minidist.exercises.names import EXERCISES
+
+LIMIT = 10.0  # seconds for the cases of one process; an endless loop ends then
+HONEST = "own work"  # the mark that every exercise has besides its own
+
+
+@dataclass
+class Mark:
+    """One line of a report: points reached of ``points``, and why not all."""
+
+    name: str
+    points: int
+    cases: int = 0
+    wrong: list[tuple[str, str]] = field(default_factory=list)  # (case, what is wrong)
+
+    @property
+    def reached(self) -> int:
+        """All points, or none: a mark says that something holds in every case."""
+        return self.points if self.cases and not self.wrong else 0
+
+
+@dataclass
+class Report:
+    """What became of an answer."""
+
+    exercise: str
+    title: str
+    file: Path
+    marks: list[Mark]
+    unsolved: bool = False
+    printed: str = ""
+    skipped: str = ""
+
+    @property
+    def points(self) -> int:
+        return sum(mark.points for mark in self.marks)
+
+    @property
+    def reached(self) -> int:
+        return sum(mark.reached for mark in self.marks)
+
+    @property
+    def passed(self) -> bool:
+        return self.reached == self.points
+
+
+def check(
+    name: str, file: str | Path, seed: int = 0, worlds: Sequence[str] = ("local", "mpi")
+) -> Report:
+    """Mark the answer in ``file`` to the exercise ``name``.
+
+    ``seed`` draws the data and the hidden cases. ``worlds``: "local", "mpi"; the second is left
+    out, and the report says so, where there is no mpiexec. Raises ValueError for an unknown
+    exercise and FileNotFoundError if there is no such file.
+    """
+    exercise, path = find(name, EXERCISES), Path(file).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    cases = [case for case in exercise.cases(seed) if case.world in worlds]
+    skipped = ""
+    if find_mpiexec() is None and any(case.world == "mpi" for case in cases):
+        cases = [case for case in cases if case.world == "local"]
+        skipped = 'no mpiexec here: real MPI ranks were not tried (pip install "minidist[mpich]")'
+    lines: list[dict[str, Any]] = []
+    printed = ""
+    for _, several in groupby(enumerate(cases), key=lambda pair: (pair[1].world, _width(pair[1]))):
+        found, said = _in_processes(exercise, path, list(several))
+        lines += found
+        printed += said
+        if any(line.get("unsolved") or "load" in line for line in found):
+            break
+    report = judge(exercise, path, cases, lines)
+    report.printed, report.skipped = printed, skipped
+    return report
+
+
+def check_here(name: str, file: str | Path, seed: int = 0) -> Report:
+    """The same in this process and the local world alone: quick, for answers that can be trusted.
+
+    Nothing ends an endless loop.
+    """
+    from minidist.exercises.child import run_all
+
+    exercise, path = find(name, EXERCISES), Path(file).resolve()
+    cases = [case for case in exercise.cases(seed) if case.world == "local"]
+    lines: list[dict[str, Any]] = []
+    run_all(exercise, path, list(enumerate(cases)), lines.append)
+    return judge(exercise, path, cases, lines)
+
+
+def _width(case: Case) -> int:
+    """How many processes a case needs: of one world and width, cases run one after the other."""
+    return case.ranks if case.world == "mpi" else 0
+
+
+def judge(
+    exercise: Exercise, path: Path, cases: Sequence[Case], lines: Iterable[dict[str, Any]]
+) -> Report:
+    """The report, from what the child processes wrote."""
+    marks = {name: Mark(name, points) for name, points in exercise.marks.items()}
+    honest = Mark(HONEST, 0, cases=1)
+    report = Report(exercise.name, exercise.title, path, [*marks.values(), honest])
+    for line in lines:
+        for trick in line.get("tricks", ()):
+            if ("", trick) not in honest.wrong:
+                honest.wrong.append(("", trick))
+        report.unsolved = report.unsolved or bool(line.get("unsolved"))
+        if "load" in line or "error" in line:
+            where = str(cases[line["case"]]) if "case" in line else "loading the file"
+            for mark in marks.values():
+                mark.cases += 1
+                mark.wrong.append((where, line.get("load") or line["error"]))
+        elif "case" in line:
+            case = cases[line["case"]]
+            ranks = [rank | {"peak": line["peak"], "seconds": line["seconds"]}
+                     for rank in line["ranks"]]  # fmt: skip
+            for name, wrong in exercise.judge(case, ranks):
+                marks[name].cases += 1
+                if wrong is not None:
+                    marks[name].wrong.append((str(case), wrong))
+    if honest.wrong:  # what was copied is worth nothing
+        for mark in marks.values():
+            mark.wrong.append(("", f"not marked: {honest.wrong[0][1]}"))
+    return report
+
+
+def _in_processes(
+    exercise: Exercise, path: Path, cases: list[tuple[int, Case]]
+) -> tuple[list[dict[str, Any]], str]:
+    """Run numbered cases of one world; after one that never ends, go on with the next."""
+    lines: list[dict[str, Any]] = []
+    printed = ""
+    while cases:
+        found, said, ended = _in_a_process(exercise, path, cases)
+        printed += said
+        lines += [line for line in found if "start" not in line]
+        started = [line["start"] for line in found if "start" in line]
+        done = {line["case"] for line in found if "case" in line}
+        stuck = [number for number in started if number not in done]
+        if stuck or (not ended and not started):
+            number = stuck[0] if stuck else cases[0][0]
+            why = (
+                f"it did not end within {LIMIT:.0f} seconds"
+                if not ended
+                else f"its process ended in the middle: {said.strip()[-200:] or 'without a word'}"
+            )
+            lines.append({"case": number, "error": why})
+            cases = [pair for pair in cases if pair[0] > number]
+            if sum("error" in line for line in lines) >= 3:
+                break  # it has been seen often enough
+        else:
+            break
+    return lines, printed
+
+
+def _in_a_process(
+    exercise: Exercise, path: Path, cases: list[tuple[int, Case]]
+) -> tuple[list[dict[str, Any]], str, bool]:
+    """(the lines that the child wrote, what it printed, whether it ended by itself)."""
+    world, ranks = cases[0][1].world, cases[0][1].ranks
+    with tempfile.TemporaryDirectory() as folder:
+        listed, results = Path(folder, "cases.json"), Path(folder, "results.jsonl")
+        listed.write_text(json.dumps([(number, asdict(case)) for number, case in cases]))
+        results.touch()
+        command = [sys.executable, "-m", "minidist.exercises.child"]
+        if world == "mpi":
+            command = [str(find_mpiexec()), "-n", str(ranks), *command]
+        process = subprocess.Popen(
+            [*command, exercise.name, str(path), str(listed), str(results)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            env=mpi_environment(),
+            start_new_session=True,
+        )
+        try:
+            printed, _ = process.communicate(timeout=LIMIT)
+            ended = True
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, _ = process.communicate()
+            ended = False
+        return list(_read(results)), printed, ended
+
+
+def _read(results: Path) -> Iterator[dict[str, Any]]:
+    for line in results.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the last one, cut off when its process was ended
+            return

@@ -1,0 +1,12 @@
+"""The exercises, in the order in which a course would set them; each stands alone."""
+
+EXERCISES = [
+    "matmul_backward",
+    "broadcast_backward",
+    "backward_order",
+    "cross_entropy",
+    "adam",
+    "central",
+    "ring",
+    "halving_doubling",
+]

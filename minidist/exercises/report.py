@@ -1,0 +1,108 @@
+"""How a report is shown: on a terminal, as JSON, as JUnit's XML, as Gradescope's results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+
+from minidist.exercises.marker import Mark, Report
+
+
+def explain(mark: Mark) -> str:
+    """What a mark was given for, or the first thing that is wrong."""
+    if not mark.cases:
+        return "not reached"
+    if not mark.wrong:
+        return f"holds in {mark.cases} cases" if mark.cases > 1 else "nothing to say"
+    where, what = mark.wrong[0]
+    more = f" (and {len(mark.wrong) - 1} more)" if len(mark.wrong) > 1 else ""
+    return f"{where}: {what}{more}" if where else what
+
+
+def show(report: Report, console: Console) -> None:
+    """Print a table with a line for each mark."""
+    console.print(f"[bold]{report.title}[/bold]: {report.file}", highlight=False, soft_wrap=True)
+    if report.unsolved:
+        console.print(
+            "This is the stub, or part of it: NotImplementedError was raised. Nothing to mark yet."
+        )
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for mark in report.marks:
+        fine = bool(mark.cases and not mark.wrong)
+        points = f"{mark.reached}/{mark.points}" if mark.points else ("yes" if fine else "no")
+        table.add_row(mark.name, f"[{'green' if fine else 'red'}]{points}[/]", explain(mark))
+    console.print(table)
+    if report.skipped:
+        console.print(report.skipped, highlight=False)
+    if report.printed.strip():
+        lines = report.printed.strip().splitlines()
+        console.print("\nprinted by your program, no part of the marks:", style="dim")
+        for line in lines[:10]:
+            console.print(f"  {line}", style="dim", markup=False, highlight=False)
+    console.print(f"\n{report.reached} of {report.points} points")
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain data."""
+    return {
+        "exercise": report.exercise,
+        "file": str(report.file),
+        "points": report.points,
+        "reached": report.reached,
+        "unsolved": report.unsolved,
+        "skipped": report.skipped,
+        "marks": [
+            {
+                "name": mark.name,
+                "points": mark.points,
+                "reached": mark.reached,
+                "passed": bool(mark.cases and not mark.wrong),
+                "why": explain(mark),
+            }
+            for mark in report.marks
+        ],
+    }
+
+
+def junit(report: Report) -> str:
+    """The report in the XML that continuous integration shows: a test for each mark."""
+    failed = [mark for mark in report.marks if mark.wrong or not mark.cases]
+    suite = ElementTree.Element(
+        "testsuite",
+        name=report.exercise,
+        tests=str(len(report.marks)),
+        failures=str(len(failed)),
+    )
+    for mark in report.marks:
+        test = ElementTree.SubElement(suite, "testcase", classname=report.exercise, name=mark.name)
+        if mark in failed:
+            ElementTree.SubElement(test, "failure", message=explain(mark))
+    return ElementTree.tostring(suite, encoding="unicode")
+
+
+def gradescope(report: Report) -> dict[str, Any]:
+    """What Gradescope's autograder reads from ``/autograder/results/results.json``."""
+    return {
+        "score": report.reached,
+        "tests": [
+            {
+                "name": mark.name,
+                "score": mark.reached,
+                "max_score": mark.points,
+                "output": explain(mark),
+            }
+            for mark in report.marks
+        ],
+    }
+
+
+def write(path: str | Path, text: str | dict[str, Any]) -> None:
+    """Write a report to a file; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""What exercises without ranks share: comparing arrays, and saying how they differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FORBIDDEN = ("minidist",)  # such answers need NumPy alone
+
+
+def compare(
+    what: str, got: Any, expected: np.ndarray, hints: dict[str, Any] | None = None
+) -> str | None:
+    """None if ``got`` is ``expected`` to 1e-9; else what is wrong.
+
+    ``hints``: explanations, by the value that a known mistake gives.
+    """
+    try:
+        array = np.asarray(got, dtype=float)
+    except (TypeError, ValueError):
+        return f"{what} is no array of numbers, but {type(got).__name__}"
+    if array.shape != expected.shape:
+        return f"{what} has the shape {array.shape}, not {expected.shape}"
+    if close(array, expected):
+        return None
+    for hint, value in (hints or {}).items():
+        other = np.asarray(value, dtype=float)
+        if other.shape == array.shape and close(array, other):
+            return hint
+    gap = np.abs(array - expected)
+    if np.isnan(gap).any():
+        return f"{what} has NaN in it"
+    worst = np.unravel_index(np.argmax(gap), gap.shape)
+    where = f" at {[int(index) for index in worst]}" if gap.ndim else ""
+    return f"{what} is {array[worst]:.6g}{where}, and should be {expected[worst]:.6g}"
+
+
+def close(got: np.ndarray, expected: np.ndarray) -> bool:
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    return bool((np.abs(got - expected) <= 1e-9 * scale).all())
+
+
+def untouched(given: dict[str, Any], before: dict[str, Any]) -> str | None:
+    """Which of the arrays that an answer was given it has changed."""
+    changed = [
+        name
+        for name, array in before.items()
+        if array.size and not np.array_equal(given[name], array)
+    ]
+    return f"{', '.join(changed)} was changed: write into new arrays" if changed else None

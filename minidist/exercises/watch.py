@@ -1,0 +1,158 @@
+"""What an answer may not do, and how it is noticed: a process that runs an answer is watched.
+
+An exercise is about writing something that minidist, or a library, has already. So the modules that
+contain it cannot be imported here, whatever name they are given and whenever it is tried; and their
+files cannot be read. What is tried is written down and shown with the marks.
+
+Python cannot hide a process from the code that runs in it. Whoever is determined to cheat will find
+a way that is not on this list; a person should look at the answers that matter.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIBRARIES = ("mpi4py", "torch", "jax", "tensorflow")  # each has what the exercises are about
+
+
+class Watch(importlib.abc.MetaPathFinder):
+    """Refuses the forbidden modules while an answer runs, and remembers what was tried.
+
+    ``forbidden`` are names of modules; what lies inside of them is forbidden too.
+    """
+
+    def __init__(self, forbidden: Sequence[str]) -> None:
+        self.forbidden = (*forbidden, *LIBRARIES, "minidist.exercises")
+        self.tricks: list[str] = []
+
+    def forbids(self, module: str) -> bool:
+        return any(module == name or module.startswith(name + ".") for name in self.forbidden)
+
+    def tried(self, what: str) -> None:
+        if what not in self.tricks:
+            self.tricks.append(what)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if self.forbids(name):
+            self.tried(f"it imports {name}")
+            raise ImportError(f"{name} is not available in this exercise: write it yourself")
+
+    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Python's audit events: a file that is opened, a program that is started."""
+        if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            if path.startswith(ROOT + os.sep):
+                inside = os.path.splitext(os.path.relpath(path, os.path.dirname(ROOT)))[0]
+                if self.forbids(inside.replace(os.sep, ".")):
+                    self.tried(f"it reads {os.path.relpath(path, os.path.dirname(ROOT))}")
+                    raise PermissionError(f"{path} may not be read in this exercise")
+        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
+            self.tried("it starts another program")
+            raise PermissionError("an answer may not start another program")
+
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        """Inside, the answer runs: forbidden modules that are loaded already are out of reach."""
+        hidden: dict[str, ModuleType] = {
+            name: module for name, module in sys.modules.items() if self.forbids(name)
+        }
+        for name in hidden:
+            del sys.modules[name]
+        detached = [
+            (parent, last, getattr(parent, last))
+            for name in hidden
+            for stem, _, last in [name.rpartition(".")]
+            if (parent := sys.modules.get(stem) or hidden.get(stem)) and last in vars(parent)
+        ]
+        for parent, last, _ in detached:
+            delattr(parent, last)
+        sys.meta_path.insert(0, self)
+        ACTIVE.append(self)
+        try:
+            yield
+        finally:
+            ACTIVE.remove(self)
+            sys.meta_path.remove(self)
+            for parent, last, value in detached:
+                setattr(parent, last, value)
+            sys.modules.update(hidden)
+
+
+ACTIVE: list[Watch] = []  # while an answer runs
+
+
+def _heard(event: str, arguments: tuple[Any, ...]) -> None:
+    for watch in ACTIVE:
+        watch.heard(event, arguments)
+
+
+sys.addaudithook(_heard)  # one for good: Python cannot take a hook away
+
+
+class Counts:
+    """What one rank has sent: messages, bytes, and (call, peer, elements) in order."""
+
+    def __init__(self) -> None:
+        self.messages, self.nbytes = 0, 0
+        self.log: list[tuple[str, int, int]] = []
+
+    def sent(self, call: str, array: Any, peer: int) -> None:
+        self.messages += 1
+        self.nbytes += array.nbytes
+        self.heard(call, array, peer)
+
+    def heard(self, call: str, array: Any, peer: int) -> None:
+        self.log.append((call, int(peer), int(array.size)))
+
+
+class StudentComm:
+    """A rank's ``comm`` as an answer sees it: what the exercise offers, and no more."""
+
+    def __init__(self, comm: Any, counts: Counts, watch: Watch | None = None) -> None:
+        self.rank, self.size, self._inner = comm.rank, comm.size, lambda: (comm, counts, watch)
+
+    def send(self, array: Any, to: int, tag: int = 0) -> None:
+        comm, counts, _ = self._inner()
+        counts.sent("send", array, to)
+        comm.send(array, to, tag)
+
+    def isend(self, array: Any, to: int, tag: int = 0) -> Any:
+        comm, counts, _ = self._inner()
+        counts.sent("isend", array, to)
+        return comm.isend(array, to, tag)
+
+    def recv(self, array: Any, source: int = -1, tag: int = 0) -> int:
+        comm, counts, _ = self._inner()
+        counts.heard("recv", array, source)
+        return comm.recv(array, source, tag)
+
+    def irecv(self, array: Any, source: int = -1, tag: int = 0) -> Any:
+        comm, counts, _ = self._inner()
+        counts.heard("irecv", array, source)
+        return comm.irecv(array, source, tag)
+
+    def sendrecv(self, send: Any, to: int, recv: Any, source: int, tag: int = 0) -> int:
+        comm, counts, _ = self._inner()
+        counts.sent("sendrecv", send, to)
+        return comm.sendrecv(send, to, recv, source, tag)
+
+    def spawn(self, function: Any, *arguments: Any) -> Any:
+        """Run ``function(stream, *arguments)`` on this rank's communication stream."""
+        comm, counts, watch = self._inner()
+        return comm.spawn(lambda stream: function(StudentComm(stream, counts, watch), *arguments))
+
+    def __getattr__(self, name: str) -> Any:
+        comm, _, watch = self.__dict__["_inner"]()
+        if watch is not None and hasattr(comm, name):
+            watch.tried(f"it uses comm.{name}")
+        raise AttributeError(
+            f"comm.{name} is not offered in this exercise: there are comm.rank, comm.size, "
+            "comm.send, comm.recv, comm.sendrecv, comm.isend, comm.irecv and comm.spawn"
+        )

@@ -1,0 +1,188 @@
+"""Continuous batching: requests join and leave the batch at every step.
+
+    step        1   2   3   4   5   6   7   8
+    request A   ▓   ░   ░   ░                      ▓ prompt, ░ one token
+    request B   ▓   ░   ░   ░   ░   ░   ░
+    request C           ▓   ░   ░                  came later, and need not wait for A or B to end
+    request D                   ▓   ░   ░   ░      waited until A had left its place
+
+A step is one forward of all sequences in the batch: those that are new with their whole prompt,
+the others with the token that was drawn last. A batch of eight takes little more time than one
+sequence, because each weight is read once for all of them.
+
+Limits: ``at_once`` sequences, and the blocks of the cache. A request is let in when there are
+enough free blocks for the longest answer that it may get, so nothing has to be thrown out later
+(vLLM lets in more, and sometimes computes again what it threw out). Requests are let in in the
+order in which they came. One that could never be let in is refused when it is submitted.
+
+What is drawn for a request depends on the request alone: greedy and seeded answers are those of
+``minidist.models.sample`` (unless two logits are equal up to rounding).
+
+Source: Yu et al., "Orca", OSDI 2022, section 3.1 ("iteration-level scheduling").
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidist.engine.array import to_host
+from minidist.engine.seeds import generator
+from minidist.engine.tensor import no_grad
+from minidist.inference.blocks import BlockPool
+from minidist.inference.ragged import Part, forward
+from minidist.inference.requests import Answer, Refused, Request
+from minidist.models.gpt import Block, Embed, Head, pick
+from minidist.nn.layers import Sequential
+
+
+@dataclass(frozen=True)
+class Event:
+    """A token of a request, or its end: ``reason`` is "" until the last token."""
+
+    number: int
+    token: int | None
+    reason: str = ""
+
+
+class _Running:
+    """A sequence in the batch."""
+
+    def __init__(self, number: int, answer: Answer, table: list[int]) -> None:
+        self.number, self.answer = number, answer
+        self.part = Part(answer.request.prompt, 0, table)
+        self.draw = generator(answer.request.seed, "sample")
+
+
+class Engine:
+    """Answers requests with a GPT that is initialised, or one whose layers were quantized.
+
+    ``at_once``: how many sequences are in the batch at most. ``blocks`` of ``block`` positions:
+    the memory of the cache; by default enough for ``at_once`` whole contexts. ``waiting``: how
+    many requests may wait; the next one is refused (None: any number).
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        at_once: int = 8,
+        blocks: int | None = None,
+        block: int = 16,
+        waiting: int | None = None,
+    ) -> None:
+        if at_once < 1:
+            raise ValueError(f"Engine: at least one sequence at once, not {at_once}")
+        embed, *inner, head = model.blocks.values()
+        if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
+            isinstance(one, Block) for one in inner
+        ):
+            raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
+        attention = [one.attention for one in inner if isinstance(one, Block)]
+        packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
+                  for a in attention}  # fmt: skip
+        if len(packed) != 1 or any(a.rotary_base is not None for a in attention):
+            raise TypeError(
+                "Engine: all attention layers must have the same number of heads, and no rotary "
+                f"positions; found (groups, d): {sorted(packed)}"
+            )
+        self.model = model.eval()
+        self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
+        self.at_once, self.waiting = at_once, waiting
+        (groups, d) = packed.pop()
+        blocks = at_once * -(-self.context // block) if blocks is None else blocks
+        weight = embed.weight
+        self.pool = BlockPool(len(inner), groups, d, blocks, block, weight.xp, weight.dtype)
+        self.answers: dict[int, Answer] = {}  # of all requests that were let into the queue
+        self._queue: deque[int] = deque()
+        self._running: list[_Running] = []
+        self._next = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is not finished."""
+        return bool(self._queue or self._running)
+
+    def submit(self, request: Request) -> int:
+        """Put a request into the queue; returns its number. Raises Refused, with the reason."""
+        request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
+        if self.waiting is not None and len(self._queue) >= self.waiting:
+            raise Refused(f"{len(self._queue)} requests are waiting already: try again later")
+        number = self._next
+        self._next += 1
+        self.answers[number] = Answer(request)
+        self._queue.append(number)
+        return number
+
+    def cancel(self, number: int) -> bool:
+        """End a request; False if it has ended before. Its tokens so far remain."""
+        answer = self.answers.get(number)
+        if answer is None:
+            raise KeyError(f"there is no request {number}")
+        if answer.reason:
+            return False
+        answer.reason = "cancelled"
+        if number in self._queue:
+            self._queue.remove(number)
+        for one in [one for one in self._running if one.number == number]:
+            self._leave(one)
+        return True
+
+    def step(self) -> list[Event]:
+        """Let requests in, compute one token of each, and say which; none if nothing is to do."""
+        self._let_in()
+        if not self._running:
+            return []
+        by_part = {id(one.part): one for one in self._running}
+        with no_grad():
+            parts, logits = forward(self.model, [one.part for one in self._running], self.pool)
+        host = to_host(logits)
+        events = [self._take(by_part[id(part)], row) for part, row in zip(parts, host, strict=True)]
+        return sorted(events, key=lambda event: event.number)
+
+    def _let_in(self) -> None:
+        while self._queue and len(self._running) < self.at_once:
+            answer = self.answers[self._queue[0]]
+            if self.pool.needed(answer.request.positions) > self.pool.free:
+                return  # those behind it wait too, so that no request waits for ever
+            table = self.pool.take(answer.request.positions)
+            self._running.append(_Running(self._queue.popleft(), answer, table))
+
+    def _take(self, one: _Running, logits: np.ndarray) -> Event:
+        """Draw the next token of a sequence."""
+        answer, request = one.answer, one.answer.request
+        token = pick(logits, request.temperature, request.top_k, one.draw.random())
+        answer.tokens.append(token)
+        if token == request.stop:
+            answer.reason = "stop"
+        elif len(answer.tokens) == request.count:
+            answer.reason = "count"
+        if answer.reason:
+            self._leave(one)
+        else:
+            part = one.part
+            one.part = Part([token], part.start + len(part.tokens), part.table)
+        return Event(one.number, token, answer.reason)
+
+    def _leave(self, one: _Running) -> None:
+        self._running.remove(one)
+        self.pool.give_back(one.part.table)
+
+
+def generate(model: Sequential, requests: Sequence[Request], at_once: int = 8) -> list[Answer]:
+    """Answer all requests, ``at_once`` at a time; answers in the order of the requests.
+
+    Raises Refused, before anything is computed, if one of them cannot be answered.
+
+    >>> from minidist.models import gpt
+    >>> model = gpt(11, 8, 12, 1, 2).init(0)
+    >>> [answer.reason for answer in generate(model, [Request((1, 2), 3), Request((4,), 2)])]
+    ['count', 'count']
+    """
+    engine = Engine(model, at_once)
+    numbers = [engine.submit(request) for request in requests]
+    while engine.busy:
+        engine.step()
+    return [engine.answers[number] for number in numbers]

@@ -1,0 +1,26 @@
+"""Load a GPT for inference: from the arrays of a file that ``minidist.compress.save`` has written.
+
+The shapes say all that is needed to declare the model: ``embedding.weight`` is (vocabulary, width),
+``0.position`` (context, width), and the last block is the head. Layers that were quantized or
+otherwise replaced, and the numbers of heads, are in the file too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minidist.compress import files
+from minidist.models import gpt
+
+
+def load_gpt(path: str | Path) -> Any:
+    """The GPT in a file, initialised. Raises ``compress.FileError`` if it has none."""
+    arrays = files.parameters(path)
+    try:
+        vocabulary, width = arrays["embedding.weight"].shape
+        context = len(arrays["0.position"])
+        last = max(int(name.split(".")[0]) for name in arrays if name[0].isdigit())
+    except (KeyError, ValueError) as error:
+        raise files.FileError(f"{path} has no GPT: {error} is missing among its arrays") from error
+    return files.load(path, gpt(vocabulary, context, width, last - 1, heads=1))

@@ -1,0 +1,86 @@
+"""Time a stream of requests: how long until the first token, how long for each token after it.
+
+    arrival ──── waits ────▸ first token ─▸ token ─▸ token ─▸ last token
+       ╰─── time to first token ───╯  ╰─ time a token ─╯
+
+Throughput counts all tokens of all requests; the other two are what one user notices. More
+sequences at once raise the first and worsen the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minidist.inference.engine import Engine, Event
+from minidist.inference.requests import Refused, Request
+
+
+@dataclass
+class Timing:
+    """When the tokens of each request came, in seconds after its arrival."""
+
+    times: dict[int, list[float]] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)  # by index: the reason
+    seconds: float = 0.0  # from the first arrival to the last token
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.times.values()))
+
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def first_token(self, percent: float = 50) -> float:
+        """Seconds from arrival to the first token: the median, or another percentile."""
+        return _percentile([times[0] for times in self.times.values()], percent)
+
+    def each_token(self, percent: float = 50) -> float:
+        """Seconds from one token of a request to its next: the median, or another percentile."""
+        gaps = [gap for times in self.times.values() for gap in np.diff(times)]
+        return _percentile(gaps, percent)
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    return float(np.percentile(values, percent)) if len(values) else 0.0
+
+
+def run(
+    engine: Engine,
+    requests: Sequence[Request],
+    arrivals: Sequence[float] | None = None,
+    told: Callable[[int, Event], None] = lambda index, event: None,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Timing:
+    """Submit each request at its time of arrival (seconds; by default all at once); answer all.
+
+    ``told(index, event)`` is called for each token, with the index of the request. Requests that
+    cannot be answered are in ``refused``, and stop no other.
+    """
+    times = [0.0] * len(requests) if arrivals is None else list(arrivals)
+    if len(times) != len(requests) or sorted(times) != times:
+        raise ValueError("run: one time of arrival for each request, in order")
+    timing, index_of, coming, start = Timing(), dict[int, int](), 0, clock()
+    while coming < len(requests) or engine.busy:
+        now = clock() - start
+        while coming < len(requests) and times[coming] <= now:
+            try:
+                index_of[engine.submit(requests[coming])] = coming
+            except Refused as reason:
+                timing.refused[coming] = str(reason)
+            coming += 1
+        if not engine.busy:
+            if coming < len(requests):
+                sleep(max(0.0, times[coming] - (clock() - start)))
+            continue
+        for event in engine.step():
+            index = index_of[event.number]
+            timing.times.setdefault(index, []).append(clock() - start - times[index])
+            told(index, event)
+        timing.seconds = clock() - start
+    return timing

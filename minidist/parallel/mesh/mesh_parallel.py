@@ -1,0 +1,116 @@
+"""Data, pipeline and tensor parallelism at once, on a mesh of ranks.
+
+    MeshParallel(model, loss, optimizer, comm, mesh={"dp": 2, "pp": 2, "tp": 2})
+
+               one stage                           what meets along an axis
+    dp 0       ranks 0 1  ──activations──▶  2 3    tp   parts of a layer: sums, in every layer
+    dp 1       ranks 4 5  ──activations──▶  6 7    pp   activations and gradients, by microbatch
+                                                   dp   gradients, once a step
+
+Each axis is a choice that stands alone, and knows nothing of the others:
+
+    dp   which samples; how gradients come together (``zero``, or any ``sync``)
+    pp   which blocks, and in which order (``schedule``, ``microbatches``, ``recompute``)
+    tp   which part of each layer (``plan``, ``sequence``, ``keep``)
+
+So there is no new way of training here. A pipeline whose stages hold tensor-parallel blocks, and
+whose replicas sum their gradients by a part, is all of it: this class names the choices. What is
+said of the *whole* model has to cross the axes, and does so in one place each:
+
+    the loss           divided by the global number of targets; summed over dp
+    the norm           a cut number counts where it is, a whole one on tp 0, a tied one on its first
+                       stage, a shard's at its owner; summed over dp (if sharded), pp and tp
+    tied parameters    one cut for both uses; their gradients are summed over the stages
+    along a sequence   gradients of norms and biases are summed over tp, before dp
+    states             with serial names and shapes: any mesh loads what any other has saved
+
+ZeRO here accumulates over the microbatches in all of a stage's gradient memory, and sums once a
+step. For Ψ parameters of a stage, e bytes, m microbatches and d replicas that is Ψe of memory and
+Ψe(d - 1)/d sent; to reduce-scatter after each microbatch would keep Ψe/d, and two blocks, and send
+m times as much. Narayanan et al., arXiv 2104.04473.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from minidist.comm.comm import Comm
+from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.data_parallel.all_reduce import AllReduce
+from minidist.parallel.gradient_sync import Sync
+from minidist.parallel.mesh.mesh import ORDER, check, describe
+from minidist.parallel.pipeline.pipeline import Pipeline
+from minidist.parallel.pipeline.schedules import Schedule
+from minidist.parallel.pipeline.stages import Bounds
+from minidist.parallel.tensor.part import TensorCut
+from minidist.parallel.tensor.plan import Plan
+from minidist.parallel.zero.accumulated import ReduceScatterUnits
+from minidist.parallel.zero.gathered import GatheredUnits
+from minidist.parallel.zero.stage1 import ReduceScatter
+
+ZERO: tuple[Sync, ...] = (AllReduce, ReduceScatter, ReduceScatterUnits, GatheredUnits)
+
+
+class MeshParallel(Pipeline):
+    """``mesh``: lengths of the axes dp, pp and tp, of which the product is the number of ranks.
+
+    ``zero``: 0 for none, or the stage, over dp; or ``sync``, any part that sums gradients. For the
+    rest see ``Pipeline`` and ``TensorParallel``.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Module,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        mesh: Mapping[str, int] | None = None,
+        zero: int = 0,
+        sync: Sync | None = None,
+        schedule: str | Schedule = "one_f_one_b",
+        microbatches: int = 1,
+        bounds: Bounds | None = None,
+        recompute: bool = False,
+        plan: Plan | None = None,
+        sequence: bool = False,
+        keep: bool = False,
+        overlap: bool = True,
+        clip: float | None = None,
+    ) -> None:
+        lengths = dict.fromkeys(ORDER, 1) | check(dict(mesh or {"dp": comm.size}))
+        size = lengths["dp"] * lengths["pp"] * lengths["tp"]
+        if size != comm.size:
+            raise ValueError(
+                f"MeshParallel: a mesh of {describe(lengths)} needs {size} ranks, and there are "
+                f"{comm.size}"
+            )
+        if zero not in range(len(ZERO)):
+            raise ValueError(f"MeshParallel: zero is a stage, 0 to 3, not {zero!r}")
+        if zero and sync is not None:
+            raise ValueError(f"MeshParallel: zero={zero} is a sync itself: pass one of the two")
+        if zero and lengths["dp"] == 1:
+            raise ValueError(f"MeshParallel: zero={zero} shards over replicas, and dp is 1")
+        if lengths["tp"] == 1 and (plan is not None or sequence):
+            raise ValueError("MeshParallel: plan and sequence cut over the tensor axis: tp is 1")
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            comm,
+            seed,
+            schedule,
+            microbatches,
+            bounds,
+            recompute=recompute,
+            replicas=lengths["dp"],
+            sync=ZERO[zero] if sync is None and lengths["dp"] > 1 else sync,
+            clip=clip,
+            tensor=(
+                TensorCut(lengths["tp"], plan, sequence, keep, overlap)
+                if lengths["tp"] > 1
+                else None
+            ),
+        )

@@ -1,0 +1,92 @@
+"""Times of tokens by a clock that the test moves, and the command that continues prompts."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from minidist import cli
+from minidist.compress import FileError, keep_largest, quantize_weights, save, shrink
+from minidist.data import shakespeare
+from minidist.inference import Engine, Request, load_gpt, run
+from minidist.models import gpt, mlp, sample
+from tests.compress.test_pruning import shifted
+from tests.inference.test_engine import model
+
+
+class Clock:
+    """Each step of the engine takes a second; sleeping takes what it says."""
+
+    def __init__(self, engine):
+        self.now = 0.0
+        step = engine.step
+
+        def slow():
+            events = step()
+            self.now += 1
+            return events
+
+        engine.step = slow
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_times_are_counted_from_each_arrival():
+    engine = Engine(model(), at_once=1)
+    clock = Clock(engine)
+    asked = [Request((1,), 2), Request((2, 3), 3), Request((), 1), Request((4,), 1)]
+    told = []
+    timing = run(engine, asked, [0, 0.5, 0.5, 20], lambda i, e: told.append(i), clock, clock.sleep)
+    assert timing.times == {0: [1, 2], 1: [2.5, 3.5, 4.5], 3: [1]}
+    assert told == [0, 0, 1, 1, 1, 3]
+    assert list(timing.refused) == [2] and "empty" in timing.refused[2]
+    assert timing.seconds == 21 and timing.tokens == 6 and timing.tokens_a_second == 6 / 21
+    assert timing.first_token() == 1 and timing.first_token(100) == 2.5
+    assert timing.each_token() == timing.each_token(99) == 1
+
+
+def test_arrivals_that_do_not_fit_are_refused():
+    for arrivals in ([0], [1, 0]):
+        with pytest.raises(ValueError, match="in order"):
+            run(Engine(model()), [Request((1,), 1)] * 2, arrivals)
+
+
+def test_a_gpt_is_loaded_whatever_was_done_to_it(tmp_path):
+    whole = shifted(gpt(11, 8, 12, 3, 4).init(0))
+    tokens = np.arange(8)[None] % 11
+    for small in (whole, quantize_weights(shrink(whole, keep_largest(whole, 0.5)), 4, 6)):
+        again = load_gpt(save(tmp_path / "m", small))
+        assert again(tokens).data.tobytes() == small(tokens).data.tobytes()
+    with pytest.raises(FileError, match="has no GPT"):
+        load_gpt(save(tmp_path / "m", mlp((3, 2)).init(0)))
+
+
+def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
+    tmp_path, capsys, monkeypatch
+):
+    path = save(tmp_path / "m", shifted(gpt(63, 32, 8, 1, 2).init(0)))
+    (tmp_path / "prompts").write_text("HAMLET:\n\nTo be\n" + "x" * 40 + "\n")
+    arguments = ["generate", "--model", str(path), "--count", "9"]
+    assert cli.main([*arguments, "--prompts", str(tmp_path / "prompts"), "--seed", "5"]) == 1
+    out, error = capsys.readouterr()
+    assert "prompt 2 is refused: the prompt is empty" in error
+    assert "prompt 4 is refused: a prompt of 40 tokens does not fit into a context of 32" in error
+    text = shakespeare()[0]
+    for number, prompt in ((0, "HAMLET:"), (2, "To be")):
+        drawn = sample(load_gpt(path), text.encode(prompt), 9, 0.8, 20, seed=5 + number)
+        assert f"─\n{prompt}{text.decode(drawn)}\n" in out
+    assert "18 tokens in " in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("To be\n"))
+    assert cli.main([*arguments, "--temperature", "0"]) == 0
+    drawn = sample(load_gpt(path), text.encode("To be"), 9, 0)
+    assert capsys.readouterr().out.startswith("To be" + text.decode(drawn) + "\n9 tokens in ")
+    small = save(tmp_path / "n", gpt(9, 8, 4, 1, 1).init(0))
+    assert cli.main(["generate", "--model", str(small)]) == 2
+    assert "has 9 tokens, and Shakespeare's text 63" in capsys.readouterr().err
+    assert cli.main(["generate", "--model", str(tmp_path / "none")]) == 2
