@@ -8,14 +8,11 @@ the others would wait for it for ever.
 from __future__ import annotations
 
 import atexit
-import faulthandler
+import ctypes
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,24 +48,26 @@ def who_and_abort() -> tuple[str, Callable[[int], None]]:
     return f"rank {rank_in_environment()}", ending.kill
 
 
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """What is done inside waits for all ranks, and holds Python's lock: no thread can watch it.
+def initialised() -> Any:
+    """mpi4py's module, with MPI running.
 
-    So the kernel ends this process after so many seconds by SIGALRM, which is a failure for every
-    launcher; before that, the lines in which it waits are printed.
+    ``MPI_Init`` waits for all ranks, and mpi4py holds Python's lock meanwhile, so that no watchdog
+    could run. Called through ctypes it does not. Somebody who has loaded mpi4py before decides.
     """
-    if (supervisor := link.current()) is not None:
-        supervisor.tell(doing="waits in MPI_Init for all ranks")
-    free = signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
-    if not seconds or not free or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    faulthandler.register(signal.SIGALRM, file=2, all_threads=False, chain=True)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    faulthandler.unregister(signal.SIGALRM)
+    import mpi4py
+
+    if "mpi4py.MPI" in sys.modules or not mpi4py.rc.initialize:
+        from mpi4py import MPI
+
+        return MPI
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    library, given = ctypes.CDLL(MPI.__file__), ctypes.c_int()
+    library.MPI_Init_thread(None, None, int(MPI.THREAD_MULTIPLE), ctypes.byref(given))
+    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # so that mpi4py raises its exceptions
+    return MPI
 
 
 class Process:
@@ -80,10 +79,8 @@ class Process:
         if launched > 1:
             self._watch()
             room.check_room(launched)
-        with limited(self.watchdog.timeout if launched > 1 else 0):
-            from mpi4py import MPI
-        if (supervisor := link.current()) is not None:
-            supervisor.tell(doing="has started MPI")
+        with self.watchdog.waiting("MPI_Init, which waits for all ranks"):
+            MPI = initialised()
         self.mpi = MPI
         world = MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
@@ -91,6 +88,7 @@ class Process:
         self.number = 0  # of launches
         self.node_rank, self.node_size = 0, 1
         self.tables: dict[Any, Any] = {}  # of algorithms, by the function that reads them
+        atexit.register(self._end)
         if self.size == 1:
             self.comm = world
             return
@@ -105,7 +103,6 @@ class Process:
             node = world.Split_type(MPI.COMM_TYPE_SHARED)
             self.node_rank, self.node_size = node.Get_rank(), node.Get_size()
             node.Free()
-        atexit.register(self._end)
 
     def _watch(self) -> None:
         if not self.watchdog.is_alive():

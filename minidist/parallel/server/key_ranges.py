@@ -66,6 +66,11 @@ class KeyRanges(ServersAndWorkers):
     these arrays with it, or has its own if they live ``apart``.
     """
 
+    refuses = ServersAndWorkers.refuses | {
+        "skip": "servers step when gradients arrive, and do not ask all ranks first: train with "
+        'not_finite="raise" from a checkpoint'
+    }
+
     def __init__(
         self,
         model: Module,
