@@ -18,7 +18,10 @@ from functools import update_wrapper
 from inspect import signature
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
+import numpy as np
+
 from minidist.collectives.cost import Cost
+from minidist.comm.checks import check_array
 from minidist.comm.collective_calls import check_root, describe_collective
 
 P = ParamSpec("P")
@@ -59,6 +62,8 @@ class Algorithm(Generic[P, R]):
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
         comm: Any
         comm, *values = arguments or (options["comm"],)
+        if values and isinstance(values[0], (int, float, complex, np.generic)):
+            check_array(f"rank {comm.rank}: {self.operation}", values[0])  # refuses it
         if self.root is not None:
             root = values[self.root] if len(values) > self.root else options.get("root", 0)
             check_root(comm.rank, comm.size, self.operation, root)

@@ -27,6 +27,7 @@ import numpy as np
 from minidist import __version__
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
+from minidist.comm.errors import NoSharedMemory
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
@@ -90,6 +91,13 @@ class Record:
     accuracy: float | None = None  # None if there are no classes to guess
 
 
+@dataclass
+class NotApplicable:
+    """In place of a Record: these ranks cannot train so."""
+
+    reason: str
+
+
 def names(selection: str) -> list[str]:
     """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
@@ -128,7 +136,7 @@ def compare(
     task = TASKS[model]
     keys = [key for key in METHODS if key in methods or key == "serial"]
 
-    def run(comm: Comm) -> dict[str, Record]:
+    def run(comm: Comm) -> dict[str, Any]:
         with defaults(dtype=dtype):
             return _run_all(comm, keys, task, steps, batch, seed, progress)
 
@@ -146,10 +154,14 @@ def compare(
         "dtype": str(np.dtype(dtype)),
         "seed": seed,
         "rows": [],
+        "not_applicable": {},  # the reason, by method
     }
     timelines = {}
     for key in keys:
         records = [result[key] for result in results if key in result]
+        if isinstance(records[0], NotApplicable):
+            report["not_applicable"][key] = records[0].reason
+            continue
         report["rows"].append(_row(key, records, results[0]["serial"].losses, steps))
         timelines[key] = [record.events for record in records]
     return report, timelines
@@ -163,9 +175,9 @@ def _run_all(
     batch: int,
     seed: int,
     progress: Progress | None,
-) -> dict[str, Record]:
+) -> dict[str, Any]:
     """One rank's part: all methods one after another; serial on rank 0 only."""
-    records: dict[str, Record] = {}
+    records: dict[str, Any] = {}
     oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
     alone = comm.split(comm.rank)
     machine = getattr(comm, "machine", Machine())
@@ -179,7 +191,10 @@ def _run_all(
                 rate = _flop_rate(records.get(key), task, batch)
                 machine = calibrate(comm, rate)
         else:
-            records[key] = _run(comm, key, task, steps, batch, seed, machine, oracle, progress)
+            try:
+                records[key] = _run(comm, key, task, steps, batch, seed, machine, oracle, progress)
+            except NoSharedMemory as error:  # raised by every rank
+                records[key] = NotApplicable(str(error))
     return records
 
 
@@ -199,6 +214,7 @@ def _run(
     method = METHODS[key](task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
+    method.guard(not_finite="go on")  # a row that diverges is a row, too
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
     for step in range(steps):
         part = batches[step]

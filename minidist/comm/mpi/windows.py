@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.comm.errors import CommError
+from minidist.comm.errors import CommError, NoSharedMemory
 from minidist.comm.mpi.room import shared_memory_left
 from minidist.engine.array import Array
 
@@ -23,7 +23,7 @@ def allocate(mpi: Any, comm: Any, length: int, like: Array) -> tuple[Any, list[n
     here = node.Get_size()
     node.Free()
     if here < size:
-        raise CommError(
+        raise NoSharedMemory(
             f"shared(): only {here} of {size} ranks share the memory of rank "
             f"{rank}'s machine: split the communicator by machine first"
         )
