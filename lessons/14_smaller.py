@@ -33,6 +33,8 @@ from minidist.plots import save
 LENGTH = os.environ.get("LESSON", "short")
 TRAIN, TUNE = {"quick": (3, 2), "short": (500, 150), "long": (2000, 800)}[LENGTH]
 train, test = fashion_mnist()
+if LENGTH == "quick":
+    _, test = test.split(0.1)
 batches = Batches(train, 100, augment=Augment())
 
 model = small.fit(cnn(8, hidden=64).init(0), batches, TRAIN, lr=3e-3)

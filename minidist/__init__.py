@@ -40,7 +40,7 @@ COMPLETED_BY["minidist.engine.array"] = "minidist.engine.phantom"  # if that dev
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "engine.tensor": ["Tensor"],
+        "engine.tensor": ["Tensor", "tensor"],
         "engine.mode": ["no_grad"],
         "inspect.anomalies": ["detect_anomaly"],
         "comm.launcher": ["launch"],

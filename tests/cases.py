@@ -35,6 +35,10 @@ TOKENS = np.array([[0, 2, 2], [4, 0, 2]])
 IMAGES, KERNELS = normal(2, 4, 5, 6), normal(6, 4, 3, 3)
 HALF_KERNELS = normal(6, 2, 3, 3)
 
+ALLOWED = normal(2, 1, 3, 5) > -0.5
+ALLOWED[0, 0, 1] = False  # a query that may use no key
+BIAS = normal(4, 1, 5)
+
 CASES = {
     "add": (ops.add, X, normal(3, 1)),
     "subtract": (ops.subtract, X, normal(4)),
@@ -135,9 +139,37 @@ CASES = {
     "dropout": (dropped, X),
     "attention": (ops.attention, normal(2, 4, 3, 2), normal(2, 2, 5, 2), normal(2, 2, 5, 2) * 2),
     "self_attention": (lambda x: ops.self_attention(x, 4, 2, 100.0), normal(2, 5, 16)),
+    "attention with a mask": (
+        lambda q, k, v: ops.attention(q, k, v, False, on(q, ALLOWED)),
+        normal(2, 4, 3, 2),
+        normal(2, 2, 5, 2),
+        normal(2, 2, 5, 2) * 2,
+    ),
+    "self_attention with a bias": (
+        lambda x: ops.self_attention(x, 4, 2, None, on(x, BIAS)),
+        normal(2, 5, 16),
+    ),
     "rotary": (ops.rotary, normal(2, 3, 4)),
     "conv2d": (lambda x, w, b: ops.conv2d(x, w, b, 1, 1), IMAGES, KERNELS, normal(6)),
     "conv2d strided": (lambda x, w: ops.conv2d(x, w, None, 2, 0, 2), IMAGES, HALF_KERNELS),
+    "conv2d of pairs": (
+        lambda x, w, b: ops.conv2d(x, w, b, (2, 1), (0, 2), 2, (1, 2)),
+        IMAGES,
+        normal(6, 2, 3, 2),
+        normal(6),
+    ),
+    "conv2d dilated": (lambda x, w: ops.conv2d(x, w, None, 1, 1, 1, 2), IMAGES, KERNELS),
+    "conv2d of one row": (
+        lambda x, w: ops.conv2d(x, w, None, 1, (1, 0)),
+        IMAGES,
+        normal(6, 4, 3, 1),
+    ),
+    "conv1d": (
+        lambda x, w, b: ops.conv1d(x, w, b, 2, 3, 2, 2),
+        normal(2, 4, 9),
+        normal(6, 2, 3),
+        normal(6),
+    ),
     "max_pool2d": (lambda x: ops.max_pool2d(x, 2), IMAGES),
     "max_pool2d overlapping": (lambda x: ops.max_pool2d(x, 3, 1, 1), IMAGES),
     "avg_pool2d": (lambda x: ops.avg_pool2d(x, 3, 2), IMAGES),

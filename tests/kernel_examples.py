@@ -19,6 +19,9 @@ from minidist.engine.kernels import KERNELS, accumulator
 random = np.random.default_rng(0)
 
 
+ONE, TWO = (1, 1), (2, 2)  # settings of both axes
+
+
 def some(dtype: str, *shape: int) -> np.ndarray:
     return random.standard_normal(shape).astype(dtype)
 
@@ -99,8 +102,53 @@ EXAMPLES: dict[str, list[Any]] = {
     ],
     "normalise_backward": [_normalise_backward],
     "patches": [
-        lambda t: (rubbish(t, 2 * 3 * 4, 6 * 3), some(t, 2, 5, 6, 3), 5, 6, 3, 2, 3, 3, 4, 2, 1),
-        lambda t: (rubbish(t, 2 * 4 * 4, 4), some(t, 2, 5, 5, 1), 5, 5, 1, 2, 2, 4, 4, 1, 0),
+        lambda t: (
+            rubbish(t, 2 * 3 * 3, 6 * 3),
+            some(t, 2, 5, 6, 3),
+            5,
+            6,
+            3,
+            2,
+            3,
+            3,
+            3,
+            *TWO,
+            *ONE,
+            *ONE,
+        ),
+        lambda t: (
+            rubbish(t, 2 * 4 * 4, 4),
+            some(t, 2, 5, 5, 1),
+            5,
+            5,
+            1,
+            2,
+            2,
+            4,
+            4,
+            *ONE,
+            0,
+            0,
+            *ONE,
+        ),
+        # Stride (1, 2), padding (2, 0), dilation (3, 1).
+        lambda t: (
+            rubbish(t, 2 * 6 * 2, 6 * 3),
+            some(t, 2, 5, 6, 3),
+            5,
+            6,
+            3,
+            2,
+            3,
+            6,
+            2,
+            1,
+            2,
+            2,
+            0,
+            3,
+            1,
+        ),
     ],
     "pointers": [
         lambda t: (rubbish(np.uint64, 3, 24), 1000, 2000, 3000, 4, 2, *range(10, 19)),

@@ -24,7 +24,14 @@ def test_names_in_documents_exist(document):
 
 @pytest.mark.parametrize(
     "document",
-    ["docs/engine.md", "docs/collectives.md", "docs/scaling.md", "README.md", "CONTRIBUTING.md"],
+    [
+        "docs/checkpoints.md",
+        "docs/engine.md",
+        "docs/collectives.md",
+        "docs/scaling.md",
+        "README.md",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_links_in_documents_lead_somewhere(document):
     folder = (ROOT / document).parent

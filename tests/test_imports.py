@@ -28,6 +28,7 @@ LAYERS = [
     "inference",
     "compress",
     "plots",
+    "checkpoint",
     "parallel",
     "inspect",
     "models",

@@ -77,8 +77,5 @@ def _share(model: Sequential, memory: list[Any]) -> None:
     flat = model.flat
     if not memory:
         memory += [flat.data_and_loss, flat.grad_and_loss]
-    flat.data_and_loss, flat.grad_and_loss = memory
-    flat.data, flat.grad = flat.data_and_loss[:-1], flat.grad_and_loss[:-1]
-    for name, parameter in model.named_parameters().items():
-        parameter.data = flat.data[flat.slices[name]].reshape(parameter.declared)
-        parameter.grad = flat.grad[flat.slices[name]].reshape(parameter.declared)
+    flat.hold_values(memory[0])
+    flat.hold_gradients(memory[1])

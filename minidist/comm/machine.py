@@ -89,7 +89,8 @@ class Machine(_Wire):
     both as they are reached, the peak times a share. ``launch``: seconds before each kernel. By
     default launches cost nothing, and no kernel waits for memory. ``slowdown``: for each straggling
     rank, how many times longer it takes to compute, for example ``{3: 4.0}``. ``pauses``: of every
-    rank, at random.
+    rank, at random. ``crashes``: the second on its clock at which a rank crashes, for example
+    ``{2: 0.5}``; see ``Crash``.
 
     Two levels: with ``node=8``, ranks 0 to 7 are one node, 8 to 15 the next, and so on; messages
     between nodes take the ``network`` link. ``links``: single links that differ, by (sender,
@@ -110,6 +111,7 @@ class Machine(_Wire):
     links: dict[tuple[int, int], Link] = field(default_factory=dict, hash=False)
     jitter: float = 0.0
     pauses: Pauses | None = None
+    crashes: dict[int, float] = field(default_factory=dict, hash=False)
     seed: int = 0
     source: str = ""
 
@@ -123,6 +125,9 @@ class Machine(_Wire):
         for rank, times in self.slowdown.items():
             if not times > 0:
                 raise ValueError(f"Machine: slowdown of rank {rank} must be positive, not {times}")
+        for rank, when in self.crashes.items():
+            if not when >= 0:
+                raise ValueError(f"Machine: rank {rank} cannot crash at {when} s")
         if (self.node is None) != (self.network is None) or (
             self.node is not None and self.node < 1
         ):

@@ -89,6 +89,7 @@ class Record:
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
     accuracy: float | None = None  # None if there are no classes to guess
+    why_inexact: str = ""  # the model's reason, if it has one
 
 
 @dataclass
@@ -216,6 +217,7 @@ def _run(
     trace = comm.trace
     method.guard(not_finite="go on")  # a row that diverges is a row, too
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
+    record.why_inexact = method.why_inexact
     for step in range(steps):
         part = batches[step]
         cost = method.cost(part, machine)
@@ -251,8 +253,9 @@ def _run(
             record.parameter_gap = max(record.parameter_gap, relative_gap(state, oracle[step]))
             if progress is not None:
                 progress(key, step + 1, steps, record.losses[-1])
+    whole = state | method.buffers()
     if comm.rank == 0:
-        right = accuracy(task.model().init().load(state), test, loss=task.loss())
+        right = accuracy(task.model().init().load(whole), test, loss=task.loss())
         record.accuracy = None if math.isnan(right) else right
     return record
 
@@ -298,6 +301,7 @@ def _row(
         "method": method,
         "variant": variant or None,
         "exact": first.exact,
+        "why_inexact": first.why_inexact,
         "loss": first.losses,
         "loss_gap": max(
             abs(loss - reference) / abs(reference)

@@ -36,11 +36,12 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
 
     ``headings`` selects columns of ``CELLS``; all of them if empty.
     """
+    caption = ["largest rank's share; (predicted by the method's formula)", *notes(report)]
     view = Table(
         title=f"{report['model']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
         f"{report['library'] or 'local world'}",
-        caption="largest rank's share; (predicted by the method's formula)",
+        caption="\n".join(caption),
     )
     headings = headings or list(CELLS)
     view.add_column("method")
@@ -49,6 +50,15 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
     for row in report["rows"]:
         view.add_row(label(row), *(CELLS[heading](row) for heading in headings))
     return view
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Why methods do not equal serial training on this model, each reason once."""
+    found: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        if why := row.get("why_inexact"):
+            found.setdefault(why, []).append(label(row))
+    return [f"{', '.join(methods)}: not exact, since {why}" for why, methods in found.items()]
 
 
 def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, form: str) -> str:

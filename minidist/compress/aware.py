@@ -68,7 +68,9 @@ class Aware(Module):
             return ops.linear(x, fake_quantize(weight, grid), inner.bias)
         grid = symmetric(magnitudes.max(axis=(1, 2, 3), keepdims=True))  # (o, 1, 1, 1)
         kernels = fake_quantize(weight, grid)
-        return ops.conv2d(x, kernels, inner.bias, inner.stride, inner.padding, inner.groups)
+        return ops.conv2d(
+            x, kernels, inner.bias, inner.stride, inner.padding, inner.groups, inner.dilation
+        )
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """FLOPs of the layer; saves the rounded input and weight, and which of each were inside."""

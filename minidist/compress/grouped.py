@@ -84,14 +84,13 @@ class GroupedLinear(Module):
         return ops.linear(x, Tensor(self.weight()), bias)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the input, and the weight as floats, for the gradient of the input."""
+        """Saves the weight as floats, for the gradient of the input."""
         inputs, outputs = self.size
         flops = 2 * int(np.prod(shape)) * outputs
         return LayerCost(
             (*shape[:-1], outputs),
             flops,
             flops,
-            saves_input=True,
             saved_bytes=inputs * outputs * itemsize,
         )
 

@@ -34,7 +34,7 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.convolution import Conv2d
 from minidist.nn.layers import Linear
 from minidist.nn.module import Buffer, LayerCost, Module, Shape
-from minidist.ops.convolution import convolved_length, correlate
+from minidist.ops.convolution import Pair, as_pair, convolved_length, correlate
 from minidist.ops.operands import ShapeError
 
 LARGEST = 255 * 127  # of a product (q_x - Z_x) · q_w
@@ -120,15 +120,19 @@ class Int8Conv2d(Int8Layer):
     def __init__(
         self,
         shape: Shape,
-        stride: int = 1,
-        padding: int = 0,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
         groups: int = 1,
         bias: bool = True,
         per_channel: bool = True,
+        dilation: int | Pair = 1,
     ) -> None:
         """``shape``: of the weight, (outputs, inputs / groups, kernel, kernel)."""
         super().__init__(tuple(shape), shape[0], bias, per_channel)
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride = as_pair("Int8Conv2d", "stride", stride, 1)
+        self.padding = as_pair("Int8Conv2d", "padding", padding, 0)
+        self.dilation = as_pair("Int8Conv2d", "dilation", dilation, 1)
+        self.groups = groups
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,6 +140,7 @@ class Int8Conv2d(Int8Layer):
             "shape": list(self.codes.declared),
             "stride": self.stride,
             "padding": self.padding,
+            "dilation": self.dilation,
             "groups": self.groups,
             "bias": self.bias is not None,
             "per_channel": self.scale.declared == (self._outputs(),),
@@ -149,20 +154,25 @@ class Int8Conv2d(Int8Layer):
             )
         images = self.centred(x)
         xp = module_of(images)
-        oh = convolved_length(x.shape[2], kh, self.stride, self.padding)
-        ow = convolved_length(x.shape[3], kw, self.stride, self.padding)
+        oh, ow = self._places(x.shape)
         sums = xp.empty((len(images), oh, ow, outputs), images.dtype)
         work.flops += 2 * sums.size * inputs * kh * kw
         kernels = self.codes.data.astype(images.dtype)
-        correlate(images, kernels, sums, self.stride, self.padding, self.groups)
+        correlate(images, kernels, sums, self.stride, self.padding, self.groups, self.dilation)
         return Tensor(self.real(sums).transpose(0, 3, 1, 2))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         outputs, inputs, kh, kw = self.codes.declared
-        oh = convolved_length(shape[2], kh, self.stride, self.padding)
-        ow = convolved_length(shape[3], kw, self.stride, self.padding)
+        oh, ow = self._places(shape)
         out = (shape[0], outputs, oh, ow)
         return LayerCost(out, 2 * int(np.prod(out)) * inputs * kh * kw)
+
+    def _places(self, shape: Shape) -> Pair:
+        """Height and width of the result."""
+        kernel = self.codes.declared[2:]
+        settings = zip(shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = (convolved_length(*one) for one in settings)
+        return height, width
 
     def _outputs(self) -> int:
         return self.codes.declared[0]
@@ -241,6 +251,6 @@ def with_ranges(
             inputs_outputs: tuple[int, int] = weight.shape
             return Int8Linear(*inputs_outputs, biased, per_channel)
         convolution = layer.stride, layer.padding, layer.groups
-        return Int8Conv2d(weight.shape, *convolution, biased, per_channel)
+        return Int8Conv2d(weight.shape, *convolution, biased, per_channel, layer.dilation)
 
     return filled(exchange(declared(model), change), state, dtype)

@@ -53,9 +53,10 @@ def factored(layer: Linear | Conv2d, rank: int) -> Factored:
     if isinstance(layer, Linear):
         inputs, outputs = layer.weight.declared
         return Factored(Linear(inputs, rank, bias=False), Linear(rank, outputs, biased), rank)
-    outputs, inputs, kernel, _ = layer.weight.declared
+    outputs, inputs, height, width = layer.weight.declared
+    settings = layer.stride, layer.padding, 1, False, layer.dilation
     return Factored(
-        Conv2d(inputs, rank, kernel, layer.stride, layer.padding, bias=False),
+        Conv2d(inputs, rank, (height, width), *settings),
         Conv2d(rank, outputs, 1, bias=biased),
         rank,
     )

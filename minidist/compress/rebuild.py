@@ -44,7 +44,10 @@ def declared(model: Module, shapes: Mapping[str, Shape] | None = None) -> Module
         return made[id(old)]
 
     for module in new.named_modules().values():
-        vars(module).pop("flat", None)
+        for name in ("flat", "fixed"):  # declared only: its parts may be exchanged again
+            vars(module).pop(name, None)
+        if isinstance(module, Sequential):
+            module.blocks.fixed = False
         for name, value in vars(module).items():
             several = isinstance(value, (list, tuple))
             new_value = type(value)(map(remake, value)) if several else remake(value)

@@ -5,6 +5,7 @@ from minidist.data.batches import Batches
 from minidist.data.dataset import Batch, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
 from minidist.data.synthetic import waves
+from minidist.data.tables import csv_file, npz_file
 from minidist.data.text import (
     Vocabulary,
     characters,
@@ -22,7 +23,9 @@ __all__ = [
     "Dataset",
     "Vocabulary",
     "characters",
+    "csv_file",
     "fashion_mnist",
+    "npz_file",
     "open_tokens",
     "read_in_pieces",
     "shakespeare",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minidist.engine.mode import keep_buffers
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor, no_grad
 
@@ -27,7 +28,9 @@ def gradcheck(
     """Raise AssertionError if the gradients of ``function`` differ from numeric ones.
 
     ``inputs`` are float64 arrays; ``function`` takes them as tensors and returns a tensor of any
-    shape (a random projection makes it a scalar, so that every output counts differently).
+    shape (a random projection makes it a scalar, so that every output counts differently). Running
+    averages of batch norm stay as they are. A gradient of another shape than its input's is a
+    GradientShapeError, which names the op.
     ``tolerance`` is relative to the largest gradient, and absolute below 1.
 
     >>> gradcheck(lambda x: x * x, np.array([1.0, -2.0]))
@@ -42,6 +45,17 @@ def gradcheck(
         weights = generator(seed, "gradcheck").standard_normal(out.shape)
         return (out * Tensor(weights)).sum(), tensors
 
+    with keep_buffers():
+        _compare(function, projected, inputs, epsilon, tolerance)
+
+
+def _compare(
+    function: Callable[..., Tensor],
+    projected: Callable[..., tuple[Tensor, list[Tensor]]],
+    inputs: tuple[np.ndarray, ...],
+    epsilon: float,
+    tolerance: float,
+) -> None:
     loss, tensors = projected(*inputs, grad=True)
     loss.backward()
     for position, (array, tensor) in enumerate(zip(inputs, tensors, strict=True)):

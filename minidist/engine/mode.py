@@ -3,6 +3,7 @@
     no_grad()                   nothing is recorded
     enable_grad()               recorded again, inside ``no_grad``
     defer_weight_gradients()    a backward computes input gradients now, the weights' later
+    keep_buffers()              running averages stay as they are
 
 The setting belongs to a context (``contextvars``): each rank in a process, and each thread, has its
 own.
@@ -19,7 +20,7 @@ from typing import Any
 class Mode:
     """How the current rank, or thread, records."""
 
-    __slots__ = ("deferred", "meter", "recording", "watchers")
+    __slots__ = ("deferred", "meter", "recording", "updating", "watchers")
 
     def __init__(
         self,
@@ -27,11 +28,13 @@ class Mode:
         deferred: list[Callable[[], None]] | None = None,
         meter: Any = None,  # see inspect/meter.py
         watchers: tuple[Any, ...] = (),  # see watch()
+        updating: bool = True,  # see keep_buffers()
     ) -> None:
         self.recording = recording
         self.deferred = deferred
         self.meter = meter
         self.watchers = watchers
+        self.updating = updating
 
 
 MODE: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039 (never mutated)
@@ -46,7 +49,7 @@ def current_mode() -> Mode:
 def set_mode(**changes: Any) -> Iterator[None]:
     """Change some of the current ``Mode`` inside."""
     old = MODE.get()
-    new = Mode(old.recording, old.deferred, old.meter, old.watchers)
+    new = Mode(old.recording, old.deferred, old.meter, old.watchers, old.updating)
     for name, value in changes.items():
         setattr(new, name, value)
     token = MODE.set(new)
@@ -78,6 +81,16 @@ def no_grad() -> Iterator[None]:
 def enable_grad() -> Iterator[None]:
     """Record inside, also within ``no_grad``: for computing again during a backward."""
     with set_mode(recording=True):
+        yield
+
+
+@contextmanager
+def keep_buffers() -> Iterator[None]:
+    """Compute inside without changing buffers, such as batch norm's running averages.
+
+    For a forward that is not one more step of training: a recomputation, or a measurement.
+    """
+    with set_mode(updating=False):
         yield
 
 

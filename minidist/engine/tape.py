@@ -17,12 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import ref
 
 from minidist.engine.array import Array
-from minidist.engine.mode import MODE
+from minidist.engine.mode import MODE, Mode
+from minidist.engine.versions import ChangedError, Version
 
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
+
+
+class GradientShapeError(RuntimeError):
+    """A backward returned a gradient that has not the shape of the input it belongs to."""
 
 
 class Leaf(Protocol):
@@ -41,9 +47,12 @@ class Node:
     """One op on the tape: its parents' nodes and its backward, or the leaf that it stands for.
 
     ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
+    ``leaf`` is a weak reference: a leaf has its node, and if the node had the leaf too, both would
+    stay in memory until Python's garbage collector finds the circle. If a leaf is gone, nobody can
+    read its gradient. ``saved`` has the versions of what the backward keeps: see versions.py.
     """
 
-    __slots__ = ("backward", "hooks", "leaf", "parents", "shape")
+    __slots__ = ("backward", "hooks", "leaf", "parents", "saved", "shape")
 
     def __init__(
         self,
@@ -55,14 +64,15 @@ class Node:
         self.parents = parents
         self.backward = backward
         self.shape = shape
-        self.leaf = leaf
+        self.leaf = None if leaf is None else ref(leaf)
         self.hooks: list[Callable[[Array], Array | None]] | None = None
+        self.saved: tuple[tuple[Version, int], ...] = ()
 
     @property
     def name(self) -> str:
         """The op's name: that of the function that wrote the backward."""
         if self.leaf is not None:
-            return getattr(self.leaf, "name", "") or "leaf"
+            return getattr(self.leaf(), "name", "") or "leaf"
         return getattr(self.backward, "__qualname__", "op").partition(".")[0]
 
 
@@ -85,57 +95,44 @@ class Into:
 
 def run_backward(root: Node, grad: Array) -> None:
     """Send ``grad``, that of ``root``'s result, down to every leaf."""
-    mode = MODE.get()
+    walk = Walk(root, grad)
+    del grad  # so that the walk frees it
+    if root.leaf is None:
+        walk.run()
+    else:
+        walk.finish_leaf(root)
 
-    # How many uses of each node lead to the root?
-    uses: dict[Node, int] = {root: 0}
-    found = [root]
-    for node in found:  # grows as we go
-        for parent in node.parents:
-            if parent in uses:
-                uses[parent] += 1
-            elif parent is not None:
-                uses[parent] = 1
-                found.append(parent)
-    del found
 
-    grads: dict[Node, Array] = {root: grad}
-    own: set[Node] = set()  # their gradients are sums made here, so they can be added to in place
-    ready = [root]
-    del grad
+class Walk:
+    """One backward: the gradients on their way, and what still has to come to each node.
 
-    def deliver(parent: Node, part: Any) -> None:
-        """Add ``part``, the gradient of one use of ``parent``."""
-        leaf = parent.leaf
-        if part is not None:
-            if leaf is not None and parent.hooks is None:
-                leaf.accumulate(part)
-            else:
-                if callable(part):
-                    part = part()
-                if parent not in grads:
-                    grads[parent] = part
-                elif parent in own:
-                    grads[parent] += part
-                else:  # not in place: an op may have handed one array to both of its parents
-                    grads[parent] = grads[parent] + part
-                    own.add(parent)
-        left = uses[parent] = uses[parent] - 1
-        if left == 0:
-            if leaf is None:
-                ready.append(parent)
-            else:
-                if parent.hooks is not None and parent in grads:
-                    leaf.accumulate(_run_hooks(parent, grads.pop(parent)))
-                leaf.ready()
+    An object, not functions inside a function: those would refer to each other in a circle, and
+    keep all nodes in memory until the garbage collector comes.
+    """
 
-    if root.leaf is not None:
-        root.leaf.accumulate(_run_hooks(root, grads[root]))
-        root.leaf.ready()
-        return
+    __slots__ = ("grads", "mode", "own", "ready", "uses")
 
-    def walk() -> None:
+    def __init__(self, root: Node, grad: Array) -> None:
+        self.mode: Mode = MODE.get()
+
+        # How many uses of each node lead to the root?
+        uses: dict[Node, int] = {root: 0}
+        found = [root]
+        for node in found:  # grows as we go
+            for parent in node.parents:
+                if parent in uses:
+                    uses[parent] += 1
+                elif parent is not None:
+                    uses[parent] = 1
+                    found.append(parent)
+        self.uses = uses
+        self.grads: dict[Node, Array] = {root: grad}
+        self.own: set[Node] = set()  # their gradients are sums made here: added to in place
+        self.ready = [root]
+
+    def run(self) -> None:
         """Run every node whose uses have all delivered their gradients."""
+        mode, ready, grads, deliver = self.mode, self.ready, self.grads, self.deliver
         while ready:
             node = ready.pop()
             node_grad = grads.pop(node, None)
@@ -146,6 +143,9 @@ def run_backward(root: Node, grad: Array) -> None:
             else:
                 if node.hooks is not None:
                     node_grad = _run_hooks(node, node_grad)
+                for version, count in node.saved:
+                    if version.count != count:
+                        raise _changed(node)
                 parts = backward(node_grad)
             if len(parts) != len(parents):
                 raise RuntimeError(
@@ -155,32 +155,145 @@ def run_backward(root: Node, grad: Array) -> None:
             if mode.watchers and node_grad is not None:
                 for watcher in mode.watchers:
                     parts = watcher.after_backward(node, node_grad, parts)
-            node.parents, node.backward = (), _released
+            node.parents, node.backward, node.hooks = (), _released, None
             if mode.meter is not None:
                 mode.meter.release(node)
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
                 if parent is None:
                     continue
                 if mode.deferred is not None and callable(part) and _of_weights(parent):
-                    defer(parent, part)
+                    self.defer(parent, part, backward)
                 else:
-                    deliver(parent, part)
+                    deliver(parent, part, backward)
 
-    def defer(parent: Node, part: Any) -> None:
+    def deliver(self, parent: Node, part: Any, backward: Backward) -> None:
+        """Add ``part``, the gradient of one use of ``parent`` by the op with this backward."""
+        if part is not None:
+            if not callable(part) and getattr(part, "shape", ()) != parent.shape:
+                raise _misshapen(backward, part, parent)
+            if parent.leaf is not None and parent.hooks is None:
+                _accumulate(parent, part, backward)
+            else:
+                if callable(part):
+                    part = part()
+                    if getattr(part, "shape", ()) != parent.shape:
+                        raise _misshapen(backward, part, parent)
+                if parent not in self.grads:
+                    self.grads[parent] = part
+                elif parent in self.own:
+                    self.grads[parent] += part
+                else:  # not in place: an op may have handed one array to both of its parents
+                    self.grads[parent] = self.grads[parent] + part
+                    self.own.add(parent)
+        left = self.uses[parent] = self.uses[parent] - 1
+        if left == 0:
+            if parent.leaf is None:
+                self.ready.append(parent)
+            else:
+                self.finish_leaf(parent)
+
+    def finish_leaf(self, node: Node) -> None:
+        """All uses of a leaf have delivered: run its hooks, and tell it."""
+        assert node.leaf is not None
+        leaf = node.leaf()
+        if node in self.grads:
+            grad = _run_hooks(node, self.grads.pop(node))
+            if leaf is not None:
+                leaf.accumulate(grad)
+        if leaf is not None:
+            leaf.ready()
+
+    def defer(self, parent: Node, part: Any, backward: Backward) -> None:
         """Queue the gradient of a weight; until it is computed, the arrays it needs are kept."""
+        meter, queue = self.mode.meter, self.mode.deferred
+        assert queue is not None
+        later = Later(self, parent, part, backward)
+        if meter is not None:
+            meter.hold(later, part)
+        queue.append(later)
 
-        def later() -> None:
-            deliver(parent, part)
-            walk()
-            if mode.meter is not None:
-                mode.meter.release(later)
 
-        if mode.meter is not None:
-            mode.meter.hold(later, part)
-        assert mode.deferred is not None
-        mode.deferred.append(later)
+def backward_within(root: Node, grad: Array) -> dict[Node, list[Any]]:
+    """The backward of what one op of another backward computes again (recompute.py).
 
-    walk()
+    Gradients are added up in the leaves, but these are not told that they are ready: the outer
+    backward knows their other uses. It has to see some gradients itself, to run a leaf's hooks or
+    to defer the weights': those are returned, arrays or callables, by leaf.
+    """
+    walk = Within(root, grad)
+    if root.leaf is None:
+        walk.run()
+    else:
+        walk.parts[root] = [grad]
+    return walk.parts
+
+
+class Within(Walk):
+    """A backward inside another one's op."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, root: Node, grad: Array) -> None:
+        super().__init__(root, grad)
+        self.parts: dict[Node, list[Any]] = {}
+
+    def deliver(self, parent: Node, part: Any, backward: Backward) -> None:
+        if parent.leaf is None:
+            super().deliver(parent, part, backward)
+        elif part is None:
+            return
+        elif parent.hooks is not None or self.mode.deferred is not None:
+            self.parts.setdefault(parent, []).append(part)
+        else:
+            _accumulate(parent, part, backward)
+
+    def defer(self, parent: Node, part: Any, backward: Backward) -> None:
+        """The outer backward defers."""
+        self.deliver(parent, part, backward)
+
+
+def _accumulate(node: Node, part: Any, backward: Backward) -> None:
+    """Add a gradient to a leaf that still exists."""
+    leaf = node.leaf() if node.leaf is not None else None
+    if leaf is not None:
+        try:
+            leaf.accumulate(part)
+        except GradientShapeError as error:
+            raise _misshapen(backward, error.args[0], node) from None
+
+
+class Later:
+    """The gradient of a weight that is still to be computed, and delivered."""
+
+    __slots__ = ("backward", "parent", "part", "walk")
+
+    def __init__(self, walk: Walk, parent: Node, part: Any, backward: Backward) -> None:
+        self.walk, self.parent, self.part, self.backward = walk, parent, part, backward
+
+    def __call__(self) -> None:
+        self.walk.deliver(self.parent, self.part, self.backward)
+        self.walk.run()
+        if self.walk.mode.meter is not None:
+            self.walk.mode.meter.release(self)
+
+
+def _misshapen(backward: Backward, part: Any, parent: Node) -> GradientShapeError:
+    """The error of a gradient ``part`` (or of its shape) that does not fit its input."""
+    shape = part if isinstance(part, tuple) else getattr(part, "shape", ())
+    return GradientShapeError(
+        f"backward of {backward.__qualname__.partition('.')[0]}: a gradient has shape {shape}, and "
+        f"its input, {'a result' if parent.leaf is None else parent.name}, has {parent.shape}: a "
+        "backward returns for each input an array of the input's shape (sum over the axes along "
+        "which the input was broadcast)"
+    )
+
+
+def _changed(node: Node) -> ChangedError:
+    return ChangedError(
+        f"backward of {node.name}, whose result has shape {node.shape}: parameters that it kept in "
+        "the forward have been written since, by an optimizer step, a load or an assignment, so "
+        "the gradient would be wrong: go backward before that, or compute the forward again"
+    )
 
 
 def _of_weights(node: Node) -> bool:
@@ -196,6 +309,11 @@ def _run_hooks(node: Node, grad: Array) -> Array:
     for hook in node.hooks or ():
         changed = hook(grad)
         grad = grad if changed is None else changed
+        if changed is not None and changed.shape != node.shape:
+            raise GradientShapeError(
+                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of "
+                f"{changed.shape}"
+            )
     return grad
 
 

@@ -16,8 +16,9 @@ minidist/__init__.py. So whoever imports ``Tensor``, by any path, gets it with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 
@@ -33,12 +34,21 @@ from minidist.engine.mode import (
     no_grad,
     set_mode,
 )
-from minidist.engine.tape import Backward, Gradients, Into, Node, run_backward
+from minidist.engine.tape import (
+    Backward,
+    Gradients,
+    GradientShapeError,
+    Into,
+    Node,
+    run_backward,
+)
+from minidist.engine.versions import Version, keeps, owner_of
 from minidist.lazy import complete
 
 __all__ = [
     "Backward",
     "Deferred",
+    "GradientShapeError",
     "Gradients",
     "Into",
     "Mode",
@@ -51,6 +61,7 @@ __all__ = [
     "no_grad",
     "recording",
     "set_mode",
+    "tensor",
 ]
 
 
@@ -60,6 +71,8 @@ class Tensor:
     Parameters: ``data``, anything ``numpy.asarray`` takes. Python numbers become the default
     dtype (float32) if they are floats; arrays keep their dtype and device and are not copied.
     With ``requires_grad=True``, ``backward()`` leaves a gradient of the same shape in ``grad``.
+    Do not write into ``data`` in place between a forward and its backward: ops keep their inputs,
+    not copies of them. (Parameters are watched, and so are indices: see versions.py.)
 
     >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
     >>> (x * x).sum().backward()
@@ -67,12 +80,13 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node")
+    __slots__ = ("__weakref__", "data", "grad", "node", "version")
     __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
 
     data: Array
     grad: Array | None
     node: Node | None
+    version: Version | None  # of a parameter's memory, and of a view of it: see versions.py
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
         if isinstance(data, Tensor):
@@ -86,6 +100,7 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
         self.grad = None
+        self.version = None
         self.node = Node((), None, self.data.shape, self) if requires_grad else None
 
     @staticmethod
@@ -95,7 +110,7 @@ class Tensor:
         if isinstance(data, np.generic):
             data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
-        out.grad = None
+        out.grad = out.version = None
         nodes = tuple([parent.node for parent in parents])
         mode = MODE.get()
         if mode.watchers:
@@ -107,7 +122,27 @@ class Tensor:
                 mode.meter.hold(out.node, backward)
         else:
             out.node = None
+        for parent in parents:
+            if parent.version is not None:
+                out._keep_versions(parents, backward)
+                break
         return out
+
+    def _keep_versions(self, parents: tuple[Tensor, ...], backward: Backward) -> None:
+        """This was computed from tracked memory: a view of it is watched, and so is what is saved.
+
+        Without a node nothing is saved, but a later op may save the view.
+        """
+        found: list[Version] = []
+        for parent in parents:
+            version = parent.version
+            if version is None or version in found:
+                continue
+            found.append(version)
+            if self.data.base is not None and owner_of(self.data) is version.owner:
+                self.version = version
+            if self.node is not None and keeps(backward, version):
+                self.node.saved += ((version, version.count),)
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 
@@ -183,14 +218,44 @@ class Tensor:
             "ops.where, or tensor.data[index] = value if no backward needs them"
         )
 
+    # As NumPy has them: a tensor of one element is a number, and others are refused.
+
     def __len__(self) -> int:
-        return len(self.data)
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.data.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[index] for index in range(len(self)))
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._number("float"))
+
+    def __int__(self) -> int:
+        return int(self._number("int"))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number("round"), digits)
 
     def __bool__(self) -> bool:
-        return bool(self.data)
+        if self.size != 1:
+            raise ValueError(
+                f"the truth value of a tensor of shape {self.shape} is ambiguous: reduce it first, "
+                "for example with .data.all()"
+            )
+        return bool(self._number("bool"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._number("format") if spec else str(self), spec)
+
+    def _number(self, what: str) -> Any:
+        if self.size != 1:
+            raise TypeError(
+                f"{what}() is for a tensor of one element, and this one has shape {self.shape}"
+            )
+        return self.item()
 
     def __repr__(self) -> str:
         body = repr(self.data)
@@ -228,6 +293,8 @@ class Tensor:
         """Add one use's gradient, an array or a callable that returns one, to a leaf's ``grad``."""
         if callable(grad):
             grad = grad()
+            if getattr(grad, "shape", ()) != self.data.shape:
+                raise GradientShapeError(getattr(grad, "shape", ()))
         total = self.grad
         if total is None:
             # A copy: an op may have handed this array to others too.
@@ -255,10 +322,25 @@ class Tensor:
         if self.node is not None and self.node.leaf is not None:
             return  # a leaf keeps its gradient anyway
 
+        myself = ref(self)  # weak: the node has the hook, and this tensor has the node
+
         def keep(grad: Array) -> None:
-            self.grad = grad if self.grad is None else self.grad + grad
+            tensor = myself()
+            if tensor is not None:
+                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
 
         self.register_hook(keep)
+
+
+def tensor(data: Any, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of a *copy* of ``data``: as PyTorch's function, where ``Tensor`` shares an array.
+
+    >>> tensor([1.0, 2.0]) + 1
+    Tensor([2., 3.], dtype=float32)
+    """
+    if isinstance(data, Tensor):
+        data = data.data
+    return Tensor(data.copy() if hasattr(data, "dtype") else data, requires_grad, dtype)
 
 
 def as_tensor(x: Any) -> Tensor:

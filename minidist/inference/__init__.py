@@ -2,7 +2,8 @@
 
 Read in this order: ``requests.py`` (what is asked and answered), ``blocks.py`` (the key-value cache
 in blocks), ``ragged.py`` (one forward for sequences of different lengths), ``engine.py``
-(continuous batching), ``timing.py`` (what users wait for).
+(continuous batching), ``timing.py`` (what users wait for), ``replicas.py`` (a model on each rank,
+and one queue in front).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ __getattr__, __dir__, __all__ = offer(
         "requests": ["Answer", "Refused", "Request"],
         "blocks": ["BlockPool"],
         "ragged": [],
+        "replicas": ["Arrivals", "serve"],
         "timing": ["Timing", "run"],
+        "queueing": ["erlang_c", "mean_wait"],
         "models": ["load_gpt"],
         "engine": ["Engine", "Event", "generate"],
     },

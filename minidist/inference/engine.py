@@ -41,10 +41,10 @@ from minidist.nn.layers import Sequential
 
 @dataclass(frozen=True)
 class Event:
-    """A token of a request, or its end: ``reason`` is "" until the last token."""
+    """A token of a request; ``reason`` is "" until its last token."""
 
     number: int
-    token: int | None
+    token: int
     reason: str = ""
 
 
@@ -105,9 +105,13 @@ class Engine:
         """Whether any request is not finished."""
         return bool(self._queue or self._running)
 
+    def check(self, request: Request) -> None:
+        """Raise Refused, with the reason, if this engine can never answer the request."""
+        request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
+
     def submit(self, request: Request) -> int:
         """Put a request into the queue; returns its number. Raises Refused, with the reason."""
-        request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
+        self.check(request)
         if self.waiting is not None and len(self._queue) >= self.waiting:
             raise Refused(f"{len(self._queue)} requests are waiting already: try again later")
         number = self._next

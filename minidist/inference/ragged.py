@@ -77,8 +77,10 @@ class LayerCache(KeyValueCache):
         super().__init__()
         self.step, self.layer = step, layer
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Tensor:
         """q (1, h, n, d), k and v (1, g, n, d): n rows of several sequences → (1, h, n, d)."""
+        if mask is not None:
+            raise NotImplementedError("rows of several sequences take no mask: each has its own")
         step, pool, xp = self.step, self.step.pool, q.xp
         rows_first = [part.data[0].transpose(1, 0, 2) for part in (k, v)]  # (n, g, d)
         pool.write(self.layer, step.rows, *rows_first)

@@ -39,6 +39,10 @@ class Timing:
         """Seconds from arrival to the first token: the median, or another percentile."""
         return _percentile([times[0] for times in self.times.values()], percent)
 
+    def first_token_mean(self) -> float:
+        """Mean seconds from arrival to the first token."""
+        return float(np.mean([times[0] for times in self.times.values()] or [0.0]))
+
     def each_token(self, percent: float = 50) -> float:
         """Seconds from one token of a request to its next: the median, or another percentile."""
         gaps = [gap for times in self.times.values() for gap in np.diff(times)]

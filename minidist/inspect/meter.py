@@ -16,8 +16,7 @@ from typing import Any
 
 from minidist.engine.array import Array
 from minidist.engine.mode import current_mode, set_mode
-from minidist.engine.tape import Into
-from minidist.engine.tensor import Tensor
+from minidist.engine.versions import arrays_in, owner_of
 
 
 class Meter:
@@ -53,32 +52,6 @@ class Meter:
             if self._users[key] == 0:
                 del self._users[key]
                 self.bytes -= owner.nbytes
-
-
-def owner_of(array: Array) -> Array:
-    """The array that owns the memory of ``array``: itself if it is not a view."""
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
-        array = array.base
-    return array
-
-
-def arrays_in(function: Any) -> Iterator[Array]:
-    """Every array that a closure refers to, also through tensors, tuples and inner functions."""
-    stack = [function]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Tensor):
-            yield value.data
-        elif isinstance(value, Into):
-            stack.append(value.write)
-        elif isinstance(value, type):
-            continue
-        elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            stack.extend(value)
-        elif getattr(value, "__closure__", None):
-            stack.extend(cell.cell_contents for cell in value.__closure__)
 
 
 @contextmanager

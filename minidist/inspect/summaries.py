@@ -23,6 +23,7 @@ from rich.table import Table
 
 from minidist import nn
 from minidist.engine.array import work
+from minidist.engine.mode import keep_buffers
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
 from minidist.inspect.meter import measure_saved
@@ -38,6 +39,7 @@ class Row:
     parameters: int
     cost: LayerCost
     saved_bytes: int
+    trained: bool = True  # it has parameters that are not frozen
 
 
 def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
@@ -59,7 +61,8 @@ def blocks(model: Module, shape: Shape, itemsize: int = 4) -> list[Row]:
         if rows:  # the rest of the growth is the output of the block before
             rows[-1].saved_bytes += saved - before - costs[-1].saved_bytes
         size = sum(p.size for p in own)
-        rows.append(Row(name, repr(block), size, costs[-1], costs[-1].saved_bytes))
+        trained = bool(block.trained())
+        rows.append(Row(name, repr(block), size, costs[-1], costs[-1].saved_bytes, trained))
         shape = costs[-1].shape
     return rows
 
@@ -75,7 +78,7 @@ def training_flops(model: Module, shape: Shape) -> int:
     for row in blocks(model, shape):
         total += row.cost.flops + row.cost.weight_flops
         total += 0 if first else row.cost.input_flops
-        first = first and row.parameters == 0
+        first = first and not row.trained
     return total
 
 
@@ -120,13 +123,13 @@ def layers(model: Module, x: Any) -> list[Row]:
     rows, enclosing = list[Row](), list[Row]()
 
     def watched(name: str, module: Module) -> Callable[..., Tensor]:
-        def forward(*inputs: Any) -> Tensor:
+        def forward(*inputs: Any, **options: Any) -> Tensor:
             size = sum(p.size for p in module.parameters())
             row = Row("  " * len(enclosing) + name, type(module).__name__, size, LayerCost(()), 0)
             rows.append(row)
             enclosing.append(row)
             flops, saved = work.flops, meter.bytes
-            y = type(module).forward(module, *inputs)
+            y = type(module).forward(module, *inputs, **options)
             row.cost = LayerCost(y.shape, work.flops - flops)
             row.saved_bytes = meter.bytes - saved
             enclosing.pop()
@@ -138,7 +141,9 @@ def layers(model: Module, x: Any) -> list[Row]:
     for path, module in modules.items():
         vars(module)["forward"] = watched(path.rpartition(".")[2], module)
     try:
-        with draws(0, 0), measure_saved([model.flat.data_and_loss]) as meter:
+        flat = model.flat
+        parameters = [flat.data_and_loss, flat.frozen]
+        with draws(0, 0), keep_buffers(), measure_saved(parameters) as meter:
             model(x)
     finally:
         for module in modules.values():

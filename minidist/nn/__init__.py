@@ -2,7 +2,7 @@
 
 from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
 from minidist.nn.attention import CausalSelfAttention, KeyValueCache
-from minidist.nn.convolution import AddChannel, AvgPool2d, Conv2d, MaxPool2d
+from minidist.nn.convolution import AddChannel, AvgPool2d, Conv1d, Conv2d, MaxPool2d
 from minidist.nn.cross_entropy import CrossEntropy
 from minidist.nn.layers import Embedding, Flatten, Linear, Residual, Sequential
 from minidist.nn.losses import (
@@ -13,7 +13,7 @@ from minidist.nn.losses import (
     MeanSquaredError,
 )
 from minidist.nn.module import Buffer, Flat, LayerCost, Module, Parameter, UninitialisedError
-from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm
+from minidist.nn.normalization import BatchNorm, LayerNorm, RMSNorm, SyncBatchNorm
 
 __all__ = [
     "GELU",
@@ -23,6 +23,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Buffer",
     "CausalSelfAttention",
+    "Conv1d",
     "Conv2d",
     "CrossEntropy",
     "Dropout",
@@ -46,6 +47,7 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SyncBatchNorm",
     "Tanh",
     "UninitialisedError",
 ]

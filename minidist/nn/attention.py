@@ -35,10 +35,10 @@ class KeyValueCache:
             self.keys = xp.concatenate((self.keys, keys), axis=2)
             self.values = xp.concatenate((self.values, values), axis=2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Tensor:
         """Add k and v (b, g, l, d), and let the queries (b, h, l, d) attend to all positions."""
         self.extend(q.xp, k.data, v.data)
-        return ops.attention(q, Tensor(self.keys), Tensor(self.values))
+        return ops.attention(q, Tensor(self.keys), Tensor(self.values), mask=mask)
 
 
 class CausalSelfAttention(Module):
@@ -72,16 +72,20 @@ class CausalSelfAttention(Module):
         self.qkv = Linear(width, packed, bias, initialiser)
         self.out = Linear(width, width, bias, out_initialiser or initialiser)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Any = None) -> Tensor:
+        """``mask`` broadcasts to (batch, heads, length, keys): see ``ops.attention``.
+
+        To leave out padding, pass (batch, 1, 1, keys) booleans, true for the keys that count.
+        """
         if cache is not None:
-            return self._cached(x, cache)
-        return self.out(self.core(self.qkv(x)))
+            return self._cached(x, cache, mask)
+        return self.out(self.core(self.qkv(x), mask))
 
-    def core(self, qkv: Tensor) -> Tensor:
+    def core(self, qkv: Tensor, mask: Any = None) -> Tensor:
         """Attention itself, between the two products: (b, l, (heads + 2 groups) · d)."""
-        return ops.self_attention(qkv, self.heads, self.groups, self.rotary_base)
+        return ops.self_attention(qkv, self.heads, self.groups, self.rotary_base, mask)
 
-    def _cached(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+    def _cached(self, x: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
         """The positions of x follow those in the cache, and are added to it."""
         batch, length, _ = x.shape
         parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
@@ -90,7 +94,7 @@ class CausalSelfAttention(Module):
         if self.rotary_base is not None:
             q = ops.rotary(q, self.rotary_base, len(cache))
             k = ops.rotary(k, self.rotary_base, len(cache))
-        out = cache.attend(q, k, v)  # (b, h, l, d)
+        out = cache.attend(q, k, v, mask)  # (b, h, l, d)
         merged = out.transpose(0, 2, 1, 3)  # (b, l, h, d)
         return self.out(merged.reshape(batch, length, merged.shape[2] * merged.shape[3]))
 

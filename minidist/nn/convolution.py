@@ -1,4 +1,4 @@
-"""Layers for images, (n, channels, height, width): convolution and pooling."""
+"""Layers for images, (n, channels, height, width), and sequences: convolution and pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minidist import ops
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.init import uniform_fan_in
 from minidist.nn.module import LayerCost, Module, Parameter, Shape
-from minidist.ops.convolution import convolved_length
+from minidist.ops.convolution import Pair, as_pair, convolved_length
 
 
 class AddChannel(Module):
@@ -27,7 +27,83 @@ class AddChannel(Module):
 
 
 class Conv2d(Module):
-    """Slide ``outputs`` kernels over each image: (n, inputs, h, w) → (n, outputs, oh, ow)."""
+    """Slide ``outputs`` kernels over each image: (n, inputs, h, w) → (n, outputs, oh, ow).
+
+    Kernel, stride, padding and dilation are numbers, or pairs (height, width).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Pair = 1,
+    ) -> None:
+        name = type(self).__name__
+        self._declare(inputs, outputs, as_pair(name, "kernel", kernel, 1), groups, bias)
+        self.stride: Any = as_pair(name, "stride", stride, 1)
+        self.padding: Any = as_pair(name, "padding", padding, 0)
+        self.dilation: Any = as_pair(name, "dilation", dilation, 1)
+
+    def _declare(
+        self, inputs: int, outputs: int, kernel: tuple[int, ...], groups: int, bias: bool
+    ) -> None:
+        if groups < 1 or inputs % groups or outputs % groups:
+            raise ValueError(
+                f"{type(self).__name__}: {groups} groups must divide {inputs} and {outputs} "
+                "channels"
+            )
+        start = uniform_fan_in(inputs // groups * int(np.prod(kernel)))
+        self.weight = Parameter((outputs, inputs // groups, *kernel), start)
+        self.bias = Parameter((outputs,), start) if bias else None
+        self.groups = groups
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.groups, self.dilation
+        )
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        outputs, *inner = self.weight.declared  # (o, c/groups, *kernel)
+        places = tuple(
+            convolved_length(length, *settings)
+            for length, *settings in zip(
+                shape[2:], inner[1:], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        out = (shape[0], outputs, *places)
+        flops = 2 * int(np.prod(out)) * int(np.prod(inner))
+        trained = self.weight.requires_grad
+        later = trained or (self.bias is not None and self.bias.requires_grad)
+        return LayerCost(
+            out,
+            flops,
+            flops,
+            weight_flops=flops * trained,
+            saves_input=trained,
+            defers_input=trained,
+            deferred_bytes=int(np.prod(out)) * itemsize * later,  # the gradient of the output
+        )
+
+    def __repr__(self) -> str:
+        outputs, inputs, *kernel = self.weight.declared
+        usual = {"stride": 1, "padding": 0, "dilation": 1}
+        extra = "".join(
+            f", {name}={_short(getattr(self, name))}"
+            for name, value in usual.items()
+            if set(getattr(self, name)) != {value}
+        )
+        extra += f", groups={self.groups}" if self.groups != 1 else ""
+        shown = _short(tuple(kernel))
+        return f"{type(self).__name__}({inputs * self.groups}, {outputs}, kernel={shown}{extra})"
+
+
+class Conv1d(Conv2d):
+    """Slide ``outputs`` kernels over each sequence: (n, inputs, l) → (n, outputs, ol)."""
 
     def __init__(
         self,
@@ -38,39 +114,19 @@ class Conv2d(Module):
         padding: int = 0,
         groups: int = 1,
         bias: bool = True,
+        dilation: int = 1,
     ) -> None:
-        if inputs % groups or outputs % groups:
-            raise ValueError(f"Conv2d: {groups} groups must divide {inputs} and {outputs} channels")
-        fan_in = inputs // groups * kernel * kernel
-        self.weight = Parameter((outputs, inputs // groups, kernel, kernel), uniform_fan_in(fan_in))
-        self.bias = Parameter((outputs,), uniform_fan_in(fan_in)) if bias else None
-        self.stride, self.padding, self.groups = stride, padding, groups
+        # One axis: the second of a pair.
+        self._declare(
+            inputs, outputs, as_pair("Conv1d", "kernel", (1, kernel), 1)[1:], groups, bias
+        )
+        self.stride = as_pair("Conv1d", "stride", (1, stride), 1)[1:]
+        self.padding = as_pair("Conv1d", "padding", (0, padding), 0)[1:]
+        self.dilation = as_pair("Conv1d", "dilation", (1, dilation), 1)[1:]
 
     def forward(self, x: Any) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
-
-    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        outputs, *inner = self.weight.declared  # (o, c/groups, k, k)
-        out = (shape[0], outputs, *_windows(shape, inner[-1], self.stride, self.padding))
-        flops = 2 * int(np.prod(out)) * int(np.prod(inner))
-        return LayerCost(
-            out,
-            flops,
-            flops,
-            flops,
-            saves_input=True,
-            defers_input=True,
-            deferred_bytes=int(np.prod(out)) * itemsize,  # the gradient of the output
-        )
-
-    def __repr__(self) -> str:
-        outputs, inputs, kernel, _ = self.weight.declared
-        extra = "".join(
-            f", {name}={getattr(self, name)}"
-            for name, usual in (("stride", 1), ("padding", 0), ("groups", 1))
-            if getattr(self, name) != usual
-        )
-        return f"Conv2d({inputs * self.groups}, {outputs}, kernel={kernel}{extra})"
+        (stride,), (padding,), (dilation,) = self.stride, self.padding, self.dilation
+        return ops.conv1d(x, self.weight, self.bias, stride, padding, self.groups, dilation)
 
 
 class MaxPool2d(Module):
@@ -112,3 +168,8 @@ def _windows(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int,
         convolved_length(shape[2], kernel, stride, padding),
         convolved_length(shape[3], kernel, stride, padding),
     )
+
+
+def _short(value: tuple[int, ...]) -> str:
+    """One number if all are equal."""
+    return str(value[0] if len(set(value)) == 1 else value)

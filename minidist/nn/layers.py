@@ -40,14 +40,16 @@ class Linear(Module):
         inputs, outputs = self.weight.declared
         rows = int(np.prod(shape[:-1]))
         flops = 2 * rows * inputs * outputs
+        trained = self.weight.requires_grad
+        later = trained or (self.bias is not None and self.bias.requires_grad)
         return LayerCost(
             (*shape[:-1], outputs),
             flops,
             flops,
-            flops,
-            saves_input=True,
-            defers_input=True,
-            deferred_bytes=rows * outputs * itemsize,  # the gradient of the output
+            weight_flops=flops * trained,
+            saves_input=trained,
+            defers_input=trained,
+            deferred_bytes=rows * outputs * itemsize * later,  # the gradient of the output
         )
 
     def __repr__(self) -> str:
@@ -66,6 +68,8 @@ class Embedding(Module):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the indices, as int64; a look-up has no FLOPs."""
         width, indices = self.weight.declared[1], int(np.prod(shape))
+        if not self.weight.requires_grad:
+            return LayerCost((*shape, width))
         return LayerCost(
             (*shape, width),
             saved_bytes=8 * indices,
@@ -93,6 +97,39 @@ class Flatten(Module):
         return LayerCost((shape[0], int(np.prod(shape[1:]))), view=len(shape) != 4)
 
 
+class Blocks(dict[str, Module]):
+    """The blocks of a Sequential by name. After ``init`` none can be exchanged, added or removed.
+
+    Its parameters would not lie in the flat array, so that no optimizer would ever step them.
+    """
+
+    fixed = False
+
+    def _refusing(name: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def method(self: Blocks, *given: Any) -> Any:
+            if self.fixed:
+                raise TypeError(
+                    "blocks cannot be exchanged, added or removed after init: their parameters lie "
+                    "in the model's flat array, and others would not. Declare a new Sequential, "
+                    "init it, and load(..., partial=True) the values that it should take over"
+                )
+            return getattr(super(), name)(*given)
+
+        return method
+
+    __setitem__ = _refusing("__setitem__")
+    __delitem__ = _refusing("__delitem__")
+    __ior__ = _refusing("__ior__")
+    clear = _refusing("clear")
+    pop = _refusing("pop")
+    popitem = _refusing("popitem")
+    setdefault = _refusing("setdefault")
+    update = _refusing("update")
+
+    def __reduce__(self) -> Any:
+        return Blocks, (dict(self),), {"fixed": self.fixed}
+
+
 class Sequential(Module):
     """Blocks applied in order, named "0", "1", ...; a slice is a Sequential with the same names.
 
@@ -110,11 +147,15 @@ class Sequential(Module):
                     f"Sequential: block {index} is a {type(block).__name__}, not a Module: write "
                     "Sequential(Linear(3, 4), ReLU()), or Sequential(*blocks) for a list"
                 )
-        self.blocks: dict[str, Module] = {str(index): block for index, block in enumerate(blocks)}
+        self.blocks = Blocks({str(index): block for index, block in enumerate(blocks)})
         self.input_shape = input_shape
 
     def children(self) -> Iterator[tuple[str, Any]]:
         yield from self.blocks.items()
+
+    def _fix(self) -> None:
+        super()._fix()
+        self.blocks.fixed = True
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -123,7 +164,7 @@ class Sequential(Module):
         if not isinstance(part, slice):
             raise TypeError("Sequential takes a slice, model[1:3]; one block is model.blocks['1']")
         sliced = Sequential()
-        sliced.blocks = dict(list(self.blocks.items())[part])
+        sliced.blocks = Blocks(list(self.blocks.items())[part])
         return sliced
 
     def forward(self, x: Any) -> Tensor:

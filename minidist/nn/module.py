@@ -8,6 +8,7 @@ parameters, and cost.py for the cost of layers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Self
 
@@ -17,8 +18,17 @@ from minidist.engine import array as arrays
 from minidist.engine.array import DType
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor
+from minidist.engine.versions import written
 from minidist.nn.cost import LayerCost, in_a_row
-from minidist.nn.parameter import Buffer, Flat, Initialiser, Parameter, Shape, UninitialisedError
+from minidist.nn.parameter import (
+    Buffer,
+    Flat,
+    Initialiser,
+    Parameter,
+    Shape,
+    UninitialisedError,
+    set_trained,
+)
 
 __all__ = [
     "Buffer",
@@ -44,12 +54,13 @@ class Module:
     prefix: str = ""
     path: str = ""  # this module's full name in the model that was initialised
     training: bool = True
+    fixed: bool = False  # in a model that was initialised: its parts cannot be exchanged
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        return self.forward(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.forward(*inputs, **options)
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """Named parameters and modules directly inside this one, in order of declaration."""
@@ -64,18 +75,18 @@ class Module:
     def named_parameters(self, prefix: str = "") -> dict[str, Parameter]:
         """Every parameter by its full name, such as ``"2.weight"``; each only once."""
         found: dict[str, Parameter] = {}
-        seen: set[int] = set()
-
-        def visit(module: Module, prefix: str) -> None:
-            for name, child in module.children():
-                if isinstance(child, Module):
-                    visit(child, f"{prefix}{name}.")
-                elif id(child) not in seen:
-                    seen.add(id(child))
-                    found[child.shared_name or prefix + name] = child
-
-        visit(self, prefix)
+        self._visit(prefix, found, set())
         return found
+
+    # A method and not a function inside: that would refer to itself, and so keep the parameters in
+    # memory until the garbage collector comes.
+    def _visit(self, prefix: str, found: dict[str, Parameter], seen: set[int]) -> None:
+        for name, child in self.children():
+            if isinstance(child, Module):
+                child._visit(f"{prefix}{name}.", found, seen)
+            elif id(child) not in seen:
+                seen.add(id(child))
+                found[child.shared_name or prefix + name] = child
 
     def parameters(self) -> list[Parameter]:
         """Every parameter, in the order of the flat array."""
@@ -108,9 +119,62 @@ class Module:
         """Compute as in evaluation: without dropout, and batch norm by its running averages."""
         return self.train(False)
 
+    def freeze(self, *patterns: str) -> Self:
+        """Train no parameter whose full name matches one of ``patterns``, such as ``"0.*"``.
+
+        Without patterns: no parameter at all. Before or after ``init``; a frozen parameter has no
+        gradient, so an optimizer cannot change it. An optimizer that has stepped with other
+        parameters refuses to go on: make a new one. Raises ValueError for a pattern that matches
+        nothing, RuntimeError if a method trains the model already.
+
+        >>> from minidist.nn import Linear, Sequential
+        >>> model = Sequential(Linear(4, 3), Linear(3, 2)).freeze("0.*").init(0)
+        >>> list(model.flat.slices)
+        ['1.weight', '1.bias']
+        """
+        set_trained(self._matching(patterns), False)
+        return self
+
+    def unfreeze(self, *patterns: str) -> Self:
+        """Train these parameters again: the reverse of ``freeze``."""
+        set_trained(self._matching(patterns), True)
+        return self
+
+    def _matching(self, patterns: tuple[str, ...]) -> list[Parameter]:
+        named = self.named_parameters()
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in named):
+                raise ValueError(f"no parameter matches {pattern!r}: there are {', '.join(named)}")
+        return [
+            parameter
+            for name, parameter in named.items()
+            if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+
+    def trained(self, prefix: str = "") -> dict[str, Parameter]:
+        """The parameters that are not frozen, by full name: those in the flat array."""
+        return {n: one for n, one in self.named_parameters(prefix).items() if one.requires_grad}
+
+    def frozen(self) -> dict[str, Parameter]:
+        """The parameters that are frozen, by full name."""
+        return {n: one for n, one in self.named_parameters().items() if not one.requires_grad}
+
     @property
     def initialised(self) -> bool:
         return "flat" in vars(self)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        if self.fixed and attribute != "path":
+            old = vars(self).get(attribute)
+            for part in (old, value):
+                if attribute == "flat" or _has_parts(part):
+                    raise AttributeError(
+                        f"{type(self).__name__}.{attribute} cannot be exchanged after init: its "
+                        "parameters lie in the model's flat array, and others would not. To change "
+                        "values, assign to parameter.data or call model.load(..., partial=True); "
+                        "to change the model, declare a new one"
+                    )
+        super().__setattr__(attribute, value)
 
     def __getattr__(self, attribute: str) -> Any:
         # Python comes here only when the attribute is missing: no cost once initialised.
@@ -142,7 +206,7 @@ class Module:
                     "would lose its values: declare it anew, init the whole model, then "
                     "load(..., partial=True) the values under the names that they have here"
                 )
-        self.flat = Flat(named, kind, device)
+        vars(self)["flat"] = Flat(named, kind, device)
         xp = arrays.module(device)
         for name, parameter in named.items():
             parameter.name = name
@@ -153,7 +217,15 @@ class Module:
             buffer.data = xp.full(buffer.declared, buffer.value, dtype)
         for path, module in self.named_modules().items():
             module.path = path
+            module._fix()
         return self
+
+    def _fix(self) -> None:
+        """No part of this module can be exchanged from now on."""
+        for name, value in vars(self).items():
+            if isinstance(value, list) and _has_parts(value):
+                vars(self)[name] = tuple(value)
+        self.fixed = True
 
     def zero_grad(self) -> None:
         """Set every gradient to zero; ``backward`` adds to it.
@@ -196,6 +268,7 @@ class Module:
         for name, value in state.items():
             held = named[name].data
             held[...] = arrays.module_of(held).asarray(np.asarray(value).astype(held.dtype))
+            written(held)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,15 +278,16 @@ class Module:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         named = self.named_parameters()
-        if not named or any(parameter.grad is None for parameter in named.values()):
+        if not named or not all(parameter.initialised for parameter in named.values()):
             return  # declared, not initialised
         values = {name: parameter.data for name, parameter in named.items()}
         grads = {name: parameter.grad for name, parameter in named.items()}
         first = next(iter(values.values()))
-        self.flat = Flat(named, first.dtype, arrays.module_of(first))
+        vars(self)["flat"] = Flat(named, first.dtype, arrays.module_of(first))
         for name, parameter in named.items():
             parameter.data[...] = values[name]
-            parameter.grad[...] = grads[name]  # type: ignore[index]
+            if parameter.grad is not None:
+                parameter.grad[...] = grads[name]
         for module in self.named_modules().values():
             if module is not self:
                 vars(module).pop("flat", None)  # temporary, the whole model's remain
@@ -233,6 +307,13 @@ class Module:
             if isinstance(child, Module)
         )
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}()"
+
+
+def _has_parts(value: Any) -> bool:
+    """Whether ``value`` is a parameter or a module, or a list with some."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, (Parameter, Module)) for item in value)
+    return isinstance(value, (Parameter, Module))
 
 
 def _drawn(parameter: Parameter, seed: int) -> np.ndarray:

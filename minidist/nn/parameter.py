@@ -8,19 +8,25 @@ A layer *declares* its parameters and allocates nothing: ``Linear(784, 128)`` co
 
 and each Parameter becomes a view into them. So an optimizer steps one 1-D array, an all-reduce
 sends one array, and a shard is a slice.
+
+A *frozen* parameter (``requires_grad = False``) is a constant. It lies in an array of its own,
+``flat.frozen``, without a gradient. So nothing that steps ``flat.data`` or sends ``flat.grad`` ever
+touches it: no update, no weight decay, no gradient memory, no bytes sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, DType
-from minidist.engine.tape import Into, Node
+from minidist.engine.tape import GradientShapeError, Into, Node
 from minidist.engine.tensor import Tensor
+from minidist.engine.versions import Version, track, version_of, written
 
 Shape = tuple[int, ...]
 Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -28,6 +34,12 @@ Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
 
 class UninitialisedError(RuntimeError):
     """A layer was used before ``init(seed)`` gave its parameters memory and values."""
+
+
+# The two slots of a tensor: how to read them, and how to change the memory without a copy.
+_GET = {name: Tensor.__dict__[name].__get__ for name in ("data", "grad")}
+_SET = {name: Tensor.__dict__[name].__set__ for name in ("data", "grad")}
+_DELETE_DATA = Tensor.__dict__["data"].__delete__
 
 
 class Parameter(Tensor):
@@ -39,9 +51,23 @@ class Parameter(Tensor):
     A parameter's name is its path in the model, such as ``"2.weight"``. If several blocks share a
     parameter, pass a ``name`` (``shared_name``) instead. It is then the same parameter, with the
     same initial values, in every part of the model.
+
+    ``parameter.data = array`` copies the values into the parameter's memory, and so does
+    ``parameter.grad = array``: the memory belongs to the flat array. ``attach`` changes the memory.
+    ``requires_grad = False`` freezes it, before or after ``init``.
     """
 
-    __slots__ = ("declared", "fresh", "initialiser", "name", "on_ready", "shared_name")
+    __slots__ = (
+        "absent",
+        "declared",
+        "fresh",
+        "home",
+        "initialiser",
+        "name",
+        "on_ready",
+        "owner",
+        "shared_name",
+    )
 
     def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
         # ``data`` stays unset until init: see __getattr__.
@@ -49,13 +75,19 @@ class Parameter(Tensor):
         self.initialiser = initialiser
         self.shared_name = name
         self.name = name
-        self.grad = None
+        self.absent = ""  # why a method has taken the values away, if it has
         self.fresh = False  # true from zero_grad until the first gradient is written
         self.node = Node((), None, shape, self)
         self.on_ready: list[Callable[[Parameter], None]] = []
+        self.home: ReferenceType[Flat] | None = None  # the flat arrays that it lies in
+        self.owner = ""  # the method that trains it, which has cut its memory
+        self.version = None
+        _SET["grad"](self, None)
 
     def __getattr__(self, attribute: str) -> Any:
         # Python comes here only when the attribute is missing: no cost once initialised.
+        if attribute == "data" and self.absent:
+            raise UninitialisedError(f"parameter {self.name} is not here: {self.absent}")
         if attribute == "data":
             raise UninitialisedError(
                 f"a parameter {self.name or 'of shape ' + str(self.declared)} was used before it "
@@ -78,26 +110,92 @@ class Parameter(Tensor):
     def size(self) -> int:
         return int(np.prod(self.declared))
 
+    data = property(_GET["data"], lambda self, value: self._assign("data", value), _DELETE_DATA)
+    grad = property(_GET["grad"], lambda self, value: self._assign("grad", value))
+
+    @property
+    def initialised(self) -> bool:
+        return self.version is not None or _has_data(self)
+
+    def attach(self, data: Array | None = None, grad: Array | None = None) -> None:
+        """Take this memory as the values, or as the gradient, from now on: nothing is copied.
+
+        For whoever moves parameters, such as a method that keeps several versions of them.
+        """
+        for name, array in (("data", data), ("grad", grad)):
+            if array is not None:
+                if array.shape != self.declared:
+                    raise ValueError(
+                        f"attach: {name} {array.shape} for parameter {self.name} {self.declared}"
+                    )
+                _SET[name](self, array)
+        if data is not None:
+            self.version = version_of(data)
+
+    def _assign(self, attribute: str, value: Any) -> None:
+        """Copy ``value`` into the memory of ``data`` or ``grad``."""
+        held = self.data if attribute == "data" else self.grad
+        what = f"{attribute} of parameter {self.name or 'of shape ' + str(self.declared)}"
+        if held is None:
+            raise UninitialisedError(
+                f"{what}: there is no memory for it: "
+                + ("it is frozen" if _has_data(self) else "call model.init(seed) first")
+            )
+        if value is not held:  # the end of an operation in place: parameter.data += 1
+            if value is None:
+                raise TypeError(f"{what} cannot be None: model.zero_grad() sets gradients to zero")
+            if isinstance(value, Tensor):
+                raise TypeError(f"{what} is an array: assign tensor.data")
+            if not hasattr(value, "dtype"):
+                value = arrays.module_of(held).asarray(value, dtype=held.dtype)
+            if value.shape != held.shape:
+                raise ValueError(f"{what} has shape {held.shape}, the new value {value.shape}")
+            if value.dtype != held.dtype:
+                raise TypeError(
+                    f"{what} is {held.dtype}, the new value {value.dtype}: assign "
+                    f'value.astype("{held.dtype}")'
+                )
+            held[...] = value
+        if attribute == "data":
+            written(held)
+        else:
+            self.fresh = False  # what was assigned is added to, not overwritten
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        set_trained([self], wanted)
+
     def __reduce__(self) -> Any:
         """Copy or pickle with separate memory, and without hooks.
 
         ``Module`` then puts its parameters into one flat array again.
         """
         declared = type(self), self.declared, self.initialiser, self.shared_name, self.name
-        if self.grad is None:  # declared, not initialised
-            return _restored, (*declared, None, None)
-        return _restored, (*declared, self.data.copy(), self.grad.copy())
+        arrays = self.data.copy() if _has_data(self) else None, copied(self.grad)
+        return _restored, (*declared, self.requires_grad, *arrays)
 
     def accumulate(self, grad: Any) -> None:
         """Add the gradient of one use; the first after ``zero_grad`` is written, not added."""
-        if self.fresh:
-            self.fresh = False
-            if type(grad) is Into:
-                grad.write(self.grad)
+        total = self.grad
+        if total is None:  # frozen since the forward
+            return
+        fresh = self.fresh
+        if fresh and type(grad) is Into:
+            grad = grad.write(total)
+        elif callable(grad):
+            grad = grad()
+        if grad is not total:
+            if getattr(grad, "shape", ()) != self.declared:
+                raise GradientShapeError(getattr(grad, "shape", ()))
+            if fresh:
+                total[...] = grad
             else:
-                self.grad[...] = grad() if callable(grad) else grad  # type: ignore[index]
-        else:
-            self.grad += grad() if callable(grad) else grad
+                total += grad
+        self.fresh = False
 
     def ready(self) -> None:
         for hook in self.on_ready:
@@ -107,20 +205,56 @@ class Parameter(Tensor):
         return f"Parameter({self.name!r}, shape={self.declared})"
 
 
+def _has_data(parameter: Parameter) -> bool:
+    try:
+        return parameter.data is not None
+    except UninitialisedError:
+        return False
+
+
+def copied(array: Array | None) -> Array | None:
+    return None if array is None else array.copy()
+
+
+def set_trained(parameters: list[Parameter], wanted: bool) -> None:
+    """Freeze some parameters, or train them again: see ``Module.freeze``."""
+    changing = [one for one in parameters if one.requires_grad != wanted]
+    homes: dict[int, Flat] = {}
+    for one in changing:
+        if one.owner:
+            raise RuntimeError(
+                f"{one.name} is trained by {one.owner}, which has cut its memory by now: freeze or "
+                "unfreeze parameters before you pass the model to a method"
+            )
+        home = one.home() if one.home is not None else None
+        if _has_data(one):
+            if home is None or version_of(one.data) not in home.versions:
+                raise RuntimeError(
+                    f"{one.name} does not lie in its model's flat arrays (any more): freeze or "
+                    "unfreeze it before the model is initialised"
+                )
+            homes[id(home)] = home
+    for one in changing:
+        one.node = Node((), None, one.declared, one) if wanted else None
+    for home in homes.values():
+        home.arrange()
+
+
 def _restored(
     kind: type[Parameter],
     shape: Shape,
     initialiser: Initialiser,
     shared_name: str,
     name: str,
+    trained: bool,
     data: Array | None,
     grad: Array | None,
 ) -> Parameter:
     """A parameter from the values of ``Parameter.__reduce__``."""
     parameter = kind(shape, initialiser, shared_name)
     parameter.name = name
-    if data is not None:
-        parameter.data, parameter.grad = data, grad
+    parameter.requires_grad = trained
+    parameter.attach(data, grad)
     return parameter
 
 
@@ -144,27 +278,108 @@ class Flat:
     ``data`` and ``grad`` are 1-D, of ``size`` elements; ``slices[name]`` is the slice of a
     parameter. ``data_and_loss`` and ``grad_and_loss`` are the same arrays with one more element
     at the end. A method may put the loss there, and so send it in the same message.
+
+    Frozen parameters are in neither: ``frozen`` has their values, and ``parameters`` and ``slices``
+    list those that are trained. ``flat.data = array`` and ``flat.grad = array`` copy.
     """
 
     def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: Any) -> None:
         """``device`` is a device's name, None for the default one, or an array module."""
-        xp = arrays.module(device) if device is None or isinstance(device, str) else device
-        self.parameters = list(parameters.values())
-        self.slices: dict[str, slice] = {}
-        start = 0
-        for name, parameter in parameters.items():
-            self.slices[name] = slice(start, start + parameter.size)
-            start += parameter.size
-        self.size = start
-        self.data_and_loss: Array = xp.zeros(start + 1, dtype)
-        self.data: Array = self.data_and_loss[:-1]
-        for name, parameter in parameters.items():
-            parameter.data = self.data[self.slices[name]].reshape(parameter.declared)
-        self.hold_gradients(xp.zeros(start + 1, dtype))
+        self.xp = arrays.module(device) if device is None or isinstance(device, str) else device
+        self.named = dict(parameters)
+        self.dtype = np.dtype(dtype)
+        self.versions: tuple[Version, ...] = ()
+        for parameter in parameters.values():
+            parameter.home = ref(self)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        trained = {name: one for name, one in self.named.items() if one.requires_grad}
+        frozen = {name: one for name, one in self.named.items() if not one.requires_grad}
+        self.parameters = list(trained.values())
+        self.slices, self.size = in_a_row(trained)
+        self.hold_values(self.xp.zeros(self.size + 1, self.dtype))
+        self.hold_gradients(self.xp.zeros(self.size + 1, self.dtype))
+        constants, count = in_a_row(frozen)
+        self.frozen: Array = self.xp.zeros(count, self.dtype)
+        # The trained values' version and the frozen ones': an optimizer step changes the first.
+        self.versions = (self.versions[0], track(self.frozen, constants))
+        for name, parameter in frozen.items():
+            parameter.attach(self.frozen[constants[name]].reshape(parameter.declared))
+            _SET["grad"](parameter, None)
+
+    def arrange(self) -> None:
+        """Allocate anew, after parameters were frozen or are trained again; values stay."""
+        values = {name: one.data for name, one in self.named.items()}
+        grads = {name: one.grad for name, one in self.named.items()}
+        self._allocate()
+        for name, parameter in self.named.items():
+            parameter.data[...] = values[name]
+            if parameter.grad is not None and grads[name] is not None:
+                parameter.grad[...] = grads[name]
+
+    def hold_values(self, data_and_loss: Array) -> None:
+        """Store the trained parameters in this array from now on, whatever it contains."""
+        self.data_and_loss = data_and_loss
+        self._data: Array = data_and_loss[:-1]
+        self.versions = (track(data_and_loss, self.slices), *self.versions[1:])
+        for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
+            parameter.attach(self._data[part].reshape(parameter.declared))
 
     def hold_gradients(self, grad_and_loss: Array) -> None:
         """Store the gradients in this array from now on, for example in shared memory."""
         self.grad_and_loss = grad_and_loss
-        self.grad: Array = grad_and_loss[:-1]
+        self._grad: Array = grad_and_loss[:-1]
         for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
-            parameter.grad = self.grad[part].reshape(parameter.declared)
+            parameter.attach(grad=self._grad[part].reshape(parameter.declared))
+
+    def release(self) -> None:
+        """Keep no trained values here: the parameters have been attached to other memory."""
+        self.data_and_loss = self.xp.empty(0, self.dtype)
+        self._data = self.data_and_loss
+
+    def written(self) -> None:
+        """Say that ``data`` has been written: a backward that needs the old values must not run."""
+        written(self.data_and_loss)
+
+    def arrays(self) -> list[Array]:
+        """The arrays of all values: trained, and frozen if there are any."""
+        return [self._data, self.frozen] if self.frozen.size else [self._data]
+
+    @property
+    def data(self) -> Array:
+        return self._data
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        _copy("data", self._data, value)
+        self.written()
+
+    @property
+    def grad(self) -> Array:
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Array) -> None:
+        _copy("grad", self._grad, value)
+
+
+def _copy(name: str, held: Array, value: Array) -> None:
+    """``flat.data = value``: the parameters are views of the array, so its memory stays."""
+    if value is held:  # the end of an operation in place: flat.grad *= 0.5
+        return
+    if getattr(value, "shape", None) != held.shape or value.dtype != held.dtype:
+        raise ValueError(
+            f"flat.{name} is {held.dtype} of {held.shape}: assign an array of this dtype and "
+            "shape, whose values are copied"
+        )
+    held[...] = value
+
+
+def in_a_row(named: dict[str, Parameter]) -> tuple[dict[str, slice], int]:
+    """Where parameters lie if they are put one behind the other, and how long that is."""
+    slices, start = {}, 0
+    for name, parameter in named.items():
+        slices[name] = slice(start, start + parameter.size)
+        start += parameter.size
+    return slices, start

@@ -34,7 +34,7 @@ from minidist.ops.compare import (
     less_equal,
     not_equal,
 )
-from minidist.ops.convolution import conv2d
+from minidist.ops.convolution import conv1d, conv2d
 from minidist.ops.cross_entropy import cross_entropy
 from minidist.ops.dropout import dropout
 from minidist.ops.einsum import einsum
@@ -141,6 +141,7 @@ __all__ = [
     "broadcast_to",
     "clip",
     "concatenate",
+    "conv1d",
     "conv2d",
     "copy",
     "cos",

@@ -29,23 +29,28 @@ from minidist.engine.kernels import kernel, wide
 from minidist.engine.products import product
 from minidist.engine.tensor import Tensor
 from minidist.ops.chunks import chunks
-from minidist.ops.operands import ShapeError, floating_only, same_device
+from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
 from minidist.ops.rotary import angles, rotate
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: few samples, so that they stay in cache
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, mask: Any = None) -> Tensor:
     """softmax(q kᵀ / √d) v for all heads at once.
 
     Shapes: q (batch, heads, length, d), k and v (batch, groups, keys, d), where ``groups``
     divides ``heads`` and query head h uses group h // (heads / groups) → (batch, heads, length,
     d). If there are more keys than queries, the queries are the *last* positions, as in sampling
     with a cache. With ``causal=False`` every query uses every key.
+
+    ``mask`` broadcasts to (batch, heads, length, keys), as in PyTorch's
+    scaled_dot_product_attention: booleans, true where a query may use a key, or numbers that are
+    added to the scores q kᵀ / √d. A query that may use no key at all gets 0. It is a constant.
     """
     q, k, v = (floating_only("attention", one) for one in (q, k, v))
-    _check(q, k, v)
+    _check(q, k, v, causal)
+    mask = _as_mask("attention", mask, q, (*q.shape[:3], k.shape[2]))
     same_device("attention", q, k, v)
     xp = q.xp
     batch, heads, length, d = q.shape
@@ -53,7 +58,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
     # Allocated as (batch, length, heads, d), viewed as (batch, heads, length, d): so the heads
     # are merged later without a copy.
     out = xp.empty((batch, length, heads, d), q.dtype).transpose(0, 2, 1, 3)
-    weights = attention_forward(data_q, data_k, data_v, out, causal)
+    weights = attention_forward(data_q, data_k, data_v, out, causal, mask)
 
     def backward(grad: Array) -> Any:
         grads = xp.empty_like(data_q), xp.empty_like(data_k), xp.empty_like(data_v)
@@ -64,14 +69,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
 
 
 def self_attention(
-    qkv: Tensor, heads: int, groups: int | None = None, rotary_base: float | None = None
+    qkv: Tensor,
+    heads: int,
+    groups: int | None = None,
+    rotary_base: float | None = None,
+    mask: Any = None,
 ) -> Tensor:
     """Causal attention on queries, keys and values that one product computed, side by side.
 
     Shapes: qkv (batch, length, (heads + 2 groups) · d) → (batch, length, heads · d). The result is
     that of three steps: split qkv, rotate queries and keys with ``rotary`` if ``rotary_base`` is
     given, and call ``attention``. Here no copies are made: the backward writes the three gradients
-    into one array, which is the gradient of qkv.
+    into one array, which is the gradient of qkv. ``mask`` is as in ``attention``, and masks more
+    than the positions to come.
     """
     qkv = floating_only("self_attention", qkv)
     groups = groups or heads
@@ -83,13 +93,15 @@ def self_attention(
     xp = qkv.xp
     batch, length, width = qkv.shape
     d = width // (heads + 2 * groups)
+    mask = _as_mask("self_attention", mask, qkv, (batch, heads, length, length))
     packed = qkv.data
     if rotary_base is not None:
         packed = packed.copy()  # the unrotated array is not needed after this
         turn = angles(xp, 0, length, d, rotary_base, packed.dtype)
         rotate(_turning(packed, heads, groups), *turn)
     out = xp.empty((batch, length, heads, d), packed.dtype)
-    weights = attention_forward(*_unpack(packed, heads, groups), out.transpose(0, 2, 1, 3), True)
+    merged = out.transpose(0, 2, 1, 3)  # (b, heads, l, d)
+    weights = attention_forward(*_unpack(packed, heads, groups), merged, True, mask)
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(batch, length, heads, d).transpose(0, 2, 1, 3)
@@ -136,7 +148,7 @@ def attention_blocks(
 
 
 def attention_forward(
-    q: Array, k: Array, v: Array, out: Array, causal: bool
+    q: Array, k: Array, v: Array, out: Array, causal: bool, mask: Array | None = None
 ) -> list[tuple[slice, slice, Array]]:
     """Fill ``out``; return the samples, rows and weights P of every block."""
     xp = module_of(q)
@@ -149,7 +161,10 @@ def attention_forward(
         p = xp.empty((*asking.shape[:-1], seen), q.dtype)
         # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
         product(xp, asking, read.swapaxes(-1, -2), p, scale=1 / math.sqrt(d))
-        _masked_softmax(xp, p, rows.stop - rows.start, causal)
+        if mask is None:
+            _masked_softmax(xp, p, rows.stop - rows.start, causal)
+        else:
+            _softmax_with(xp, p, _part(mask, groups, some, rows, seen), causal)
         # (.., l, s) @ (.., s, d) -> (.., l, d)
         product(xp, p, v[some, ..., :seen, :], out[some, ..., rows, :])
         work.flops += 4 * p.size * d
@@ -222,6 +237,63 @@ def _masked_softmax(xp: Any, p: Array, rows: int, causal: bool) -> None:
         p[...] = e
 
 
+def _softmax_with(xp: Any, p: Array, mask: Array, causal: bool) -> None:
+    """Turn scores (.., rows, keys) into weights, with a mask; a row without any key becomes 0."""
+    rows, seen = p.shape[-2:]
+    p[...] = xp.where(mask, p, -xp.inf) if mask.dtype.kind == "b" else p + mask
+    if causal:
+        p[..., seen - rows :] += xp.triu(xp.full((rows, rows), -xp.inf, p.dtype), 1)
+    if not p.size:
+        return
+    none = p.max(axis=-1, keepdims=True) == -xp.inf
+    p[...] = xp.where(none, 0, p)  # its softmax would be NaN
+    _masked_softmax(xp, p, rows, False)
+    p[...] = xp.where(none, 0, p)
+
+
+def _as_mask(name: str, mask: Any, like: Tensor, shape: tuple[int, ...]) -> Array | None:
+    """``mask`` as a 4-D array that broadcasts to ``shape``, or the reason why it cannot be one."""
+    if mask is None:
+        return None
+    if isinstance(mask, Tensor):
+        if mask.node is not None:
+            raise TypeError(f"{name}: the mask is a constant: pass mask.detach()")
+        mask = mask.data
+    mask = like.xp.asarray(mask)
+    if mask.dtype.kind not in "bf":
+        raise DTypeError(
+            f"{name}: a mask has booleans, true where a query may use a key, or floating numbers "
+            f"that are added to the scores, not {mask.dtype}"
+        )
+    fits = mask.ndim <= 4 and all(
+        length in (1, whole)
+        for length, whole in zip(reversed(mask.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ShapeError(
+            f"{name}: mask {mask.shape} does not broadcast to (batch, heads, length, keys) = "
+            f"{shape}"
+        )
+    if mask.dtype.kind == "f":
+        mask = mask.astype(like.dtype, copy=False)
+    return mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+
+
+def _part(mask: Array, groups: int, some: slice, rows: slice, seen: int) -> Array:
+    """A mask for some samples, query rows and keys: (b, g, h/g, l, s), each length perhaps 1."""
+    batch, heads, length, keys = mask.shape
+    if heads == 1:
+        mask = mask[:, None]
+    else:
+        mask = mask.reshape(batch, groups, heads // groups, length, keys)
+    return mask[
+        some if batch > 1 else slice(None),
+        ...,
+        rows if length > 1 else slice(None),
+        slice(seen) if keys > 1 else slice(None),
+    ]
+
+
 @kernel(
     "T *ds, const T *p",
     """
@@ -272,7 +344,7 @@ def _grouped(array: Array, groups: int) -> Array:
     return array.reshape(batch, groups, heads // groups, length, d)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
     fits = (
         q.ndim == k.ndim == v.ndim == 4
         and k.shape == v.shape
@@ -280,10 +352,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         and q.shape[3] == k.shape[3]
         and k.shape[1] > 0
         and q.shape[1] % k.shape[1] == 0
-        and k.shape[2] >= q.shape[2]
+        and (k.shape[2] >= q.shape[2] or not causal)
     )
     if not fits:
         raise ShapeError(
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} are not (batch, heads, length, "
-            "d) and twice (batch, groups, keys, d) with groups dividing heads and keys ≥ length"
+            "d) and twice (batch, groups, keys, d) with groups dividing heads"
+            + (" and keys ≥ length" if causal else "")
         )

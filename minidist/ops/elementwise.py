@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, DType, module_of
-from minidist.engine.tensor import Tensor, as_tensor
+from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.operands import (
     DTypeError,
     ShapeError,
@@ -233,7 +233,9 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
         x = Tensor(x)
     x, y = pair("where", x, y)
     xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
-    condition = xp.asarray(condition, dtype=bool)
+    mask = xp.asarray(condition, dtype=bool)
+    # A copy if a backward keeps it: the array is the caller's, who may fill it again.
+    condition = mask.copy() if mask is condition and recording(x, y) else mask
     shape_x, shape_y = wanted(x), wanted(y)
     try:
         data = xp.where(condition, x.data, y.data)

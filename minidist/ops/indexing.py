@@ -7,13 +7,14 @@ added: an assignment ``grad_x[index] = grad`` would keep only the last one.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import kernel
-from minidist.engine.tensor import Into, Tensor, as_tensor
+from minidist.engine.tensor import Into, Tensor, as_tensor, recording
 from minidist.ops.operands import DTypeError, ShapeError, same_device
 
 
@@ -30,6 +31,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         for part in parts
     )
     shape, xp = x.data.shape, x.xp
+    if not plain and recording(x):  # a copy of index arrays: the caller may fill them again
+        index = (
+            tuple(_copied(part) for part in parts) if isinstance(index, tuple) else _copied(index)
+        )
     try:
         y = x.data[index]
     except IndexError as error:
@@ -44,6 +49,12 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         return (grad_x,)
 
     return Tensor.of(y, (x,), backward)
+
+
+def _copied(part: Any) -> Any:
+    if hasattr(part, "dtype"):
+        return part.copy()
+    return deepcopy(part) if isinstance(part, list) else part
 
 
 def embedding(indices: Any, weight: Tensor) -> Tensor:
@@ -66,7 +77,8 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise ShapeError(f"embedding: the table must be (rows, width), not {weight.shape}")
     rows, width = weight.shape
-    flat = indices.reshape(-1).astype(np.int64, copy=False)  # (n,)
+    # A copy if a backward keeps them: the array is the caller's, who may fill it again.
+    flat = indices.reshape(-1).astype(np.int64, copy=recording(weight))  # (n,)
     if xp is np and flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
         raise IndexError(
             f"embedding: indices must lie in [0, {rows}), found {int(flat.min())} to "

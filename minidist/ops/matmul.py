@@ -88,14 +88,14 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     shape = x.data.shape
     count = math.prod(shape[:-1])
     rows = x.data.reshape(count, inputs)  # (n, i)
-    matrix = weight.data
-    out = xp.empty((len(rows), outputs), matrix.dtype)
-    product(xp, rows, matrix, out)  # (n, i) @ (i, o) -> (n, o)
+    out = xp.empty((len(rows), outputs), weight.dtype)
+    product(xp, rows, weight.data, out)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
-    wants_input_grad = x.node is not None
+    matrix, wants_input_grad = weight.data, x.node is not None
+    kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
     def backward(grad: Array) -> Any:
@@ -104,7 +104,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         def weight_grad(out: Array | None) -> Array:
             work.flops += flops
             out = xp.empty((inputs, outputs), grad.dtype) if out is None else out
-            product(xp, rows.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
+            product(xp, kept.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
             return out
 
         grad_x = None

@@ -10,6 +10,7 @@ gradient of the input is u minus the parts that come from the mean and from σ:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,19 +56,18 @@ def _last_axis(
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
     count = math.prod(shape[:-1])
     rows = x.data.reshape(count, width)  # (n, w)
-    scale = weight.data
     y = xp.empty(rows.shape, rows.dtype)
     keep = recording(x, weight) or (bias is not None and recording(bias))
     normed = xp.empty(rows.shape, rows.dtype) if keep else None
     inverse = xp.empty((len(rows), 1), accumulator(rows.dtype))
     shift = None if bias is None else bias.data
-    _normalise(xp, rows, scale, shift, y, normed, inverse, epsilon, centred)
-    biased, wants_input_grad = bias is not None, x.node is not None
+    _normalise(xp, rows, weight.data, shift, y, normed, inverse, epsilon, centred)
+    biased, scale = bias is not None, weight.data if x.node is not None else None
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(count, width)  # (n, w)
         grad_x = None
-        if wants_input_grad:
+        if scale is not None:
             grad_x = xp.empty(shape, grad.dtype)
             filled = grad_x.reshape(count, width)  # (n, w), the same memory
             _normalise_backward(xp, grad, scale, normed, inverse, filled, centred)
@@ -195,6 +195,8 @@ def batch_norm(
     bias: Tensor,
     statistics: tuple[Array, Array] | None = None,
     epsilon: float = 1e-5,
+    total: Callable[[Array], None] | None = None,
+    counts: list[int] | None = None,
 ) -> tuple[Tensor, Array, Array]:
     """(x - mean) / √(variance + ε) · weight + bias for each channel (arXiv 1502.03167).
 
@@ -202,6 +204,10 @@ def batch_norm(
     this batch, over all other axes, or ``statistics`` if given (evaluation). Returns the result,
     the mean and the variance. The statistics depend on all samples of the batch: the results of
     its parts, each with its own statistics, do *not* equal that of the whole.
+
+    If ranks have parts of a batch, ``total(numbers)`` sums a float64 array over them in place; the
+    statistics, and the backward, are then those of the whole batch. It is called once in the
+    forward and once in the backward. The number of values a channel is appended to ``counts``.
     """
     x = as_tensor(x)
     if x.ndim < 2 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
@@ -209,44 +215,69 @@ def batch_norm(
             f"batch_norm: input {x.shape} = (batch, channels, ...) needs weight and bias of shape "
             f"{x.shape[1:2]}, not {weight.shape} and {bias.shape}"
         )
-    if statistics is None and x.size == x.shape[1]:
-        raise ShapeError(
-            f"batch_norm: input {x.shape} has one value a channel: no variance to divide by. "
-            "Use a larger batch, or eval()"
-        )
     same_device("batch_norm", x, weight)
     same_dtype("batch_norm", x, weight)
     if x.dtype.itemsize < 4:
         wide_x, wide_weight = astype(x, np.float32), astype(weight, np.float32)
         wide_bias = astype(bias, np.float32)
-        y, mean, variance = batch_norm(wide_x, wide_weight, wide_bias, statistics, epsilon)
+        y, mean, variance = batch_norm(
+            wide_x, wide_weight, wide_bias, statistics, epsilon, total, counts
+        )
         return astype(y, x.dtype), mean, variance
     xp, data = x.xp, x.data
     axes = (0, *range(2, x.ndim))
     channel = (1, -1) + (1,) * (x.ndim - 2)  # (1, c, 1, ...)
-    if statistics is None:
+    channels = x.shape[1]
+    count, fixed = data.size // max(1, channels), statistics is not None
+    if statistics is not None:
+        mean, variance = statistics
+        normed = data - mean.reshape(channel)
+    elif total is not None:
+        sums = xp.zeros(2 * channels + 1)  # Σx, Σx² and n; float64, for the difference below
+        sums[:channels] = data.sum(axis=axes, dtype=sums.dtype)
+        sums[channels:-1] = xp.square(data, dtype=sums.dtype).sum(axis=axes)
+        sums[-1] = count
+        total(sums)
+        count = int(sums[-1])
+        average = sums[:channels] / max(1, count)
+        variance = sums[channels:-1] / max(1, count) - average * average  # E[x²] - E[x]²
+        mean = average.astype(data.dtype)
+        variance = xp.maximum(variance, 0).astype(data.dtype)
+        normed = data - mean.reshape(channel)
+    elif data.size == 0:  # an empty part of a batch has no statistics, and needs none
+        mean, variance = xp.zeros(channels, data.dtype), xp.ones(channels, data.dtype)
+        normed = data.copy()
+    else:
         mean = averaged(xp, data, axes)  # (c,)
         normed = less_mean(xp, data, axes)
         variance = averaged(xp, normed * normed, axes)  # (c,)
-    else:
-        mean, variance = statistics
-        normed = data - mean.reshape(channel)
+    if not fixed and count == 1:
+        raise ShapeError(
+            f"batch_norm: input {x.shape} has one value a channel: no variance to divide by. "
+            "Use a larger batch, or eval()"
+        )
+    if counts is not None:
+        counts.append(count)
     inverse = 1 / xp.sqrt(variance + epsilon)
     normed *= inverse.reshape(channel)
     y = normed * weight.data.reshape(channel)
     y += bias.data.reshape(channel)
-    count, fixed, scale = data.size // max(1, len(mean)), statistics is not None, weight.data
-    wants_input_grad = x.node is not None
+    scale = weight.data if x.node is not None else None
 
     def backward(grad: Array) -> Any:
         grad_weight = summed(xp, grad * normed, axes)
         grad_bias = summed(xp, grad, axes)
+        both = grad_weight, grad_bias
+        if total is not None and not fixed:
+            sums = xp.concatenate(both).astype(np.float64)
+            total(sums)
+            both = sums[:channels].astype(grad.dtype), sums[channels:].astype(grad.dtype)
         grad_x = None
-        if wants_input_grad:
+        if scale is not None:
             grad_x = grad
             if not fixed:  # the subtracted parts: mean(u) + x̂ · mean(u · x̂), with u / w
-                absorbed = normed * (grad_weight / count).reshape(channel)
-                absorbed += (grad_bias / count).reshape(channel)
+                absorbed = normed * (both[0] / max(1, count)).reshape(channel)
+                absorbed += (both[1] / max(1, count)).reshape(channel)
                 grad_x = grad - absorbed
             grad_x = grad_x * (scale * inverse).reshape(channel)
         return grad_x, grad_weight, grad_bias

@@ -37,7 +37,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
             return Tensor(value.data.astype(like.dtype))
         return value
     out = Tensor.__new__(Tensor)
-    out.grad = out.node = None
+    out.grad = out.node = out.version = None
     if isinstance(value, (bool, int, float, np.generic)):
         # A NumPy scalar works with an array on any device, without a copy.
         out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]

@@ -24,6 +24,7 @@ import numpy as np
 
 from minidist.engine.array import Array, DType, fused, module_of, read
 from minidist.engine.tensor import Tensor
+from minidist.engine.versions import written
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer, Part
 
@@ -110,6 +111,7 @@ class MixedPrecision(Optimizer):
         for part, data, _ in items:
             part.state |= self._within[id(part)][0].state
             data[...] = part.state["master"]
+            written(data)
         self.good += 1
         if self.good == self.patience:
             self.scale *= 2
@@ -117,6 +119,7 @@ class MixedPrecision(Optimizer):
 
     def prepare(self, part: Part, data: Array) -> None:
         """Make the master copy, and the inner rule's state for it."""
+        part.check_parameters(data)
         if "master" not in part.state:
             part.state["master"] = data.astype(self.dtype)
         master = part.state["master"]

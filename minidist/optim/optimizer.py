@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array, fused, module_of, to_host
+from minidist.engine.versions import written
 from minidist.optim.part import Part, Piece, Reduce, matching
 
 __all__ = ["Groups", "LearningRate", "Optimizer", "Part", "Piece", "Rates", "Reduce"]
@@ -194,6 +195,7 @@ class Optimizer:
                     *[part.state[name][where] for name in self.slots],
                     scratch,
                 )
+            written(data)  # a backward that needs the old values must not run any more
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """The rule itself, in place, for one piece. Each optimizer defines it as
@@ -226,6 +228,7 @@ class Optimizer:
     def prepare(self, part: Part, data: Array) -> None:
         """Allocate state at the first step; later, check that the array has the same length."""
         xp = module_of(data)
+        part.check_parameters(data)
         for name in self.slots:
             if name not in part.state:
                 part.state[name] = xp.zeros_like(data)
@@ -285,7 +288,7 @@ class Optimizer:
         found = {name: np.array(value) for name, value in self.numbers().items()}
         for slot, array in self._part_of(model).state.items():
             whole = to_host(array)
-            for name, parameter in model.named_parameters().items():
+            for name, parameter in model.trained().items():
                 values = whole[model.flat.slices[name]].reshape(parameter.declared)
                 found[f"optimizer/{slot}/{name}"] = values.copy()
         return found
@@ -296,7 +299,7 @@ class Optimizer:
         Takes ``Method.state()`` too. Raises KeyError for another model's or another rule's state,
         ValueError for another shape; then nothing has changed.
         """
-        part, named = self._part_of(model), model.named_parameters()
+        part, named = self._part_of(model), model.trained()
         given = {n: np.asarray(values) for n, values in state.items() if n.startswith("optimizer/")}
         wanted = {f"optimizer/{slot}/{name}": p for slot in self.slots for name, p in named.items()}
         missing = [name for name in self.numbers() if name not in state]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array
+from minidist.engine.versions import version_of
 
 Reduce = Callable[[np.ndarray], object]  # sums a float64 host array over all shards, in place
 
@@ -51,6 +52,21 @@ class Part:
     scratch: Array = None
     penalised: Array = None  # a piece's gradient with the weight decay in it
     cut_for: Any = None  # what the pieces were cut for
+    stepped: Any = None  # where the model's parameters lay at the first step
+
+    def check_parameters(self, data: Array) -> None:
+        """Raise ValueError if ``data`` has other parameters than at the first step."""
+        version = version_of(data)
+        if version is None:
+            return
+        if self.stepped is version.layout:
+            return
+        if self.stepped is not None and self.stepped != version.layout:
+            raise ValueError(
+                "step: parameters were frozen or unfrozen since this optimizer's first step, and "
+                "its state belongs to those before: make a new optimizer"
+            )
+        self.stepped = version.layout
 
     def pieces_and_scratch(self) -> list[tuple[Piece, Array]]:
         """The pieces, each with scratch of its length."""

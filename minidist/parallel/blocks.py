@@ -48,15 +48,16 @@ def name_shared(model: Module) -> None:
     values: ``shared_name`` tells it.
     """
     homes: dict[int, int] = {}
-
-    def visit(module: Module) -> None:
-        for _, child in module.children():
-            if isinstance(child, Parameter):
-                homes[id(child)] = homes.get(id(child), 0) + 1
-            else:
-                visit(child)
-
-    visit(model)
+    _count_homes(model, homes)
     for name, parameter in model.named_parameters().items():
         if homes[id(parameter)] > 1:
             parameter.shared_name = name
+
+
+# A function inside that calls itself would be a circle that keeps the parameters in memory.
+def _count_homes(module: Module, homes: dict[int, int]) -> None:
+    for _, child in module.children():
+        if isinstance(child, Parameter):
+            homes[id(child)] = homes.get(id(child), 0) + 1
+        else:
+            _count_homes(child, homes)

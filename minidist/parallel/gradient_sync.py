@@ -34,8 +34,10 @@ takes, and ``memory`` what is kept. Everything else has a default here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
@@ -46,7 +48,8 @@ from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module, Shape
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.model_costs import frozen_count, parameter_count
+from minidist.parallel.settings import Settings
 from minidist.parallel.state import OptimizerShard, State
 
 
@@ -70,8 +73,13 @@ class Replicas:
 
     @property
     def nbytes(self) -> int:
-        """Of all parameters, and so of all gradients."""
+        """Of all parameters that are trained, and so of all gradients."""
         return parameter_count(self.model) * self.itemsize
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Of all parameters that are not trained."""
+        return frozen_count(self.model) * self.itemsize
 
     def all_pieces(self) -> list[slice]:
         return list(self.pieces) or [slice(0, parameter_count(self.model))]
@@ -90,7 +98,7 @@ class Work:
         return cls([0.0] * size, [])
 
 
-class GradientSync:
+class GradientSync(Settings):
     """Base of all, and what a rank without replicas does: nothing is sent.
 
     One object belongs to one method on one rank. ``sharded``: after ``finish`` each replica has
@@ -143,6 +151,10 @@ class GradientSync:
     @property
     def itemsize(self) -> int:
         return self.model.flat.data.dtype.itemsize
+
+    def clips(self, clips: bool) -> None:
+        """Whether the method clips, from now on."""
+        self.replicas = replace(self.replicas, clips=clips)
 
     # One step
 
@@ -206,7 +218,7 @@ class GradientSync:
     def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank keeps between steps, by kind."""
         return {
-            "parameters": [self.model.flat.data],
+            "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
             "optimizer": self.optimizer.arrays(),
         }
@@ -218,7 +230,7 @@ class GradientSync:
 
     def load_parameters(self, by_name: State) -> None:
         """Take the model's parameters and buffers."""
-        self.model.load(by_name)
+        self.model.load({name: np.asarray(values) for name, values in by_name.items()})
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         """What this rank's optimizer steps, and where it lies: for saving and loading."""
@@ -241,14 +253,14 @@ class GradientSync:
         """Bytes of ``arrays()`` by kind and replica."""
         slots = len(of.optimizer.slots)
         return {
-            "parameters": [of.nbytes] * of.size,
+            "parameters": [of.nbytes + of.frozen_bytes] * of.size,
             "gradients": [of.nbytes] * of.size,
             "optimizer": [slots * of.nbytes] * of.size,
         }
 
     def parameters_stepped(self, of: Replicas) -> list[int]:
         """How many parameters each of a rank's optimizers steps: layer-wise rules sum norms."""
-        return [len(of.model.named_parameters())]
+        return [len(of.model.trained())]
 
     def rings(self, of: Replicas, part: slice) -> list[slice] | None:
         """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.

@@ -48,7 +48,7 @@ class SentInOrder(GradientSync):
         """Send these groups, in this order, each when its parameters' gradients are complete."""
         self.order = InOrder(groups)
         self.last: set[str] = set()  # parameters whose last backward runs
-        for name, parameter in self.model.named_parameters().items():
+        for name, parameter in self.model.trained().items():
             parameter.on_ready.append(partial(self.parameter_ready, name))
 
     def begin(self, step: int) -> None:

@@ -25,14 +25,13 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from minidist.collectives import central
 from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -48,6 +47,7 @@ from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
+from minidist.parallel.buffers import mean_buffers, why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.guards import (
     POLICIES,
@@ -58,14 +58,16 @@ from minidist.parallel.guards import (
     replicas_due,
 )
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
+from minidist.parallel.settings import Settings
+from minidist.parallel.shares import Share, all_shares, equal_shares, shard_shares
 from minidist.parallel.state import (
     OptimizerShard,
     State,
-    check_names,
+    check_own,
+    check_state,
     gather_own,
     load_optimizer,
     own,
-    own_buffers,
     own_names,
     save_optimizer,
     under,
@@ -101,7 +103,7 @@ class Unsupported(TypeError):
     """A method was asked for what it does not support: the message says why."""
 
 
-class Method:
+class Method(Settings):
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
@@ -111,6 +113,8 @@ class Method:
 
     model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
+    why_inexact = ""  # the reason, if it is the model that makes it inexact: see buffers.py
+    changeable = frozenset({"clip", "loss"})  # see settings.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -139,35 +143,23 @@ class Method:
                 f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
                 "each rank makes its own, new one"
             )
-        if not isinstance(microbatches, (int, np.integer)) or microbatches < 1:
-            raise ValueError(
-                f"{name} needs a whole number of microbatches, at least one microbatch, not "
-                f"{microbatches!r}"
-            )
-        if not isinstance(loss, Loss):
-            raise TypeError(
-                f"{name}: the loss is a {type(loss).__name__}, which does not say by how much it "
-                "is divided: make it a subclass of minidist.nn.Loss"
-            )
-        if loss.reduction != "mean":
-            raise ValueError(
-                f'{name}: the loss has reduction="{loss.reduction}", and a step needs one number: '
-                'make it with reduction="mean"'
-            )
-        if clip is not None and not (isinstance(clip, (int, float, np.number)) and clip > 0):
-            raise ValueError(f"{name}: the norm to clip to must be positive, not {clip!r}")
-        for asked, what in (
-            (microbatches > 1, "microbatches"),
-            (clip is not None, "clip"),
-            (isinstance(optimizer, MixedPrecision), "mixed precision"),
-        ):
-            if asked and what in self.refuses:
-                raise Unsupported(f"{name}: {what} is not supported: {self.refuses[what]}")
+        self.check_setting("loss", loss)
+        self.check_setting("microbatches", microbatches)
+        self.check_setting("clip", clip)
+        if isinstance(optimizer, MixedPrecision):
+            self.refuse("mixed precision")
+        if model.frozen():
+            self.refuse("frozen parameters")
+        if model.named_parameters() and not model.trained():
+            raise ValueError(f"{name}: all parameters of the model are frozen: nothing to train")
+        for parameter in model.parameters():
+            parameter.owner = name  # see Module.freeze
         optimizer.owner = name
         optimizer.parts.clear()  # the method says anew what is stepped
         name_shared(model)
         optimizer.check_groups(model.named_parameters())
         self.whole = model  # declared only: names, shapes and costs of all parameters
+        assert isinstance(loss, Loss)  # check_setting has seen to it
         self.loss = loss
         self.optimizer = optimizer
         self.comm = comm
@@ -179,6 +171,49 @@ class Method:
         self._agreed = False  # whether the ranks have compared a step's batch
         self._stepping = False
         check_built(self)
+
+    def constructed(self) -> None:
+        self.why_inexact = why_inexact(self.whole, self.copies, self.microbatches)
+        if self.why_inexact:
+            self.exact = False
+
+    @property
+    def copies(self) -> int:
+        """Over how many ranks a batch is cut: they compute the same layers on other samples."""
+        return self.comm.size
+
+    def check_setting(self, name: str, value: Any) -> None:
+        """Raise ValueError for nonsense, Unsupported for what this method refuses."""
+        kind = type(self).__name__
+        if name == "loss":
+            if not isinstance(value, Loss):
+                raise TypeError(
+                    f"{kind}: the loss is a {type(value).__name__}, which does not say by how much "
+                    "it is divided: make it a subclass of minidist.nn.Loss"
+                )
+            if value.reduction != "mean":
+                raise ValueError(
+                    f'{kind}: the loss has reduction="{value.reduction}", and a step needs one '
+                    'number: make it with reduction="mean"'
+                )
+        if name == "microbatches":
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(
+                    f"{kind} needs a whole number of microbatches, at least one microbatch, not "
+                    f"{value!r}"
+                )
+            if value > 1:
+                self.refuse(name)
+        if name == "clip" and value is not None:
+            if not (isinstance(value, (int, float, np.number)) and value > 0):
+                raise ValueError(f"{kind}: the norm to clip to must be positive, not {value!r}")
+            self.refuse(name)
+
+    def refuse(self, what: str) -> None:
+        """Raise Unsupported if this method does not support ``what``."""
+        if what in self.refuses:
+            kind = type(self).__name__
+            raise Unsupported(f"{kind}: {what} is not supported: {self.refuses[what]}")
 
     def step(self, batch: Batch) -> float:
         """Train on one global batch; the global mean loss before the update, on every rank.
@@ -277,23 +312,32 @@ class Method:
         named = self.model.named_parameters()
         return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
 
+    def frozen(self) -> dict[str, np.ndarray]:
+        """The frozen parameters, by name, on the host: constants. Every rank must call it."""
+        named = self.model.frozen()
+        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
+
+    def in_order(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The trained parameters, ``found``, and the frozen ones, in the model's order."""
+        found = found | self.frozen()
+        return {name: found[name] for name in self.whole.named_parameters()}
+
     def buffers(self) -> dict[str, np.ndarray]:
         """All buffers, such as batch norm's running mean, by name. Every rank must call it.
 
-        Ranks see different samples, so their buffers differ: these are rank 0's.
+        Ranks see different samples, so their buffers differ: this is the mean over the ranks that
+        train, the same on every rank. See buffers.py.
         """
-        found = own_buffers(self.model)
-        for buffer in found.values():
-            central.broadcast(self.comm, buffer, root=0)
-        return found
+        return mean_buffers(self.comm, self.model)
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy) of ``parameters()`` over a dataset. Every rank must call it.
+        """(mean loss, accuracy) over a dataset, of ``parameters()`` and ``buffers()``.
 
+        Every rank must call it, and takes its shard of each chunk; layers compute as in evaluation.
         What the loss ignores counts for neither; the accuracy is NaN if there are no classes.
-        Every rank takes its shard of each chunk; layers compute as in evaluation.
         """
-        return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
+        with with_buffers(self.model, self.buffers()):
+            return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """What the next step should send, hold and wait for, on ``machine``, with ``batch``."""
@@ -302,7 +346,7 @@ class Method:
     def arrays(self) -> dict[str, list[Array]]:
         """The arrays that this rank holds between steps, by kind: what memory is measured on."""
         return {
-            "parameters": [self.model.flat.data],
+            "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
             "optimizer": self.optimizer.arrays(),
         }
@@ -328,15 +372,35 @@ class Method:
         """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
 
         Every rank must call it. Raises KeyError if the state is another model's or another
-        optimizer's. What a rank kept for itself is taken if there are as many ranks as then.
+        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is
+        taken if there are as many ranks as then.
         """
-        check_names(state, self.whole, self.optimizer)
+        check_state(state, self.whole, self.optimizer)
+        check_own(self.comm, state, self.own_arrays())
         self.steps = int(state["method/steps"])
         self.load_parameters(under("parameters/", state))
         self.load_optimizer(state)
         for name, values in own(self.comm, state).items():
             if (array := self.own_arrays().get(name)) is not None:
                 array[...] = arrays.module_of(array).asarray(values)
+
+    def state_shares(self) -> list[Share]:
+        """What this rank writes into a checkpoint: of all ranks together, ``state()``, each
+        element once. By default 1/p of it; see shares.py for who does better. Every rank must
+        call it. The arrays may be those that training changes.
+        """
+        return equal_shares(self.state(), self.comm)
+
+    def own_shares(self, without: Collection[str] = ()) -> list[Share]:
+        """``state_shares()`` from this rank's own memory, without gathering."""
+        shards = self.optimizer_shards()
+        found = shard_shares(*self.which_replica(), shards, without)
+        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
+
+    def which_replica(self) -> tuple[int, int]:
+        """Which one of how many ranks this is that have what ``optimizer_shards`` lists, or a
+        shard of it."""
+        return self.comm.rank, self.comm.size
 
     def optimizer_state(self, kept: State) -> State:
         """The optimizer's state and steps, by serial names, on every rank.
@@ -347,7 +411,7 @@ class Method:
 
     def load_parameters(self, by_name: State) -> None:
         """Take this rank's part of all parameters and buffers."""
-        self.model.load({name: by_name[name] for name in own_names(self.model)})
+        self.model.load({name: np.asarray(by_name[name]) for name in own_names(self.model)})
 
     def load_optimizer(self, state: State) -> None:
         load_optimizer(self.comm, self.optimizer_shards(), state)

@@ -12,22 +12,38 @@ import numpy as np
 
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.nn.cost import in_a_row as in_a_row_of
 from minidist.nn.module import Module, Shape
+from minidist.nn.parameter import in_a_row
 from minidist.parallel.blocks import blocks_of, costs_of
 
 
 def parameter_count(model: Module) -> int:
-    """Ψ, the number of parameters, of a declared model too."""
-    return sum(parameter.size for parameter in model.parameters())
+    """Ψ, the number of parameters that are trained, of a declared model too."""
+    return sum(parameter.size for parameter in model.trained().values())
+
+
+def frozen_count(model: Module) -> int:
+    """The number of frozen parameters: each takes memory, and has no gradient and no message."""
+    return sum(parameter.size for parameter in model.frozen().values())
 
 
 def parameter_slices(model: Module) -> dict[str, slice]:
-    """Where each parameter of a declared model lies in the flat array, once there is one."""
-    slices, start = {}, 0
-    for name, parameter in model.named_parameters().items():
-        slices[name] = slice(start, start + parameter.size)
-        start += parameter.size
-    return slices
+    """Where each trained parameter of a declared model will lie in the flat array."""
+    return in_a_row(model.trained())[0]
+
+
+def first_recorded(model: Module, input_grad: bool) -> int:
+    """How many blocks leave nothing on the tape: frozen ones, before the first that is trained."""
+    if input_grad or not model.frozen():
+        return 0
+    trained = [wants_gradient(block) for block in blocks_of(model).values()]
+    return trained.index(True) if True in trained else len(trained)
+
+
+def wants_gradient(block: Module) -> bool:
+    """Whether the output of a block has a gradient, though its input has none."""
+    return bool(block.trained())
 
 
 def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
@@ -39,19 +55,26 @@ def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tup
     for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
         forward += cost.flops
         backward += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or bool(block.named_parameters())
+        input_grad = input_grad or wants_gradient(block)
     return forward, backward
 
 
-def saved_bytes(model: Module, shape: Shape, itemsize: int, loss: Module | None) -> int:
+def saved_bytes(
+    model: Module, shape: Shape, itemsize: int, loss: Module | None, input_grad: bool = False
+) -> int:
     """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
 
-    ``loss`` is there if this part of the model ends in it.
+    ``loss`` is there if this part of the model ends in it. Blocks before the first one with
+    something to train save nothing, unless the input wants a gradient (``input_grad``).
     """
-    cost = model.cost(shape, itemsize)
+    costs = costs_of(model, shape, itemsize)
+    first = first_recorded(model, input_grad)
+    if first and first == len(costs):
+        return 0  # nothing to train
+    cost = in_a_row_of(costs[first:], costs[first - 1].shape if first else shape, itemsize)
     saved = cost.saved_bytes
     if cost.saves_input:
-        saved += int(np.prod(shape)) * itemsize
+        saved += int(np.prod(costs[first - 1].shape if first else shape)) * itemsize
     if cost.saves_output:
         saved += int(np.prod(cost.shape)) * itemsize
     if loss is not None:

@@ -15,12 +15,20 @@ from minidist.engine.array import Array
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
 from minidist.parallel.shared_parameters import separate
+from minidist.parallel.shares import Share
 
 
 class Serial(Method):
     """The whole model on one rank. Sends nothing, and never waits."""
+
+    changeable = Method.changeable | {"microbatches"}
 
     def __init__(
         self,
@@ -44,12 +52,19 @@ class Serial(Method):
     def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         loss = self.accumulate(batch)
         for first, later in self.separated:
             first.accumulate(later.grad)
         self.update()
         return loss
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
+
+    def changed(self, name: str) -> None:
+        if self.microbatches > 1 and not self.separated:
+            self.separated = separate(self.model)
 
     def arrays(self) -> dict[str, list[Array]]:
         arrays = super().arrays()
@@ -66,7 +81,7 @@ class Serial(Method):
             messages=[0],
             nbytes=[0],
             peak_bytes={
-                "parameters": [n],
+                "parameters": [n + frozen_count(self.whole) * self.itemsize],
                 "gradients": [n + extra],
                 "optimizer": [len(self.optimizer.slots) * n],
                 "activations": [largest_saved(self.model, parts, self.itemsize, self.loss)],

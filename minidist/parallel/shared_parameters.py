@@ -26,8 +26,8 @@ def separate(model: Module) -> list[tuple[Parameter, Parameter]]:
     for module, attribute, value in later_uses(model):
         later = Parameter(value.declared, value.initialiser, value.name)
         later.name = value.name
-        later.data, later.grad = value.data, module_of(value.grad).zeros_like(value.grad)
-        setattr(module, attribute, later)
+        later.attach(value.data, module_of(value.grad).zeros_like(value.grad))
+        vars(module)[attribute] = later  # Module refuses an assignment now
         pairs.append((value, later))
     return pairs
 
@@ -45,7 +45,7 @@ def later_uses(model: Module) -> list[tuple[Module, str, Parameter]]:
         here: set[int | str] = set()
         for module in block.named_modules().values():
             for attribute, value in vars(module).items():
-                if isinstance(value, Parameter):
+                if isinstance(value, Parameter) and value.requires_grad:
                     key = value.shared_name or id(value)
                     here.add(key)
                     if key in seen:
@@ -58,7 +58,7 @@ def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
     """Parameters that several parts share, by name: in which parts each is."""
     holders: dict[str, list[int]] = {}
     for index, part in enumerate(parts):
-        for name in part.named_parameters():
+        for name in part.trained():
             holders.setdefault(name, []).append(index)
     return {name: where for name, where in holders.items() if len(where) > 1}
 
@@ -67,9 +67,9 @@ def shared_by_blocks(model: Module) -> list[str]:
     """The parameters that several blocks of a declared model share, by name."""
     uses: dict[object, int] = {}
     for block in blocks_of(model).values():
-        for parameter in block.parameters():
+        for parameter in block.trained().values():
             uses[identity(parameter)] = uses.get(identity(parameter), 0) + 1
-    return [name for name, p in model.named_parameters().items() if uses[identity(p)] > 1]
+    return [name for name, p in model.trained().items() if uses[identity(p)] > 1]
 
 
 def identity(parameter: Parameter) -> object:

@@ -66,9 +66,10 @@ class OptimizerShard:
         return arrays.to_host(gathered)
 
     def cut(self, comm: Comm, by_name: State) -> Array:
-        """This rank's shard of what ``gather`` gave, from its pieces."""
-        flat = np.concatenate([by_name[name].reshape(-1) for name in self.slices])
-        own = flat if self.shards is None else flat[self.shards[comm.rank]]
+        """This rank's shard of what ``gather`` gave, from its pieces; reads no others."""
+        own = flat_part(
+            by_name, self.slices, None if self.shards is None else self.shards[comm.rank]
+        )
         return arrays.module_of(self.data).asarray(own.astype(self.data.dtype, copy=False))
 
 
@@ -95,20 +96,48 @@ def load_optimizer(comm: Comm, shards: Sequence[OptimizerShard], state: State) -
                 array[...] = shard.cut(comm, under(f"optimizer/{slot}/", state))
 
 
+def flat_part(by_name: State, slices: dict[str, slice], part: slice | None) -> np.ndarray:
+    """Part of the flat array in which these arrays lie one behind the other; None: all of it.
+
+    An array that is still in a file (``minidist.checkpoint``) is read in that part alone.
+    """
+    found = [np.empty(0)] if not slices else []
+    for name, where in slices.items():
+        low = where.start if part is None else max(where.start, part.start)
+        high = where.stop if part is None else min(where.stop, part.stop)
+        if low < high or not found:
+            here = slice(low - where.start, max(low, high) - where.start)
+            found.append(np.asarray(by_name[name].reshape(-1)[here]))
+    return np.concatenate(found)
+
+
 def under(prefix: str, state: State) -> State:
     """The entries whose name begins with ``prefix``, by the rest of it."""
     return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
-def check_names(state: State, model: Module, optimizer: Optimizer) -> None:
-    """Raise KeyError if the state is of another model or another optimizer."""
-    expected = {f"parameters/{name}" for name in own_names(model)} | {"steps", "method/steps"}
+def check_state(state: State, model: Module, optimizer: Optimizer) -> None:
+    """Raise if the state is of another model or another optimizer.
+
+    KeyError: other names. ValueError: an array of another shape, such as a transposed one.
+    """
+    named = model.named_parameters()
+    shapes = {
+        f"parameters/{n}": held.declared for n, held in (named | model.named_buffers()).items()
+    }
     if "steps" in state and state["steps"] > 0:
-        for name in model.named_parameters():
-            expected |= {f"optimizer/{slot}/{name}" for slot in optimizer.slots}
+        for slot in optimizer.slots:
+            for name, held in model.trained().items():
+                shapes[f"optimizer/{slot}/{name}"] = held.declared
     found = {name for name in state if not name.startswith("rank ")}
-    if different := sorted(expected ^ found):
+    if different := sorted((shapes.keys() | {"steps", "method/steps"}) ^ found):
         raise KeyError(f"load: the method and the state differ in {different}")
+    for name, declared in shapes.items():
+        if tuple(state[name].shape) != tuple(declared):
+            raise ValueError(
+                f"load: {name} is {tuple(state[name].shape)} in the state and {tuple(declared)} in "
+                "the method"
+            )
 
 
 def own_names(model: Module) -> list[str]:
@@ -137,6 +166,16 @@ def key(rank: int, size: int) -> str:
 def own(comm: Comm, state: State) -> State:
     """What this rank of as many ranks had kept for itself."""
     return under(key(comm.rank, comm.size), state)
+
+
+def check_own(comm: Comm, state: State, mine: dict[str, Array]) -> None:
+    """Raise ValueError if what this rank had kept for itself has other shapes now."""
+    for name, values in own(comm, state).items():
+        if name in mine and np.shape(values) != tuple(mine[name].shape):
+            raise ValueError(
+                f"load: {key(comm.rank, comm.size)}{name} is {np.shape(values)} in the state, and "
+                f"this rank keeps {tuple(mine[name].shape)}"
+            )
 
 
 def gather_own(

@@ -27,8 +27,8 @@ class Leftover:
     nbytes: int
 
 
-def leftovers(since: float = 0.0, folder: str = SHARED) -> list[Leftover]:
-    """Files that nobody uses, changed after ``since`` (seconds, ``time.time()``)."""
+def leftovers(since: float = 0.0, folder: str = SHARED, young: float = YOUNG) -> list[Leftover]:
+    """Files that nobody uses, changed after ``since`` (``time.time()``) and ``young`` s ago."""
     found = []
     now = time.time()
     try:
@@ -42,7 +42,7 @@ def leftovers(since: float = 0.0, folder: str = SHARED) -> list[Leftover]:
         except OSError:
             continue
         mine = about.st_uid == os.getuid() and path.is_file() and NAMES.match(name)
-        if mine and since <= about.st_mtime <= now - YOUNG:
+        if mine and since <= about.st_mtime <= now - young:
             found.append(Leftover(path, about.st_blocks * 512))
     if not found:
         return []

@@ -130,7 +130,9 @@ class Job:
                 failure = self._watch(lines)
             finally:
                 self._end(lines)
-        leftovers.remove(leftovers.leftovers(began))
+        if leftovers.leftovers(began, young=0):
+            time.sleep(leftovers.YOUNG)  # a file of another job may not be mapped so far
+            leftovers.remove(leftovers.leftovers(began))
         if failure is not None:
             failure.seconds = failure.at - began
         return failure

@@ -24,6 +24,7 @@ ROW = {
     "method",
     "variant",
     "exact",
+    "why_inexact",
     "loss",
     "loss_gap",
     "parameter_gap",
@@ -187,3 +188,17 @@ def test_names():
     assert names("all") == list(METHODS)
     assert names("pipeline/gpipe") == ["serial", "pipeline/gpipe"]
     assert set(names("pipeline,data_parallel")) > {"serial", "data_parallel/ring"}
+
+
+@pytest.mark.slow
+def test_regression_has_no_accuracy_and_the_same_formulas():
+    """Two numbers a sample: nothing to guess, and every method learns and sends what it should."""
+    report, _ = compare(model="regression", ranks=3, steps=3, batch=50, dtype="float64")
+    assert report["dataset"] == "synthetic waves"
+    assert {row.pop("accuracy") for row in report["rows"]} == {None}
+    for row in report["rows"]:
+        assert row["peak_bytes"] == row["predicted_peak_bytes"], row["method"]
+        assert row["bytes_sent"] == row["predicted_bytes_sent"], row["method"]
+        if row["exact"]:
+            assert row["loss_gap"] <= 1e-12 and row["parameter_gap"] <= 1e-12, row["method"]
+    json.dumps(report, allow_nan=False)

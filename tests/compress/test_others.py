@@ -194,7 +194,10 @@ def test_the_saved_bytes_of_new_layers_are_predicted():
         predicted = model.cost(X.shape)
         extra = x.data.nbytes if predicted.saves_input else 0
         if kind == "aware":  # the model's own input has no gradient, so no mask of what was inside
-            extra -= x.size
+            extra -= x.size  # is kept, and not the first layer's rounded weight
+            extra -= next(
+                p.data.nbytes for n, p in model.named_parameters().items() if "weight" in n
+            )
         assert meter.bytes == predicted.saved_bytes + extra, kind
 
 
@@ -269,6 +272,15 @@ def test_gradual_pruning_ends_at_its_share_in_the_comparison(tiny):
                if n.endswith("weight")]  # fmt: skip
     zeros = sum(int((w == 0).sum()) for w in weights)
     assert zeros == round(0.9 * sum(w.size for w in weights))
+
+
+def test_fine_tuning_changes_the_model_that_is_compared(tiny):
+    report, models = compress("cnn", "half of channels", train_steps=2, steps=2)
+    original, small = models["the original"], models[report["rows"][1]["name"]]
+    at_once = shrink(original, keep_largest(original, 0.5))
+    assert (small.flat.data != at_once.flat.data).any()
+    assert report["rows"][1]["before"] == COMPRESS_TASKS["cnn"].judge(at_once)
+    assert report["rows"][1]["after"] == COMPRESS_TASKS["cnn"].judge(small)
 
 
 @pytest.mark.parametrize(

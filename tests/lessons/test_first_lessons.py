@@ -1,4 +1,4 @@
-"""Lessons 1 to 4, and 14, run from top to bottom, as scripts and notebooks, and draw pictures."""
+"""Lessons 1 to 4, 14 and 15 run from top to bottom, as scripts and notebooks, and draw pictures."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ LESSONS = {
     "03_optimizers": ["03_learning_rates", "03_optimizers"],
     "04_training_for_real": ["04_images", "04_characters"],
     "14_smaller": ["14_smaller"],
+    "15_many_requests": ["15_many_requests"],
 }
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 

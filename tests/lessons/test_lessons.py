@@ -15,6 +15,8 @@ from tests.mpi.run import ROOT, mpiexec, needs_mpi
 pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
+# What a script prints at its end; most train to 80 % on the test images.
+PRINTS = {"many_requests": "24 answered, 0 refused"}
 DAILY = ["data_parallel", "parameter_server", "pipeline"]  # under mpirun; the others in make long
 UNDER_MPIRUN = [
     pytest.param(path, marks=() if path.stem in DAILY else pytest.mark.long, id=path.stem)
@@ -47,7 +49,7 @@ def run(path: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_script_trains_in_one_process(path, tmp_path):
-    assert "test accuracy 8" in run(path, tmp_path), "every script reaches 80 %"
+    assert PRINTS.get(path.stem, "test accuracy 8") in run(path, tmp_path)
 
 
 @needs_mpi
@@ -55,7 +57,7 @@ def test_script_trains_in_one_process(path, tmp_path):
 def test_script_trains_under_mpirun_and_prints_once(path):
     done = mpiexec(4, str(path), python=())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy 8") == 1
+    assert done.stdout.count(PRINTS.get(path.stem, "test accuracy 8")) == 1
 
 
 @needs_mpi
@@ -74,7 +76,14 @@ def run_lesson(name: str, folder: Path) -> str:
     return printed
 
 
-@pytest.mark.parametrize("name", ["10_parameter_server", "11_pipelines"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "10_parameter_server",
+        "11_pipelines",
+        pytest.param("12_when_things_break", marks=pytest.mark.long),
+    ],
+)
 def test_lesson_draws_its_picture(name, tmp_path):
     run_lesson(name, tmp_path)
 

@@ -65,6 +65,14 @@ JOBS = {
          "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
          "--out", "out/long/eight_ranks"],
     ),
+    "fuzz_graphs": Job(
+        "10,000 random graphs of ops against PyTorch, or numeric slopes without it",
+        ["-m", "tests.fuzz", "graphs", "--count", "10000"],
+    ),
+    "fuzz_layers": Job(
+        "10,000 random stacks of layers, the same way",
+        ["-m", "tests.fuzz", "layers", "--count", "10000", "--size", "7"],
+    ),
     "mpi_again": Job(
         "the tests on real ranks ten times over: what fails now and then is found",
         ["-m", "tests.long.again", "10", "tests/mpi"],
@@ -77,6 +85,11 @@ JOBS = {
     ),
     "compress_distil": Job(
         "a small MLP with and without a teacher, 5 seeds", [*COMPRESS, "distil"], ONE_THREAD
+    ),
+    "many_requests": Job(
+        "throughput and waiting times of many requests",
+        ["-m", "tests.long.many_requests"],
+        ONE_THREAD,
     ),
 }  # fmt: skip
 

@@ -36,6 +36,8 @@ LAYERS = {
     "MaxPool2d": (nn.MaxPool2d(2), IMAGE),
     "MaxPool2d, padded": (nn.MaxPool2d(3, 2, 1), IMAGE),
     "AvgPool2d": (nn.AvgPool2d(3, 1, 1), IMAGE),
+    "Conv2d of pairs": (nn.Conv2d(4, 6, (2, 3), (1, 2), (1, 0), dilation=(2, 1)), IMAGE),
+    "Conv1d": (nn.Conv1d(5, 6, 3, 2, 1, dilation=2), (2, 5, 9)),
     "Attention": (nn.CausalSelfAttention(8, 4), TOKENS),
     "Attention, grouped": (nn.CausalSelfAttention(8, 4, 2), TOKENS),
     "Attention, rotary": (nn.CausalSelfAttention(8, 4, 2, rotary=True), TOKENS),

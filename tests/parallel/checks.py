@@ -22,7 +22,7 @@ from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults, module, module_of
 from minidist.inspect.meter import measure_saved
 from minidist.models import mlp
-from minidist.nn import CrossEntropy
+from minidist.nn import CrossEntropy, Sequential
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, Method, Serial
 
@@ -52,12 +52,15 @@ class Setting:
     steps: int = 6
     seed: int = 3
     dtype: str = "float64"
+    frozen: tuple[str, ...] = ()  # patterns of parameters that are not trained
+
+    def model(self) -> Sequential:
+        model = mlp(self.widths)
+        return model.freeze(*self.frozen) if self.frozen else model
 
 
 def make(key: str, comm: Comm, setting: Setting) -> Method:
-    return METHODS[key](
-        mlp(setting.widths), CrossEntropy(), setting.optimizer(), comm, setting.seed
-    )
+    return METHODS[key](setting.model(), CrossEntropy(), setting.optimizer(), comm, setting.seed)
 
 
 def train(method: Method, setting: Setting) -> tuple[list[float], list[dict[str, np.ndarray]]]:
@@ -73,7 +76,7 @@ def train(method: Method, setting: Setting) -> tuple[list[float], list[dict[str,
 def serial(comm: Comm, setting: Setting, microbatches: int = 1):
     """The oracle, trained by this rank alone."""
     method = Serial(
-        mlp(setting.widths),
+        setting.model(),
         CrossEntropy(),
         setting.optimizer(),
         comm.split(comm.rank),

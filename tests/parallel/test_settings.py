@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -13,8 +13,12 @@ from minidist.data import Batches
 from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import Adam, AdamW, Optimizer
-from minidist.parallel import METHODS
+from minidist.optim import SGD, Adam, AdamW, Optimizer
+from minidist.parallel import METHODS, LocalSGD, Pipeline
+from minidist.parallel.gradient_sync import GradientSync
+from minidist.parallel.method import Unsupported
+from minidist.parallel.pipeline.layout import Layout
+from minidist.parallel.settings import options_of
 from tests.parallel.checks import Setting, is_exact
 
 SETTING = Setting(widths=(12, 7, 6, 6, 5), batch=13)
@@ -182,3 +186,134 @@ def test_mutant_is_rejected(mutant, change, monkeypatch):
     mutant(monkeypatch)
     with pytest.raises(AssertionError):
         check_acts("zero/2", change)
+
+
+# Settings of the method itself
+
+
+class Sharper(CrossEntropy):
+    """Another loss."""
+
+    def forward(self, output, targets, count=None):
+        return super().forward(output * 3.0, targets, count)
+
+
+LATER = [("clip", 0.02), ("loss", Sharper()), ("microbatches", 3)]
+
+
+def set_later(key, name, value, ranks):
+    """Losses, parameters, and what was sent and predicted, if a setting changes after a step."""
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            model, optimizer = mlp(SETTING.widths), SGD(0.1, momentum=0.9)
+            method = METHODS[key](model, CrossEntropy(), optimizer, comm, SETTING.seed)
+            batches, losses, sent = Batches(SETTING.dataset, 13, 3), [], comm.trace.sent
+            for step in range(4):
+                if step == 1:
+                    setattr(method, name, value)
+                before = sent.messages, sent.nbytes
+                losses.append(method.step(batches[step]))
+                got = sent.messages - before[0], sent.nbytes - before[1]
+                cost = method.cost(batches[step], comm.machine)
+                assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank]), step
+            return losses, method.parameters()
+
+    return launch(run, ranks, LocalWorld())
+
+
+@pytest.mark.parametrize(("name", "value"), LATER, ids=["clip", "loss", "microbatches"])
+@pytest.mark.parametrize("key", [key for key in METHODS if key != "serial"])
+def test_a_setting_of_a_method_acts_when_it_changes_or_is_refused(key, name, value):
+    kind = getattr(METHODS[key], "func", METHODS[key])
+    if name not in kind.changeable:
+        with pytest.raises(AttributeError, match=f"^{kind.__name__}.{name} was used when it was"):
+            set_later(key, name, value, 2)
+        return
+    if name in kind.refuses:
+        with pytest.raises(Unsupported, match=f"^{kind.__name__}: {name} is not supported"):
+            set_later(key, name, value, 2)
+        return
+    results = set_later(key, name, value, 3)
+    assert all(losses == results[0][0] for losses, _ in results)
+    if not kind.exact:
+        return
+    ((losses, parameters),) = set_later("serial", name, value, 1)
+    assert results[0][0] == pytest.approx(losses, rel=1e-12)
+    for parameter, values in parameters.items():
+        np.testing.assert_allclose(results[0][1][parameter], values, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_no_option_of_a_constructor_is_ignored_later(key):
+    """Each can be assigned and acts (the test before), or is refused by name."""
+
+    def run(comm):
+        method = METHODS[key](mlp(SETTING.widths), CrossEntropy(), SGD(0.1), comm)
+        names = options_of(type(method))
+        assert {"model", "loss", "optimizer", "comm", "seed", "clip", "microbatches"} <= names
+        for name in names - method.changeable:
+            with pytest.raises(AttributeError, match=f"{name} was used when it was made"):
+                setattr(method, name, None)
+        for name, nonsense in [("clip", -1.0), ("microbatches", 0), ("every", 0)]:
+            if name in method.changeable:
+                with pytest.raises(ValueError, match=r"positive|at least one|1 or more"):
+                    setattr(method, name, nonsense)
+
+    launch(run, 1 if key == "serial" else 2, LocalWorld())
+
+
+def test_how_often_ranks_meet_may_change():
+    """Averaged after every step from now on: with plain SGD that is serial training again."""
+
+    def run(comm, later):
+        with defaults(dtype="float64"):
+            options = {"every": 50} if later else {"every": 1}
+            model = mlp(SETTING.widths)
+            method = LocalSGD(model, CrossEntropy(), SGD(0.1), comm, 3, **options)
+            method.every = 1
+            losses = [method.step(Batches(SETTING.dataset, 13, 3)[step]) for step in range(3)]
+            return losses, method.parameters()
+
+    later, first = (launch(partial(run, later=later), 3, LocalWorld())[0] for later in (1, 0))
+    assert later[0] == first[0]
+
+
+def test_a_part_that_sums_gradients_refuses_what_it_would_ignore():
+    def run(comm):
+        method = METHODS["data_parallel/ring"](mlp((12, 5)), CrossEntropy(), SGD(0.1), comm)
+        method.sync.algorithm = "central"  # read in every step
+        buckets = METHODS["data_parallel/overlapped"](
+            mlp((12, 5)), CrossEntropy(), SGD(0.1), comm
+        ).sync
+        with pytest.raises(AttributeError, match=r"Buckets\.bucket_mb was used when it was made"):
+            buckets.bucket_mb = 1.0
+
+    launch(run, 2, LocalWorld())
+
+
+def keeps_the_first_programs(monkeypatch):
+    monkeypatch.setattr(Layout, "clipped", lambda self, clips: self)
+
+
+def nothing_follows(monkeypatch):
+    monkeypatch.setattr(Pipeline, "changed", lambda self, name: None)
+
+
+def prices_stay(monkeypatch):
+    monkeypatch.setattr(GradientSync, "clips", lambda self, clips: None)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "key"),
+    [
+        (keeps_the_first_programs, "pipeline/1f1b"),
+        (nothing_follows, "pipeline/gpipe"),
+        (prices_stay, "zero/3"),
+        (prices_stay, "zero/1"),
+    ],
+)
+def test_a_setting_that_does_not_act_is_rejected(mutant, key, monkeypatch):
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_a_setting_of_a_method_acts_when_it_changes_or_is_refused(key, "clip", 0.02)

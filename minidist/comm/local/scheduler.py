@@ -12,6 +12,7 @@ A task's clock moves when it computes (``clock``), and when it waits for somethi
 from __future__ import annotations
 
 import contextvars
+import math
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Scheduler:
         if machine.pauses is not None:
             make = partial(Interrupted, machine.pauses, machine.seed)
             self.interrupted = [make(rank) for rank in range(ranks)]
+        self.crash_at = dict(machine.crashes)  # seconds, by rank
         self.ranks = ranks
         self.clocks: list[float] = []  # a heap: the clocks of the tasks that can run, each once
         self.ready: dict[float, deque[Task]] = {}  # these tasks, by clock: first come, first served
@@ -148,13 +150,17 @@ class Scheduler:
     def clock(self) -> float:
         """The current task's clock, with all that it has computed charged to it."""
         task = self.current
-        flops = work.flops
+        flops, before = work.flops, task.clock
         if flops != self.charged or work.beyond:
             seconds = self.machine.compute(flops - self.charged, task.rank, work.beyond)
             if self.interrupted:
                 seconds = self.interrupted[task.rank].compute(seconds)
             task.clock += seconds
             self.charged, work.beyond = flops, 0.0
+        if self.crash_at and task.clock >= self.crash_at.get(task.rank, math.inf):
+            # While it computed or waited; not before what it has already sent.
+            task.clock = when = max(self.crash_at.pop(task.rank), before)
+            raise Crash(f"rank {task.rank} crashes at {when} s, as the machine model has it")
         return task.clock
 
     def crash(self, rank: int) -> None:

@@ -31,6 +31,8 @@ and 6.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minidist.collectives.clocks import Clocks
@@ -40,10 +42,12 @@ from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
+from minidist.parallel.shares import Share
 from minidist.parallel.state import (
+    OptimizerShard,
     State,
     load_optimizer,
     mean_optimizer,
@@ -61,6 +65,7 @@ class ElasticAveraging(KeyRanges):
     """
 
     exact = False
+    changeable = KeyRanges.changeable | {"every"}
     refuses = KeyRanges.refuses | {
         "clip": "every worker steps on its own gradient, and none knows the norm of the whole"
     }
@@ -77,8 +82,7 @@ class ElasticAveraging(KeyRanges):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"elastic averaging meets every 1 or more steps, not {every}")
+        self.check_setting("every", every)
         if not 0 <= pull <= 1:
             raise ValueError(f"the pull of the centre is in [0, 1], not {pull}")
         super().__init__(
@@ -100,6 +104,11 @@ class ElasticAveraging(KeyRanges):
         if comm.size > 1:
             like = self.model.flat.data if self.works else self.data
             self.incoming = module_of(like).empty_like(like)
+
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "every" and value < 1:
+            raise ValueError(f"elastic averaging meets every 1 or more steps, not {value}")
 
     def train_on(self, batch: Batch) -> float:
         loss = np.zeros(1)
@@ -155,6 +164,7 @@ class ElasticAveraging(KeyRanges):
         centre -= data
         centre *= self.alpha
         data += centre
+        self.model.flat.written()
 
     def receive_visits(self) -> None:
         """The centre: add up the differences, answer with where it was, and then move."""
@@ -173,6 +183,13 @@ class ElasticAveraging(KeyRanges):
         centre += moves
 
     # Saving and loading: the workers' models and optimizers differ
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        """A worker's, which steps its whole model."""
+        return Method.optimizer_shards(self) if self.works else []
+
+    def state_shares(self) -> list[Share]:
+        return Method.state_shares(self)
 
     def own_arrays(self) -> dict[str, Array]:
         return own_replica(self.model.flat.data, self.optimizer) if self.works else {}
@@ -231,7 +248,10 @@ class ElasticAveraging(KeyRanges):
             messages=clocks.messages,
             nbytes=clocks.nbytes,
             peak_bytes={
-                "parameters": [n for _ in ranks],
+                "parameters": [
+                    n + frozen_count(self.whole) * self.itemsize * (rank in self.workers)
+                    for rank in ranks
+                ],
                 "gradients": [(1 + met) * n for _ in ranks],
                 "optimizer": [slots * n if rank in self.workers else 0 for rank in ranks],
                 "activations": activations,

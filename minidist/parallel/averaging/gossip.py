@@ -85,6 +85,7 @@ class Gossip(LocalSteps):
             comm.combine("sum", mixed, arrived)
         flat.data[...] = mixed
         flat.data /= 1 + len(distances)
+        flat.written()
 
     def plan(self, clocks: Clocks, step: int) -> None:
         nbytes = parameter_count(self.whole) * self.itemsize

@@ -27,6 +27,7 @@ Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,8 @@ from minidist.parallel.state import State, own
 class LocalSGD(LocalSteps):
     """``every`` local steps between averages; every step is averaged before step ``start``."""
 
+    changeable = LocalSteps.changeable | {"every", "start"}
+
     def __init__(
         self,
         model: Module,
@@ -60,10 +63,14 @@ class LocalSGD(LocalSteps):
         clip: float | None = None,
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
-        if every < 1:
-            raise ValueError(f"local SGD averages every 1 or more steps, not {every}")
+        self.check_setting("every", every)
         self.every = every
         self.start = start
+
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "every" and value < 1:
+            raise ValueError(f"local SGD averages every 1 or more steps, not {value}")
 
     def averages_after(self, step: int) -> bool:
         """Whether the ranks meet at the end of a step; ``every`` counts from ``start``."""
@@ -113,6 +120,7 @@ class DiLoCo(LocalSGD):
         outer_gradient -= flat.data
         self.outer.step(self.anchor, outer_gradient)
         flat.data[...] = self.anchor
+        flat.written()
 
     def own_arrays(self) -> dict[str, Array]:
         outer = {f"outer/{slot}": array for slot, array in self.outer.only_part().state.items()}

@@ -20,18 +20,25 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
+from minidist.engine.versions import written
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import with_values
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, parameter_count, training_seconds
-from minidist.parallel.state import State, mean_optimizer, own_replica
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
+from minidist.parallel.state import State, by_parameter, mean_optimizer, own_replica
 
 
 class LocalSteps(Method):
     """Base of the methods that step alone and average parameters: they define ``meet``."""
 
     exact = False
+    changeable = Method.changeable | {"microbatches"}
     refuses = Method.refuses | {
         "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
     }
@@ -67,14 +74,14 @@ class LocalSteps(Method):
         """The mean over all ranks, in place."""
         ring.all_reduce(self.comm, data)
         data /= self.comm.size
+        written(data)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The average of all ranks' models: the one to use. Changes none of them."""
         flat = self.model.flat
         mean = flat.data.copy()
         self.average(mean)
-        host, named = arrays.to_host(mean), self.model.named_parameters()
-        return {n: host[part].reshape(named[n].declared) for n, part in flat.slices.items()}
+        return self.in_order(by_parameter(arrays.to_host(mean), flat.slices, self.model))
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) of the average of all ranks' models."""
@@ -100,7 +107,7 @@ class LocalSteps(Method):
         clocks.all_reduce(1, 8)
         n = parameter_count(self.whole) * self.itemsize
         peak = {
-            "parameters": [n for _ in ranks],
+            "parameters": [n + frozen_count(self.whole) * self.itemsize for _ in ranks],
             "gradients": [n for _ in ranks],
             "optimizer": [len(self.optimizer.slots) * n for _ in ranks],
             "activations": [

@@ -33,6 +33,7 @@ from minidist.parallel.model_costs import parameter_slices
 class AllReduce(GradientSync):
     """One all-reduce of all gradients, by ``algorithm``."""
 
+    changeable = frozenset({"algorithm"})
     all_at_end = False  # also in a pipeline
 
     def __init__(self, algorithm: Choice = "ring") -> None:

@@ -33,7 +33,7 @@ from minidist.nn.module import Module, Shape
 from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
 from minidist.parallel.in_order import SentInOrder, names_in
-from minidist.parallel.model_costs import parameter_slices
+from minidist.parallel.model_costs import parameter_slices, wants_gradient
 
 MB = 1 << 20
 
@@ -78,12 +78,12 @@ def backward_left(model: Module, shape: Shape) -> dict[str, int]:
     seen: set[int] = set()
     after, input_grad = 0, False
     for (prefix, block), cost in zip(blocks_of(model).items(), costs_of(model, shape), strict=True):
-        for name, parameter in block.named_parameters(prefix).items():
+        for name, parameter in block.trained(prefix).items():
             if id(parameter) not in seen:  # a shared one is ready after its first use in forward
                 seen.add(id(parameter))
                 left[name] = after
         after += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or bool(block.named_parameters())
+        input_grad = input_grad or wants_gradient(block)
     return left
 
 

@@ -47,14 +47,17 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
 from minidist.parallel.data_parallel.buckets import Buckets
-from minidist.parallel.gradient_sync import Sync, Work, make_sync
+from minidist.parallel.gradient_sync import Replicas, Sync, Work, make_sync
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
+from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 
 
 class DataParallel(Method):
     """Gradients come together by ``sync``; by default one all-reduce, by ``algorithm``."""
+
+    changeable = Method.changeable | {"microbatches"}
 
     def __init__(
         self,
@@ -78,7 +81,6 @@ class DataParallel(Method):
         self.sync = make_sync(AllReduce(algorithm or "ring") if sync is None else sync)
         self.model = model
         self.sync.bind(model, optimizer, comm, seed, clips=clip is not None)
-        self.replicas = replace(self.sync.replicas, passes=2 * microbatches)
 
     def train_on(self, batch: Batch) -> float:
         sync = self.sync
@@ -91,6 +93,14 @@ class DataParallel(Method):
         total = sync.finish()
         sync.update(self.clip)
         return total
+
+    @property
+    def replicas(self) -> Replicas:
+        """What the formulas of ``sync`` need to know, with the settings as they are now."""
+        return replace(self.sync.replicas, passes=2 * self.microbatches)
+
+    def changed(self, name: str) -> None:
+        self.sync.clips(self.clip is not None)
 
     def forward(self, inputs: Array) -> Tensor:
         return self.sync.forward(inputs)
@@ -113,6 +123,9 @@ class DataParallel(Method):
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.sync.optimizer_shards()
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
 
     def own_arrays(self) -> dict[str, Array]:
         return self.sync.own_arrays()

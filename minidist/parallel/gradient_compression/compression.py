@@ -102,8 +102,8 @@ class CompressedSum(GradientSync):
 
 
 def shapes(model: Module) -> dict[str, tuple[int, ...]]:
-    """The declared shape of each parameter."""
-    return {name: parameter.declared for name, parameter in model.named_parameters().items()}
+    """The declared shape of each parameter that is trained."""
+    return {name: parameter.declared for name, parameter in model.trained().items()}
 
 
 class Compressed(DataParallel):

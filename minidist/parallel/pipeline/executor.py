@@ -19,6 +19,7 @@ from minidist.comm.comm import Comm, Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
+from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.layers import Sequential
@@ -158,7 +159,8 @@ class Executor:
             self.leaving.pop(("activation", microbatch, part + 1)).wait()
         y = self.outputs.pop(place)
         if self.layout.recompute:
-            y = self.compute(*place)
+            with keep_buffers():  # the first forward has updated batch norm's running averages
+                y = self.compute(*place)
         gradient = self.gradients.pop((microbatch, part + 1), None)
         if y.requires_grad:  # no: a first part with nothing to train
             y.backward(gradient)

@@ -104,6 +104,14 @@ class Layout:
         """Tied parameters that an earlier stage counts in the norm of the whole gradient."""
         return self.tied if stage in self.tied_stages[1:] else ()
 
+    def clipped(self, clips: bool) -> Layout:
+        """The same with programs that sum the norms of the stages, or that do not."""
+        written = write_programs(
+            self.schedule, self.stages, self.microbatches, self.replicas, self.tied_stages, clips
+        )
+        validate(written, self.schedule, self.microbatches)
+        return replace(self, programs=written)
+
     # Groups of ranks
 
     def pipe(self, rank: int) -> list[int]:
@@ -165,22 +173,7 @@ def make_layout(
     shared = tied(stage_models)
     _check_shared(shared)
     tied_stages = sorted({stage for where in shared.values() for stage in where})
-    needs = [
-        tuple(
-            name
-            for name, needed in (
-                ("replicas", replicas > 1),
-                ("loss", replicas > 1),
-                ("tied", stage in tied_stages),
-                ("norm", clips),
-            )
-            if needed
-        )
-        for stage in range(stages)
-    ]
-    programs = tuple(
-        tuple(write(schedule, stage, stages, microbatches, needs[stage])) for stage in range(stages)
-    )
+    programs = write_programs(schedule, stages, microbatches, replicas, tied_stages, clips, write)
     validate(programs, schedule, microbatches, one_step)
     return Layout(
         model,
@@ -197,6 +190,29 @@ def make_layout(
         programs,
         summed,
     )
+
+
+def write_programs(
+    schedule: Schedule,
+    stages: int,
+    microbatches: int,
+    replicas: int,
+    tied_stages: Sequence[int],
+    clips: bool,
+    write: Callable[..., list[Instruction]] = program,
+) -> Programs:
+    """Each stage's program, with the reductions that it needs."""
+    found = []
+    for stage in range(stages):
+        needs = {
+            "replicas": replicas > 1,
+            "loss": replicas > 1,
+            "tied": stage in tied_stages,
+            "norm": clips,
+        }
+        reduce = tuple(name for name, needed in needs.items() if needed)
+        found.append(tuple(write(schedule, stage, stages, microbatches, reduce)))
+    return tuple(found)
 
 
 def even_bounds(

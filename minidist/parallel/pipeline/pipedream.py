@@ -82,10 +82,7 @@ class PipeDream(Pipeline):
     def renew(self) -> None:
         """Go on with a copy of the weights. The tapes under way keep the old array alive."""
         flat = self.model.flat
-        flat.data_and_loss = flat.data_and_loss.copy()
-        flat.data = flat.data_and_loss[:-1]
-        for name, parameter in self.model.named_parameters().items():
-            parameter.data = flat.data[flat.slices[name]].reshape(parameter.declared)
+        flat.hold_values(flat.data_and_loss.copy())
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """That of 1F1B, and with the activations the copies of weights that they belong to."""

@@ -26,6 +26,7 @@ Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,16 @@ from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
-from minidist.nn.module import Module
+from minidist.nn.module import Module, Parameter
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
+from minidist.parallel.buffers import mean_buffers, with_buffers
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
 from minidist.parallel.mesh.mesh import Mesh
-from minidist.parallel.method import Method, StepCost
+from minidist.parallel.method import Method, StepCost, Unsupported
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
 from minidist.parallel.pipeline.executor import Executor, OwnStage
 from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
@@ -57,7 +59,16 @@ from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stages import Bounds
 from minidist.parallel.pipeline.stopwatch import Price
 from minidist.parallel.shared_parameters import separate
-from minidist.parallel.state import State, load_optimizer, own_names, save_optimizer, under
+from minidist.parallel.shares import Share
+from minidist.parallel.state import (
+    OptimizerShard,
+    State,
+    load_optimizer,
+    own_buffers,
+    own_names,
+    save_optimizer,
+    under,
+)
 from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms, own_optimizer
 
 
@@ -111,6 +122,11 @@ class Pipeline(Method):
         self.stage, self.replica = self.mesh.place["pp"], self.mesh.place["dp"]
         self.pipe = self.mesh["pp"]
         copies = self.mesh["dp"] if replicas > 1 else None
+        if tensor is not None and model.frozen():
+            raise Unsupported(
+                f"{type(self).__name__}: frozen parameters are not supported with tensor "
+                "parallelism: its layers make parts of parameters that are trained"
+            )
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
@@ -174,6 +190,22 @@ class Pipeline(Method):
         self._prices: dict[Any, Price] = {}
         self._layouts: list[Layout] = []  # of each rank of the tensor axis
 
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "loss" and self.built and self.tensor is not None:
+            raise AttributeError(
+                f"{type(self).__name__}.loss was cut over the tensor axis when this was made: make "
+                f"a new {type(self).__name__}, which can load() the state() of this one"
+            )
+
+    def changed(self, name: str) -> None:
+        """Another limit or another loss: the programs and their prices follow."""
+        self.layout = self.layout.clipped(self.clip is not None)
+        self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
+        self.sync.clips(self.clip is not None)
+        self._layouts = []
+        self._prices.clear()
+
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""
         if copies is None:
@@ -207,7 +239,7 @@ class Pipeline(Method):
     def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
-            later.grad.fill(0)  # type: ignore[union-attr]
+            later.grad.fill(0)
         self.sync.begin(self.steps)
         for instruction in self.layout.programs[self.stage]:
             run.do(instruction)
@@ -225,17 +257,18 @@ class Pipeline(Method):
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stage sends its own to all others."""
-        return self._from_all_stages(self._serial(self.sync.parameters()), self.whole)
+        named = self.whole.named_parameters()
+        return self._from_all_stages(self._serial(self.sync.parameters()), named)
 
     def _serial(self, state: State) -> State:
         """This stage's arrays with the shapes of the serial model."""
         return state if self.tensor is None else self.tensor.whole(state)
 
-    def _from_all_stages(self, mine: State, model: Module) -> State:
-        """All parameters' arrays, of which each stage has its own: a broadcast of each stage's."""
-        named, found = model.named_parameters(), {}
+    def _from_all_stages(self, mine: State, named: dict[str, Parameter]) -> State:
+        """The arrays of these, of which each stage has its own: a broadcast of each stage's."""
+        found: State = {}
         for stage, part in enumerate(self.layout.stage_models):
-            names = list(part.named_parameters())
+            names = [name for name in part.named_parameters() if name in named]
             flat = (
                 np.concatenate([mine[name].reshape(-1) for name in names])
                 if stage == self.stage and names
@@ -250,24 +283,29 @@ class Pipeline(Method):
         return {name: found[name] for name in named}
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """Every stage's buffers, of the first copy of the pipeline."""
+        """Every stage's, the mean over the copies of the pipeline."""
         found: dict[str, np.ndarray] = {}
+        mine = self._own_buffers()
         for stage, model in enumerate(self.layout.stage_models):
-            root = self.mesh.rank_of(pp=stage)
             for name, buffer in model.named_buffers().items():
-                values = (
-                    arrays.to_host(buffer.data).copy()
-                    if self.comm.rank == root
-                    else np.empty(buffer.declared, self.model.flat.data.dtype)
-                )
-                central.broadcast(self.comm, values, root=root)
-                found[name] = values
+                empty = np.empty(buffer.declared, self.model.flat.data.dtype)
+                found[name] = mine[name] if stage == self.stage else empty
+                central.broadcast(self.pipe, found[name], root=stage)
         return {name: found[name] for name in self.whole.named_buffers()}
+
+    def _own_buffers(self) -> State:
+        """This stage's, the mean over the copies."""
+        copies = self.own.replicas
+        return own_buffers(self.model) if copies is None else mean_buffers(copies, self.model)
+
+    @property
+    def copies(self) -> int:
+        return self.layout.replicas
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
         sums = np.zeros(4)
-        with as_in_evaluation(self.model):
+        with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
             for whole in dataset.chunks(chunk):
                 shard = whole.shard(self.replica, self.layout.replicas)
                 output = self._pass_through(shard)
@@ -308,9 +346,27 @@ class Pipeline(Method):
         found: State = {"steps": np.array(int(steps[0]))}
         for slot in self.optimizer.slots if steps[0] else ():
             prefix = f"optimizer/{slot}/"
-            whole = self._from_all_stages(self._serial(under(prefix, mine)), self.whole)
+            trained = self.whole.trained()
+            whole = self._from_all_stages(self._serial(under(prefix, mine)), trained)
             found |= {prefix + name: value for name, value in whole.items()}
         return found
+
+    def state_shares(self) -> list[Share]:
+        """This stage's part; what two stages share, the first of them writes.
+
+        A stage whose layers are cut too has only its whole state: that is gathered.
+        """
+        if self.tensor is not None:
+            return Method.state_shares(self)
+        earlier = self.layout.stage_models[: self.stage]
+        return self.own_shares(without={n for stage in earlier for n in stage.named_parameters()})
+
+    def optimizer_shards(self) -> list[OptimizerShard]:
+        return self.sync.optimizer_shards()
+
+    def which_replica(self) -> tuple[int, int]:
+        """This copy of the pipeline among the copies."""
+        return self.replica, self.layout.replicas
 
     def load_parameters(self, by_name: State) -> None:
         if self.tensor is not None:
@@ -337,7 +393,8 @@ class Pipeline(Method):
     def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
         """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
         if not self._layouts:
-            self._layouts = [self.lay_out(model) for model in tensor.models]
+            clips = self.clip is not None
+            self._layouts = [self.lay_out(model).clipped(clips) for model in tensor.models]
         costs, replicas = [], [self.stage_replicas(layout) for layout in self._layouts]
         for place, (layout, loss) in enumerate(zip(self._layouts, tensor.losses, strict=True)):
             seen = machine_of(machine, place, tensor.comm.size)

@@ -21,7 +21,7 @@ from minidist.engine.tensor import Tensor
 from minidist.nn.cost import walk_back
 from minidist.nn.layers import Sequential
 from minidist.nn.module import LayerCost, Module, Shape
-from minidist.parallel.model_costs import saved_bytes, training_flops
+from minidist.parallel.model_costs import first_recorded, saved_bytes, training_flops
 from minidist.parallel.pipeline.pricing import Memory
 
 Bounds = list[tuple[int, int]]
@@ -134,9 +134,12 @@ def part_cost(
     output = costs[-1].shape if costs else shape
     forward, backward = training_flops(part, shape, input_grad=not first)
     weight = sum(cost.weight_flops for cost in costs)
-    saved = saved_bytes(part, shape, itemsize, loss) if costs or loss else 0
-    of_loss = 0 if loss is None else loss.cost(output, itemsize).saved_bytes
-    highest, kept = walk_back(costs, shape, itemsize, of_loss)
+    saved = saved_bytes(part, shape, itemsize, loss, not first) if costs or loss else 0
+    skip = first_recorded(part, not first)
+    ends_in_loss = loss is not None and not (skip and skip == len(costs))
+    of_loss = loss.cost(output, itemsize).saved_bytes if loss and ends_in_loss else 0
+    before = costs[skip - 1].shape if skip else shape
+    highest, kept = walk_back(costs[skip:], before, itemsize, of_loss)
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize

@@ -92,6 +92,7 @@ class BackupWorkers(StaleParameterServer):
             with self.servers_must_live(), self.comm.step("pull"):
                 for pull in pulls:
                     pull.wait()
+            self.model.flat.written()
             clock = int(header[0])
 
     def serve(self, clock: int) -> None:

@@ -46,7 +46,7 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.pushes import PUSH
 
@@ -101,6 +101,8 @@ class ParameterServer(KeyRanges):
         with self.comm.step("pull"), self.servers_must_live():
             for request in requests:
                 request.wait()
+        if self.works:
+            self.model.flat.written()
         values = self.model.flat.data_and_loss if self.works else self.data
         if self.works or self.owns_loss:
             return float(read(values[-1], math.nan))
@@ -256,6 +258,7 @@ class ParameterServer(KeyRanges):
         for server, size in zip(self.servers, owns, strict=True):
             owned[server] = size
         whole = [self.psi * e if rank in shards else owned[rank] for rank in ranks]
+        constants = frozen_count(self.whole) * e  # of the workers
         arriving = len(self.workers) > 1 and not pushes.compressed
         pushed = [
             pushes.kept_bytes(self.clients_of(rank)) if rank in shards else 0 for rank in ranks
@@ -266,7 +269,7 @@ class ParameterServer(KeyRanges):
             messages=messages,
             nbytes=nbytes,
             peak_bytes={
-                "parameters": whole,
+                "parameters": [whole[r] + constants * (r in shards) for r in ranks],
                 "gradients": [
                     whole[rank] + owned[rank] * arriving + pushed[rank] for rank in ranks
                 ],

@@ -166,7 +166,7 @@ def shapes_in(model: Module, keys: slice) -> dict[str, Shape]:
     """
     shapes: dict[str, Shape] = {}
     start = 0
-    for name, parameter in model.named_parameters().items():
+    for name, parameter in model.trained().items():
         low = max(keys.start - start, 0)
         high = min(keys.stop - start, parameter.size)
         start += parameter.size

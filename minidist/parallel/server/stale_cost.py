@@ -8,7 +8,7 @@ from __future__ import annotations
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, training_seconds
+from minidist.parallel.model_costs import frozen_count, largest_saved, training_seconds
 from minidist.parallel.server.key_ranges import KeyRanges
 
 
@@ -38,7 +38,7 @@ def stale_cost(method: KeyRanges, batch: Batch, machine: Machine) -> StepCost:
             nbytes[rank] += 16 * len(method.servers)
             nbytes[rank] += sum(method.pushes.nbytes(server) for server in clients)
         parts = batch.shard(index, len(method.workers)).microbatches(method.microbatches)
-        parameters[rank] += method.psi * e
+        parameters[rank] += (method.psi + frozen_count(method.whole)) * e
         gradients[rank] += method.psi * e + method.pushes.kept_bytes(clients)
         busy[rank] += training_seconds(method.whole, parts, machine, rank)
         busy[rank] += machine.compute(method.pushes.encode_flops(clients), rank)

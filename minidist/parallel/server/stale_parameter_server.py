@@ -47,6 +47,7 @@ section 4.1; Zhang et al., "Staleness-aware async-SGD", arXiv 1511.05950, sectio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
 from minidist.parallel.guards import check_loss
 from minidist.parallel.method import StepCost
-from minidist.parallel.server.key_ranges import Servers
+from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.stale_cost import stale_cost
 from minidist.parallel.server.stale_server import StaleServer
 from minidist.parallel.server.stale_worker import StaleWorker
@@ -73,6 +74,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
     """
 
     exact = False
+    changeable = KeyRanges.changeable | {"staleness", "staleness_aware"}
 
     def __init__(
         self,
@@ -89,8 +91,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
         clip: float | None = None,
         microbatches: int = 1,
     ) -> None:
-        if staleness is not None and staleness < 0:
-            raise ValueError(f"the staleness bound is 0, 1, ... or None, not {staleness}")
+        self.check_setting("staleness", staleness)
         super().__init__(
             model,
             loss,
@@ -112,6 +113,11 @@ class StaleParameterServer(StaleWorker, StaleServer):
             )
         self.clock = 0
         self.start_serving(staleness, staleness_aware)
+
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        if name == "staleness" and value is not None and value < 0:
+            raise ValueError(f"the staleness bound is 0, 1, ... or None, not {value}")
 
     def step(self, batch: Batch) -> float:
         """A run of one batch. Workers go on with what they pulled last, stale as it is.

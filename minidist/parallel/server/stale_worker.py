@@ -64,6 +64,7 @@ class StaleWorker(KeyRanges):
         with self.comm.step("pull"), self.servers_must_live():
             for pull in pulls:
                 pull.wait()
+        flat.written()
 
     def push(self, server: int, message: Sequence[Array]) -> None:
         """One push to one server: header, then gradient."""

@@ -95,7 +95,9 @@ def _convert_layer(layer: Module, cuts: Cuts, axis: Axis, path: str) -> tuple[Mo
     if isinstance(layer, Block):
         layer.attention = _convert_attention(layer.attention, cuts, axis, f"{path}attention.")
         pair = nn.Sequential(layer.up, layer.gelu, layer.down)
-        pair.blocks = dict(zip(("up", "gelu", "down"), pair.blocks.values(), strict=True))
+        pair.blocks = nn.layers.Blocks(
+            zip(("up", "gelu", "down"), pair.blocks.values(), strict=True)
+        )
         if _convert_row(pair, cuts, axis, path) is not None:
             raise ValueError(f"plan: the branch {path}down ends in a part, and is added to all")
         layer.up, layer.down = pair.blocks["up"], pair.blocks["down"]  # type: ignore[assignment]

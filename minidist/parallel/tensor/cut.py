@@ -35,6 +35,20 @@ class Cut:
         """How long the axis is on a rank."""
         return sum(stop - start for start, stop in self.ranges[rank])
 
+    def boxes(
+        self, whole: Shape, rank: int
+    ) -> list[tuple[tuple[tuple[int, int], ...], tuple[slice, ...]]]:
+        """Which boxes of a parameter of shape ``whole`` a rank holds; where each is in its part."""
+        found, at = [], 0
+        for start, stop in self.ranges[rank]:
+            box = [(0, length) for length in whole]
+            inside = [slice(None)] * len(whole)
+            box[self.axis] = (start, stop)
+            inside[self.axis] = slice(at, at + stop - start)
+            found.append((tuple(box), tuple(inside)))
+            at += stop - start
+        return found
+
     def shape(self, whole: Shape, rank: int) -> Shape:
         """The shape of a rank's part of a parameter of shape ``whole``."""
         return (*whole[: self.axis], self.length(rank), *whole[self.axis + 1 :])

@@ -168,11 +168,11 @@ class HeadParallel(nn.CausalSelfAttention):
         keys = self.qkv.weight.declared[1] - self.heads * self.d
         self.groups = max(1, keys // (2 * self.d))
 
-    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
-        if cache is not None:
+    def forward(self, x: Tensor, cache: Any = None, mask: Any = None) -> Tensor:
+        if cache is not None or mask is not None:
             raise NotImplementedError(
-                "tensor parallelism is for training: load method.parameters() into a serial model "
-                "to sample from it"
+                "tensor parallelism takes neither cache nor mask: load method.parameters() into a "
+                "serial model to sample from it"
             )
         return self.out(self.core(self.with_all_keys(self.qkv(x))))
 

@@ -36,6 +36,7 @@ from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import as_in_evaluation, means, sums_of
 from minidist.parallel.method import Method, StepCost
+from minidist.parallel.shares import Share, all_shares, box_share, whole_box
 from minidist.parallel.state import State, load_optimizer, save_optimizer
 from minidist.parallel.tensor.cost import step_cost
 from minidist.parallel.tensor.part import (
@@ -54,6 +55,11 @@ class TensorParallel(Method):
     ranks; ``keep``: then a layer keeps its gathered input, and does not gather it again. With
     ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
     """
+
+    refuses = Method.refuses | {
+        "frozen parameters": "its layers make parts of parameters that are trained, and a frozen "
+        "one would be made trainable: take DataParallel, ZeRO or Pipeline"
+    }
 
     def __init__(
         self,
@@ -101,6 +107,10 @@ class TensorParallel(Method):
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
 
+    @property
+    def copies(self) -> int:
+        return 1  # every rank computes its slices for the whole batch
+
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
         with as_in_evaluation(self.model):
@@ -114,6 +124,24 @@ class TensorParallel(Method):
 
     def optimizer_state(self, kept: State) -> State:
         return whole_optimizer(self.part, save_optimizer(self.comm, self.optimizer_shards()))
+
+    def state_shares(self) -> list[Share]:
+        """This rank's slices of what is cut; what is whole on all, rank 0 writes."""
+        shards, found = self.optimizer_shards(), list[Share]()
+        flat, serial = self.model.flat, self.whole.named_parameters()
+        kinds = {"parameters": flat.data}
+        for shard in shards:
+            kinds |= {f"optimizer/{slot}": array for slot, array in shard.part.state.items()}
+        for kind, array in kinds.items():
+            for name, parameter in self.model.named_parameters().items():
+                values = array[flat.slices[name]].reshape(parameter.declared)
+                cut, shape = self.part.cuts.get(name), serial[name].declared
+                if cut is not None:
+                    for box, inside in cut.boxes(shape, self.comm.rank):
+                        found.append(box_share(f"{kind}/{name}", shape, box, values[inside]))
+                elif self.comm.rank == 0:
+                    found.append(box_share(f"{kind}/{name}", shape, whole_box(shape), values))
+        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
 
     def load_parameters(self, by_name: State) -> None:
         super().load_parameters(self.part.own(by_name))

@@ -27,7 +27,7 @@ class ReduceScatterUnits(SentInOrder, OverlappedShards):
 
     def allocate(self, seed: int) -> None:
         assert self.comm is not None
-        flat, named = self.model.init(seed).flat, self.model.named_parameters()
+        flat, named = self.model.init(seed).flat, self.model.trained()
         self.units = []
         for run in cut_flat(flat.slices, self.model, self.apart):
             first = next(iter(run.values())).start

@@ -60,7 +60,8 @@ class GatheredUnits(ReduceScatterUnits):
         for unit in self.units:
             unit.shard, unit.data = unit.shard.copy(), None
             unit.point("data", unit.gathered)
-        flat.data = flat.data_and_loss = xp.empty(0, flat.data.dtype)  # nobody keeps the whole
+        flat.release()  # nobody keeps the whole
+        self.frozen = [flat.frozen] if flat.frozen.size else []
         self.stale = True  # the whole units are those of the last step
 
     @property
@@ -136,7 +137,7 @@ class GatheredUnits(ReduceScatterUnits):
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
         gathered = [*self.slots, *(unit.gathered for unit in self.whole)]
-        return super().arrays() | {"parameters": shards + gathered}
+        return super().arrays() | {"parameters": shards + gathered + self.frozen}
 
     def parameters(self) -> State:
         """Gathered unit by unit, on the host."""
@@ -146,6 +147,8 @@ class GatheredUnits(ReduceScatterUnits):
             self.wait_for_parameters(unit)
             for name, parameter in unit.parameters.items():
                 found[name] = arrays.to_host(parameter.data).copy()
+        for name, parameter in self.model.frozen().items():
+            found[name] = arrays.to_host(parameter.data).copy()
         return {name: found[name] for name in self.model.named_parameters()}
 
     def load_parameters(self, by_name: State) -> None:
@@ -153,7 +156,7 @@ class GatheredUnits(ReduceScatterUnits):
         for unit in self.units:
             unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
         self.stale = True
-        for name, buffer in self.model.named_buffers().items():
+        for name, buffer in (self.model.frozen() | self.model.named_buffers()).items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     # The formulas
@@ -176,7 +179,9 @@ class GatheredUnits(ReduceScatterUnits):
         kept = min(2, len(in_blocks)) * largest
         kept += sum(size for index, size in enumerate(sizes) if index not in inside)
         owned = owned_by_rank(sizes, of.size)
-        return super().memory(of) | {"parameters": [(own + kept) * of.itemsize for own in owned]}
+        return super().memory(of) | {
+            "parameters": [(own + kept) * of.itemsize + of.frozen_bytes for own in owned]
+        }
 
 
 def by_block(model: Module, units: list[Slices]) -> tuple[list[list[int]], dict[str, int]]:
@@ -186,7 +191,7 @@ def by_block(model: Module, units: list[Slices]) -> tuple[list[list[int]], dict[
     """
     users: dict[str, set[str]] = {}
     for prefix, block in blocks_of(model).items():
-        for name in block.named_parameters(prefix):
+        for name in block.trained(prefix):
             users.setdefault(name, set()).add(prefix)
     found: list[list[int]] = []
     place: dict[str, int] = {}

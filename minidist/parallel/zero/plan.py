@@ -14,6 +14,7 @@ from minidist.comm.machine import Machine
 from minidist.nn.module import Module, Shape
 from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.model_costs import wants_gradient
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.zero.units import cut_blocks, extent, shared_slices
 
@@ -79,5 +80,5 @@ def block_seconds(
         flops = cost.weight_flops + (cost.input_flops if input_grad else 0)
         forward.append(machine.compute(cost.flops, rank))
         backward.append(machine.compute(flops, rank))
-        input_grad = input_grad or bool(block.named_parameters())
+        input_grad = input_grad or wants_gradient(block)
     return forward, backward

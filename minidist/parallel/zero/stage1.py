@@ -52,6 +52,7 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
+from minidist.engine.versions import written
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
@@ -84,6 +85,7 @@ class Sharded(GradientSync):
         self.step_shards()
         for unit in self.units:
             ring.all_gather(self.comm, unit.data, unit.shards)
+            written(unit.data)
 
     def clip(self, limit: float | None) -> None:
         """Scale by the norm of the whole gradient, of which each rank has parts."""
@@ -181,7 +183,7 @@ class ReduceScatter(Sharded):
         shards = ring.chunks(flat.size, self.comm.size)
         own = shards[self.comm.rank]
         part = self.optimizer.part(flat.slices, own.start, self.sum_numbers)
-        named = self.model.named_parameters()
+        named = self.model.trained()
         shard, grad = flat.data[own], flat.grad[own]
         self.units = [
             Unit(named, flat.slices, shards, own, part, shard, grad, flat.data, flat.grad)

@@ -28,6 +28,7 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import blocks_of, one_block
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.method import Method
 from minidist.parallel.shared_parameters import shared_by_blocks
 from minidist.parallel.zero.accumulated import ReduceScatterUnits
 from minidist.parallel.zero.plan import Gathering, added, plan_slots
@@ -69,7 +70,7 @@ class ReduceScatterSlots(OverlappedShards):
         shared: dict[str, Parameter] = {}
         for number in range(len(self.blocks)):
             part = one_block(model, number).init(seed)  # one block in memory at a time
-            named = part.named_parameters()
+            named = part.trained()
             shared |= {name: p for name, p in named.items() if name in self.shared_names}
             if number in self.unit_of:
                 slices = block_slices[self.unit_of[number]]
@@ -79,6 +80,7 @@ class ReduceScatterSlots(OverlappedShards):
             shared = {name: shared[name] for name in self.shared_names}
             self.shared = [self.make_unit(shared, in_a_row(shared))]
         self.units = [*self.in_blocks, *self.shared]
+        self.frozen = [parameter.data for parameter in model.frozen().values()]
         dtype = arrays.default_dtype()
         largest = max((unit.size for unit in self.in_blocks), default=0)
         self.slots = [xp.zeros(largest, dtype) for _ in range(min(2, len(self.in_blocks)))]
@@ -157,7 +159,7 @@ class ReduceScatterSlots(OverlappedShards):
 
     def arrays(self) -> dict[str, list[Array]]:
         return {
-            "parameters": [unit.data for unit in self.units],
+            "parameters": [unit.data for unit in self.units] + self.frozen,
             "gradients": [
                 *(unit.grad for unit in self.units),
                 *self.slots,
@@ -191,6 +193,8 @@ class Zero2(DataParallel):
 
     With one microbatch there is gradient memory for two blocks only; more accumulate in all of it.
     """
+
+    changeable = Method.changeable  # not microbatches: with one, there is memory for no more
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch
+from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
@@ -25,11 +25,18 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import Work
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
+from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 from minidist.parallel.zero.plan import Gathering, added, plan_slots
 from minidist.parallel.zero.stage1 import plan_numbers
 from minidist.parallel.zero.stage2 import ReduceScatterSlots
 from minidist.parallel.zero.units import Slices, Unit, cut_blocks, extent, shared_slices
+
+NOT_HERE = (
+    "its shards lie on all ranks, and it is gathered while a step needs it (ZeRO 3): call "
+    "method.evaluate(dataset), or make a model of all parameters, "
+    "model.init().load(method.parameters() | method.buffers())"
+)
 
 
 class Zero3(Method):
@@ -56,6 +63,7 @@ class Zero3(Method):
         self.gradients.bind(model, optimizer, comm, seed, clips=clip is not None)
         self.units, self.in_blocks = self.gradients.units, self.gradients.in_blocks
         self.places = [arrays.module_of(slot).zeros_like(slot) for slot in self.gradients.slots]
+        self.in_turn = {id(u): self.in_blocks[i % 2 :: 2] for i, u in enumerate(self.in_blocks)}
         for index, unit in enumerate(self.in_blocks):
             unit.gathered = self.places[index % 2][: unit.size]
         for unit in self.gradients.shared:
@@ -63,7 +71,7 @@ class Zero3(Method):
         for unit in self.units:
             unit.shard = unit.shard.copy()  # between steps nobody keeps the whole
             unit.data = None
-            unit.point("data", unit.gathered)
+        self.release()
 
     def train_on(self, batch: Batch) -> float:
         gradients = self.gradients
@@ -73,7 +81,11 @@ class Zero3(Method):
         loss = gradients.finish()
         gradients.clip(self.clip)
         gradients.step_shards()
+        self.release()
         return loss
+
+    def changed(self, name: str) -> None:
+        self.gradients.clips(self.clip is not None)
 
     def forward(self, inputs: Array) -> Tensor:
         for unit in self.gradients.shared:
@@ -99,6 +111,9 @@ class Zero3(Method):
             ring.all_gather(stream, unit.gathered, unit.shards)
 
         if unit.gathering is None:
+            for other in self.in_turn.get(id(unit), []):
+                if other.here:
+                    other.take_away(NOT_HERE)  # this one comes into its memory
             unit.gathering = self.comm.spawn(run)
 
     def wait_for_parameters(self, unit: Unit) -> None:
@@ -107,6 +122,13 @@ class Zero3(Method):
         with self.comm.step("wait for parameters"):
             unit.gathering.wait()
         unit.gathering = None
+        unit.bring(unit.gathered)
+
+    def release(self) -> None:
+        """Between steps a rank has its shards alone: what lies in the slots is out of date."""
+        for unit in self.units:
+            if unit.here:
+                unit.take_away(NOT_HERE)
 
     # What is kept
 
@@ -117,21 +139,31 @@ class Zero3(Method):
             self.wait_for_parameters(unit)
             for name, parameter in unit.parameters.items():
                 found[name] = arrays.to_host(parameter.data).copy()
-        return {name: found[name] for name in self.whole.named_parameters()}
+        self.release()
+        return self.in_order(found)
+
+    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
+        try:
+            return super().evaluate(dataset, chunk)
+        finally:
+            self.release()
 
     def load_parameters(self, by_name: State) -> None:
         for unit in self.units:
             unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
-        for name, buffer in self.whole.named_buffers().items():
+        for name, buffer in (self.whole.frozen() | self.whole.named_buffers()).items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     def optimizer_shards(self) -> list[OptimizerShard]:
         return self.gradients.optimizer_shards()
 
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
+
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
         whole = [*self.places, *(unit.gathered for unit in self.gradients.shared)]
-        return self.gradients.arrays() | {"parameters": shards + whole}
+        return self.gradients.arrays() | {"parameters": shards + whole + self.gradients.frozen}
 
     @property
     def itemsize(self) -> int:
@@ -159,7 +191,8 @@ class Zero3(Method):
             messages=plan.messages,
             nbytes=plan.nbytes,
             peak_bytes={
-                "parameters": memory["gradients"],  # the same: shards and two slots
+                # As the gradients: shards and two slots; and what is frozen lies everywhere.
+                "parameters": [n + of.frozen_bytes for n in memory["gradients"]],
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],
                 "activations": [

@@ -39,6 +39,7 @@ class Unit:
     data: Array = None  # stages 1 and 2: the whole unit's parameters
     buffer: Array = None  # where the whole unit's gradients are made
     gathered: Array = None  # stage 3: where the whole unit is while it is used
+    here: bool = True  # whether the parameters can be read
     growing: bool = False  # its backward is not over: gradients are still added
     reducing: Future | None = field(default=None, repr=False)
     gathering: Future | None = field(default=None, repr=False)
@@ -51,7 +52,19 @@ class Unit:
         """Make every parameter's ``data`` or ``grad`` a view of ``memory``."""
         for name, parameter in self.parameters.items():
             view = memory[self.slices[name]].reshape(parameter.declared)
-            setattr(parameter, attribute, view)
+            parameter.attach(**{attribute: view})
+
+    def take_away(self, why: str) -> None:
+        """Nobody may read the parameters now, since they are not here: an error says ``why``."""
+        self.here = False
+        for parameter in self.parameters.values():
+            parameter.absent = why
+            del parameter.data
+
+    def bring(self, memory: Array) -> None:
+        """The parameters are here, in ``memory``."""
+        self.here = True
+        self.point("data", memory)
 
     def optimizer_shard(self, optimizer: Optimizer) -> OptimizerShard:
         return OptimizerShard(
@@ -70,7 +83,7 @@ def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dic
     for number, (prefix, block) in enumerate(blocks_of(model).items()):
         named = {
             n: p
-            for n, p in block.named_parameters(prefix).items()
+            for n, p in block.trained(prefix).items()
             if n not in apart and identity(p) not in seen
         }
         seen |= {identity(p) for p in named.values()}

@@ -17,7 +17,9 @@ from minidist.parallel.pipeline import pipeline, stages
 def test_a_layout_is_made_once_for_all_ranks_that_declare_the_same(monkeypatch):
     made = []
     real = pipeline.make_layout
-    monkeypatch.setattr(pipeline, "make_layout", lambda *how: made.append(how) or real(*how))
+    monkeypatch.setattr(
+        pipeline, "make_layout", lambda *how, **more: made.append(how) or real(*how, **more)
+    )
 
     def run(comm, widths, **how):
         return Pipeline(mlp(widths), CrossEntropy(), SGD(0.1), comm, **how).layout.bounds

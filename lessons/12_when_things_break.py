@@ -1,0 +1,161 @@
+# %% [markdown]
+# # 12. When things break
+#
+# The more ranks, the more often one of them fails: if each fails once in three years, a thousand of
+# them fail about once a day. Training that takes weeks must say why it stopped, and go on from
+# where it was.
+
+# %%
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from minidist import LocalWorld, Machine, launch
+from minidist.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    expected_goodput,
+    simulate,
+    young_interval,
+)
+from minidist.comm import RankLost, print_once
+from minidist.data import Batches, fashion_mnist
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import AdamW
+from minidist.parallel import ParameterServer, Zero3
+from minidist.plots import save
+from minidist.plots.goodput import draw_goodput
+
+# %% [markdown]
+# ## Nothing is lost
+#
+# A checkpoint must have *all* that training needs to go on: parameters, the optimizer's state, the
+# number of the step. Each rank writes what it holds. Rank 0 then writes a manifest, which says for
+# every parameter which file has which part of it.
+#
+# Two things make it safe. It is written under another name, and renamed when it is whole: a kill
+# in between leaves the checkpoint before untouched. And everything has a hash, which is verified
+# before a number is believed.
+
+# %%
+training, test = fashion_mnist()
+folder = Path(tempfile.mkdtemp())
+WIDTHS, STEPS = (784, 64, 10), 30
+
+
+def train(comm, method=Zero3, steps=STEPS, where=folder):
+    batches = Batches(training, size=128, seed=0)
+    model = method(mlp(WIDTHS), CrossEntropy(), AdamW(1e-3), comm)
+    losses = {}
+    with Checkpoints(where, model, batches, keep=2) as checkpoints:
+        for step in range(checkpoints.resume(), steps):
+            losses[step] = model.step(batches[step])
+            if (step + 1) % 10 == 0:
+                checkpoints.save(step + 1)
+    return losses
+
+
+unbroken = launch(partial(train, where=Path(tempfile.mkdtemp())), 4, LocalWorld())[0]
+
+# %% [markdown]
+# Now rank 2 crashes in the middle. The machine model can do that at any second of the virtual
+# clock; under `mpirun` it would be a SIGKILL, or a broken memory.
+
+# %%
+quick = LocalWorld()
+launch(partial(train, where=Path(tempfile.mkdtemp())), 4, quick)
+try:
+    launch(train, 4, LocalWorld(Machine(crashes={2: 0.85 * quick.seconds})))
+except RankLost as error:
+    print_once(f"the job ends: {type(error).__name__}: rank {error.rank} has crashed")
+print_once("in the folder:", *sorted(path.name for path in folder.iterdir()))
+
+# %% [markdown]
+# The same program, started again, goes on from step 20. The losses are those of the run that nobody
+# interrupted, to the last bit.
+
+# %%
+again = launch(train, 4, LocalWorld())[0]
+print_once(
+    f"steps {min(again)} to {max(again)}, equal: {[*again.values()] == [*unbroken.values()][20:]}"
+)
+
+# %% [markdown]
+# Names and shapes in the manifest are those of serial training. So it need not be the same number
+# of ranks, nor the same method. If a machine is gone, the others go on; here 3 ranks, one of them a
+# parameter server. Sums are now added in another order, so the losses differ by rounding.
+
+# %%
+further = partial(train, steps=STEPS + 5)
+expected = launch(further, 4, LocalWorld())[0]
+got = launch(partial(further, method=ParameterServer), 3, LocalWorld())[0]
+gap = max(abs(got[step] - expected[step]) for step in expected)
+print_once(f"steps {min(got)} to {max(got)} by another method: losses within {gap:.0e}")
+
+# %% [markdown]
+# ### A flipped bit
+#
+# Disks and memory are not perfect. One bit of the newest checkpoint is flipped: its hash no longer
+# fits, it is passed over, and training goes on from the one before.
+
+# %%
+newest = max(folder.glob("save-*"))
+damaged = next(newest.glob("rank-*"))
+data = bytearray(damaged.read_bytes())
+data[-1000] ^= 1
+damaged.write_bytes(data)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    launch(train, 4, LocalWorld())
+print_once(str(caught[-1].message).partition("its SHA-256")[0], "...")
+
+# %% [markdown]
+# What fits to its hash but not to the model is refused: here a layer has another width.
+
+# %%
+WIDTHS = (784, 65, 10)
+try:
+    launch(train, 4, LocalWorld())
+except CheckpointError as error:
+    print_once(str(error).partition("\n")[0])
+
+# %% [markdown]
+# ### How often?
+#
+# Saving takes δ seconds, and a crash comes every M seconds on average. If we save often, we lose
+# time by saving; if rarely, all steps since the last checkpoint are lost with each crash. *Goodput*
+# is the share of time that is kept. Young (1974) found that the best interval is about √(2δM).
+#
+# The simulator runs a job of two ranks with random crashes; the formula is Daly's (2006).
+
+# %%
+DELTA, M, R, STEP = 20.0, 1000.0, 30.0, 20.0
+every = [2, 4, 10, 25, 60]
+runs = {k: simulate(2500, k, STEP, DELTA, M, R, seed=1) for k in every}
+for k, run in runs.items():
+    formula = expected_goodput(k * STEP, DELTA, M, R)
+    print_once(f"every {k * STEP:5.0f} s: {run.crashes:3} crashes, goodput {run.goodput:.2f}, "
+               f"by the formula {formula:.2f}")  # fmt: skip
+print_once(f"Young's interval: {young_interval(DELTA, M):.0f} s")
+figure, axes = plt.subplots(figsize=(7, 4))
+draw_goodput(axes, {k * STEP: run.goodput for k, run in runs.items()}, DELTA, M, R)
+print_once("picture:", save(figure, "out/lessons/12_when_things_break.png"))
+plt.show()
+
+# %% [markdown]
+# The curve is flat at the top: a factor of two in the interval costs little. Far away from it,
+# much. If δ is four times smaller (each rank writes only its shard, while the next steps run), the
+# best interval is half as long, and less is lost in both ways.
+#
+# ## What to take away
+#
+# - A checkpoint is whole or it is not there: write it aside, fsync, rename.
+# - Verify before you believe; keep the one before.
+# - Serial names and shapes in the manifest make ranks and methods exchangeable.
+# - Save about every √(2δM) seconds.
+#
+# `lessons/scripts/train.py` is a program that does all of this.

@@ -1,0 +1,181 @@
+# %% [markdown]
+# # 15. Many requests
+#
+# A trained language model answers requests: some long, some short, whenever they come. This lesson
+# builds up how one model answers many of them at the same time:
+#
+# - **a cache**: keys and values of earlier tokens are kept, so that a token is one short forward;
+# - **one batch for many sequences**, although they have different lengths;
+# - **continuous batching**: requests join and leave the batch at each step;
+# - **a queue**, and what theory says about the time in it.
+#
+# You need: lesson 4. The model here is trained very little: what it writes does not matter.
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist.compress import fit
+from minidist.data import Batches, shakespeare
+from minidist.inference import Engine, Refused, Request, mean_wait, run
+from minidist.models import gpt, sample
+from minidist.plots import save
+
+LENGTH = os.environ.get("LESSON", "short")
+STEPS, NEW, STREAM = {"quick": (2, 6, 20), "short": (150, 48, 400), "long": (1500, 64, 2000)}[
+    LENGTH
+]
+training, _ = shakespeare(64, stride=1)
+model = fit(gpt(63, 128, 64, 2, 4).init(0), Batches(training, 16), STEPS, 3e-3)
+
+# %% [markdown]
+# ## A cache in blocks
+#
+# For a new token, attention needs the keys and values of all tokens before it. They are kept in a
+# cache, in *blocks* of a few positions. A sequence takes blocks from a common pool, wherever they
+# are free, and gives them back at its end. Its *table* says which are its own:
+
+# %%
+engine = Engine(model, at_once=2, blocks=8, block=4)
+first = engine.submit(Request((1, 2, 3, 4, 5), 4, seed=1))
+second = engine.submit(Request((6, 7), 8, seed=2))
+third = engine.submit(Request((8, 9, 10), 3, seed=3))
+while engine.busy:
+    events = engine.step()
+    tables = {one.number: one.part.table for one in engine._running}
+    told = ", ".join(f"{event.number}→{event.token}" for event in events)
+    print(f"tokens {told:14} tables after it {tables}, {engine.pool.free} of 8 blocks free")
+
+# %% [markdown]
+# The third request waits until the first one leaves its place, but not until the second one ends:
+# this is *continuous* batching.
+#
+# ## The same answers
+#
+# Who else is in the batch must not change an answer. Each request has random numbers of its own,
+# keyed by its seed. So each answer here is the one that `sample` gives for this request alone:
+
+# %%
+for number, (prompt, count) in enumerate((((1, 2, 3, 4, 5), 4), ((6, 7), 8), ((8, 9, 10), 3))):
+    alone = sample(model, prompt, count, seed=number + 1).tolist()
+    print(engine.answers[number].tokens, "alone:", alone)
+    assert engine.answers[number].tokens == alone
+
+# %% [markdown]
+# What can never be answered is refused at once, with the reason:
+
+# %%
+for request in (Request((), 5), Request((1,) * 100, 60), Request((99,), 5)):
+    try:
+        engine.submit(request)
+    except Refused as reason:
+        print(reason)
+
+# %% [markdown]
+# ## How much faster?
+#
+# A step for eight sequences reads each weight once, where eight steps for one sequence read it
+# eight times, and the work around each op is done once, too. How does the number of tokens a second
+# grow with the number of sequences at once?
+
+# %%
+random = np.random.default_rng(0)
+asked = [
+    Request(tuple(random.integers(0, 63, int(random.integers(4, 24))).tolist()), NEW, seed=number)
+    for number in range(16)
+]
+sizes, speeds, gaps = (1, 2, 4, 8, 16), [], []
+for at_once in sizes:
+    timing = run(Engine(model, at_once), asked)
+    speeds.append(timing.tokens_a_second)
+    gaps.append(timing.each_token() * 1e3)
+    print(f"{at_once:2} at once: {speeds[-1]:6.0f} tokens a second, {gaps[-1]:.2f} ms a token")
+
+# %% [markdown]
+# More at once is more throughput for all, and slower for each one. The second column is what a user
+# sees while reading.
+#
+# ## The queue
+#
+# Requests come at random. If on average they come faster than they are answered, the queue grows
+# for ever. But even below that they wait, because sometimes many come together. With $c$ places,
+# an arrival rate $\lambda$ and a time $1/\mu$ for an answer, Erlang's formula gives the mean wait
+# (see `inference/queueing.py`). Here is an engine on a clock that we move: a step takes 10 ms.
+
+
+# %%
+class Clock:
+    """Time that passes only in steps of the engine, and when it sleeps."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def waiting(load, places=4, step_seconds=0.01):
+    """(mean seconds in the queue, Erlang's formula) when ``load`` of the places are busy."""
+    draw, clock = np.random.default_rng(1), Clock()
+    lengths = np.minimum(draw.geometric(1 / 12, STREAM), 100)
+    service = lengths.mean() * step_seconds
+    rate = load * places / service
+    tiny = Engine(gpt(3, 128, 2, 1, 1).init(0), places)
+    step = tiny.step
+
+    def timed_step():
+        clock.now += step_seconds
+        return step()
+
+    tiny.step = timed_step
+    arrivals = np.cumsum(draw.exponential(1 / rate, STREAM)).tolist()
+    requests = [Request((1,), int(length), temperature=0) for length in lengths]
+    timing = run(tiny, requests, arrivals, clock=clock, sleep=clock.sleep)
+    waited = timing.first_token_mean() - step_seconds  # the first token itself takes a step
+    return waited, mean_wait(rate, service, places)
+
+
+loads = (0.3, 0.5, 0.7, 0.8, 0.9)
+waits = [waiting(load) for load in loads]
+for load, (measured, theory) in zip(loads, waits, strict=True):
+    print(f"load {load:.0%}: {measured * 1e3:6.1f} ms in the queue, theory {theory * 1e3:6.1f} ms")
+
+# %% [markdown]
+# The engine is not exactly what the theory describes: a request that comes during a step waits for
+# its end, lengths vary a little less, and a few hundred requests are not many for an average near
+# full load. The shape is the same.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+left.plot(sizes, speeds, "o-", color="#1f618d")
+left.set(xlabel="sequences at once", ylabel="tokens a second", title="More at once")
+other = left.twinx()
+other.plot(sizes, gaps, "s--", color="#b9770e")
+other.set_ylabel("ms from token to token", color="#b9770e")
+fine = np.linspace(0.05, 0.95, 60)
+service = 12 * 0.01
+right.plot(fine, [mean_wait(load * 4 / service, service, 4) * 1e3 for load in fine], color="0.6",
+           label="theory (M/M/4)")  # fmt: skip
+right.plot(loads, [measured * 1e3 for measured, _ in waits], "o", color="#1f618d", label="engine")
+right.set(xlabel="load", ylabel="ms in the queue", title="How long requests wait")
+right.legend(frameon=False)
+for axes in (left, right):
+    axes.spines["top"].set_visible(False)
+print("picture:", save(figure, "out/lessons/15_many_requests.png"))
+
+# %% [markdown]
+# ## What to take away
+#
+# 1. Only attention needs to know which tokens belong together; all other layers see rows.
+# 2. Let requests join and leave at each step, and give memory in blocks: nothing waits for the
+#    longest, and nothing is reserved for what does not come.
+# 3. An answer must not depend on who else is in the batch: test it.
+# 4. Near full load the wait explodes. Plan for 70 %, not for 99 %.
+#
+# **Try it:** run `lessons/scripts/many_requests.py` on several ranks: one queue, a replica on each.
+# Quantize the model first (`minidist.compress.quantize_weights`): is it faster here? Give the
+# engine fewer blocks, and see when requests begin to wait.

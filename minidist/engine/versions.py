@@ -1,0 +1,120 @@
+"""Versions: has memory that a backward needs been written since the forward?
+
+A linear layer's backward multiplies by the weights. If an optimizer step or a ``load`` comes
+between forward and backward, it would multiply by the *new* weights, and the result would be the
+gradient of nothing. So memory that is written as a whole, a model's flat array, has a ``Version``:
+
+    version = track(flat)        a counter, found again by any view of the array
+    written(flat[3:7])           whoever writes into the array adds 1
+    keeps(backward, version)     whether an op's backward keeps some of that memory
+
+Then the op's node remembers the count, and the backward compares: see tape.py. Only tracked memory
+is watched. Whoever writes into other arrays in place, such as ``tensor.data`` of an input, does it
+before the forward or after the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType, ModuleType, NoneType
+from typing import Any
+from weakref import WeakValueDictionary
+
+from minidist.engine.array import Array
+
+
+class ChangedError(RuntimeError):
+    """Memory that a backward needs was written after the forward."""
+
+
+class Version:
+    """How often an array has been written. ``layout`` is whatever its user wants to find again."""
+
+    __slots__ = ("__weakref__", "count", "layout", "owner")
+
+    def __init__(self, owner: Array, layout: Any = None) -> None:
+        self.owner = owner
+        self.count = 0
+        self.layout = layout
+
+
+# By the id of the array that owns the memory, which the version keeps alive: so an id in use is
+# never another array's.
+_versions: WeakValueDictionary[int, Version] = WeakValueDictionary()
+
+
+def track(array: Array, layout: Any = None) -> Version:
+    """A new version for the memory of ``array``: keep it as long as the array."""
+    owner = owner_of(array)
+    version = _versions[id(owner)] = Version(owner, layout)
+    return version
+
+
+def version_of(array: Array) -> Version | None:
+    """The version of the memory that ``array`` is in, or None if nobody tracks it."""
+    return _versions.get(id(owner_of(array)))
+
+
+def written(array: Array) -> None:
+    """Say that ``array``, which may be a part of what is tracked, has been written."""
+    version = version_of(array)
+    if version is not None:
+        version.count += 1
+
+
+def keeps(function: Any, version: Version) -> bool:
+    """Whether a closure, or one inside it, refers to memory of this version.
+
+    Called for every op that uses a parameter, so it looks at few kinds of things.
+    """
+    owner = version.owner
+    kind = type(owner)
+    stack = [function]
+    while stack:
+        for cell in stack.pop().__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # named in the closure, and without a value yet
+                continue
+            found = type(value)
+            if found is kind:
+                if value is owner or owner_of(value) is owner:
+                    return True
+            elif found is FunctionType:
+                stack.append(value)
+            elif found not in _NO_ARRAYS:
+                for one in value if found in (tuple, list) else (value,):
+                    array = one.data if hasattr(one, "node") else one  # a tensor has both
+                    if type(array) is kind and owner_of(array) is owner:
+                        return True
+    return False
+
+
+_NO_ARRAYS = frozenset((bool, int, float, str, NoneType, ModuleType, type))
+
+
+def owner_of(array: Array) -> Array:
+    """The array that owns the memory of ``array``: itself if it is not a view."""
+    base = getattr(array, "base", None)
+    while base is not None and hasattr(base, "nbytes"):
+        array, base = base, getattr(base, "base", None)
+    return array
+
+
+def arrays_in(function: Any) -> Iterator[Array]:
+    """Every array that a closure refers to, also through tensors, tuples and inner functions."""
+    stack = [function]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, type):
+            continue
+        if hasattr(value, "node") and hasattr(value, "data"):  # a tensor
+            yield value.data
+        elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            stack.extend(value)
+        elif hasattr(value, "write"):  # an Into
+            stack.append(value.write)
+        elif getattr(value, "__closure__", None):
+            stack.extend(cell.cell_contents for cell in value.__closure__)

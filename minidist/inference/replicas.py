@@ -1,0 +1,215 @@
+"""Replicas: a copy of the model on each rank, and one queue in front of all of them.
+
+    source ──▸ queue on rank 0 ──┬──▸ rank 0: engine ──╮
+                                 ├──▸ rank 1: engine ──┼──▸ tokens on rank 0 ──▸ told
+                                 ╰──▸ rank 2: engine ──╯
+
+One queue is better than one for each replica: no request waits behind a long one while another
+replica has room. Rank 0 gives the next request to the replica with the fewest tokens still to
+compute, among those with a free place.
+
+All ranks work in rounds. In each, rank 0 sends to every other rank its new requests and what is
+cancelled; each engine computes one step; each rank sends the tokens of that step back. With p
+ranks, k sequences at once on each, and payloads of w whole numbers (of 8 bytes):
+
+    rank 0 sends a round       (p - 1) · 16 bytes, and 8 w to those that get something
+    another rank sends         24 k bytes
+
+What is drawn depends on the request alone, so the answers do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minidist.comm.comm import Comm
+from minidist.inference.engine import Engine, Event
+from minidist.inference.requests import Answer, Refused, Request
+from minidist.nn.layers import Sequential
+
+REASONS = ("", "count", "stop")
+CANCEL = -1  # in place of a request's number
+NOTHING = -1
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What comes in one round: requests, and the numbers of those that are cancelled."""
+
+    requests: Sequence[Request] = ()
+    cancelled: Sequence[int] = ()
+
+
+# Called once a round on rank 0; None: nothing comes any more.
+Source = Callable[[int], Arrivals | None]
+
+
+@dataclass
+class _Front:
+    """Rank 0's books: who waits, which replica has what, and all answers."""
+
+    engine: Engine  # rank 0's own: it knows what can never be answered
+    ranks: int
+    at_once: int
+    answers: dict[int, Answer] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    queue: deque[int] = field(default_factory=deque)
+    home: dict[int, int] = field(default_factory=dict)  # of requests that are being answered
+    count: int = 0
+
+    def arrive(self, arrivals: Arrivals) -> list[list[int]]:
+        """Take what came; returns for each rank what it is to be told about cancelled requests."""
+        told: list[list[int]] = [[] for _ in range(self.ranks)]
+        for request in arrivals.requests:
+            number, self.count = self.count, self.count + 1
+            try:
+                self.engine.check(request)
+            except Refused as reason:
+                self.refused[number] = str(reason)
+                continue
+            self.answers[number] = Answer(request)
+            self.queue.append(number)
+        for number in arrivals.cancelled:
+            answer = self.answers.get(number)
+            if answer is None or answer.reason:
+                continue  # refused, unknown or finished: nothing to end
+            answer.reason = "cancelled"
+            if number in self.home:
+                told[self.home.pop(number)] += [CANCEL, number]
+            else:
+                self.queue.remove(number)
+        return told
+
+    def assign(self) -> list[list[int]]:
+        """Give waiting requests to replicas with free places; what each rank is told."""
+        told: list[list[int]] = [[] for _ in range(self.ranks)]
+        while self.queue:
+            places = [list(self.home.values()).count(rank) for rank in range(self.ranks)]
+            free = [rank for rank in range(self.ranks) if places[rank] < self.at_once]
+            if not free:
+                break
+            number = self.queue.popleft()
+            rank = min(free, key=self._left)
+            self.home[number] = rank
+            told[rank] += encode(number, self.answers[number].request)
+        return told
+
+    def _left(self, rank: int) -> int:
+        """Tokens that a replica still has to compute."""
+        answers = (self.answers[number] for number, home in self.home.items() if home == rank)
+        return sum(answer.request.count - len(answer.tokens) for answer in answers)
+
+    def take(self, events: np.ndarray) -> list[Event]:
+        """Write down the tokens of one replica's step: rows of (number, token, reason)."""
+        found = []
+        for number, token, reason in events[events[:, 0] != NOTHING].tolist():
+            answer = self.answers[number]
+            answer.tokens.append(token)
+            answer.reason = REASONS[reason]
+            if answer.reason:
+                del self.home[number]
+            found.append(Event(number, token, answer.reason))
+        return found
+
+
+def encode(number: int, request: Request) -> list[int]:
+    """A request as whole numbers."""
+    temperature = int(np.array(request.temperature, np.float64).view(np.int64))
+    optional = [NOTHING if one is None else one for one in (request.top_k, request.stop)]
+    head = [number, request.count, temperature, request.seed, *optional, len(request.prompt)]
+    return head + list(request.prompt)
+
+
+def decode(numbers: list[int]) -> tuple[list[tuple[int, Request]], list[int]]:
+    """(requests with their numbers, cancelled numbers) from ``encode``d ones, one after another."""
+    requests, cancelled, at = [], [], 0
+    while at < len(numbers):
+        if numbers[at] == CANCEL:
+            cancelled.append(numbers[at + 1])
+            at += 2
+            continue
+        number, count, bits, seed, top_k, stop, length = numbers[at : at + 7]
+        at += 7
+        temperature = float(np.array(bits, np.int64).view(np.float64))
+        prompt = tuple(numbers[at : at + length])
+        at += length
+        limits = [None if one == NOTHING else one for one in (top_k, stop)]
+        requests.append((number, Request(prompt, count, temperature, limits[0], seed, limits[1])))
+    return requests, cancelled
+
+
+class _Replica:
+    """One rank's engine, whose requests have the numbers of the front."""
+
+    def __init__(self, engine: Engine, at_once: int) -> None:
+        self.engine, self.at_once = engine, at_once
+        self.outside: dict[int, int] = {}  # the engine's number: the front's
+
+    def step(self, told: list[int]) -> np.ndarray:
+        """One step; its events as rows (number, token, reason), of a fixed number of rows."""
+        requests, cancelled = decode(told)
+        for number, request in requests:
+            self.outside[self.engine.submit(request)] = number
+        for inside, number in list(self.outside.items()):
+            if number in cancelled:
+                self.engine.cancel(inside)
+        rows = np.full((self.at_once, 3), NOTHING, np.int64)
+        for row, event in zip(rows, self.engine.step(), strict=False):
+            row[:] = [self.outside[event.number], event.token, REASONS.index(event.reason)]
+        return rows
+
+
+def serve(
+    comm: Comm,
+    model: Sequential,
+    source: Source,
+    told: Callable[[Event], None] = lambda event: None,
+    at_once: int = 8,
+    blocks: int | None = None,
+    block: int = 16,
+) -> tuple[dict[int, Answer], dict[int, str]]:
+    """Answer all that ``source`` brings, on all ranks; every rank must call it.
+
+    ``model``: this rank's copy, initialised, equal on all ranks. ``source`` and ``told`` are used
+    on rank 0 only. Requests are numbered from 0 as they come. Returns, on rank 0, the answers and
+    the reasons of those that were refused, by number; on other ranks two empty dictionaries.
+    """
+    engine = Engine(model, at_once, blocks, block)
+    replica = _Replica(engine, at_once)
+    if comm.rank != 0:
+        header = np.empty(2, np.int64)
+        while True:
+            comm.recv(header, 0)
+            length, more = header.tolist()
+            payload = np.empty(length, np.int64)
+            if length:
+                comm.recv(payload, 0)
+            if not more:
+                return {}, {}
+            comm.send(replica.step(payload.tolist()), 0)
+    front = _Front(engine, comm.size, at_once)
+    step, arriving = 0, True
+    while True:
+        arrivals = source(step) if arriving else None
+        arriving = arrivals is not None
+        cancels = front.arrive(arrivals or Arrivals())
+        payloads = [a + b for a, b in zip(cancels, front.assign(), strict=True)]
+        more = arriving or bool(front.queue or front.home or any(payloads))
+        for rank in range(1, comm.size):
+            comm.send(np.array([len(payloads[rank]), more], np.int64), rank)
+            if payloads[rank]:
+                comm.send(np.array(payloads[rank], np.int64), rank)
+        if not more:
+            return front.answers, front.refused
+        every = [replica.step(payloads[0])]
+        for rank in range(1, comm.size):
+            every.append(np.empty((at_once, 3), np.int64))
+            comm.recv(every[-1], rank)
+        for rows in every:
+            for event in front.take(rows):
+                told(event)
+        step += 1

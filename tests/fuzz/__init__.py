@@ -1,0 +1,1 @@
+"""Random programs against a reference: see frame.py."""
