@@ -13,14 +13,13 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minidist.comm.errors import CommError
 
-if TYPE_CHECKING:
-    from minidist.comm.mpi.comm import MpiComm
+MpiComm = Any  # minidist.comm.mpi.comm, which imports this file
 
 ARRIVING = 0.5  # seconds that a message may still take when its sender has ended
 _in_use: list[Any] = []  # windows of which the user still has arrays: freed with the process
