@@ -97,14 +97,17 @@ class Checkpoints:
         """``checkpoint.load`` of the newest."""
         return load(self.folder, self.method, self.batches)
 
-    def save(self, step: int, notes: dict[str, Any] | None = None) -> None:
-        """Save after ``step`` steps. ``notes`` is what you want back: JSON, the same on every rank.
+    def save(self, step: int | None = None, notes: dict[str, Any] | None = None) -> None:
+        """Save after ``step`` steps; by default, those that the method has counted.
+
+        ``notes`` is what you want back: JSON, the same on every rank.
 
         Returns when the checkpoint is on the disk; with ``overlapped``, when it is copied.
         Raises CheckpointError, on every rank, if it cannot be written; older ones are untouched.
         RankLost, in the local world, if a rank has crashed: it would have to write its share.
         """
         self.wait()
+        done = self.method.steps if step is None else step
         shares = self.method.state_shares()
         rank, comm = self.comm.rank, self.comm
 
@@ -118,7 +121,7 @@ class Checkpoints:
             copies = [host_copy(share, self.overlapped) for share in shares]
             writing = _Writing(temporary, rank, comm.size, copies, self._explained)
             if rank == 0:
-                writing.commit = lambda: self._commit(temporary, step, dict(notes or {}))
+                writing.commit = lambda: self._commit(temporary, done, dict(notes or {}))
             self._writing = writing
             if self.overlapped:
                 writing.start()
@@ -180,12 +183,12 @@ class Checkpoints:
 def save(
     folder: str | Path,
     method: Method,
-    step: int,
+    step: int | None = None,
     batches: Batches | None = None,
     keep: int = 2,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write one checkpoint, after ``step`` steps, and return when it is on the disk.
+    """Write one checkpoint, and return when it is on the disk.
 
     Every rank must call it. See ``Checkpoints.save``.
     """

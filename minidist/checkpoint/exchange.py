@@ -53,7 +53,7 @@ def import_parameters(path: str | Path, target: Method | Module) -> None:
         return
     found = together(target.comm, lambda: _read(path, target.whole))
     state = {f"parameters/{name}": values for name, values in found.items()}
-    target.load(state | {"steps": np.array(0)})
+    target.load(state | {"steps": np.array(0), "method/steps": np.array(0)})
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

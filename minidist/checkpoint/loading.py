@@ -112,11 +112,10 @@ def check_matches(
                 f"{where}: {name} is {entry.dtype}, and this method computes in {dtype}: pass "
                 "cast=True to convert it"
             )
-    steps = manifest.arrays.get("steps")
-    if steps is None or steps.shape != () or steps.dtype != "int64":
-        raise Damaged(f"{where} has no number of the optimizer's steps")
-    if int(stored["steps"]) < 0:
-        raise Damaged(f"{where}: the optimizer has made {int(stored['steps'])} steps")
+    for name in ("steps", "method/steps"):
+        steps = manifest.arrays.get(name)
+        if steps is None or steps.shape != () or steps.dtype != "int64" or int(stored[name]) < 0:
+            raise Damaged(f"{where} has no number of {name}")
     try:
         check_state(stored, method.whole, method.optimizer)  # type: ignore[arg-type]
         check_own(method.comm, stored, method.own_arrays())  # type: ignore[arg-type]
@@ -134,6 +133,6 @@ def identity(batches: Batches) -> Mapping[str, Any]:
     return {
         "dataset": batches.dataset.name,
         "samples": len(batches.dataset),
-        "size": batches.size,
-        "seed": batches.seed,
+        "size": int(batches.size),
+        "seed": int(batches.seed),
     }

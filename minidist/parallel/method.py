@@ -59,7 +59,13 @@ from minidist.parallel.guards import (
 )
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.settings import Settings
-from minidist.parallel.shares import Share, all_shares, equal_shares, shard_shares
+from minidist.parallel.shares import (
+    Share,
+    all_shares,
+    equal_shares,
+    shard_shares,
+    whole_share,
+)
 from minidist.parallel.state import (
     OptimizerShard,
     State,
@@ -394,8 +400,13 @@ class Method(Settings):
     def own_shares(self, without: Collection[str] = ()) -> list[Share]:
         """``state_shares()`` from this rank's own memory, without gathering."""
         shards = self.optimizer_shards()
-        found = shard_shares(*self.which_replica(), shards, without)
-        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
+        number, count = self.which_replica()
+        found = shard_shares(number, count, shards, without)
+        constants = self.frozen()  # the same on every replica: the first one writes them
+        for name, values in constants.items() if number == 0 else ():
+            found += [] if name in without else [whole_share(f"parameters/{name}", values)]
+        own = self.own_arrays()
+        return all_shares(self.comm, found, shards, self.steps, self.buffers(), own)
 
     def which_replica(self) -> tuple[int, int]:
         """Which one of how many ranks this is that have what ``optimizer_shards`` lists, or a

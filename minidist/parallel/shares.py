@@ -123,17 +123,19 @@ def all_shares(
     comm: Comm,
     shares: list[Share],
     shards: Sequence[OptimizerShard],
+    steps: int,
     buffers: State,
     own: Mapping[str, Array],
 ) -> list[Share]:
     """``shares`` and what every method has besides: steps, buffers, what a rank keeps for itself.
 
-    Every rank must call it: the number of steps is the largest that any rank has counted.
+    Every rank must call it: the optimizer's steps are the most that any rank has counted.
     """
     counted = np.array([max((s.optimizer.steps for s in shards), default=0)], np.int64)
     all_reduce(comm, counted, "max")
     if comm.rank == 0:
         shares = [*shares, whole_share("steps", counted.reshape(()))]
+        shares.append(whole_share("method/steps", np.array(steps)))
         shares += [whole_share(f"parameters/{n}", values) for n, values in buffers.items()]
     mine = key(comm.rank, comm.size)
     kept = {name: arrays.to_host(array) for name, array in own.items()}

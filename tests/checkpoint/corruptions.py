@@ -246,7 +246,9 @@ def wrong_number(folder: Path, draw: random.Random) -> bool:
     """Something impossible in place of a shape, a span, a box, a file."""
 
     def change(body):
-        entry = body["arrays"][draw.choice(sorted(n for n in body["arrays"] if "/" in n))]
+        entry = body["arrays"][
+            draw.choice(sorted(n for n, entry in body["arrays"].items() if entry["shape"]))
+        ]
         bad, piece = draw.choice(NO_NUMBERS), draw.choice(entry["pieces"])
         draw.choice(
             [

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minidist.checkpoint import CheckpointError, Damaged
+from minidist.checkpoint import CheckpointError, Damaged, Mismatch
 from minidist.checkpoint.loading import load
 from tests.checkpoint.corruptions import (
     CORRUPTIONS,
@@ -120,6 +120,28 @@ def test_what_a_rank_kept_for_itself_may_not_be_missing(tmp_path):
     refit(checkpoint)
     for error in loaded("compression/top_k", 2, tmp_path / "c"):
         assert f"rank 1: {checkpoint.name} lacks {name}" in str(error)
+
+
+def test_what_a_rank_kept_for_itself_must_have_its_shape(tmp_path):
+    """One element would be broadcast to all."""
+    run("compression/top_k", 2, tmp_path / "c", stop=2)
+    (checkpoint,) = (tmp_path / "c").iterdir()
+    name, path = "rank 1 of 2/compressor/0", shards(checkpoint)[1]
+    save_file(load_file(path) | {name: np.zeros(1)}, path)
+
+    def shorten(body):
+        entry = body["arrays"][name]
+        entry["shape"], entry["pieces"][0]["box"], entry["pieces"][0]["span"] = (
+            [1],
+            [[0, 1]],
+            [0, 1],
+        )
+
+    edit(checkpoint, shorten)
+    refit(checkpoint)
+    for error in loaded("compression/top_k", 2, tmp_path / "c"):
+        assert isinstance(error, Mismatch)
+        assert f"{name} is (1,) in the state, and this rank keeps (302,)" in str(error)
 
 
 def test_a_manifest_that_was_changed_is_refused(saved, tmp_path):

@@ -108,6 +108,28 @@ def test_a_rank_crashes_when_the_machine_says():
         Machine(crashes={0: -1})
 
 
+def test_a_rank_that_waits_crashes_when_it_goes_on():
+    """Its clock does not go back to the crash: what it has done until then stays done."""
+
+    def body(comm):
+        if comm.rank == 0:
+            work.flops += 4 * 10**9
+            comm.send(np.zeros(1), 1)
+            with pytest.raises(RankLost):
+                comm.send(np.zeros(1), 1)
+            return comm.time()
+        if comm.rank == 2:
+            with pytest.raises(RankLost):
+                comm.recv(np.zeros(1), 1)
+            return comm.time()
+        comm.recv(np.zeros(1), 0)
+        return comm.recv(np.zeros(1), 0)
+
+    world = LocalWorld(Machine(flops=1e9, crashes={1: 2.5}))
+    four = pytest.approx(4, abs=0.01)
+    assert launch(body, 3, world) == [four, None, four]
+
+
 def test_crashes_come_at_their_rate():
     times = crash_times(10.0, 0, 50_000.0, seed=4)
     gaps = np.diff([0.0, *times])

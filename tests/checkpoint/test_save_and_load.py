@@ -90,7 +90,7 @@ def test_the_last_k_stay_and_the_step_is_in_their_name(tmp_path):
 def test_notes_and_step_come_back(tmp_path):
     def save(comm):
         method = method_of("zero/1", comm)
-        checkpoint.save(tmp_path, method, 0, notes={"best": 0.5, "names": ["a"]})
+        checkpoint.save(tmp_path, method, notes={"best": 0.5, "names": ["a"]})
         with pytest.raises(checkpoint.CheckpointError, match="not JSON serializable"):
             checkpoint.save(tmp_path, method, 0, notes={"x": object()})
         return load(tmp_path, method_of("zero/1", comm))

@@ -8,7 +8,7 @@ import pytest
 from minidist import LocalWorld, launch
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
-from minidist.models import gpt
+from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, AdamW
 from minidist.parallel import METHODS, Pipeline, ReduceScatterUnits
@@ -64,6 +64,18 @@ def test_all_shares_are_the_state_each_element_once(key):
         check_joined(launch(run, ranks, LocalWorld()))
 
 
+@pytest.mark.parametrize("key", ["zero/1", "zero/3", "parameter_server/bsp", "pipeline/1f1b"])
+def test_frozen_parameters_are_written_once(key):
+    def run(comm):
+        setting = Setting()
+        model = mlp(setting.widths).freeze("1.*", "5.bias")
+        method = METHODS[key](model, CrossEntropy(), AdamW(1e-2), comm, setting.seed)
+        method.step(Batches(setting.dataset, setting.batch, setting.seed)[0])
+        return check_shares(method)
+
+    check_joined(launch(run, 3, LocalWorld()))
+
+
 WITHOUT_GATHERING = [
     "data_parallel/ring",
     "zero/1",
@@ -107,6 +119,28 @@ def test_what_two_stages_share_is_written_once_and_copies_divide_the_work():
     found = launch(run, 4, LocalWorld())
     check_joined(found)
     assert all(shares for _, shares, _ in found)
+
+
+def test_a_first_stage_without_parameters_still_saves_the_number_of_steps():
+    def run(comm):
+        setting = Setting()
+        bounds = [(0, 1), (1, 8)]  # a Flatten alone
+        model, optimizer = mlp(setting.widths), AdamW(1e-2)
+        method = Pipeline(
+            model,
+            CrossEntropy(),
+            optimizer,
+            comm,
+            bounds=bounds,
+            replicas=2,
+            sync=ReduceScatterUnits,
+        )
+        method.step(Batches(setting.dataset, setting.batch, setting.seed)[0])
+        return check_shares(method)
+
+    found = launch(run, 4, LocalWorld())
+    check_joined(found)
+    assert found[0][0]["steps"] == 1
 
 
 @pytest.mark.parametrize("mesh, zero", [({"dp": 2, "pp": 2}, 3), ({"dp": 2, "tp": 2}, 1)])

@@ -256,8 +256,8 @@ class KeyRanges(ServersAndWorkers):
         return [OptimizerShard(named, slices, self.optimizer, self.part, own, self.keys)]
 
     def which_replica(self) -> tuple[int, int]:
-        """This server among the servers."""
-        return (self.servers.index(self.comm.rank) if self.serves else 0), len(self.servers)
+        """This server among the servers; -1 if it only works."""
+        return (self.servers.index(self.comm.rank) if self.serves else -1), len(self.servers)
 
     def state_shares(self) -> list[Share]:
         return self.own_shares()

@@ -141,7 +141,8 @@ class TensorParallel(Method):
                         found.append(box_share(f"{kind}/{name}", shape, box, values[inside]))
                 elif self.comm.rank == 0:
                     found.append(box_share(f"{kind}/{name}", shape, whole_box(shape), values))
-        return all_shares(self.comm, found, shards, self.buffers(), self.own_arrays())
+        own = self.own_arrays()
+        return all_shares(self.comm, found, shards, self.steps, self.buffers(), own)
 
     def load_parameters(self, by_name: State) -> None:
         super().load_parameters(self.part.own(by_name))
