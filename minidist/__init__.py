@@ -28,7 +28,7 @@ if any(name in os.environ for name in LAUNCHER_SIZES):
     if "numpy" not in sys.modules:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.excepthook is sys.__excepthook__:  # not against the user's own
-        sys.excepthook = deferred("minidist.comm.mpi.ending", "on_uncaught")
+        sys.excepthook = deferred("minidist.comm.mpi.process", "on_uncaught")
 
 # Modules that have moved since version 0.1 are found under their old names too: see that folder.
 __path__.append(f"{__path__[0]}/moved")

@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from minidist.comm import link
 
@@ -85,17 +84,3 @@ def last_resort(seconds: float) -> None:
     timer.daemon = True
     timer.start()
     faulthandler.dump_traceback_later(seconds + 1, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
-
-
-def on_uncaught(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """``sys.excepthook`` under a launcher: an exception anywhere ends the whole job."""
-    from minidist.comm.environment import launched_size
-    from minidist.comm.mpi import process
-
-    if hasattr(sys, "ps1") or launched_size() is None:  # at a prompt, or no launcher after all
-        sys.__excepthook__(kind, error, trace)
-        return
-    who, abort = process.who_and_abort()
-    fail(who, error.with_traceback(trace), abort)

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,17 @@ def who_and_abort() -> tuple[str, Callable[[int], None]]:
             world = mpi.COMM_WORLD
             return f"rank {world.Get_rank()} of {world.Get_size()}", world.Abort
     return f"rank {rank_in_environment()}", ending.kill
+
+
+def on_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """``sys.excepthook`` under a launcher: an exception anywhere ends the whole job."""
+    if hasattr(sys, "ps1") or launched_size() is None:  # at a prompt, or no launcher after all
+        sys.__excepthook__(kind, error, trace)
+        return
+    who, abort = who_and_abort()
+    ending.fail(who, error.with_traceback(trace), abort)
 
 
 def initialised() -> Any:
