@@ -96,10 +96,12 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
         if len(values) > 1:
             usual = values[np.argmax(counts)]
             ranks = [rank for rank in range(comm.size) if every[rank, column] != usual]
+            where = f"on rank {', '.join(map(str, ranks))} is not what it is on the others"
+            if 2 * counts.max() <= comm.size:  # no majority: nobody knows who is right
+                where = f"has {len(values)} different values on {comm.size} ranks"
             raise Disagreement(
-                f"after step {step} {name} on rank {', '.join(map(str, ranks))} is not what it is "
-                "on the others: a bit has flipped, or something but the method has changed it; go "
-                "on from a checkpoint"
+                f"after step {step} {name} {where}: a bit has flipped, or something but the method "
+                "has changed it; go on from a checkpoint"
             )
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.mpi.run import ROOT, mpiexec
 
 PROGRAM = str(Path(__file__).parent / "program.py")
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 LIMIT = 30  # seconds: on a busy machine starting takes some
 
 

@@ -12,7 +12,7 @@ from tests.hosts.machines import Machines, allowed, running
 OPEN_MPI = mpi4py_library() == "Open MPI"
 pytestmark = [
     pytest.mark.mpi,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not allowed(), reason="this process may not make network namespaces"),
 ]
 PROGRAM = "tests/hosts/program.py"
