@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_trace(commands)
     _add_bench(commands)
     _add_plan(commands)
+    _add_exercises(commands)
     _add_compress(commands)
     _add_generate(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
@@ -435,6 +436,12 @@ def _generate(options: argparse.Namespace, arguments: list[str]) -> int:
         f"{timing.each_token() * 1e3:.1f} ms a token (99 %: {timing.each_token(99) * 1e3:.1f} ms)"
     )
     return int(bool(timing.refused))
+
+
+def _add_exercises(commands: argparse._SubParsersAction) -> None:
+    from minidist.exercises import command
+
+    command.add(commands)
 
 
 def _start_mpi(ranks: int | None, arguments: list[str]) -> int:

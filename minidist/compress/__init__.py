@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = offer(
         "grouped": ["GroupedLinear", "quantize_weights"],
         "aware": ["Aware", "convert", "fake_quantize", "prepare"],
         "low_rank": ["Factored", "factor"],
+        "lora": ["LoRA", "adapt", "adapted_names", "merge"],
         "distillation": ["Distillation", "soft_cross_entropy"],
         "files": ["FileError", "load", "save"],
         "measuring": ["Sizes", "seconds_a_sample", "sizes"],

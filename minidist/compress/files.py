@@ -29,6 +29,7 @@ from safetensors.numpy import save as serialize
 from minidist.compress.aware import Aware
 from minidist.compress.grouped import GroupedLinear
 from minidist.compress.int8 import Int8Conv2d, Int8Linear
+from minidist.compress.lora import LoRA
 from minidist.compress.low_rank import factored
 from minidist.compress.rebuild import declared, dtype_of, exchange, filled
 from minidist.compress.structured import set_heads
@@ -44,6 +45,7 @@ LAYERS: dict[str, Callable[..., Module]] = {
     "GroupedLinear": lambda old, **settings: GroupedLinear(**settings),
     "Aware": lambda old: Aware(old),
     "Factored": lambda old, rank: factored(old, rank),
+    "LoRA": lambda old, **settings: LoRA(old, **settings),
 }
 
 
@@ -70,7 +72,13 @@ def to_bytes(model: Module) -> bytes:
             layers.append((path, type(module).__name__, module.settings))
         elif isinstance(module, CausalSelfAttention):
             heads[path] = module.heads, module.groups
-    what = {"layers": layers, "heads": heads, "packed": packed, "dtype": str(dtype_of(model))}
+    what = {
+        "layers": layers,
+        "heads": heads,
+        "packed": packed,
+        "dtype": str(dtype_of(model)),
+        "frozen": [n for n, p in model.named_parameters().items() if not p.requires_grad],
+    }
     return serialize(tensors, {KEY: json.dumps(what)})
 
 
@@ -117,6 +125,8 @@ def load(path: str | Path, model: Module) -> Module:
             _replace(new, place, kind, settings)
         set_heads(new, {place: tuple(pair) for place, pair in what["heads"].items()})
         new = declared(new, {name: values.shape for name, values in state.items()})
+        if what["frozen"]:
+            new.freeze(*what["frozen"])
         return filled(new, state, np.dtype(what["dtype"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(f"{path} does not fit this model: {error}") from error

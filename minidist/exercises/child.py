@@ -9,6 +9,7 @@ goes to stdout, where nobody looks for marks.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -58,6 +59,8 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         counted = {"messages": counts.messages, "bytes": counts.nbytes, "log": counts.log}
         return counted | found
 
+    gc.collect()
+    gc.freeze()  # what is here already need not be looked through by each gc.collect()
     tracemalloc.start()  # from here on: what the answer holds besides what it was given
     try:
         with watch.over():
@@ -65,6 +68,7 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
     return {"ranks": plain(ranks), "peak": peak, "seconds": getattr(world, "seconds", None)}
 
 

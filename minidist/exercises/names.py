@@ -9,4 +9,13 @@ EXERCISES = [
     "central",
     "ring",
     "halving_doubling",
+    "uneven_shards",
+    "buckets",
+    "zero1",
+    "zero2",
+    "top_k",
+    "stale_server",
+    "one_f_one_b",
+    "tensor_parallel",
+    "checkpoint",
 ]

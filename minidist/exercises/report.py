@@ -29,8 +29,10 @@ def show(report: Report, console: Console) -> None:
     console.print(f"[bold]{report.title}[/bold]: {report.file}", highlight=False, soft_wrap=True)
     if report.unsolved:
         console.print(
-            "This is the stub, or part of it: NotImplementedError was raised. Nothing to mark yet."
+            "This is the stub, or part of it: NotImplementedError was raised. Nothing to mark yet: "
+            f"0 of {report.points} points."
         )
+        return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for mark in report.marks:
         fine = bool(mark.cases and not mark.wrong)

@@ -166,4 +166,142 @@ WRONG = [
     Wrong("halving_doubling", "copies", "    low, high, halves",
           "    kept = [array.copy() for _ in range(comm.size)]\n    low, high, halves", "memory",
           "half an array"),
+    Wrong("uneven_shards", "average of averages", "    total = np.append",
+          "    mean = x.T @ (x @ w - y) / max(1, len(x))\n    all_reduce(comm, mean)\n"
+          "    return mean / comm.size\n    total = np.append",
+          "uneven shards", "average of the ranks' averages"),
+    Wrong("uneven_shards", "sum of averages", "    total = np.append",
+          "    mean = x.T @ (x @ w - y) / max(1, len(x))\n    all_reduce(comm, mean)\n"
+          "    return mean\n    total = np.append",
+          "even shards", "the sum of the ranks' averages"),
+    Wrong("uneven_shards", "not divided", "total[:-1] / total[-1]", "total[:-1]",
+          "uneven shards", "not divided by their number"),
+    Wrong("uneven_shards", "two all-reduces", "    total = np.append",
+          "    all_reduce(comm, np.zeros(1))\n    total = np.append", "one all-reduce",
+          "can travel in the same array"),
+    Wrong("uneven_shards", "own alone", "    all_reduce(comm, total)\n", "", "uneven shards",
+          "of its own shard alone"),
+    Wrong("uneven_shards", "by the ranks", "/ total[-1]", "/ comm.size", "uneven shards",
+          "divided by the number of ranks"),
+    Wrong("buckets", "each apart", ">= self.limit", ">= 0", "number of buckets",
+          "an all-reduce for each gradient"),
+    Wrong("buckets", "all at the end", ">= self.limit", ">= 10**18", "number of buckets",
+          "everything in one all-reduce"),
+    Wrong("buckets", "no overlap", "        bucket = np.concatenate(self.open)\n",
+          "        bucket = np.concatenate(self.open)\n"
+          "        self.all_reduce(self.comm, bucket)\n"
+          "        future = type('Done', (), {'wait': lambda self: None})()\n"
+          "        self.sent.append((future, bucket, self.open))\n"
+          "        self.open = []\n        return\n", "overlap", "nothing is sent while it runs"),
+    Wrong("buckets", "not copied back", "grad[...] = bucket[start : start + grad.size]", "pass",
+          "result", "must be copied back"),
+    Wrong("buckets", "the rest is lost", "        if self.open:\n            self.send()\n", "",
+          "result", "has not changed"),
+    Wrong("buckets", "closed for good", "        self.sent = []\n", "        self.limit = 10**18\n",
+          "number of buckets", "with a limit of"),
+    Wrong("zero1", "plain data parallel", "        own = self.reduce_scatter(self.comm, grad)\n"
+          "        self.adam(self.part, own, self.m, self.v, self.t)\n"
+          "        self.all_gather(self.comm, self.w)\n",
+          "        total = np.zeros_like(self.w)\n"
+          "        np.array_split(total, self.comm.size)[self.comm.rank][...] = (\n"
+          "            self.reduce_scatter(self.comm, grad))\n"
+          "        self.all_gather(self.comm, total)\n"
+          "        if self.t == 1:\n"
+          "            self.m, self.v = np.zeros_like(self.w), np.zeros_like(self.w)\n"
+          "        self.adam(self.w, total, self.m, self.v, self.t)\n",
+          "state held", "each rank steps all parameters"),
+    Wrong("zero1", "whole state", "np.zeros_like(self.part), np.zeros_like(self.part)",
+          "np.zeros_like(w)[: self.part.size], np.zeros_like(w)[: self.part.size]",
+          "state held", "for the own part only"),
+    Wrong("zero1", "no all-gather", "        self.all_gather(self.comm, self.w)\n", "", "result",
+          "own part right and the others not"),
+    Wrong("zero1", "a mean", "self.reduce_scatter(self.comm, grad)",
+          "self.reduce_scatter(self.comm, grad) / self.comm.size", "result",
+          "divided by the number of ranks"),
+    Wrong("zero1", "own gradient", "own = self.reduce_scatter(self.comm, grad)",
+          "own = np.array_split(grad, self.comm.size)[self.comm.rank]", "bytes", "are needed"),
+    Wrong("zero2", "nothing is sent", "        self.grad += self.reduce_scatter(self.comm, grad)",
+          "        self.grad += np.array_split(grad, self.comm.size)[self.comm.rank]", "bytes",
+          "reduce-scatters and an all-gather"),
+    Wrong("zero2", "kept whole, sent at the step",
+          "        self.grad += self.reduce_scatter(self.comm, grad)\n\n    def step(self):\n",
+          "        self.all = getattr(self, 'all', 0) + grad\n\n    def step(self):\n"
+          "        self.grad += self.reduce_scatter(self.comm, self.all)\n        self.all = 0\n",
+          "bytes", "ZeRO-1"),
+    Wrong("zero2", "not cleared", "        self.grad[...] = 0\n", "", "result", "serial"),
+    Wrong("zero2", "the last one alone", "self.grad += self", "self.grad = self", "result",
+          "serial"),
+    Wrong("zero2", "list of gradients", "        self.grad += ",
+          "        self.kept = getattr(self, 'kept', []) + [grad.copy()]\n        self.grad += ",
+          "held", "keep no whole"),
+    Wrong("top_k", "forgets",
+          "        self.residual = corrected\n        self.residual[positions] = 0\n",
+          "", "error feedback", "what is left out is lost"),
+    Wrong("top_k", "largest with sign", "-np.abs(corrected)", "-corrected", "first step",
+          "by *absolute* value"),
+    Wrong("top_k", "sends it again", "        self.residual[positions] = 0\n", "",
+          "error feedback", "sent again and again"),
+    Wrong("top_k", "a sum", "return total / self.comm.size", "return total", "first step",
+          "the average is wanted"),
+    Wrong("top_k", "everything", "[: self.k]", "", "k numbers", "and k is"),
+    Wrong("top_k", "changes the gradient", "corrected = grad + self.residual",
+          "grad += self.residual\n        corrected = grad", "untouched", "was changed"),
+    Wrong("stale_server", "never waits", "<= self.staleness", "<= 10**9", "bound", "the bound is"),
+    Wrong("stale_server", "always synchronous", "<= self.staleness", "<= 0",
+          "nobody waits in vain", "are allowed"),
+    Wrong("stale_server", "one too few", "<= self.staleness", "< self.staleness",
+          "nobody waits in vain", "are allowed"),
+    Wrong("stale_server", "nobody is woken", "        return free", "        return []",
+          "nobody waits in vain", "waits on"),
+    Wrong("stale_server", "everybody is woken", "if self.near(one))", ")", "bound", "is let go"),
+    Wrong("stale_server", "against the fastest", "self.steps[worker] - min(self.steps)",
+          "max(self.steps) - self.steps[worker]", "nobody waits in vain|bound", "ahead"),
+    Wrong("one_f_one_b", "GPipe", "min(microbatches, stages - 1 - stage)", "microbatches",
+          "in flight", "as in GPipe"),
+    Wrong("one_f_one_b", "no warm-up", "min(microbatches, stages - 1 - stage)", "0", "time",
+          "the warm-up is too short"),
+    Wrong("one_f_one_b", "one too many", "stages - 1 - stage", "stages - stage", "in flight",
+          "in flight, and 1F1B"),
+    Wrong("one_f_one_b", "no cool-down", "range(microbatches - warm_up, microbatches)", "range(0)",
+          "complete", "one F and one B"),
+    Wrong("one_f_one_b", "backward first", '("F", number), ("B", number - warm_up)]',
+          '("B", number - warm_up), ("F", number)]', "no deadlock", "waits for ever"),
+    Wrong("tensor_parallel", "bias on every rank",
+          "    y = h @ c\n    all_reduce(comm, y)\n    return y + d, h",
+          "    y = h @ c + d\n    all_reduce(comm, y)\n    return y, h", "forward",
+          "added on every rank"),
+    Wrong("tensor_parallel", "not summed", "    all_reduce(comm, y)\n", "", "forward",
+          "must be summed over the ranks"),
+    Wrong("tensor_parallel", "gradient of x not summed", "    all_reduce(comm, grad_x)\n", "",
+          "gradient of x", "must be summed"),
+    Wrong("tensor_parallel", "gradient of y summed", "    grad_h = ",
+          "    grad = grad.copy()\n    all_reduce(comm, grad)\n    grad_h = ", "own gradients",
+          "p times too large"),
+    Wrong("tensor_parallel", "hidden units gathered", "    y = h @ c\n",
+          "    all_reduce(comm, h.copy())\n    y = h @ c\n", "messages", "are enough"),
+    Wrong("checkpoint", "overwrites", 'with open(str(path) + ".new", "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n"
+          '    os.replace(str(path) + ".new", path)',
+          'with open(path, "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n",
+          "killed", "nothing can be loaded"),
+    Wrong("checkpoint", "no checksum", "    if hashlib.sha256(content).digest() != digest:",
+          "    if False:", "damage", "flipped bit|is loaded|raises"),
+    Wrong("checkpoint", "no fsync", "        os.fsync(file.fileno())\n", "", "on the disk",
+          "os.fsync"),
+    Wrong("checkpoint", "removes the old one first", "    os.replace(",
+          "    if os.path.exists(path):\n        os.remove(path)\n    os.replace(", "killed",
+          "nothing can be loaded"),
+    Wrong("checkpoint", "pickle", "    listed = [",
+          "    import pickle\n    with open(str(path) + '.new', 'wb') as file:\n"
+          "        file.write(pickle.dumps((step, arrays)))\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n    os.replace(str(path) + '.new', path)\n    return\n"
+          "    listed = [", "no pickle", "save writes a pickle"),
+    Wrong("checkpoint", "leaves a copy", "    os.replace(", "    import shutil\n"
+          "    shutil.copy(str(path) + '.new', str(path) + '.bak')\n    os.replace(", "no litter",
+          "is left beside"),
 ]  # fmt: skip

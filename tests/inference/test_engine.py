@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import strict
 
 from minidist.compress import keep_largest, quantize_int8, quantize_weights, shrink
+from minidist.engine import array as arrays
+from minidist.engine.array import defaults
 from minidist.inference import BlockPool, Engine, Refused, Request, generate
 from minidist.models import gpt, mlp, sample
 from tests.compress.test_pruning import shifted
@@ -161,6 +164,7 @@ def test_blocks_are_taken_and_given_back_once():
         (Request((1,) * 25, 1), "a prompt of 25 tokens does not fit into a context of 24"),
         (Request((1,) * 20, 6), "ask for at most 5"),
         (Request((1,), 1, temperature=-1), "temperature -1"),
+        (Request((1,), 1, temperature=float("nan")), "temperature nan"),
         (Request((1,), 1, top_k=0), "top_k 0"),
         (Request((1,) * 9, 9), "17 positions do not fit into a cache of 16"),
     ],
@@ -181,3 +185,14 @@ def test_wrong_models_and_settings_are_refused():
         Engine(model(), 0)
     with pytest.raises(KeyError, match="no request 7"):
         Engine(model()).cancel(7)
+
+
+def test_on_a_device_answers_are_those_of_the_host(monkeypatch):
+    """On a stand-in with a GPU's manners: arrays stay where they belong."""
+    monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
+    asked, state, found = requests(6), model().state(), []
+    for device in ("cpu", "strict"):
+        with defaults(device=device):
+            there = gpt(VOCABULARY, CONTEXT, 12, 2, 4).init(0, dtype="float64").load(state)
+            found.append([answer.tokens for answer in generate(there, asked, at_once=3)])
+    assert found[0] == found[1]

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.slow
 COLLECTIVES = ROOT / "lessons" / "scripts" / "collectives.py"
 SCRIPTS = sorted(set(COLLECTIVES.parent.glob("*.py")) - {COLLECTIVES})  # that train
 # What a script prints at its end; most train to 80 % on the test images.
-PRINTS = {"many_requests": "24 answered, 0 refused"}
+PRINTS = {
+    "many_requests": "24 answered, 0 refused",
+    "lora": "trained 4096 of 32608 weights",
+}
 DAILY = ["data_parallel", "parameter_server", "pipeline"]  # under mpirun; the others in make long
 UNDER_MPIRUN = [
     pytest.param(path, marks=() if path.stem in DAILY else pytest.mark.long, id=path.stem)

@@ -3,6 +3,7 @@
     python -m tests.long.compress cnn        # half the channels, a tenth of the weights, int8
     python -m tests.long.compress gpt        # int8 and int4 on a language model
     python -m tests.long.compress distil     # a small model with and without a teacher, 5 seeds
+    python -m tests.long.compress lora       # the language model learns another text, on two ranks
 
 Each prints its figures and fails if one is worse than it must be. ``--trained FILE`` takes the
 parameters of a trained original from a safetensors file, and so saves most of the time.
@@ -17,13 +18,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from minidist import Tensor, no_grad
-from minidist.compress import files, fit, report, soft_cross_entropy
+from minidist import Tensor, launch, no_grad
+from minidist.comm import Comm
+from minidist.compress import adapt, adapted_names, files, fit, merge, report, soft_cross_entropy
 from minidist.compress.experiment import COMPRESS_TASKS, compress
-from minidist.data import Batch, Batches
+from minidist.data import Batch, Batches, shakespeare_text, split_tokens, token_windows
+from minidist.inspect import mean_loss
 from minidist.models import cnn, mlp
 from minidist.nn import CrossEntropy, Module
 from minidist.ops import cross_entropy
+from minidist.optim import Adam
+from minidist.parallel import DataParallel
 
 OUT = "out/long/compress"
 
@@ -97,8 +102,44 @@ def run_distil(trained: str | None, steps: int = 5000, seeds: int = 5) -> None:
     assert mean(gains) > 2 * stdev(gains) / seeds**0.5, gains
 
 
+def run_lora(trained: str | None, steps: int = 150, rank: int = 4) -> None:
+    """The GPT learns another text, in capitals, on two ranks; the bytes are those of a formula."""
+    task, alpha = COMPRESS_TASKS["gpt"], 8.0
+    training = task.data()[0]
+    base = task.model().init(0)
+    if trained is None:
+        fit(base, task.batches(0), 3000, task.lr)
+    else:
+        base.load(files.parameters(trained))
+    learn, exam = split_tokens(training.encode(shakespeare_text()[:300_000].upper()))
+    other = token_windows("capitals", learn, 128, 63, stride=11)
+    held_out = token_windows("capitals", exam, 128, 63, stride=256)
+
+    def adapted(comm: Comm) -> tuple[dict, int, int]:
+        model = adapt(task.model(), rank, alpha)
+        method = DataParallel(model, CrossEntropy(), Adam(3e-3), comm)
+        method.load_parameters(method.parameters() | adapted_names(model, base.state()))
+        before, batches = comm.trace.sent.nbytes, Batches(other, 16)
+        for step in range(steps):
+            said("capitals", step + 1, steps, method.step(batches[step]))
+        return method.parameters(), comm.trace.sent.nbytes - before, method.model.flat.size
+
+    (found, sent, size), (_, also, _) = launch(adapted, 2)
+    losses = [
+        mean_loss(one, CrossEntropy(), held_out, 32)
+        for one in (base, merge(task.model(), found, alpha))
+    ]
+    print(f"trained {size:,} weights beside {base.flat.size:,} frozen ones")
+    print(f"nats on another text: {losses[0]:.3f} before, {losses[1]:.3f} after {steps} steps")
+    formula = 2 * (2 - 1) * 4 * (size + 1) // 2  # 2 (p - 1) / p of the weights and the loss
+    print(f"bytes a step and rank: {sent / steps:,.0f}, formula {formula:,}")
+    # size + 1 is odd: the two halves differ by one number, and so may the ranks.
+    assert sent + also == 2 * steps * formula and abs(sent - also) <= 8 * steps
+    assert losses[1] < losses[0] - 0.5, losses
+
+
 def main() -> None:
-    parts = {"cnn": run_cnn, "gpt": run_gpt, "distil": run_distil}
+    parts = {"cnn": run_cnn, "gpt": run_gpt, "distil": run_distil, "lora": run_lora}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("part", choices=parts)
     parser.add_argument("--trained", help="a safetensors file with the original's parameters")

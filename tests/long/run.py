@@ -86,6 +86,9 @@ JOBS = {
     "compress_distil": Job(
         "a small MLP with and without a teacher, 5 seeds", [*COMPRESS, "distil"], ONE_THREAD
     ),
+    "compress_lora": Job(
+        "the GPT learns another text with LoRA, on two ranks", [*COMPRESS, "lora"], ONE_THREAD
+    ),
     "many_requests": Job(
         "throughput and waiting times of many requests",
         ["-m", "tests.long.many_requests"],

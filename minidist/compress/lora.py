@@ -1,0 +1,150 @@
+"""LoRA: adapt a trained model to something new by training a few added weights; the rest is frozen.
+
+    y = x W + (α / r) · (x A) B        W (i, o) frozen;  A (i, r) and B (r, o) trained
+
+A starts random and B at zero, so the adapted model begins as exactly the trained one. What is
+trained is r (i + o) numbers a layer in place of i · o, and so are the gradients, the optimizer's
+state, and the bytes that data parallelism sends: with p ranks and a ring, 2 (p - 1) / p times the
+*trained* parameters. The forward still needs W. Afterwards ``merge`` adds (α / r) A B to W, and the
+model is as fast and as large as before.
+
+    model = adapt(gpt(63), rank=4)                     # declared; the rest is frozen
+    method = DataParallel(model, loss, optimizer, comm)
+    method.load_parameters(method.parameters() | adapted_names(model, trained))
+    ...                                                # train: every method that can freeze
+    merged = merge(gpt(63), method.parameters(), alpha=8)
+
+Source: Hu et al., "LoRA: low-rank adaptation of large language models", arXiv 2106.09685,
+section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidist import ops
+from minidist.compress.rebuild import Values, exchange, filled
+from minidist.engine.tensor import Tensor
+from minidist.nn.init import constant, normal
+from minidist.nn.layers import Linear
+from minidist.nn.module import LayerCost, Module, Parameter, Shape
+
+
+class LoRA(Module):
+    """A linear layer and its low-rank correction: x W + b + (α / r) (x A) B."""
+
+    def __init__(self, inner: Linear, rank: int, alpha: float) -> None:
+        inputs, outputs = inner.weight.declared
+        if not 1 <= rank <= min(inputs, outputs):
+            raise ValueError(
+                f"LoRA: the rank must be at least 1 and at most that of the weight {inputs} × "
+                f"{outputs}, not {rank}"
+            )
+        if not alpha > 0:
+            raise ValueError(f"LoRA: alpha must be above 0, not {alpha}")
+        self.inner = inner
+        self.A = Parameter((inputs, rank), normal(inputs**-0.5))
+        self.B = Parameter((rank, outputs), constant(0))
+        self.alpha = alpha
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"rank": self.A.declared[1], "alpha": self.alpha}
+
+    def forward(self, x: Any) -> Tensor:
+        scale = self.alpha / self.A.declared[1]
+        low = ops.linear(x, self.A) * scale  # (.., i) @ (i, r) -> (.., r)
+        return self.inner(x) + ops.linear(low, self.B)  # (.., r) @ (r, o) -> (.., o)
+
+    def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
+        """The frozen product has no gradient of its weight; x and x A are saved."""
+        inner = self.inner.cost(shape, itemsize)
+        inputs, rank = self.A.declared
+        rows = int(np.prod(shape[:-1]))
+        added = 2 * rows * rank * (inputs + inner.shape[-1])
+        low = rows * rank * itemsize
+        outputs = int(np.prod(inner.shape)) * itemsize
+        return LayerCost(
+            inner.shape,
+            inner.flops + added,
+            inner.input_flops + added,
+            inner.weight_flops + added,
+            saves_input=True,
+            saved_bytes=low,
+            defers_input=True,
+            deferred_bytes=outputs + 2 * low,  # the gradients of both products, and x A
+        )
+
+    def __repr__(self) -> str:
+        return f"LoRA({self.inner!r}, rank={self.A.declared[1]}, alpha={self.alpha:g})"
+
+
+def adapt(
+    model: Module,
+    rank: int = 4,
+    alpha: float = 8.0,
+    where: Callable[[str], bool] = lambda path: True,
+) -> Module:
+    """Put LoRA around the linear layers of a declared model, in place, and freeze all the rest.
+
+    ``where(path)`` selects layers. Raises ValueError if none is selected, or if the model is
+    initialised already.
+    """
+    if model.initialised:
+        raise ValueError(
+            "adapt: the model is initialised already: pass a declared one, such as "
+            "gpt(63), and load the trained parameters after init"
+        )
+    if _layers(model):
+        raise ValueError("adapt: the model was adapted already: merge it first")
+    layers = []
+
+    def change(path: str, layer: Module) -> Module | None:
+        if not isinstance(layer, Linear) or not where(path):
+            return None
+        layers.append(path)
+        return LoRA(layer, rank, alpha)
+
+    exchange(model, change)
+    if not layers:
+        raise ValueError("adapt: no linear layer was selected")
+    added = {f"{path}.{name}" for path in layers for name in "AB"}
+    for name, parameter in model.named_parameters().items():
+        if name not in added:
+            parameter.requires_grad = False
+    return model
+
+
+def adapted_names(model: Module, trained: Values) -> dict[str, np.ndarray]:
+    """The parameters of a trained model under the names that they have in ``adapt``'s model."""
+    inside = _layers(model)
+    renamed = {}
+    for name, values in trained.items():
+        path, _, last = name.rpartition(".")
+        renamed[f"{path}.inner.{last}" if path in inside else name] = values
+    return renamed
+
+
+def merge(plain: Module, adapted: Values, alpha: float = 8.0) -> Module:
+    """``plain``, a declared model, with W + (α / r) A B of each layer that has an A and a B.
+
+    ``adapted``: the parameters of a model made by ``adapt`` with this ``alpha``.
+    """
+    state = dict(adapted)
+    for name in [name for name in state if name.endswith(".A")]:
+        path = name.removesuffix(".A")
+        A, B = state.pop(f"{path}.A"), state.pop(f"{path}.B")
+        correction = (alpha / A.shape[1]) * (A.astype(np.float64) @ B.astype(np.float64))
+        W = state[f"{path}.inner.weight"]
+        state[f"{path}.inner.weight"] = (W + correction).astype(W.dtype)
+        for last in ("weight", "bias"):
+            if f"{path}.inner.{last}" in state:
+                state[f"{path}.{last}"] = state.pop(f"{path}.inner.{last}")
+    return filled(plain, state, next(iter(state.values())).dtype)
+
+
+def _layers(model: Module) -> set[str]:
+    return {path for path, layer in model.named_modules().items() if isinstance(layer, LoRA)}

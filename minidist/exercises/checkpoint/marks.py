@@ -1,0 +1,291 @@
+"""A checkpoint that survives a kill: marks."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minidist.exercises.exercise import Case, Verdict
+
+TITLE = "A checkpoint that survives a kill"
+MINUTES = 75
+FUNCTIONS = ("save", "load")
+MARKS = {
+    "round trip": 3,
+    "killed": 4,
+    "on the disk": 1,
+    "damage": 3,
+    "no pickle": 1,
+    "no litter": 1,
+}
+FORBIDDEN = ("minidist", "safetensors", "shelve", "dill", "cloudpickle", "joblib")
+KINDS = ("round trip", "killed", "damage", "pickle")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def cases(seed: int) -> Iterator[Case]:
+    for kind in KINDS:
+        yield Case(seed=seed, settings={"kind": kind})
+
+
+def prepare(rank: int, case: Case) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    draw = np.random.default_rng(case.seed)
+
+    def some() -> dict[str, np.ndarray]:
+        return {
+            "0.weight": draw.standard_normal((4, 3)),
+            "0.bias": draw.standard_normal(3),
+            "transposed": draw.standard_normal((2, 5)).T,
+            "count": np.array(7),
+            "empty": np.zeros((0, 2)),
+            "numbers": draw.integers(0, 99, 4),
+        }
+
+    return some(), some()
+
+
+def run(comm: Any, answer: Any, case: Case, given: Any) -> dict[str, Any]:
+    old, new = given
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        return {
+            "round trip": round_trip, "killed": killed, "damage": damage, "pickle": no_pickle,
+        }[case["kind"]](answer, path, old, new)  # fmt: skip
+
+
+def same(found: Any, step: int, arrays: dict[str, np.ndarray]) -> str | None:
+    got_step, got = found
+    if int(got_step) != step:
+        return f"step {got_step}, and {step} was saved"
+    if set(got) != set(arrays):
+        return f"arrays {sorted(got)}, and {sorted(arrays)} were saved"
+    for name, array in arrays.items():
+        one = np.asarray(got[name])
+        if one.shape != array.shape or one.dtype != array.dtype:
+            return f"{name} is {one.dtype}{one.shape}, and {array.dtype}{array.shape} was saved"
+        if not np.array_equal(one, array):
+            return f"{name} has other values than were saved"
+    return None
+
+
+def round_trip(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watched(fd: Any) -> None:
+        synced.append(fd)
+        fsync(fd)
+
+    os.fsync = watched
+    try:
+        answer.save(path, 3, old)
+        wrong = same(answer.load(path), 3, old)
+        answer.save(path, 4, new)
+        wrong = wrong or same(answer.load(path), 4, new)
+    finally:
+        os.fsync = fsync
+    litter = sorted(one.name for one in path.parent.iterdir() if one != path)
+    try:
+        answer.load(path.with_name("nothing"))
+        missing: str | None = "load of a file that is not there raises nothing"
+    except FileNotFoundError:
+        missing = None
+    except Exception as error:
+        missing = f"load of a file that is not there raises {type(error).__name__}"
+    return {"wrong": wrong or missing, "synced": len(synced), "litter": litter}
+
+
+def killed(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
+    """End ``save`` at its first call of the system, at its second, and so on."""
+    moment, wrong, kept = 0, None, 0
+    while moment < 60:
+        for one in path.parent.iterdir():
+            one.unlink()
+        answer.save(path, 3, old)
+        ended = dying_at(moment, lambda: answer.save(path, 4, new))
+        try:
+            step, _ = found = answer.load(path)
+            wrong = wrong or same(found, int(step), old if int(step) == 3 else new)
+        except Exception as error:
+            wrong = wrong or (
+                f"killed in the middle of save, at its call number {moment + 1}, and nothing can "
+                "be "
+                f"loaded any more ({type(error).__name__}: {error})"
+            )
+        kept += 1
+        if not ended:
+            return {"wrong": wrong, "moments": kept}
+        moment += 1
+    return {"wrong": wrong, "moments": kept}
+
+
+def dying_at(moment: int, save: Callable[[], Any]) -> bool:
+    """Run ``save`` and end it at its call number ``moment``; whether it was ended."""
+    left = [moment]
+    dead = [False]
+
+    def alive() -> None:
+        if left[0] == 0 or dead[0]:
+            dead[0] = True
+            raise Killed
+        left[0] -= 1
+
+    class File:
+        """A file whose writes may be the last thing that happens; half of it has been written."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, data: Any) -> Any:
+            if left[0] == 0 or dead[0]:
+                self._file.write(data[: len(data) // 2])
+                self._file.flush()
+            alive()
+            return self._file.write(data)
+
+        def close(self) -> None:
+            self._file.close()
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def __iter__(self) -> Any:
+            return iter(self._file)
+
+    true_open = builtins.open
+    changed = {
+        name: getattr(os, name) for name in ("replace", "rename", "remove", "unlink", "fsync")
+    }
+
+    def opened(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if not set(mode) & set("wax+"):
+            return true_open(file, mode, *more, **options)
+        alive()
+        return File(true_open(file, mode, *more, **options))
+
+    def dying(true: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            alive()
+            return true(*arguments, **options)
+
+        return call
+
+    builtins.open = opened
+    for name, true in changed.items():
+        setattr(os, name, dying(true))
+    try:
+        save()
+    except Killed:
+        pass
+    finally:
+        builtins.open = true_open
+        for name, true in changed.items():
+            setattr(os, name, true)
+    return dead[0]
+
+
+def damage(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
+    answer.save(path, 3, old)
+    good = path.read_bytes()
+    draw = np.random.default_rng(0)
+    damaged = [good[:n] for n in (0, 1, len(good) // 2, len(good) - 1)] + [
+        good + b"x",
+        b"\x80" * 90,
+    ]
+    for place in draw.integers(0, len(good), 40):
+        copy = bytearray(good)
+        copy[place] ^= 1 << int(draw.integers(8))
+        damaged.append(bytes(copy))
+    for number, content in enumerate(damaged):
+        path.write_bytes(content)
+        try:
+            answer.load(path)
+        except ValueError:
+            continue
+        except Exception as error:
+            what = "cut off" if number < 4 else "damaged"
+            return {"wrong": f"a file that was {what} raises {type(error).__name__}: {error}"}
+        what = "was cut off or made longer" if number < 5 else "has a flipped bit"
+        return {"wrong": f"a file that {what} is loaded as if nothing had happened"}
+    return {"wrong": None}
+
+
+class Bomb:
+    """A pickle of this creates a file where it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def no_pickle(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
+    trap = path.with_name("trap")
+    answer.save(path, 3, old)
+    starts = path.read_bytes()[:2]
+    path.write_bytes(pickle.dumps(Bomb(str(trap))))
+    try:
+        answer.load(path)
+        wrong: str | None = "a pickle is loaded as if it were a checkpoint"
+    except ValueError:
+        wrong = None
+    except Exception as error:
+        wrong = f"a pickle raises {type(error).__name__}, and ValueError is wanted"
+    if trap.exists():
+        wrong = "load has run the code in a pickle: use a format that holds data alone"
+    elif starts[:1] == b"\x80" and starts[1:2] in (b"\x03", b"\x04", b"\x05"):
+        wrong = "save writes a pickle: use a format that holds data alone"
+    return {"wrong": wrong}
+
+
+def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
+    (got,), kind = ranks, case["kind"]
+    if kind == "round trip":
+        yield "round trip", got["wrong"]
+        yield (
+            "on the disk",
+            (
+                None
+                if got["synced"] >= 2
+                else "nothing calls os.fsync: after a power cut the file may be there and empty"
+            ),
+        )
+        yield (
+            "no litter",
+            (
+                f"{', '.join(got['litter'])} is left beside the checkpoint"
+                if got["litter"]
+                else None
+            ),
+        )
+    elif kind == "killed":
+        yield (
+            "killed",
+            got["wrong"]
+            or (
+                None
+                if got["moments"] > 2
+                else "save writes nothing through open: it cannot be tried"
+            ),
+        )
+    elif kind == "damage":
+        yield "damage", got["wrong"]
+    else:
+        yield "no pickle", got["wrong"]
