@@ -31,7 +31,6 @@ def check_message(
             0 <= peer < size
             and 0 <= tag <= LARGEST_TAG
             and (flags.carray if into else flags.c_contiguous and flags.aligned)
-            and array.ndim
             and dtype.isnative
             and not dtype.hasobject
         ):
@@ -64,17 +63,13 @@ def check_peer(rank: int, size: int, call: str, peer: int, tag: int, into: bool)
 def check_array(what: str, array: Array) -> None:
     """``array`` is one whose memory can be read or written as it is."""
     try:
-        flags, dtype, dimensions = array.flags, array.dtype, array.ndim
+        flags, dtype = array.flags, array.dtype
     except AttributeError:
         flags = None
     if flags is None or isinstance(array, np.generic):
         raise CommError(
             f"{what} takes an array, not {type(array).__name__}: "
             "wrap numbers with numpy.array([...])"
-        )
-    if dimensions == 0:
-        raise CommError(
-            f"{what}: the array has no dimension: pass its reshape(1), or numpy.array([...])"
         )
     if dtype.hasobject:
         raise CommError(f"{what}: arrays of objects cannot be sent")

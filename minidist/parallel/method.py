@@ -121,6 +121,7 @@ class Method(Settings):
     exact = True  # same parameters as serial training, up to rounding
     why_inexact = ""  # the reason, if it is the model that makes it inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
+    unskippable = ""  # why a step cannot be left out: see guards.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -248,8 +249,8 @@ class Method(Settings):
         name = type(self).__name__
         if not_finite not in POLICIES:
             raise ValueError(f"{name}: not_finite={not_finite!r}: choose one of {POLICIES}")
-        if not_finite == "skip" and "skip" in self.refuses:
-            raise Unsupported(f"{name}: skip is not supported: {self.refuses['skip']}")
+        if not_finite == "skip" and self.unskippable:
+            raise Unsupported(f"{name}: skip is not supported: {self.unskippable}")
         if replicas_every and not self.replicated():
             raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
         self.not_finite, self.replicas_every = not_finite, replicas_every

@@ -17,7 +17,6 @@ ALIGNED = np.zeros(33, np.uint8)
 REFUSED = {
     "a NumPy scalar": (np.float64(3), {}, "takes an array, not float64"),
     "a number": (3.0, {}, "takes an array, not float"),
-    "no dimension": (np.array(3.0), {}, "has no dimension"),
     "big-endian": (np.zeros(3, ">f8"), {}, "byte order is not this machine's"),
     "unaligned": (ALIGNED[1:].view(np.float64)[:3], {}, "not aligned"),
     "a tag that is no integer": (np.zeros(3), {"tag": 1.0}, "the tag 1.0 must be a whole number"),
