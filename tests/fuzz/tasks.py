@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 
 from minidist import ops
-from minidist.comm.comm import Comm
 from minidist.data import Dataset
 from minidist.engine.recompute import checkpoint
 from minidist.models import gpt
