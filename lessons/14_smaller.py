@@ -225,7 +225,8 @@ print("picture:", save(figure, "out/lessons/14_smaller.png"))
 # 1. Say what should be smaller: the file, the memory, or the time. Zeros help the file, bits help
 #    file and memory, smaller arrays help all three.
 # 2. Eight bits are almost free. Take them first.
-# 3. What was lost comes back with more training, most of all from a teacher.
+# 3. What was lost comes back with more training. A teacher helps if it is much better than its
+#    student and the student trains for long; in the short run above it need not.
 # 4. Measure time on the machine that will compute: fewer FLOPs or bits are not always faster.
 #
 # **Try it:** combine two ways: `quantize_int8` of the model with half of its channels. Is the loss

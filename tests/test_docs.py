@@ -29,6 +29,7 @@ def test_names_in_documents_exist(document):
         "docs/engine.md",
         "docs/collectives.md",
         "docs/scaling.md",
+        "docs/smaller.md",
         "README.md",
         "CONTRIBUTING.md",
     ],
@@ -50,7 +51,16 @@ def test_the_program_in_the_readme_trains(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["compare", "trace", "plan pipeline", "bench collectives", "bench engine", "bench scaling"],
+    [
+        "compare",
+        "trace",
+        "plan pipeline",
+        "bench collectives",
+        "bench engine",
+        "bench scaling",
+        "compress",
+        "generate",
+    ],
 )
 def test_every_option_of_a_command_says_what_it_is(command, capsys, monkeypatch):
     for name, value in mpi_environment().items():  # or a bench starts another process

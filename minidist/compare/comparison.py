@@ -1,7 +1,10 @@
 """Compare: train one model by every method, on the same data, and compare the results.
 
 Each method is called in the same way, with the same model, seed and global batches. These numbers
-are measured, and shown next to the predictions of the method's formula:
+are measured, and shown next to what is predicted. Bytes, messages and memory are predicted by the
+method's closed formulas, and equal if they are right. Idle time and seconds are predicted by
+running the same steps without numbers (``parallel/simulation.py``) on a machine that is calibrated
+before, or on that of the local world:
 
     loss and parameter gap   largest relative difference to serial, over all steps
     bytes, messages          sent by each rank in a training step
@@ -42,7 +45,9 @@ from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
 from minidist.parallel import METHODS, Method
 from minidist.parallel.method import training_flops
+from minidist.parallel.simulation import Simulated, simulate
 
+SIMULATED = 8  # steps: of more, the median hardly changes
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss
 
@@ -84,7 +89,7 @@ class Record:
     predicted_peak_bytes: dict[str, list[int]] = field(default_factory=dict)
     busy: list[float] = field(default_factory=list)  # by step
     seconds: list[float] = field(default_factory=list)
-    predicted_idle: list[float | None] = field(default_factory=list)
+    machine: Machine = field(default_factory=Machine)  # on which to predict
     events: list[Event] = field(default_factory=list)  # of the last step
     parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
     accuracy: float | None = None  # None if there are no classes to guess
@@ -149,9 +154,20 @@ def compare(
         "rows": [],
     }
     timelines = {}
+    batches = Batches(task.data()[0], batch, seed)
     for key in keys:
         records = [result[key] for result in results if key in result]
-        report["rows"].append(_row(key, records, results[0]["serial"].losses, steps))
+        simulated = simulate(
+            lambda comm, key=key: METHODS[key](  # type: ignore[misc]
+                task.model(), task.loss(), task.optimizer(), comm, seed
+            ),
+            batches,
+            len(records),
+            records[0].machine,
+            steps=min(steps, SIMULATED),
+            dtype=dtype,
+        )
+        report["rows"].append(_row(key, records, results[0]["serial"].losses, steps, simulated))
         timelines[key] = [record.events for record in records]
     return report, timelines
 
@@ -200,7 +216,7 @@ def _run(
     method = METHODS[key](task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
-    record = Record(method.exact, [0] * comm.size, [0] * comm.size)
+    record = Record(method.exact, [0] * comm.size, [0] * comm.size, machine=machine)
     record.why_inexact = method.why_inexact
     for step in range(steps):
         part = batches[step]
@@ -224,7 +240,6 @@ def _run(
             record.events = [_shifted(event, start) for event in trace.events]
         trace.record = False
 
-        record.predicted_idle.append(cost.idle_fraction)
         for rank in range(comm.size):
             record.predicted_messages[rank] += cost.messages[rank]
             record.predicted_nbytes[rank] += cost.nbytes[rank]
@@ -275,6 +290,7 @@ def _row(
     records: list[Record],
     serial_losses: list[float],
     steps: int,
+    simulated: Simulated,
 ) -> dict[str, Any]:
     """One method's row of compare.json, from the records of all its ranks."""
     method, _, variant = key.partition("/")
@@ -301,15 +317,10 @@ def _row(
         "peak_bytes": {kind: [record.peak_bytes[kind] for record in records] for kind in KINDS},
         "predicted_peak_bytes": first.predicted_peak_bytes,
         "idle_fraction": max(0.0, float(np.median(1 - busy / slowest))),
-        "predicted_idle_fraction": _median_known(first.predicted_idle),
+        "predicted_idle_fraction": simulated.idle_fraction,
         "step_seconds": float(np.median(slowest)),
+        "predicted_step_seconds": simulated.step_seconds,
     }
-
-
-def _median_known(values: list[float | None]) -> float | None:
-    """The median; None if the method has no formula for some step."""
-    known = [value for value in values if value is not None]
-    return median(known) if len(known) == len(values) else None
 
 
 def _per_step(total: int, steps: int) -> int | float:

@@ -36,7 +36,10 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
 
     ``headings`` selects columns of ``CELLS``; all of them if empty.
     """
-    caption = ["largest rank's share; (predicted by the method's formula)", *notes(report)]
+    caption = [
+        "largest rank's share; (predicted: by formula, idle and seconds simulated)",
+        *notes(report),
+    ]
     view = Table(
         title=f"{report['model']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
@@ -66,10 +69,6 @@ def _both(measured: Sequence[float], predicted: Sequence[float], scale: float, f
     return f"{got} ({'=' if measured == predicted else expected})"
 
 
-def _percent(fraction: float | None) -> str:
-    return "unknown" if fraction is None else f"{fraction:.0%}"
-
-
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "loss": lambda row: f"{row['loss'][-1]:.4f}",
     "accuracy": lambda row: "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
@@ -84,8 +83,10 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MB held": lambda row: _both(
         total_bytes(row["peak_bytes"]), total_bytes(row["predicted_peak_bytes"]), 1e-6, "{:,.2f}"
     ),
-    "idle": lambda row: f"{row['idle_fraction']:.0%} ({_percent(row['predicted_idle_fraction'])})",
-    "ms a step": lambda row: f"{row['step_seconds'] * 1e3:.2f}",
+    "idle": lambda row: f"{row['idle_fraction']:.0%} ({row['predicted_idle_fraction']:.0%})",
+    "ms a step": lambda row: (
+        f"{row['step_seconds'] * 1e3:.2f} ({row['predicted_step_seconds'] * 1e3:.2f})"
+    ),
 }
 
 
@@ -159,7 +160,8 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
 
 
 def _idle(row: dict[str, Any]) -> str:
-    return f"idle {row['idle_fraction']:.0%} (formula {_percent(row['predicted_idle_fraction'])})"
+    predicted = row["predicted_idle_fraction"]
+    return f"idle {row['idle_fraction']:.0%} (simulated {predicted:.0%})"
 
 
 def _patch(colour: str, name: str) -> Any:

@@ -37,7 +37,7 @@ class Request:
         low, high = min(self.prompt), max(self.prompt)
         if low < 0 or high >= vocabulary:
             raise Refused(f"tokens lie in [0, {vocabulary}), found {low} to {high}")
-        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
+        if not self.temperature >= 0 or (self.top_k is not None and self.top_k < 1):
             raise Refused(f"temperature {self.temperature} or top_k {self.top_k} is too small")
         length = self.positions
         if len(self.prompt) > context:

@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "method": ["Method", "StepCost"],
+        "simulation": ["Simulated", "simulate"],
         "serial": ["Serial"],
         "evaluation": ["evaluate"],
         "variants": ["METHODS"],

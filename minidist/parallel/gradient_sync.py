@@ -45,7 +45,7 @@ from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.module import Module, Shape
+from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm, norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import frozen_count, parameter_count
@@ -83,19 +83,6 @@ class Replicas:
 
     def all_pieces(self) -> list[slice]:
         return list(self.pieces) or [slice(0, parameter_count(self.model))]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the replicas compute in a step, by replica, as a formula sees it."""
-
-    seconds: list[float]  # forward and backward of all microbatches
-    shapes: list[Shape]  # of the last microbatch's input: its backward can hide messages
-
-    @classmethod
-    def none(cls, size: int) -> Work:
-        """Nothing: to ask what is sent, and not how long it takes."""
-        return cls([0.0] * size, [])
 
 
 class GradientSync(Settings):
@@ -243,10 +230,10 @@ class GradientSync(Settings):
 
     # The formulas: of any replicas, also of a part of the model that this rank does not hold
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
         """Messages, bytes, busy seconds and the end of a step, by replica."""
         clocks = Clocks(machine, of.size)
-        clocks.compute(work.seconds)
+        clocks.compute(seconds)
         return clocks
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:

@@ -164,6 +164,7 @@ def test_blocks_are_taken_and_given_back_once():
         (Request((1,) * 25, 1), "a prompt of 25 tokens does not fit into a context of 24"),
         (Request((1,) * 20, 6), "ask for at most 5"),
         (Request((1,), 1, temperature=-1), "temperature -1"),
+        (Request((1,), 1, temperature=float("nan")), "temperature nan"),
         (Request((1,), 1, top_k=0), "top_k 0"),
         (Request((1,) * 9, 9), "17 positions do not fit into a cache of 16"),
     ],

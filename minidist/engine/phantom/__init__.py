@@ -45,6 +45,7 @@ FUNCTIONS = {
     "min": functions.largest,
     "abs": elementwise.function("absolute"),
 }
+METHODS = ("reshape", "transpose", "swapaxes", "squeeze", "ravel")  # functions too
 CONSTANTS = ("inf", "nan", "pi", "float16", "float32", "float64", "int8", "int32", "int64", "uint8")
 
 
@@ -55,6 +56,8 @@ def __getattr__(name: str) -> Any:
         value = FUNCTIONS[name]
     elif name in CONSTANTS:
         value = getattr(np, name)
+    elif name in METHODS:
+        value = getattr(ndarray, name)
     else:
         try:
             value = elementwise.function(name)

@@ -257,5 +257,5 @@ class ElasticAveraging(KeyRanges):
                 "activations": activations,
             },
             busy=clocks.busy,
-            seconds=max(clocks.now),
+            seconds=max(clocks.now) if machine.even else None,
         )

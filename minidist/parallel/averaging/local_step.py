@@ -114,7 +114,8 @@ class LocalSteps(Method):
                 largest_saved(self.whole, shard, self.itemsize, self.loss) for shard in shards
             ],
         }
-        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, max(clocks.now))
+        end = max(clocks.now) if machine.even else None
+        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, end)
 
     def plan(self, clocks: Clocks, step: int) -> None:
         """What ``meet`` sends, on ``clocks``."""

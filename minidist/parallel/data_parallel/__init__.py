@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = offer(
     {
         "data_parallel": ["DataParallel", "Overlapped", "PerParameter"],
         "all_reduce": ["AllReduce", "AllReducePerParameter"],
-        "buckets": ["Bucket", "Buckets", "backward_left", "cut_buckets"],
+        "buckets": ["Bucket", "Buckets", "cut_buckets"],
         "symmetric": ["SymmetricDataParallel", "SymmetricMemory"],
     },
 )

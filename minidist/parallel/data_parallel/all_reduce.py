@@ -25,7 +25,7 @@ from minidist.collectives.cost import Cost
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, read
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.in_order import names_in
 from minidist.parallel.model_costs import parameter_slices
 
@@ -74,10 +74,10 @@ class AllReduce(GradientSync):
 
     # The formula
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
         """The time adds up because the slowest rank, the first, also starts the longest chunk."""
         clocks, replicas = Clocks(machine, of.size), range(of.size)
-        clocks.compute(work.seconds)
+        clocks.compute(seconds)
         for piece in self.all_pieces(of):
             wire = [
                 self.all_reduce_cost(piece.stop - piece.start, of, replica, machine)
@@ -114,6 +114,11 @@ class AllReduce(GradientSync):
 class AllReducePerParameter(AllReduce):
     """Naive: an all-reduce for each parameter. Pays α for each."""
 
+    @property
+    def timed(self) -> bool:  # type: ignore[override]
+        """Of other algorithms the ranks end apart, and what that does to the next is not known."""
+        return self.algorithm == "ring"
+
     def pieces(self, slices: dict[str, slice], part: slice) -> list[slice]:
         found = [slices[name] for name in names_in(slices, part)]
         if not found:
@@ -121,12 +126,12 @@ class AllReducePerParameter(AllReduce):
         found[-1] = slice(found[-1].start, part.stop)  # the loss, if it lies behind
         return found
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
         """One ring after the other, each from where the last one ended."""
         if self.algorithm != "ring":
-            return super().plan(of, work, machine)
+            return super().plan(of, seconds, machine)
         clocks = Clocks(machine, of.size)
-        clocks.compute(work.seconds)
+        clocks.compute(seconds)
         for piece in self.all_pieces(of):
             clocks.all_reduce(piece.stop - piece.start, of.itemsize)
         return clocks

@@ -29,11 +29,9 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import read
-from minidist.nn.module import Module, Shape
-from minidist.parallel.blocks import blocks_of, costs_of
-from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.gradient_sync import Replicas
 from minidist.parallel.in_order import SentInOrder, names_in
-from minidist.parallel.model_costs import parameter_slices, wants_gradient
+from minidist.parallel.model_costs import parameter_slices
 
 MB = 1 << 20
 
@@ -72,21 +70,6 @@ def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = Tru
     return buckets
 
 
-def backward_left(model: Module, shape: Shape) -> dict[str, int]:
-    """FLOPs of the backward that are left when a parameter's gradient is ready, by name."""
-    left: dict[str, int] = {}
-    seen: set[int] = set()
-    after, input_grad = 0, False
-    for (prefix, block), cost in zip(blocks_of(model).items(), costs_of(model, shape), strict=True):
-        for name, parameter in block.trained(prefix).items():
-            if id(parameter) not in seen:  # a shared one is ready after its first use in forward
-                seen.add(id(parameter))
-                left[name] = after
-        after += cost.weight_flops + (cost.input_flops if input_grad else 0)
-        input_grad = input_grad or wants_gradient(block)
-    return left
-
-
 class Buckets(SentInOrder):
     """Buckets, each all-reduced on the communication stream as soon as its gradients are there.
 
@@ -94,6 +77,8 @@ class Buckets(SentInOrder):
     ``last_mb`` (it holds at least one parameter). Every replica sends the same buckets in the same
     order, even if it does not use some parameter at all: those go at the end of the backward.
     """
+
+    timed = False  # what hides behind the backward is left to the simulation
 
     def __init__(self, bucket_mb: float = 25.0, last_mb: float = 1.0) -> None:
         if not (bucket_mb >= 0 and last_mb >= 0):
@@ -137,24 +122,10 @@ class Buckets(SentInOrder):
         summed = self.model.flat.grad_and_loss[-1]
         return float(read(summed, math.nan)) if self.sums_loss else own
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
-        """A bucket's ring starts when it is full on both sides and the ring before it is over.
-
-        A block's parameters count as ready when the whole block is: exact for layers, a little
-        late for blocks of several layers.
-        """
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+        """A ring for each bucket, while the ranks compute."""
         stream = Clocks(machine, of.size)
-        left = [backward_left(of.model, shape) for shape in work.shapes]
         for bucket in self.cut(parameter_slices(of.model), of.itemsize, of.sums_loss):
-            stream.wait_for(
-                [
-                    work.seconds[replica]
-                    - machine.compute(min(after[n] for n in bucket.names), replica)
-                    for replica, after in enumerate(left)
-                ]
-                or work.seconds
-            )
             stream.all_reduce(bucket.part.stop - bucket.part.start, of.itemsize)
-        stream.wait_for(work.seconds)
-        stream.busy = list(work.seconds)  # the stream adds up meanwhile
+        stream.busy = list(seconds)  # the stream adds up meanwhile
         return stream

@@ -47,9 +47,9 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
 from minidist.parallel.data_parallel.buckets import Buckets
-from minidist.parallel.gradient_sync import Replicas, Sync, Work, make_sync
+from minidist.parallel.gradient_sync import Replicas, Sync, make_sync
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
+from minidist.parallel.model_costs import largest_saved, training_seconds
 from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 
@@ -134,18 +134,15 @@ class DataParallel(Method):
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formulas of ``sync``, after each rank's forward and backward."""
         parts = [self.parts(batch, rank) for rank in range(self.comm.size)]
-        work = Work(
-            [training_seconds(self.whole, own, machine, rank) for rank, own in enumerate(parts)],
-            [shape_of(own[-1]) for own in parts],
-        )
-        plan = self.sync.plan(self.replicas, work, machine)
+        seconds = [training_seconds(self.whole, p, machine, r) for r, p in enumerate(parts)]
+        plan = self.sync.plan(self.replicas, seconds, machine)
         activations = [largest_saved(self.whole, own, self.itemsize, self.loss) for own in parts]
         return StepCost(
             messages=plan.messages,
             nbytes=plan.nbytes,
             peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now) if self.sync.timed else None,
+            seconds=max(plan.now) if self.sync.timed and machine.even else None,
         )
 
 

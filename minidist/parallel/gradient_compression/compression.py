@@ -47,7 +47,7 @@ from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.gradient_compression.compressor import Compressor, make_compressor
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.gradient_sync import GradientSync, Replicas
 
 
 class CompressedSum(GradientSync):
@@ -81,10 +81,10 @@ class CompressedSum(GradientSync):
         """What is still owed, and PowerSGD's factors."""
         return {f"compressor/{i}": array for i, array in enumerate(self.compressor.arrays())}
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
         """Compute, then what the compressor plans, then the loss."""
         clocks = Clocks(machine, of.size)
-        clocks.compute(work.seconds)
+        clocks.compute(seconds)
         self.described(of).plan(clocks, of.itemsize)
         if of.sums_loss:
             clocks.all_reduce(1, 8)

@@ -10,7 +10,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.method import StepCost
 from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.pricing import Memory, Ring, price
@@ -61,7 +61,7 @@ def step_cost(
     memory = [sync.memory(of) for of in replicas]
     known = rings_known(replicas, sync)
     if not known:
-        plans = [sync.plan(of, Work.none(of.size), machine) for of in replicas]
+        plans = [sync.plan(of, [0.0] * of.size, machine) for of in replicas]
         for rank in ranks:
             plan, copy = plans[rank % layout.stages], rank // layout.stages
             messages[rank] += plan.messages[copy]
@@ -85,7 +85,7 @@ def step_cost(
             "activations": priced.peak_saved,
         },
         busy=busy,
-        seconds=priced.seconds if known else None,
+        seconds=priced.seconds if known and machine.even else None,
     )
 
 

@@ -283,7 +283,7 @@ class ParameterServer(KeyRanges):
             # More servers than workers: idle ones overtake, and the rounds are no longer in order.
             seconds=(
                 max(*clock, *ports.out_free, *ports.in_free)
-                if len(self.servers) <= len(self.workers)
+                if len(self.servers) <= len(self.workers) and machine.even
                 else None
             ),
         )

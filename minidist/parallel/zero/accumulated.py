@@ -14,8 +14,7 @@ from __future__ import annotations
 from minidist.collectives import ring
 from minidist.collectives.clocks import Clocks
 from minidist.comm.machine import Machine
-from minidist.parallel.data_parallel.buckets import backward_left
-from minidist.parallel.gradient_sync import Replicas, Work
+from minidist.parallel.gradient_sync import Replicas
 from minidist.parallel.in_order import SentInOrder, names_in
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.zero.stage1 import OverlappedShards
@@ -24,6 +23,8 @@ from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_ro
 
 class ReduceScatterUnits(SentInOrder, OverlappedShards):
     """ZeRO, stage 2, for gradients that accumulate in the flat array: a pipeline's, for one."""
+
+    timed = False  # what hides behind the backward is left to the simulation
 
     def allocate(self, seed: int) -> None:
         assert self.comm is not None
@@ -52,18 +53,11 @@ class ReduceScatterUnits(SentInOrder, OverlappedShards):
     def unit_slices(self, of: Replicas) -> list[Slices]:
         return cut_flat(parameter_slices(of.model), of.model, of.apart)
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
-        """A unit goes when its block is through, and the unit before it is at its owners."""
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+        """A reduce-scatter for each unit, while the ranks compute."""
         stream, units = Clocks(machine, of.size), self.unit_slices(of)
-        left = [backward_left(of.model, shape) for shape in work.shapes]
         for unit in units:
-            starts = [
-                work.seconds[replica] - machine.compute(min(after[n] for n in unit), replica)
-                for replica, after in enumerate(left)
-            ]
-            stream.wait_for(starts or work.seconds)
             stream.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
-        stream.wait_for(work.seconds)
-        stream.busy = list(work.seconds)  # the stream adds up meanwhile
+        stream.busy = list(seconds)  # the stream adds up meanwhile
         self.plan_update(stream, of, units)
         return stream

@@ -40,8 +40,6 @@ from minidist.parallel.zero.units import Slices, Unit, extent, owned_by_rank
 class GatheredUnits(ReduceScatterUnits):
     """ZeRO, stage 3, for gradients that accumulate in the flat array: a pipeline's, for one."""
 
-    timed = False  # when blocks arrive, beside what, is left to the simulator
-
     def allocate(self, seed: int) -> None:
         super().allocate(seed)
         flat, xp = self.model.flat, arrays.module_of(self.model.flat.data)

@@ -57,7 +57,7 @@ from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
-from minidist.parallel.gradient_sync import GradientSync, Replicas, Work
+from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.model_costs import parameter_count, parameter_slices
 from minidist.parallel.state import OptimizerShard
 from minidist.parallel.zero.units import Slices, Unit, counted_parts, extent, owned_by_rank
@@ -195,10 +195,10 @@ class ReduceScatter(Sharded):
         ring.reduce_scatter(self.comm, unit.buffer, parts=unit.shards)
         return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
 
-    def plan(self, of: Replicas, work: Work, machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
         """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
         clocks = Clocks(machine, of.size)
-        clocks.compute(work.seconds)
+        clocks.compute(seconds)
         shards = ring.chunks(parameter_count(of.model), of.size)
         clocks.reduce_scatter(shards, of.itemsize)
         self.plan_update(clocks, of, self.unit_slices(of))

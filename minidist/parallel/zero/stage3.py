@@ -22,15 +22,13 @@ from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
-from minidist.parallel.gradient_sync import Work
 from minidist.parallel.method import Method, StepCost
 from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
 from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
-from minidist.parallel.zero.plan import Gathering, added, plan_slots
 from minidist.parallel.zero.stage1 import plan_numbers
 from minidist.parallel.zero.stage2 import ReduceScatterSlots
-from minidist.parallel.zero.units import Slices, Unit, cut_blocks, extent, shared_slices
+from minidist.parallel.zero.units import Unit, cut_blocks, extent, shared_slices
 
 NOT_HERE = (
     "its shards lie on all ranks, and it is gathered while a step needs it (ZeRO 3): call "
@@ -172,60 +170,35 @@ class Zero3(Method):
     # The formula
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """A step replayed on two clocks a rank: computing, and the stream."""
+        """Each block's parameters arrive twice, and what blocks share once; gradients leave once.
+
+        What hides behind what is left to the simulation.
+        """
         ranks = range(self.comm.size)
         of, shards = self.gradients.replicas, [batch.shard(r, self.comm.size) for r in ranks]
-        work = Work(
-            [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks],
-            [shape_of(shard) for shard in shards],
-        )
-        in_blocks, shared = (
-            cut_blocks(self.whole, self.gradients.shared_names)[0],
-            shared_slices(self.whole),
-        )
-        main, stream = plan_slots(of, work, machine, Prefetch(in_blocks, shared, of.itemsize))
-        plan_numbers(main, of, [len(unit) for unit in [*in_blocks, *shared]])
-        plan = added(main, stream)
-        memory = self.gradients.memory(of)
+        in_blocks = cut_blocks(self.whole, self.gradients.shared_names)[0]
+        shared, memory = shared_slices(self.whole), self.gradients.memory(of)
+        clocks = Clocks(machine, of.size)
+        for unit in (*shared, *in_blocks, *in_blocks):
+            clocks.all_gather(ring.chunks(extent(unit), of.size), of.itemsize)
+        for unit in (*in_blocks, *shared):
+            clocks.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
+        # The stream adds up meanwhile.
+        clocks.busy = [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks]
+        plan_numbers(clocks, of, [len(unit) for unit in (*in_blocks, *shared)])
         return StepCost(
-            messages=plan.messages,
-            nbytes=plan.nbytes,
+            messages=clocks.messages,
+            nbytes=clocks.nbytes,
             peak_bytes={
                 # As the gradients: shards and two slots; and what is frozen lies everywhere.
                 "parameters": [n + of.frozen_bytes for n in memory["gradients"]],
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],
                 "activations": [
-                    saved_bytes(self.whole, shape, self.itemsize, self.loss)
-                    for shape in work.shapes
+                    saved_bytes(self.whole, shape_of(shard), self.itemsize, self.loss)
+                    for shard in shards
                 ],
             },
-            busy=plan.busy,
-            seconds=max(plan.now),
+            busy=clocks.busy,
+            seconds=None,
         )
-
-
-class Prefetch(Gathering):
-    """When parameters arrive in stage 3: each unit is asked for while the one before computes."""
-
-    def __init__(self, units: list[Slices], shared: list[Slices], itemsize: int) -> None:
-        self.units, self.shared, self.itemsize = units, shared, itemsize
-        self.arriving: dict[int, list[float]] = {}
-
-    def begin(self, main: Clocks, stream: Clocks) -> None:
-        for unit in self.shared:
-            self.gather(main, stream, unit)
-            main.wait_for(stream.now)
-
-    def gather(self, main: Clocks, stream: Clocks, unit: Slices) -> None:
-        stream.wait_for(main.now)
-        stream.all_gather(ring.chunks(extent(unit), stream.size), self.itemsize)
-
-    def before_block(self, main: Clocks, stream: Clocks, index: int, following: int) -> None:
-        """Wait for a unit, asked for now if not before; then ask for the one to come."""
-        for wanted in (index, following):
-            if 0 <= wanted < len(self.units) and wanted not in self.arriving:
-                self.gather(main, stream, self.units[wanted])
-                self.arriving[wanted] = list(stream.now)
-            if wanted == index:
-                main.wait_for(self.arriving.pop(index))

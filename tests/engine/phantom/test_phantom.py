@@ -20,16 +20,16 @@ from minidist.nn import Linear
 
 NAMES = [name for name in cases.CASES if name != "mask"]  # a mask's numbers give a shape
 # Arguments of cuBLAS, which a GPU writes once and keeps; reshapes that copy, which the stand-in
-# does not count; an index by an array, which it takes for a view.
+# does not count; an index by an array, which it takes for a view; a copy of a condition.
 UNCOUNTED = {
-    "gather": 1,
-    "conv2d": 2,
-    "conv2d strided": 5,
     "where": 2,
-    "conv2d of pairs": 6,
+    "gather": 1,
+    "conv1d": 6,
+    "conv2d": 2,
     "conv2d dilated": 1,
     "conv2d of one row": 1,
-    "conv1d": 6,
+    "conv2d of pairs": 6,
+    "conv2d strided": 5,
 }
 
 
