@@ -54,6 +54,11 @@ JOBS = {
         [*PYTEST, "-m", "hypothesis", "tests"],
         {"MINIDIST_EXAMPLES": "50"},
     ),
+    "large_pipeline": Job(
+        "a trillion parameters on a pipeline of 64 stages, without numbers",
+        ["-m", "tests.long.large_pipeline"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
@@ -64,6 +69,16 @@ JOBS = {
         [*COMPARE, "--world", "local", "--ranks", "8", "--steps", "50", "--dtype", "float64",
          "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
          "--out", "out/long/eight_ranks"],
+    ),
+    "mesh": Job(
+        "tensor parallel, sequences and meshes of the GPT on 8 simulated ranks, in float64",
+        [*COMPARE, "--world", "local", "--model", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
+         "20", "--batch", "32", "--dtype", "float64", "--methods", "zero,pipeline,tensor,mesh",
+         "--out", "out/long/mesh"],
+    ),
+    "mesh_mpi": Job(
+        "every mesh of 8 real ranks, each against serial training and its formula",
+        ["-m", "tests.mpi.mesh_program", "8"],
     ),
     "fuzz_graphs": Job(
         "10,000 random graphs of ops against PyTorch, or numeric slopes without it",
