@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.collectives import ALL_REDUCE
 from minidist.optim import GradientDescent
 from minidist.parallel import METHODS, Buckets, MeshParallel, Method, Pipeline, TensorParallel
 from minidist.parallel.averaging.gossip import Gossip
@@ -30,6 +31,7 @@ from minidist.parallel.zero.stage1 import ReduceScatter
 Random = np.random.Generator
 Options = dict[str, Any]
 ANY = {"mlp": 4.0, "gpt": 2, "cnn": 1, "shared": 1, "recomputed": 1, "own": 1}
+UP_TO_8 = (2, 3, 4, 6, 8)
 OF_BLOCKS = {"mlp": 5.0, "gpt": 2, "cnn": 1, "shared": 1, "recomputed": 1, "own": 0.3}
 WITH_SYNC = ANY | {"sync": 1.0}
 
@@ -88,9 +90,14 @@ def sharded(random: Random, ranks: int) -> Options:
     return {"overlap": bool(random.random() < 0.5), "keep": bool(random.random() < 0.3)}
 
 
+def algorithm(random: Random, ranks: int) -> Options:
+    return {"algorithm": str(random.choice([*ALL_REDUCE]))}
+
+
 stale = partial(StaleParameterServer, staleness=0)
 lossless = partial(partial, Compressed)
 LIMITS = {
+    "data_parallel/ring": Row(METHODS["data_parallel/ring"], options=algorithm, kinds=WITH_SYNC),
     "parameter_server/ssp": Row(stale, "linear", sizes=(1, 2)),
     "parameter_server/ssp_sharded": Row(partial(stale, servers=two_servers), "first"),
     "parameter_server/ssp_colocated": Row(partial(stale, colocated=True), "first", clips=0.2),
@@ -139,13 +146,13 @@ def row_of(key: str) -> Row:
 
 
 ROWS = {key: row_of(key) for key in METHODS} | {
-    "pipeline/copies": Row(Pipeline, options=replicas, kinds=OF_BLOCKS, blocks=2, sizes=(2, 3, 4, 6, 8)),
+    "pipeline/copies": Row(Pipeline, options=replicas, kinds=OF_BLOCKS, blocks=2, sizes=UP_TO_8),
     "tensor": Row(
         TensorParallel, options=sharded, kinds={"mlp": 2.0, "gpt": 4, "own": 0.2},
         freezes=False, sizes=(1, 2, 4),
     ),
     "mesh": Row(
         MeshParallel, options=a_mesh, kinds={"mlp": 2.0, "gpt": 3, "own": 0.1}, blocks=2,
-        sizes=(2, 3, 4, 6, 8), freezes=False,
+        sizes=UP_TO_8, freezes=False,
     ),
 }  # fmt: skip

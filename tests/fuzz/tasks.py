@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 
 from minidist import ops
-from minidist.comm.comm import Comm
 from minidist.data import Dataset
 from minidist.engine.recompute import checkpoint
 from minidist.models import gpt
@@ -195,6 +194,7 @@ def draw_task(
     context, heads = int(random.integers(2, 6)), int(random.choice([1, 2, 4]))
     if cut > 1:
         outputs, heads = max(outputs, cut), 4
+        context = cut * max(1, context // cut)  # a sequence is cut into equal parts
         if random.random() < 0.8:  # other losses need the last layer whole
             losses = str(random.choice(["classes", "ignored", "smoothed", "weighted"]))
     rate = float(random.choice([0.0, 0.2]))

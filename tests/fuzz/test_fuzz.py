@@ -10,10 +10,12 @@ from tests.fuzz import graphs
 from tests.fuzz.frame import attempt, fuzz
 from tests.fuzz.graphs import check_graph
 from tests.fuzz.layers import check_layers
+from tests.fuzz.training import check
 
 
 @pytest.mark.parametrize(
-    ("kind", "check", "count"), [("graphs", check_graph, 80), ("layers", check_layers, 40)]
+    ("kind", "check", "count"),
+    [("graphs", check_graph, 80), ("layers", check_layers, 40), ("training", check, 20)],
 )
 def test_random_programs_equal_the_reference(kind, check, count):
     for failure in fuzz(kind, check, count, size=8):

@@ -88,6 +88,19 @@ JOBS = {
         "10,000 random stacks of layers, the same way",
         ["-m", "tests.fuzz", "layers", "--count", "10000", "--size", "7"],
     ),
+    **{
+        f"fuzz_training_{start}": Job(
+            f"random training runs {start} to {start + 999} by every method against serial",
+            ["-m", "tests.fuzz", "training", "--start", str(start), "--count", "1000"],
+            ONE_THREAD,
+        )
+        for start in range(0, 5000, 1000)
+    },
+    "fuzz_mutants": Job(
+        "the mutants of the tests, each hunted with up to 500 random training runs",
+        ["-m", "tests.fuzz", "mutants"],
+        ONE_THREAD,
+    ),
     "mpi_again": Job(
         "the tests on real ranks ten times over: what fails now and then is found",
         ["-m", "tests.long.again", "10", "tests/mpi"],

@@ -24,12 +24,13 @@ from minidist.nn import (
     Sequential,
 )
 from minidist.optim import SGD, AdamW
-from minidist.parallel import METHODS, Pipeline, blocks, method
+from minidist.parallel import METHODS, Pipeline, Serial, TensorParallel, blocks, method
 from tests.parallel.checks import images, is_exact
 
 TEXT = np.random.default_rng(3).integers(0, 11, (40, 7))
 TOKENS = Dataset("tokens", TEXT[:, :-1], TEXT[:, 1:], 11)
 IMAGES = images()
+SQUARE = np.random.default_rng(4).standard_normal((5, 5))
 
 
 class Twice(Module):
@@ -191,6 +192,49 @@ def test_a_layer_used_twice_on_one_stage_or_on_two(key):
     """Two stages: both uses on one, or one on each; and three chunks of a stage share it."""
     for ranks in (1, 2, 4):
         check_equal(key, a_layer_twice, ranks)
+
+
+def test_a_stage_may_hold_nothing_but_shared_parameters():
+    """Its part of the norm is that of nothing; each shared parameter is a message of its own."""
+
+    def run(comm, key):
+        with defaults(dtype="float64"):
+            layer = Linear(5, 5)
+            blocks = [layer, ReLU(), layer]
+            model = Sequential(*blocks, input_shape=(5,))
+            options = {} if key == "serial" else {"microbatches": 2, "bounds": [(0, 2), (2, 3)]}
+            way = METHODS[key](model, CrossEntropy(), SGD(0.1), comm, 3, clip=0.02, **options)
+            batch, sent = Dataset("few", SQUARE, TEXT[:5, 0] % 5).batch(range(5)), comm.trace.sent
+            for _ in range(2):
+                cost, before = way.cost(batch, comm.machine), (sent.messages, sent.nbytes)
+                way.step(batch)
+                got = sent.messages - before[0], sent.nbytes - before[1]
+                assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
+            return way.parameters()
+
+    (expected,) = launch(lambda comm: run(comm, "serial"), 1, LocalWorld())
+    for found in launch(lambda comm: run(comm, "pipeline/gpipe"), 2, LocalWorld()):
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-12, atol=1e-15)
+
+
+def test_tensor_parallelism_takes_blocks_alone_and_a_norm_of_nothing():
+    def refused(comm):
+        TensorParallel(Twice(), CrossEntropy(), SGD(0.1), comm)
+
+    with pytest.raises(TypeError, match=r"a list of blocks, .* what a Twice does: .*Sequential"):
+        launch(refused, 2, LocalWorld())
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            options = {"plan": {"*": "whole"}} if comm.size > 1 else {}
+            kind = TensorParallel if comm.size > 1 else Serial
+            model = Sequential(Flatten(), Linear(12, 5), input_shape=(3, 4))
+            way = kind(model, CrossEntropy(), SGD(0.1), comm, 3, clip=0.02, **options)
+            return [way.step(Batches(IMAGES, 13, 3)[step]) for step in range(3)]
+
+    for losses in launch(run, 2, LocalWorld()):  # all is counted on the first rank
+        assert losses == pytest.approx(launch(run, 1, LocalWorld())[0], rel=1e-12)
 
 
 def test_several_ways_of_sharing_are_refused_with_the_way():

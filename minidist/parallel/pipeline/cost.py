@@ -154,7 +154,8 @@ def price_step(
         stage = rank % layout.stages
         if instruction.what == "tied":
             named = layout.model.named_parameters()
-            return [Ring(layout.partners(rank), sum(named[n].size for n in layout.tied), itemsize)]
+            partners = layout.partners(rank)
+            return [Ring(partners, named[name].size, itemsize) for name in layout.tied]
         if instruction.what == "norm":
             return [Ring(layout.pipe(rank), 1, 8)]
         group = layout.replicas_of(rank)

@@ -283,7 +283,7 @@ class Executor:
         elsewhere = set(self.layout.counted_elsewhere(stage.index))
         if stage.tensor is not None:
             elsewhere |= stage.tensor.elsewhere
-        square = np.array([stage.sync.squared_norm(elsewhere)])
+        square = np.array([stage.sync.squared_norm(elsewhere)], np.float64)  # of nothing: 0
         ring.all_reduce(stage.pipe, square)
         if stage.tensor is not None:
             stage.tensor.square_of_all(square)

@@ -26,6 +26,7 @@ from minidist.comm.comm import Comm
 from minidist.engine.array import module_of
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer, Reduce
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import State, under
 from minidist.parallel.tensor.axis import Axis
@@ -46,6 +47,12 @@ class TensorPart:
         keep: bool = False,
         overlap: bool = True,
     ) -> None:
+        if not is_list_of_blocks(model):
+            raise TypeError(
+                "tensor parallelism cuts layers that it finds in a list of blocks, and only its "
+                f"forward knows what a {type(model).__name__} does: write it as Sequential(block, "
+                "block, ...), or take a method that does not cut it, such as DataParallel or Zero3"
+            )
         self.comm, self.serial = comm, model
         self.plan = chosen(model, comm.size, plan)
         self.cuts = cuts_of(model, self.plan, comm.size)

@@ -98,7 +98,7 @@ class TensorParallel(Method):
         """Of the whole gradient: what is cut counts on every rank, what is whole on the first."""
         flat, elsewhere = self.model.flat, self.part.elsewhere
         counted = [part for name, part in flat.slices.items() if name not in elsewhere]
-        square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)])
+        square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)], np.float64)
         self.part.square_of_all(square)
         return math.sqrt(float(square[0]))
 
