@@ -31,6 +31,7 @@ import numpy as np
 from minidist import __version__
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
+from minidist.comm.errors import NoSharedMemory
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
@@ -125,6 +126,13 @@ class Record:
     why_inexact: str = ""  # the model's reason, if it has one
 
 
+@dataclass
+class NotApplicable:
+    """In place of a Record: these ranks cannot train so."""
+
+    reason: str
+
+
 def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
     """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
@@ -167,7 +175,7 @@ def compare(
     rows = rows_of(model, mesh)
     keys = [key for key in rows if key in methods or key == "serial"]
 
-    def run(comm: Comm) -> dict[str, Record]:
+    def run(comm: Comm) -> dict[str, Any]:
         with defaults(dtype=dtype):
             return _run_all(comm, keys, rows, task, steps, batch, seed, progress)
 
@@ -185,11 +193,15 @@ def compare(
         "dtype": str(np.dtype(dtype)),
         "seed": seed,
         "rows": [],
+        "not_applicable": {},  # the reason, by method
     }
     timelines = {}
     batches = Batches(task.data()[0], batch, seed)
     for key in keys:
         records = [result[key] for result in results if key in result]
+        if isinstance(records[0], NotApplicable):
+            report["not_applicable"][key] = records[0].reason
+            continue
         simulated = simulate(
             lambda comm, make=rows[key]: make(  # type: ignore[misc]
                 task.model(), task.loss(), task.optimizer(), comm, seed
@@ -214,9 +226,9 @@ def _run_all(
     batch: int,
     seed: int,
     progress: Progress | None,
-) -> dict[str, Record]:
+) -> dict[str, Any]:
     """One rank's part: all methods one after another; serial on rank 0 only."""
-    records: dict[str, Record] = {}
+    records: dict[str, Any] = {}
     oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
     alone = comm.split(comm.rank)
     machine = getattr(comm, "machine", Machine())
@@ -232,9 +244,13 @@ def _run_all(
                 rate = _flop_rate(records.get(key), task, batch)
                 machine = calibrate(comm, rate)
         else:
-            records[key] = _run(
-                comm, key, rows[key], task, steps, batch, seed, machine, oracle, progress
-            )
+            make = rows[key]
+            try:
+                records[key] = _run(
+                    comm, key, make, task, steps, batch, seed, machine, oracle, progress
+                )
+            except NoSharedMemory as error:  # raised by every rank
+                records[key] = NotApplicable(str(error))
     return records
 
 
@@ -255,6 +271,7 @@ def _run(
     method = make(task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
+    method.guard(not_finite="go on")  # a row that diverges is a row, too
     record = Record(method.exact, [0] * comm.size, [0] * comm.size, machine=machine)
     record.why_inexact = method.why_inexact
     for step in range(steps):

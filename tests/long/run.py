@@ -54,6 +54,11 @@ JOBS = {
         [*PYTEST, "-m", "hypothesis", "tests"],
         {"MINIDIST_EXAMPLES": "50"},
     ),
+    "large_pipeline": Job(
+        "a trillion parameters on a pipeline of 64 stages, without numbers",
+        ["-m", "tests.long.large_pipeline"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
