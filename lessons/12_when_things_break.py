@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from minidist import LocalWorld, Machine, launch
 from minidist.checkpoint import (
@@ -21,14 +22,115 @@ from minidist.checkpoint import (
     simulate,
     young_interval,
 )
-from minidist.comm import RankLost, print_once
+from minidist.collectives import all_reduce
+from minidist.comm import CommError, Deadlock, RankLost, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import AdamW
-from minidist.parallel import ParameterServer, Zero3
+from minidist.optim import SGD, AdamW
+from minidist.parallel import DataParallel, ParameterServer, Zero3
+from minidist.parallel.guards import NotFinite
 from minidist.plots import save
 from minidist.plots.goodput import draw_goodput
+
+# %% [markdown]
+# ## A hang
+#
+# Both ranks send first, and each waits for the other to receive. On real ranks nobody can know that
+# no message will ever come, so a watchdog ends the job after `MINIDIST_TIMEOUT` seconds. The local
+# world knows at once, and says for every rank what it waits for, and where.
+
+
+# %%
+def both_send_first(comm):
+    array = np.zeros(4)
+    comm.send(array, 1 - comm.rank)
+    comm.recv(array, 1 - comm.rank)
+
+
+def refused(function, ranks=2):
+    """What minidist says about it."""
+    try:
+        launch(function, ranks, LocalWorld())
+    except (CommError, Deadlock, NotFinite) as error:
+        print_once(type(error).__name__, "\n", error, sep="")
+
+
+refused(both_send_first)
+
+# %% [markdown]
+# ## A mismatch
+#
+# One rank adds and the other takes the maximum; or one has an array of another dtype, of the same
+# number of bytes. An MPI library sees bytes: it would give wrong numbers, and no error. So ranks
+# compare what they call: always in the local world, and with `MINIDIST_DEBUG=1` under MPI.
+
+# %%
+refused(lambda comm: all_reduce(comm, np.ones(4), op=("sum", "max")[comm.rank]))
+
+# %% [markdown]
+# The same for what ranks train. Each rank here draws its own parameters, since its seed is its
+# rank: without the check the replicas would differ from the first step on, and nothing would fail.
+
+
+# %%
+def own_seeds(comm):
+    DataParallel(mlp((784, 16, 10)), CrossEntropy(), SGD(0.1), comm, seed=comm.rank)
+
+
+refused(own_seeds)
+
+# %% [markdown]
+# ## A flipped bit, and a loss that is no number
+#
+# A bit that flips in the memory of one rank changes one replica. `replicas_every` hashes them all,
+# and names the parameter and the rank.
+
+
+# %%
+def flipped_bit(comm):
+    training, _ = fashion_mnist()
+    method = DataParallel(mlp((784, 16, 10)), CrossEntropy(), SGD(0.1), comm)
+    method.guard(replicas_every=1)
+    for step in range(3):
+        if comm.rank == 1 and step == 1:
+            weight = method.model.named_parameters()["1.weight"].data
+            weight.reshape(-1).view(np.uint32)[5] ^= 1
+        method.step(Batches(training, 64)[step])
+
+
+refused(flipped_bit, ranks=3)
+
+# %% [markdown]
+# A loss that is NaN is NaN on every rank: all raise in the same step. `guard(not_finite="skip")`
+# leaves such a step out instead, on all ranks or on none.
+
+
+# %%
+def too_fast(comm):
+    training, _ = fashion_mnist()
+    method = DataParallel(mlp((784, 16, 10)), CrossEntropy(), SGD(1e30), comm)
+    with np.errstate(all="ignore"):
+        for step in range(10):
+            method.step(Batches(training, 64)[step])
+
+
+refused(too_fast)
+
+# %% [markdown]
+# ## A kill
+#
+# A killed rank says nothing. `minidist run` has a connection to every rank, so it knows which ended
+# first, what the others did, and that the job has not finished, whatever the status says:
+#
+#     $ minidist run -n 4 --restarts 3 lessons/scripts/train.py
+#     minidist run: the job failed after 2.1 s, rank 1 first, process 4711 on machine0
+#     rank 1 ended without an exception and without having finished: it was killed (perhaps for want
+#     of memory), crashed in a library, or called os._exit
+#     What the other ranks did: ...
+#     minidist run: restart 1 of 3, with 4 ranks
+#
+# Every other fault, under two MPI libraries, is measured in `docs/faults.md`.
 
 # %% [markdown]
 # ## Nothing is lost

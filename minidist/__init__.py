@@ -4,9 +4,12 @@ Nothing heavy is imported here, so that a piece can be taken alone:
 ``from minidist.collectives import ring`` loads no MPI, no plotting and no engine.
 The names below are loaded on first use.
 
-Importing changes nothing in the process, with one exception. In a process started by ``mpirun``,
-``OMP_NUM_THREADS`` is set to 1, unless it is set already or NumPy, which reads it once, is loaded.
-Otherwise every rank would start a thread for each core, and the ranks would slow each other down.
+Importing changes nothing in the process, except in one that ``mpirun`` has started. There
+
+- ``OMP_NUM_THREADS`` is set to 1, unless it is set already or NumPy, which reads it once, is
+  loaded. Otherwise every rank would start a thread for each core, and they would slow each other.
+- ``sys.excepthook`` is set: an exception that nobody catches, anywhere in the program, is printed
+  with the rank, and ends all ranks. Otherwise the others would wait for this one for ever.
 """
 
 from __future__ import annotations
@@ -14,15 +17,18 @@ from __future__ import annotations
 import os
 import sys
 
-from minidist.lazy import COMPLETED_BY, offer
+from minidist.lazy import COMPLETED_BY, deferred, offer
 
 __version__ = "0.2.0"
 
 # Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
-if "numpy" not in sys.modules and any(name in os.environ for name in LAUNCHER_SIZES):
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if any(name in os.environ for name in LAUNCHER_SIZES):
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if sys.excepthook is sys.__excepthook__:  # not against the user's own
+        sys.excepthook = deferred("minidist.comm.mpi.process", "on_uncaught")
 
 # Modules that have moved since version 0.1 are found under their old names too: see that folder.
 __path__.append(f"{__path__[0]}/moved")

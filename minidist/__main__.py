@@ -1,5 +1,20 @@
 """``python -m minidist`` is the same as the ``minidist`` command."""
 
-from minidist.cli import main
+from __future__ import annotations
 
-raise SystemExit(main())
+import sys
+
+
+def main() -> int:
+    """Run one command; ``run`` without loading what only the others need."""
+    if sys.argv[1:2] == ["run"]:
+        from minidist.run.command import run
+
+        return run(sys.argv[2:])
+    from minidist import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -21,6 +21,8 @@ from minidist import __version__
 from minidist.comm.launcher import find_mpiexec, launched_size, mpi_environment
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
+from minidist.run import command as run_command
+from minidist.run.supervisor import start
 
 # Benches parse their own arguments: the module with run(arguments), and a description.
 BENCHES = {
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"minidist {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="run a script on MPI ranks, and report what goes wrong")
+    commands.add_parser("doctor", help="what this machine has for MPI, and what to do")
     _add_compare(commands)
     _add_trace(commands)
     _add_bench(commands)
@@ -52,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_generate(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return _bench(arguments)
+    if arguments[:1] == ["run"]:
+        return run_command.run(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        return run_command.run_doctor(arguments[1:])
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     options = parser.parse_args(own)
     options.arguments = arguments[len(own) + 1 :]  # of a script, after --
@@ -82,7 +90,14 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--model", default="mlp", choices=sorted(TASKS), help="model to train, with its data"
     )
-    compare.add_argument("--ranks", type=int, default=4, help="how many ranks")
+    compare.add_argument(
+        "--ranks", type=int, default=argparse.SUPPRESS, help="how many ranks (default: 4)"
+    )
+    compare.add_argument(
+        "--mesh",
+        default="",
+        help="add a row for this mesh, such as dp=2,pp=2,tp=2: it has the ranks",
+    )
     compare.add_argument(
         "--world",
         choices=("auto", "local", "mpi"),
@@ -108,17 +123,24 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
     from minidist.compare import comparison, report
 
-    methods = comparison.names(options.methods)  # raises before anything is launched
-    if options.ranks < 1:
+    options.ranks = getattr(options, "ranks", None)
+    # Raises before anything is launched.
+    methods = comparison.names(options.methods, options.model, options.mesh)
+    if options.mesh:
+        options.ranks = _ranks_of(options.mesh, options.ranks, arguments)
+    if options.ranks is not None and options.ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {options.ranks}")
     if not 1 <= options.batch <= 10000:
         raise ValueError(f"--batch must be 1 to 10000, the training images, not {options.batch}")
     launched = launched_size()
     mpiexec = find_mpiexec()
     if launched is None and (options.world == "mpi" or (options.world == "auto" and mpiexec)):
-        if mpiexec is None:
-            raise ValueError('--world mpi needs an mpiexec: pip install "minidist[mpich]"')
-        return _start_mpi(mpiexec, options.ranks, arguments)
+        return _start_mpi(options.ranks, arguments)
+    if launched is not None and options.ranks not in (None, launched):
+        raise ValueError(
+            f"--ranks {options.ranks}, but a launcher has started {launched}: leave one of both out"
+        )
+    options.ranks = options.ranks or 4
     world = LocalWorld() if launched is None or options.world == "local" else MpiWorld()
     console = _console(quiet=isinstance(world, MpiWorld) and world.rank != 0)
     ranks = launched or options.ranks
@@ -140,6 +162,7 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
             options.dtype,
             options.seed,
             live.update,
+            options.mesh,
         )
     if console.quiet:
         return 0
@@ -152,6 +175,18 @@ def _compare(options: argparse.Namespace, arguments: list[str]) -> int:
             "the predictions assume one core for each rank. Bytes, messages and memory are exact."
         )
     return 0
+
+
+def _ranks_of(mesh: str, ranks: int | None, arguments: Sequence[str]) -> int:
+    """How many ranks a mesh has; ValueError if ``--ranks`` says another number."""
+    from math import prod
+
+    from minidist.parallel.mesh.mesh import parse
+
+    size = prod(parse(mesh).values())
+    if any(one.startswith("--ranks") for one in arguments) and ranks != size:
+        raise ValueError(f"--mesh {mesh} has {size} ranks, and --ranks says {ranks}")
+    return size
 
 
 def _add_trace(commands: argparse._SubParsersAction) -> None:
@@ -177,6 +212,9 @@ def _add_trace(commands: argparse._SubParsersAction) -> None:
         default="local",
         help="local: in one process, on a virtual clock; mpi: one process a rank",
     )
+    trace.add_argument(
+        "--mesh", default="", help="for a script with --mesh: a mesh such as dp=2,pp=2,tp=2"
+    )
     trace.add_argument("--out", default="out/trace", help="folder to write to")
     trace.set_defaults(run=_trace)
 
@@ -188,6 +226,9 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
     if not script.is_file():
         raise ValueError(f"there is no script {script}")
     ranks = getattr(options, "ranks", None)
+    if options.mesh:
+        ranks = _ranks_of(options.mesh, ranks, arguments)
+        options.arguments = ["--mesh", options.mesh, *options.arguments]
     if ranks is not None and ranks < 1:
         raise ValueError(f"--ranks must be at least 1, not {ranks}")
     for old in [*folder.glob("trace-*.json"), *folder.glob("trace-*.png")]:
@@ -195,14 +236,11 @@ def _trace(options: argparse.Namespace, arguments: list[str]) -> int:
     environment = mpi_environment() | {TRACE_FOLDER: str(folder)}
     command = [sys.executable, str(script), *options.arguments]
     if options.world == "mpi":
-        mpiexec = find_mpiexec()
-        if mpiexec is None:
-            raise ValueError('--world mpi needs an mpiexec: pip install "minidist[mpich]"')
-        command[1:1] = ["-m", "mpi4py"]
-        command = [mpiexec, "-n", str(ranks or 4), *command]
-    elif ranks is not None:
-        environment[TRACE_RANKS] = str(ranks)
-    status = subprocess.run(command, env=environment, check=False).returncode
+        status = start(command[1:], ranks or 4, threads=1, extra={TRACE_FOLDER: str(folder)})
+    else:
+        if ranks is not None:
+            environment[TRACE_RANKS] = str(ranks)
+        status = subprocess.run(command, env=environment, check=False).returncode
     found = sorted(folder.glob("trace-*"))
     for path in found:
         print(f"wrote {path}")
@@ -433,13 +471,12 @@ def _add_exercises(commands: argparse._SubParsersAction) -> None:
     command.add(commands)
 
 
-def _start_mpi(mpiexec: str, ranks: int, arguments: list[str]) -> int:
+def _start_mpi(ranks: int | None, arguments: list[str]) -> int:
     """Run the same command on ``ranks`` processes, with this process's output."""
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
-    environment = mpi_environment()
+    terminal = {}
     if sys.stdout.isatty():  # behind mpiexec, stdout is a pipe and not the terminal
-        environment["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
-    return subprocess.run([*command, *arguments], env=environment, check=False).returncode
+        terminal["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
+    return start(["-m", "minidist", *arguments], ranks or 4, threads=1, extra=terminal)
 
 
 def _console(quiet: bool) -> Console:

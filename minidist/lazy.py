@@ -46,3 +46,8 @@ def offer(
         return sorted({*vars(sys.modules[package]), *home, *modules})
 
     return load, listed, sorted(home)
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function that loads ``module`` when it is first called, and calls its ``name``."""
+    return lambda *arguments: getattr(import_module(module), name)(*arguments)

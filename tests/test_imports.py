@@ -37,6 +37,7 @@ LAYERS = [
     "data",
     "ops",
     "collectives",
+    "run",
     "comm",
     "engine",
     # The face of the whole package: its names are loaded when they are asked for, so it imports
@@ -50,7 +51,7 @@ FOUND = imports.graph(SOURCES)
 
 # Who alone may import a library that not everybody has or needs.
 ALONE = {
-    "mpi4py": "minidist.comm.mpi.world",
+    "mpi4py": "minidist.comm.mpi.process",
     "cupy": "minidist.engine.array",
     "greenlet": "minidist.comm.local.",
     "torch": "minidist.bench.",

@@ -16,6 +16,8 @@ import pytest
 
 from minidist import cli
 from minidist.comm.launcher import TUNABLES, glibc_tunables, mpi_environment
+from minidist.run.launcher import Launcher
+from minidist.run.supervisor import Job
 
 ROOT = Path(__file__).parents[1]
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -114,8 +116,15 @@ def test_commands_set_it_for_what_they_start(command, monkeypatch, tmp_path):
         started.append(env)
         return subprocess.CompletedProcess(command, 0)
 
+    def run_job(job):
+        started.append(job.environment)
+        return 0
+
     monkeypatch.setattr(cli.subprocess, "run", run)
     monkeypatch.setattr(cli, "find_mpiexec", lambda: "mpiexec")
+    monkeypatch.setattr(Job, "run", run_job)
+    launcher = Launcher("mpiexec", "MPICH")
+    monkeypatch.setattr("minidist.run.supervisor.find_launcher", lambda path: launcher)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.top_pad=0")
     cli.main([*command, "--out", str(tmp_path)])

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,9 +38,11 @@ from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
-from minidist.comm.launcher import find_mpiexec, launch, launched_size, mpi_environment
+from minidist.comm.launcher import launch, launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.tuning import save_table
+from minidist.run.launcher import find_launcher
+from minidist.run.supervisor import start
 
 GLOO = "gloo"
 
@@ -102,23 +103,28 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Start gloo's ranks, if there is torch; then this command on MPI ranks, several times."""
     if options.launches < 1:
         raise ValueError(f"--launches must be at least 1, not {options.launches}")
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
-        raise ValueError('needs an mpiexec: pip install "minidist[mpich]"')
+    find_launcher()  # raises before gloo is measured
     gloo = None
     wants_gloo = "all_reduce" in kinds(options.collective) and options.ranks > 1
     if wants_gloo and has_torch(options.torch):
         wanted = [json.dumps(sizes(options.largest)), options.dtype, str(options.turns)]
         gloo = torch_ranks(options.torch, "minidist.bench.peer_gloo", wanted, options.ranks)
-    command = [mpiexec, "-n", str(options.ranks), sys.executable, "-m", "mpi4py", "-m", "minidist"]
-    command += ["bench", "collectives", *arguments, "--gloo", json.dumps(gloo or {})]
+    command = [
+        "-m",
+        "minidist",
+        "bench",
+        "collectives",
+        *arguments,
+        "--gloo",
+        json.dumps(gloo or {}),
+    ]
     reports = []
     with TemporaryDirectory() as folder:
         for number in range(options.launches):
             print(f"launch {number + 1} of {options.launches}", flush=True)
             path = Path(folder) / "report.json"
             found = [*command, "--report", str(path)]
-            status = subprocess.run(found, env=mpi_environment(), check=False).returncode
+            status = start(found, options.ranks)
             if status:
                 return status
             reports.append(json.loads(path.read_text()))

@@ -36,7 +36,7 @@ from minidist.bench.peers import has_torch, torch_ranks
 from minidist.bench.scaling_jobs import JOBS, MARK, GptJob
 from minidist.bench.scaling_plot import draw
 from minidist.bench.scaling_virtual import virtual
-from minidist.comm.launcher import find_mpiexec, mpi_environment
+from minidist.run.launcher import NoLauncher, find_launcher
 
 Row = dict[str, Any]
 
@@ -78,14 +78,15 @@ def run(arguments: Sequence[str]) -> int:
 
 def real(models: list[str], steps: int, rounds: int, torch: str) -> list[Row]:
     """The rows of each program, with the times of all rounds; empty without an mpiexec."""
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
+    try:
+        find_launcher()
+    except NoLauncher:
         return []
     found: dict[tuple[Any, ...], Row] = {}
     with_torch = has_torch(torch)
     for _ in range(rounds):
         for ranks in (1, 2):
-            rows = ours(mpiexec, models, steps, ranks)
+            rows = ours(models, steps, ranks)
             rows += pytorch(torch, models, steps, ranks) if with_torch else []
             for row in rows:
                 key = row["model"], row["library"], row["ranks"], row["what"]
@@ -106,13 +107,11 @@ def statistics(row: Row) -> dict[str, float]:
     }
 
 
-def ours(mpiexec: str, models: list[str], steps: int, ranks: int) -> list[Row]:
+def ours(models: list[str], steps: int, ranks: int) -> list[Row]:
     """minidist's rows, measured on newly started MPI ranks."""
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m"]
+    command = [sys.executable, "-m", "minidist", "run", "-n", str(ranks), "-m"]
     command += ["minidist.bench.scaling_jobs", json.dumps({"models": models, "steps": steps})]
-    done = subprocess.run(
-        command, env=mpi_environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))

@@ -50,6 +50,7 @@ from minidist.parallel import (
     Method,
     Overlapped,
     SymmetricDataParallel,
+    TensorParallel,
     Zero1,
 )
 from minidist.parallel.method import training_flops
@@ -91,7 +92,8 @@ class MlpJob(Job):
 
 class GptJob(Job):
     def model(self) -> Sequential:
-        return gpt(*self.shape)
+        vocabulary, context, width, layers, heads = self.shape
+        return gpt(vocabulary, context, width, layers, heads)
 
     def data(self, count: int) -> Dataset:
         vocabulary, context, *_ = self.shape
@@ -138,12 +140,15 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
         return kind(job.model(), CrossEntropy(), job.optimizer(), comm, **options)
 
     buckets = {"bucket_mb": BUCKET_MB}
-    methods = {
+    methods: dict[str, Method] = {
         "flat": build(DataParallel, comm),
         "symmetric": build(SymmetricDataParallel, comm),
         "overlapped": build(Overlapped, comm, **buckets),
         "ZeRO-1": build(Zero1, comm),
+        "tensor": build(TensorParallel, comm),
     }
+    if isinstance(job, GptJob):
+        methods["tensor, sequence"] = build(TensorParallel, comm, sequence=True)
     parts: dict[str, tuple[Callable[[Batch], object], int]] = {}
     for kind, method in methods.items():
         parts[f"strong, {kind}"] = method.step, job.batch

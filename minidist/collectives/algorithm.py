@@ -15,9 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
+from inspect import signature
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
+import numpy as np
+
 from minidist.collectives.cost import Cost
+from minidist.comm.checks import check_array
+from minidist.comm.collective_calls import check_root, describe_collective
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,12 +50,29 @@ class Algorithm(Generic[P, R]):
         update_wrapper(self, run)  # help() shows the function's own text and arguments
         self.name = name
         self.run = run
+        self.operation = getattr(run, "__name__", "collective")
+        try:
+            parameters = list(signature(run).parameters)[1:]  # without comm
+        except ValueError:  # written in C
+            parameters = []
+        self.parameters = tuple(parameters)
+        self.root = parameters.index("root") if "root" in parameters else None  # its place
         self.cost = cost or self._no_cost
 
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
-        comm = arguments[0] if arguments else None
+        comm: Any
+        comm, *values = arguments or (options["comm"],)
+        if values and isinstance(values[0], (int, float, complex, np.generic)):
+            check_array(f"rank {comm.rank}: {self.operation}", values[0])  # refuses it
+        if self.root is not None:
+            root = values[self.root] if len(values) > self.root else options.get("root", 0)
+            check_root(comm.rank, comm.size, self.operation, root)
         if getattr(comm, "folded", False):  # one rank stands for all: see comm/local/folded.py
-            return comm.run_folded(self, *arguments[1:], **options)  # type: ignore[attr-defined]
+            return comm.run_folded(self, *values, **options)
+        if comm.size > 1 and comm.compares:
+            named = dict(zip(self.parameters, values, strict=False)) | options
+            named.pop("comm", None)
+            comm._compare(describe_collective(self.operation, self.name, named))
         return self.run(*arguments, **options)
 
     def costs(self, formula: Formula) -> Formula:
@@ -77,10 +99,10 @@ def algorithm(name: str) -> Callable[[Callable[P, R]], Algorithm[P, R]]:
     return made
 
 
-def find(table: Mapping[str, Callable[..., Any]], choice: Choice) -> Callable[..., Any]:
+def find(table: Mapping[str, Algorithm[..., Any]], choice: Choice) -> Algorithm[..., Any]:
     """What to call: the algorithm that ``choice`` names in ``table``, or ``choice`` itself."""
     if callable(choice):
-        return choice
+        return choice if isinstance(choice, Algorithm) else own(choice)
     if choice not in table:
         raise ValueError(
             f"unknown algorithm {choice!r}: choose one of {', '.join(table)}, or pass a function"
@@ -88,9 +110,11 @@ def find(table: Mapping[str, Callable[..., Any]], choice: Choice) -> Callable[..
     return table[choice]
 
 
-def cost_of(table: Mapping[str, Callable[..., Any]], choice: Choice) -> Callable[..., Cost]:
+def own(function: Callable[..., Any]) -> Algorithm[..., Any]:
+    """A function of the user's as an algorithm: checked like ours, and without a formula."""
+    return Algorithm(getattr(function, "__name__", repr(function)), function)
+
+
+def cost_of(table: Mapping[str, Algorithm[..., Any]], choice: Choice) -> Callable[..., Cost]:
     """The formula of that algorithm; one that raises UnknownCost for a function that has none."""
-    found = find(table, choice)
-    if not isinstance(found, Algorithm):
-        found = Algorithm(getattr(found, "__name__", repr(found)), found)
-    return found.cost
+    return find(table, choice).cost

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "comm": ["Comm"],
-        "errors": ["CommError", "Crash", "Disagreement", "RankLost"],
+        "errors": ["CollectiveMismatch", "CommError", "Crash", "Disagreement", "RankLost"],
         "requests": ["Future", "Request"],
         "launcher": ["first_process", "launch", "print_once"],
         "local.world": ["LocalWorld"],

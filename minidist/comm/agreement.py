@@ -19,7 +19,7 @@ import numpy as np
 
 from minidist.comm.errors import Disagreement
 
-TEXT = 256  # bytes of each rank's text in an error
+TEXT = 512  # bytes of each rank's text in an error
 
 Claim = tuple[int, str]  # a rank's digest, and what it stands for
 

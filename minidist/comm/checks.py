@@ -1,4 +1,4 @@
-"""What is checked before a message leaves: peer, type, contiguity, dtype, overlap.
+"""What is checked before a message leaves: peer, tag, type, contiguity, dtype, overlap.
 
 Each check raises ``CommError`` with the rank, the call, the values and what to do. The length
 is checked where both sides meet: in the simulator, and when an MPI message has arrived.
@@ -13,34 +13,78 @@ from minidist.engine.array import Array, module_of
 
 ANY = -1  # as a source: receive from whoever sends first
 HOST = np.ndarray  # the type of arrays on the host
+LARGEST_TAG = 32767  # the MPI standard promises no more (MPI_TAG_UB)
 
 
 def check_message(
-    rank: int, size: int, call: str, array: Array, peer: int, into: bool = False
+    rank: int, size: int, call: str, array: Array, peer: int, tag: int = 0, into: bool = False
 ) -> None:
-    """``array`` can be sent to ``peer`` of ``size`` ranks, or received from it (``into``)."""
-    if type(array) is HOST and 0 <= peer < size:  # the usual case, quickly
-        flags = array.flags  # carray: contiguous, aligned and writeable
-        if (flags.carray if into else flags.c_contiguous) and not array.dtype.hasobject:
+    """``array`` can be sent to ``peer`` of ``size`` ranks, or received from it (``into``).
+
+    The same in every world: what one MPI library takes, and another or the simulator does not, is
+    refused in all.
+    """
+    # The usual case, quickly. carray: contiguous, aligned and writeable.
+    if type(array) is HOST and type(peer) is int is type(tag):
+        flags, dtype = array.flags, array.dtype
+        if (
+            0 <= peer < size
+            and 0 <= tag <= LARGEST_TAG
+            and (flags.carray if into else flags.c_contiguous and flags.aligned)
+            and array.ndim
+            and dtype.isnative
+            and not dtype.hasobject
+        ):
             return
-    if not (0 <= peer < size or (peer == ANY and into)):
-        raise CommError(f"rank {rank}: {call} {peer}: ranks are 0 to {size - 1}")
-    try:
-        flags = array.flags
-    except AttributeError:
+    check_peer(rank, size, call, peer, tag, into)
+    what = f"rank {rank}: {call} {peer}"
+    check_array(what, array)
+    if not array.flags.c_contiguous:
         raise CommError(
-            f"rank {rank}: {call} {peer} takes an array, not {type(array).__name__}: "
-            "wrap numbers with numpy.array([...])"
-        ) from None
-    if not flags.c_contiguous:
-        raise CommError(
-            f"rank {rank}: {call} {peer}: the array of shape {array.shape} is not "
+            f"{what}: the array of shape {array.shape} is not "
             "contiguous: " + ("receive into a contiguous one and copy" if into else "copy it")
         )
-    if array.dtype.hasobject:
-        raise CommError(f"rank {rank}: {call} {peer}: arrays of objects cannot be sent")
-    if into and not getattr(flags, "writeable", True):
-        raise CommError(f"rank {rank}: {call} {peer}: the array is read-only")
+    if into and not getattr(array.flags, "writeable", True):
+        raise CommError(f"{what}: the array is read-only")
+
+
+def check_peer(rank: int, size: int, call: str, peer: int, tag: int, into: bool) -> None:
+    """``peer`` is a rank, or ``ANY`` as a source, and ``tag`` a number that every MPI takes."""
+    whole = isinstance(peer, (int, np.integer)) and not isinstance(peer, bool)
+    if not whole or not (0 <= peer < size or (peer == ANY and into)):
+        raise CommError(f"rank {rank}: {call} {peer!r}: ranks are 0 to {size - 1}")
+    whole = isinstance(tag, (int, np.integer)) and not isinstance(tag, bool)
+    if not whole or not 0 <= tag <= LARGEST_TAG:
+        raise CommError(
+            f"rank {rank}: {call} {peer}: the tag {tag!r} must be a whole number from 0 to "
+            f"{LARGEST_TAG}, which every MPI library takes"
+        )
+
+
+def check_array(what: str, array: Array) -> None:
+    """``array`` is one whose memory can be read or written as it is."""
+    try:
+        flags, dtype, dimensions = array.flags, array.dtype, array.ndim
+    except AttributeError:
+        flags = None
+    if flags is None or isinstance(array, np.generic):
+        raise CommError(
+            f"{what} takes an array, not {type(array).__name__}: "
+            "wrap numbers with numpy.array([...])"
+        )
+    if dimensions == 0:
+        raise CommError(
+            f"{what}: the array has no dimension: pass its reshape(1), or numpy.array([...])"
+        )
+    if dtype.hasobject:
+        raise CommError(f"{what}: arrays of objects cannot be sent")
+    if not dtype.isnative:
+        raise CommError(
+            f"{what}: the array is of dtype {dtype.str!r}, whose byte order is not this "
+            f"machine's: pass its astype({dtype.newbyteorder('=').name!r})"
+        )
+    if not getattr(flags, "aligned", True):
+        raise CommError(f"{what}: the array is not aligned in memory: pass a copy of it")
 
 
 def check_apart(rank: int, send: Array, to: int, recv: Array, source: int) -> None:
@@ -66,7 +110,8 @@ def check_alike(rank: int, into: Array, other: Array) -> None:
 
 def check_flat(rank: int, array: Array) -> None:
     """A collective's array is contiguous: of another there is only a copy in one dimension, so
-    the caller would not get the result."""
+    the caller would not get the result. Nor would it of a number."""
+    check_array(f"rank {rank}: a collective", array)
     if not array.flags.c_contiguous:
         raise CommError(
             f"rank {rank}: a collective takes contiguous arrays, and the one of shape "

@@ -12,15 +12,26 @@ The checks are in checks.py, errors in errors.py, and what is recorded in trace.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.comm.checks import ANY, HOST, check_alike, check_apart, check_flat, check_message
-from minidist.comm.errors import CommError, Crash, Disagreement, RankLost
+from minidist.comm.calls import users_line
+from minidist.comm.checks import (
+    ANY,
+    HOST,
+    check_alike,
+    check_apart,
+    check_flat,
+    check_message,
+    check_peer,
+)
+from minidist.comm.errors import CollectiveMismatch, CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
@@ -61,6 +72,7 @@ class Comm(ABC):
         self.machine = machine  # what formulas are evaluated with; the local world runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
+        self.label = ""  # such as the axis of a mesh: what this group's rounds are called
         self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
@@ -71,14 +83,14 @@ class Comm(ABC):
 
     def send(self, array: Array, to: int, tag: int = 0) -> None:
         """Send ``array`` to rank ``to``; returns when it has been received."""
-        check_message(self.rank, self.size, "send to", array, to)
+        check_message(self.rank, self.size, "send to", array, to, tag)
         start = self._enter("send", array, to, tag=tag)
         self._send(array, to, tag)
         self._left("send", start, array.nbytes, to)
 
     def recv(self, array: Array, source: int = ANY, tag: int = 0) -> int:
         """Receive into ``array`` from rank ``source`` (``ANY``: whoever is first); returns who."""
-        check_message(self.rank, self.size, "recv from", array, source, into=True)
+        check_message(self.rank, self.size, "recv from", array, source, tag, into=True)
         start = self._enter("recv", None, ANY, array, source, tag)
         source = self._recv(array, source, tag)
         self._left("recv", start, array.nbytes, source)
@@ -89,8 +101,8 @@ class Comm(ABC):
 
         Returns who sent it. The arrays must not share memory.
         """
-        check_message(self.rank, self.size, "send to", send, to)
-        check_message(self.rank, self.size, "recv from", recv, source, into=True)
+        check_message(self.rank, self.size, "send to", send, to, tag)
+        check_message(self.rank, self.size, "recv from", recv, source, tag, into=True)
         # Arrays that own their memory, or are views of different ones that do, cannot overlap.
         out = send if send.base is None else send.base
         into = recv if recv.base is None else recv.base
@@ -103,7 +115,7 @@ class Comm(ABC):
 
     def isend(self, array: Array, to: int, tag: int = 0) -> Request:
         """Start a send and return at once; ``array`` must not change until ``wait()``."""
-        check_message(self.rank, self.size, "isend to", array, to)
+        check_message(self.rank, self.size, "isend to", array, to, tag)
         start = self._enter("isend", array, to, tag=tag)
         request = self._isend(array, to, tag)
         self._left("isend", start, array.nbytes, to)
@@ -111,15 +123,17 @@ class Comm(ABC):
 
     def irecv(self, array: Array, source: int = ANY, tag: int = 0) -> Request:
         """Start a receive into ``array``, which is valid only after ``wait()``."""
-        check_message(self.rank, self.size, "irecv from", array, source, into=True)
+        check_message(self.rank, self.size, "irecv from", array, source, tag, into=True)
         self.trace.computed(self.time())
         return self._irecv(array, source, tag)
 
-    def wait_for(self, source: int, tag: int = 0) -> None:  # noqa: B027 (a virtual clock may jump)
+    def wait_for(self, source: int, tag: int = 0) -> None:
         """Before a ``recv`` that may wait long: sleep until ``source`` has sent.
 
         A receive polls all the time, which is quick but keeps a core busy; a server can sleep.
         """
+        check_peer(self.rank, self.size, "wait_for", source, tag, into=True)
+        self._wait_for(source, tag)
 
     def flat(self, array: Array) -> Array:
         """``array`` in one dimension, in its own memory: what every collective works on.
@@ -240,7 +254,9 @@ class Comm(ABC):
     def rounds(self, name: str, count: int) -> Iterable[int]:
         """1 to ``count``, each a step: ``for round in comm.rounds("all-gather", 3): ...``."""
         numbers = range(1, count + 1)
-        return self._named(name, numbers) if self.trace.record else numbers
+        if not self.trace.record:
+            return numbers
+        return self._named(f"{self.label} {name}" if self.label else name, numbers)
 
     def _named(self, name: str, numbers: range) -> Iterator[int]:
         for number in numbers:
@@ -318,6 +334,21 @@ class Comm(ABC):
     def _now(self) -> float:
         """The clock right after a call, when no computing is left to charge to it."""
         return self.time()
+
+    def _wait_for(self, source: int, tag: int) -> None:  # noqa: B027 (a virtual clock may jump)
+        """Sleep until a message is there."""
+
+    compares = False  # whether ``_compare`` is to be called at each collective
+
+    def _compare(self, call: str) -> None:
+        """Raise CollectiveMismatch on every rank unless all make this ``call``, described."""
+        if self.size == 1:
+            return
+        digest = int.from_bytes(blake2b(call.encode(), digest_size=8).digest(), "little")
+        try:
+            self._agree(digest, f"called {call}, {users_line(sys._getframe(1))}")
+        except Disagreement as error:
+            raise CollectiveMismatch(str(error)) from None
 
     def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
         """Charge the combining of ``nbytes`` to a virtual clock; a real clock needs nothing."""

@@ -11,6 +11,14 @@ class Disagreement(CommError):
     """Ranks have different values of what all must have alike: see ``Comm.agree``."""
 
 
+class CollectiveMismatch(Disagreement):
+    """Ranks call different collectives, or with other arguments: see collective_calls.py."""
+
+
+class NoSharedMemory(CommError):
+    """The ranks are on several machines, and share no memory."""
+
+
 class Crash(RuntimeError):
     """Raise it on a rank to end that rank. In the local world the other ranks go on: messages that
     it had not sent are lost, and a rank that waits for it gets ``RankLost``. Under MPI the whole

@@ -27,6 +27,7 @@ STEP_COLOURS = (
     *("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900"),
     *("#5c9ead", "#d98cb3", "#6b705c", "#9bc53d", "#3d2c8d", "#a0522d"),
 )
+AXES = ("tensor", "pipeline", "data")  # of a mesh: the labels of its communicators
 RECEIVING = ("recv", "wait recv", "sendrecv")
 MANY = 3000  # arrows: more than this, and they hide the picture
 READABLE = 120  # events of a rank that a picture has room for
@@ -112,8 +113,15 @@ class Timeline:
             unit, scale = unit_of(whole)
             part = f"{(end - start) * scale:.2f} from the middle of {whole * scale:.2f} {unit}"
             title = f"{title}: {part}"
+        labelled = {event.name.split(" ")[0] for events in self.events for event in events}
         draw_timeline(
-            axes, self.events, title.removeprefix(": "), self.arrows(), steps=True, window=window
+            axes,
+            self.events,
+            title.removeprefix(": "),
+            self.arrows(),
+            steps=True,
+            window=window,
+            axes_of_mesh=bool(labelled & set(AXES)),
         )
         axes.spines[["top", "right"]].set_visible(False)
         if path is not None:
@@ -182,6 +190,18 @@ def colour(event: Event) -> str:
     return COLOURS.get(word, COLOURS["other computing"])
 
 
+def axis_of(event: Event) -> str:
+    """What an event is in a mesh: a kind of computing, or the axis along which it communicates."""
+    first = event.name.split(" ")[0]
+    if event.kind in ("compute", "reduce"):
+        if first in ("forward", "backward", "input-gradient", "weight-gradient", "optimizer"):
+            return first
+        return "adding up" if "reduce" in event.name else "other computing"
+    if first in AXES:
+        return f"{first} axis"
+    return "pipeline axis" if first in ("send", "receive") else "waiting"
+
+
 def unit_of(seconds: float) -> tuple[str, float]:
     """The largest unit of which ``seconds`` are at least 1, and how many of it make a second."""
     units = (("s", 1.0), ("ms", 1e3))
@@ -196,6 +216,7 @@ def draw_timeline(
     steps: bool = False,
     legend: str = "below",
     window: tuple[float, float] | None = None,
+    axes_of_mesh: bool = False,
 ) -> None:
     """Draw each rank's events on matplotlib ``axes``, rank 0 on top.
 
@@ -203,9 +224,11 @@ def draw_timeline(
     drawn if they are not too many. ``steps`` gives a colour to each step instead, and a legend:
     "below" or "right" of the picture: then pale bars communicate and full ones compute, and a
     communication stream has the lower half of its rank's row. ``window``: from when to when to
-    draw, instead of everything.
+    draw, instead of everything. ``axes_of_mesh``: a colour to each axis of a mesh, not each step.
     """
     from matplotlib.patches import Patch
+
+    name_of = axis_of if axes_of_mesh else step_of
 
     start, end = window or span(timelines)
     if window is not None:
@@ -213,7 +236,7 @@ def draw_timeline(
         arrows = [arrow for arrow in arrows if start <= arrow.start and arrow.end <= end]
     unit, scale = unit_of(end - start)
     names = dict.fromkeys(
-        step_of(event)
+        name_of(event)
         for events in timelines
         for event in events
         if (event.kind != "compute" or event.name) and event.end > event.start
@@ -232,7 +255,7 @@ def draw_timeline(
             if halves:
                 middle, height = rank + (0.2 if stream else -0.2), height / 2
             faces = [
-                palette.get(step_of(e), COLOURS["other computing"]) if steps else colour(e)
+                palette.get(name_of(e), COLOURS["other computing"]) if steps else colour(e)
                 for e in part
             ]
             axes.broken_barh(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,49 @@ def tuning_file() -> Path:
 
 
 def load_table(library: str) -> dict[str, Any] | None:
-    """The table measured with this MPI library, if there is one."""
+    """The table measured with this MPI library, if there is one.
+
+    A file of another form is named in a warning, and ignored.
+    """
+    tables, wrong = read_tables()
+    if wrong:
+        warnings.warn(f"{wrong}; it is ignored", stacklevel=2)
+    return tables.get(library)
+
+
+def read_tables() -> tuple[dict[str, Any], str]:
+    """All tables of the file, by library; and what is wrong with it, or ""."""
+    path = tuning_file()
     try:
-        return json.loads(tuning_file().read_text()).get(library)
-    except (OSError, ValueError):
-        return None  # not tuned, or not a table
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError) or str(path) == os.devnull
+        return {}, "" if missing else f"the tuning file {path} cannot be read: {error}"
+    if is_table(found):
+        return found, ""
+    return {}, (
+        f"the tuning file {path} has another form than {{library: {{ranks: [[bytes, algorithm], "
+        "...]}}}}: remove it, or measure again with 'minidist bench collectives --tune'"
+    )
+
+
+def is_table(found: Any) -> bool:
+    """Whether this is {library: {rank count: [[bytes, algorithm], ...]}}."""
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        return False
+    rows = [rows for one in found.values() for rows in one.values()]
+    return all(
+        isinstance(row, list)
+        and row
+        and all(
+            isinstance(entry, list)
+            and len(entry) == 2
+            and isinstance(entry[0], (int, float))
+            and isinstance(entry[1], str)
+            for entry in row
+        )
+        for row in rows
+    )
 
 
 def usable(measured: dict[str, Any], one_machine: bool) -> dict[str, Any]:
@@ -49,10 +88,7 @@ def save_table(library: str, size: int, entries: list[tuple[int, str]]) -> Path:
     """Add what was measured at ``size`` ranks to the table; returns its path."""
     path = tuning_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tables = json.loads(path.read_text())
-    except (OSError, ValueError):
-        tables = {}
+    tables, _ = read_tables()
     tables.setdefault(library, {})[str(size)] = [list(entry) for entry in entries]
     path.write_text(json.dumps(tables, indent=1) + "\n")
     return path

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -30,22 +31,25 @@ import numpy as np
 from minidist import __version__
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
+from minidist.comm.errors import NoSharedMemory
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalComm, LocalWorld
 from minidist.comm.machine import Machine
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
-from minidist.data import Batches, Dataset, fashion_mnist, waves
+from minidist.data import Batches, Dataset, fashion_mnist, shakespeare, waves
 from minidist.engine.array import DType, defaults
 from minidist.inspect.meter import measure_saved
 from minidist.inspect.metrics import accuracy
-from minidist.models import mlp
+from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy, Loss, MeanSquaredError
 from minidist.nn.layers import Sequential
 from minidist.optim import SGD, Optimizer
-from minidist.parallel import METHODS, Method
+from minidist.parallel import METHODS, MeshParallel, Method
+from minidist.parallel.mesh.mesh import parse
 from minidist.parallel.method import training_flops
 from minidist.parallel.simulation import Simulated, simulate
+from minidist.parallel.variants import SEQUENCE_METHODS
 
 SIMULATED = 8  # steps: of more, the median hardly changes
 KINDS = ("parameters", "gradients", "optimizer", "activations")
@@ -61,6 +65,11 @@ class Task:
     data: Callable[[], tuple[Dataset, Dataset]]
     optimizer: Callable[[], Optimizer]
     loss: Callable[[], Loss] = CrossEntropy
+    sequences: bool = False  # inputs are (batch, length): there are rows that cut the length too
+
+
+def small_gpt() -> Sequential:
+    return gpt(63, context=32, width=64, layers=4, heads=8, dropout=0.1)
 
 
 TASKS = {
@@ -72,7 +81,28 @@ TASKS = {
         lambda: SGD(0.05, momentum=0.9),
         MeanSquaredError,
     ),
+    "gpt": Task(
+        "gpt",
+        small_gpt,
+        partial(shakespeare, 32, held_out=0.01, stride=32),
+        lambda: SGD(0.2, momentum=0.9),
+        sequences=True,
+    ),
 }
+Rows = dict[str, Callable[..., Method]]
+
+
+def rows_of(model: str, mesh: str = "") -> Rows:
+    """All rows that a model can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
+    task = TASKS[model]
+    rows = METHODS | (SEQUENCE_METHODS if task.sequences else {})
+    if mesh:
+        lengths = parse(mesh)
+        made = partial(MeshParallel, mesh=lengths, microbatches=4)
+        rows[f"mesh/{mesh}"] = made
+        if task.sequences and lengths.get("tp", 1) > 1:
+            rows[f"mesh/{mesh},sequence"] = partial(made, sequence=True)
+    return rows
 
 
 @dataclass
@@ -96,19 +126,28 @@ class Record:
     why_inexact: str = ""  # the model's reason, if it has one
 
 
-def names(selection: str) -> list[str]:
+@dataclass
+class NotApplicable:
+    """In place of a Record: these ranks cannot train so."""
+
+    reason: str
+
+
+def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
     """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
     The name of a method selects all its variants, and ``"all"`` selects all methods. Serial is
-    always included, as the first.
+    always included, as the first; and so is the row of ``mesh``.
     """
+    rows = rows_of(model, mesh)
     chosen = {"serial"}
     for part in selection.split(","):
-        found = [key for key in METHODS if part in ("all", key, key.split("/")[0])]
+        found = [key for key in rows if part in ("all", key, key.split("/")[0])]
         if not found:
-            raise ValueError(f"unknown method {part!r}: choose among {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {part!r}: choose among {', '.join(rows)}")
         chosen.update(found)
-    return [key for key in METHODS if key in chosen]
+    chosen.update(key for key in rows if mesh and key.startswith(f"mesh/{mesh}"))
+    return [key for key in rows if key in chosen]
 
 
 def compare(
@@ -121,6 +160,7 @@ def compare(
     dtype: DType = "float32",
     seed: int = 0,
     progress: Progress | None = None,
+    mesh: str = "",
 ) -> tuple[dict[str, Any], dict[str, list[list[Event]]]]:
     """Run the comparison; returns the report (the content of compare.json) and timelines by method.
 
@@ -132,11 +172,12 @@ def compare(
     if steps < 1:
         raise ValueError(f"compare needs at least one step, not {steps}")
     task = TASKS[model]
-    keys = [key for key in METHODS if key in methods or key == "serial"]
+    rows = rows_of(model, mesh)
+    keys = [key for key in rows if key in methods or key == "serial"]
 
-    def run(comm: Comm) -> dict[str, Record]:
+    def run(comm: Comm) -> dict[str, Any]:
         with defaults(dtype=dtype):
-            return _run_all(comm, keys, task, steps, batch, seed, progress)
+            return _run_all(comm, keys, rows, task, steps, batch, seed, progress)
 
     world = world or LocalWorld()
     results = launch(run, ranks, world)
@@ -152,13 +193,17 @@ def compare(
         "dtype": str(np.dtype(dtype)),
         "seed": seed,
         "rows": [],
+        "not_applicable": {},  # the reason, by method
     }
     timelines = {}
     batches = Batches(task.data()[0], batch, seed)
     for key in keys:
         records = [result[key] for result in results if key in result]
+        if isinstance(records[0], NotApplicable):
+            report["not_applicable"][key] = records[0].reason
+            continue
         simulated = simulate(
-            lambda comm, key=key: METHODS[key](  # type: ignore[misc]
+            lambda comm, make=rows[key]: make(  # type: ignore[misc]
                 task.model(), task.loss(), task.optimizer(), comm, seed
             ),
             batches,
@@ -175,14 +220,15 @@ def compare(
 def _run_all(
     comm: Comm,
     keys: list[str],
+    rows: Rows,
     task: Task,
     steps: int,
     batch: int,
     seed: int,
     progress: Progress | None,
-) -> dict[str, Record]:
+) -> dict[str, Any]:
     """One rank's part: all methods one after another; serial on rank 0 only."""
-    records: dict[str, Record] = {}
+    records: dict[str, Any] = {}
     oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
     alone = comm.split(comm.rank)
     machine = getattr(comm, "machine", Machine())
@@ -190,19 +236,28 @@ def _run_all(
         comm.barrier()
         if key == "serial":
             if comm.rank == 0:
-                records[key] = _run(alone, key, task, steps, batch, seed, machine, oracle, progress)
+                records[key] = _run(
+                    alone, key, rows[key], task, steps, batch, seed, machine, oracle, progress
+                )
             comm.barrier()
             if not isinstance(comm, LocalComm):
                 rate = _flop_rate(records.get(key), task, batch)
                 machine = calibrate(comm, rate)
         else:
-            records[key] = _run(comm, key, task, steps, batch, seed, machine, oracle, progress)
+            make = rows[key]
+            try:
+                records[key] = _run(
+                    comm, key, make, task, steps, batch, seed, machine, oracle, progress
+                )
+            except NoSharedMemory as error:  # raised by every rank
+                records[key] = NotApplicable(str(error))
     return records
 
 
 def _run(
     comm: Comm,
     key: str,
+    make: Callable[..., Method],
     task: Task,
     steps: int,
     batch: int,
@@ -213,9 +268,10 @@ def _run(
 ) -> Record:
     """Train by one method and measure; serial training fills ``oracle``."""
     training, test = task.data()
-    method = METHODS[key](task.model(), task.loss(), task.optimizer(), comm, seed)
+    method = make(task.model(), task.loss(), task.optimizer(), comm, seed)
     batches = Batches(training, batch, seed)
     trace = comm.trace
+    method.guard(not_finite="go on")  # a row that diverges is a row, too
     record = Record(method.exact, [0] * comm.size, [0] * comm.size, machine=machine)
     record.why_inexact = method.why_inexact
     for step in range(steps):
@@ -254,7 +310,8 @@ def _run(
                 progress(key, step + 1, steps, record.losses[-1])
     whole = state | method.buffers()
     if comm.rank == 0:
-        right = accuracy(task.model().init().load(whole), test, loss=task.loss())
+        model = task.model().init().load(whole).eval()
+        right = accuracy(model, test, loss=task.loss())
         record.accuracy = None if math.isnan(right) else right
     return record
 

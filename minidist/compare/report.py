@@ -301,5 +301,7 @@ def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> N
             part = []
         part.append(heading)
     console.print(table(report, part))
+    for key, reason in report.get("not_applicable", {}).items():
+        console.print(f"{key}: not applicable here: {reason}", highlight=False, soft_wrap=True)
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)

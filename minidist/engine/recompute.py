@@ -26,13 +26,14 @@ from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
 from minidist.engine.versions import Version
 
 
-def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = True) -> Tensor:
     """``function(*inputs)``, computed again in the backward instead of remembered.
 
     The function may use parameters: these get their gradients as they would have, and are ready
     (``on_ready``) after their last use in the whole backward. Under ``no_grad`` nothing is kept
     anyway, and this is ``function(*inputs)``. Raises ValueError if the function uses a tensor that
-    was computed outside: its backward would run in here, and again outside.
+    was computed outside: its backward would run in here, and again outside. ``random=False`` says
+    that the function draws nothing, so that the key of the draws need not be kept.
     """
     tensors = [as_tensor(value) for value in inputs]
     if not current_mode().recording:
@@ -40,7 +41,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     used = Used([tensor.node for tensor in tensors])
     with no_grad(), watch(used):
         y = function(*tensors)
-    keyed = current_draws()
+    keyed = current_draws() if random else None
     held = [(tensor.data, tensor.requires_grad) for tensor in tensors]
     leaves = list(used.leaves)
 

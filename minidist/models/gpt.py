@@ -63,13 +63,24 @@ class Embed(Module):
 class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): (b, l, width) → the same."""
 
-    def __init__(self, width: int, heads: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        dropout: float = 0.0,
+        recompute_attention: bool = False,
+    ) -> None:
         start = normal(STD)
         # 2 · layers branches are added to x: smaller initial weights keep the sum from growing.
         branch_end = normal(STD / math.sqrt(2 * layers))
         self.norm1 = nn.LayerNorm(width)
         self.attention = nn.CausalSelfAttention(
-            width, heads, initialiser=start, out_initialiser=branch_end
+            width,
+            heads,
+            initialiser=start,
+            out_initialiser=branch_end,
+            recompute=recompute_attention,
         )
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width, initialiser=start)
@@ -131,16 +142,18 @@ def gpt(
     layers: int = 4,
     heads: int = 4,
     dropout: float = 0.0,
+    recompute_attention: bool = False,
 ) -> nn.Sequential:
     """Embed, ``layers`` blocks, head: a Sequential of layers + 2 blocks.
 
-    About 12 · layers · width² + vocabulary · width parameters.
+    About 12 · layers · width² + vocabulary · width parameters. With ``recompute_attention`` no
+    attention weights are saved: see ``CausalSelfAttention``.
 
     >>> len(gpt(63))
     6
     """
     table = Parameter((vocabulary, width), normal(STD), name="embedding.weight")
-    blocks = [Block(width, heads, layers, dropout) for _ in range(layers)]
+    blocks = [Block(width, heads, layers, dropout, recompute_attention) for _ in range(layers)]
     return nn.Sequential(Embed(table, context), *blocks, Head(table), input_shape=(context,))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from minidist import ops
 from minidist.engine.array import Array
+from minidist.engine.recompute import checkpoint
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Linear
 from minidist.nn.module import Initialiser, LayerCost, Module, Shape, in_a_row
@@ -48,6 +49,10 @@ class CausalSelfAttention(Module):
     (by default ``heads``; 1 is multi-query attention). ``rotary`` rotates queries and keys by
     their position, so that the input needs no position embedding. One product computes queries,
     keys and values, side by side in that order; another combines the results of the heads.
+
+    With ``recompute`` the attention weights, which grow with the square of the length, are not
+    saved but computed again in the backward; everything else is saved ("selective recomputation",
+    arXiv 2205.05198, section 5).
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class CausalSelfAttention(Module):
         bias: bool = True,
         initialiser: Initialiser | None = None,
         out_initialiser: Initialiser | None = None,
+        recompute: bool = False,
     ) -> None:
         groups = groups or heads
         if width % heads or heads % groups:
@@ -68,6 +74,7 @@ class CausalSelfAttention(Module):
             )
         self.width, self.heads, self.groups = width, heads, groups
         self.rotary_base = 10000.0 if rotary else None
+        self.recompute = recompute
         packed = (heads + 2 * groups) * (width // heads)
         self.qkv = Linear(width, packed, bias, initialiser)
         self.out = Linear(width, width, bias, out_initialiser or initialiser)
@@ -83,7 +90,10 @@ class CausalSelfAttention(Module):
 
     def core(self, qkv: Tensor, mask: Any = None) -> Tensor:
         """Attention itself, between the two products: (b, l, (heads + 2 groups) · d)."""
-        return ops.self_attention(qkv, self.heads, self.groups, self.rotary_base, mask)
+        settings = self.heads, self.groups, self.rotary_base, mask
+        if self.recompute and qkv.requires_grad:
+            return checkpoint(lambda x: ops.self_attention(x, *settings), qkv, random=False)
+        return ops.self_attention(qkv, *settings)
 
     def _cached(self, x: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
         """The positions of x follow those in the cache, and are added to it."""
@@ -113,8 +123,18 @@ class CausalSelfAttention(Module):
         flops = 4 * batch * width * pairs
         weights = batch * self.heads * pairs * itemsize
         out = batch, length, width
+        qkv_bytes = int(np.prod(shape)) * itemsize
+        if self.recompute:  # saves the input alone, and goes forward again
+            again = weights + (qkv_bytes if self.rotary_base is not None else 0)
+            return LayerCost(
+                out,
+                flops,
+                3 * flops,
+                saves_input=True,
+                splitting_bytes=again,
+                backward_bytes=again,
+            )
         if self.rotary_base is not None:  # saves the rotated copy instead of the input
-            qkv_bytes = int(np.prod(shape)) * itemsize
             return LayerCost(out, flops, 2 * flops, saved_bytes=weights + qkv_bytes)
         return LayerCost(out, flops, 2 * flops, saves_input=True, saved_bytes=weights)
 

@@ -25,7 +25,8 @@ class LayerCost:
     of everything else that it saves. ``view``: the output is the input's memory in another shape.
     If the weight gradient is computed later, it keeps more until then: ``defers_input`` says
     whether it keeps the input, and ``deferred_bytes`` counts everything else. Of several layers,
-    some are through while others are not: ``splitting_bytes`` is the most that they keep then.
+    some are through while others are not: ``splitting_bytes`` is the most that they keep then. A
+    layer that computes again in its backward has ``backward_bytes`` then, in place of saved_bytes.
     """
 
     shape: Shape
@@ -39,6 +40,7 @@ class LayerCost:
     defers_input: bool = False
     deferred_bytes: int = 0
     splitting_bytes: int = 0
+    backward_bytes: int = 0
 
 
 def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCost:
@@ -77,6 +79,11 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
         defers_input=defers_input,
         deferred_bytes=deferred,
         splitting_bytes=walk_back(costs, shape, itemsize, ends=False)[0],
+        backward_bytes=(
+            walk_back(costs, shape, itemsize, ends=False, deferring=False)[0]
+            if any(cost.backward_bytes for cost in costs)
+            else 0
+        ),
     )
 
 
@@ -86,13 +93,15 @@ def walk_back(
     itemsize: int,
     loss_bytes: int = 0,
     ends: bool = True,
+    deferring: bool = True,
 ) -> tuple[int, int]:
     """Bytes kept while going backward without the weights: at the highest, and at the end.
 
     A layer frees what it saved, and a layer with weights keeps its input and the gradient of its
-    output for later. What lies between two layers is one array, whoever keeps it. ``loss_bytes``
-    are saved by the loss, which goes first. Without ``ends`` the first input and the last output
-    are not counted: they are the neighbours' too.
+    output for later; not ``deferring``, with the weights, it keeps nothing. What lies between two
+    layers is one array, whoever keeps it. ``loss_bytes`` are saved by the loss, which goes first.
+    Without ``ends`` the first input and the last output are not counted: they are the neighbours'
+    too.
     """
     shapes = [shape, *(cost.shape for cost in costs)]
     place = [0]  # the array that lies before each layer: a view is the same array
@@ -115,11 +124,12 @@ def walk_back(
     highest += loss_bytes
     for index in reversed(range(len(costs))):
         cost = costs[index]
-        if cost.splitting_bytes:  # several layers, one after the other
-            highest = max(highest, now - cost.saved_bytes + cost.splitting_bytes)
-        use(place[index], cost.defers_input - cost.saves_input)
+        inside = cost.splitting_bytes if deferring else cost.backward_bytes
+        if inside:  # several layers one after the other, or one that computes again
+            highest = max(highest, now - cost.saved_bytes + inside)
+        use(place[index], (deferring and cost.defers_input) - cost.saves_input)
         use(place[index + 1], -int(cost.saves_output))
-        own += cost.deferred_bytes - cost.saved_bytes
+        own += (cost.deferred_bytes if deferring else 0) - cost.saved_bytes
         now = own + sum(sizes[b] for b, count in users.items() if count)
         highest = max(highest, now)
     return highest, now if costs else 0

@@ -93,7 +93,8 @@ class CrossEntropy(Loss):
         soft = targets.dtype.kind == "f"
         each = xp.ones(logits.shape[:-1], logits.dtype)  # how much each row counts
         if self.weight is not None and not soft:
-            each *= xp.asarray(self.weight, logits.dtype)[targets]
+            known = xp.clip(targets, 0, len(self.weight) - 1)  # an ignored one may be no class
+            each *= xp.asarray(self.weight, logits.dtype)[known]
         if self.ignore_index is not None:
             each *= targets != self.ignore_index
         normalizer = ops.logsumexp(logits, axis=-1)  # log Σ exp, of each row

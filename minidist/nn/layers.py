@@ -221,5 +221,6 @@ class Residual(Module):
             saves_output=False,
             saved_bytes=inner.saved_bytes + kept,
             splitting_bytes=inner.splitting_bytes + kept,
+            backward_bytes=inner.backward_bytes and inner.backward_bytes + kept,
             view=False,
         )

@@ -100,7 +100,8 @@ class Parameter(Tensor):
         if self.grad is not None:
             raise RuntimeError(f"{self.name or 'the parameter'} is initialised: declare it anew")
         self.declared, self.initialiser = shape, initialiser
-        self.node = Node((), None, shape, self)
+        if self.node is not None:  # a frozen one has none
+            self.node = Node((), None, shape, self)
 
     @property
     def shape(self) -> Shape:

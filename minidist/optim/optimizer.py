@@ -84,6 +84,7 @@ class Optimizer:
         self.weight_decay = weight_decay
         self.exclude = tuple(exclude)
         self.groups = dict(groups or {})
+        self._admits: Callable[[list[Array]], bool] | None = None
         self.steps = 0
         self.parts: list[Part] = []  # all that it steps: one, unless a method cuts it up
         self.owner = ""  # the method that it belongs to
@@ -174,6 +175,8 @@ class Optimizer:
                     "model.flat.data and model.flat.grad are"
                 )
             self.prepare(part, data)
+        if self._admits is not None and not self._admits([grad for _, _, grad in items]):
+            return  # a method leaves this step out: see parallel/guards.py
         rates = self.rates()
         self.steps += 1
         for part, data, grad in items:

@@ -49,6 +49,14 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.buffers import mean_buffers, why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
+from minidist.parallel.guards import (
+    POLICIES,
+    all_finite,
+    check_built,
+    check_loss,
+    check_replicas,
+    replicas_due,
+)
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.settings import Settings
 from minidist.parallel.shares import (
@@ -166,9 +174,11 @@ class Method(Settings):
         self.seed = seed
         self.microbatches = microbatches
         self.clip = clip
+        self.not_finite, self.replicas_every = "raise", 0  # see guards.py
         self.steps = 0  # training steps made: draws and schedules of messages are keyed by it
         self._agreed = False  # whether the ranks have compared a step's batch
         self._stepping = False
+        check_built(self)
 
     def constructed(self) -> None:
         self.why_inexact = why_inexact(self.whole, self.copies, self.microbatches)
@@ -221,8 +231,36 @@ class Method(Settings):
         """
         with self.stepping([batch]):
             loss = self.train_on(batch)
+        return self.stepped(loss)
+
+    def stepped(self, loss: float) -> float:
+        """A step has been made: see guards.py for what is checked then."""
+        check_loss(self, loss)
         self.steps += 1
+        if replicas_due(self) and self.comm.size > 1 and (same := self.replicated()):
+            check_replicas(self.comm, same, self.steps)
         return loss
+
+    def guard(self, not_finite: str = "raise", replicas_every: int = 0) -> None:
+        """What to do if the loss is not finite, "raise", "skip" or "go on"; and after how many
+        steps to compare the replicas, 0 for never: see guards.py. Every rank must call it.
+
+        Raises Unsupported where a step cannot be skipped, or there are no replicas.
+        """
+        name = type(self).__name__
+        if not_finite not in POLICIES:
+            raise ValueError(f"{name}: not_finite={not_finite!r}: choose one of {POLICIES}")
+        if not_finite == "skip" and "skip" in self.refuses:
+            raise Unsupported(f"{name}: skip is not supported: {self.refuses['skip']}")
+        if replicas_every and not self.replicated():
+            raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
+        self.not_finite, self.replicas_every = not_finite, replicas_every
+        skips = not_finite == "skip"
+        self.optimizer._admits = (lambda grads: all_finite(self.comm, grads)) if skips else None
+
+    def replicated(self) -> dict[str, Array]:
+        """The parameters that are the same on all ranks after a step; none by default."""
+        return {}
 
     def train_on(self, batch: Batch) -> float:
         """What ``step`` does: for a method to define, and for ``step`` alone to call."""

@@ -13,6 +13,7 @@ import numpy as np
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.cost import in_a_row as in_a_row_of
+from minidist.nn.cost import walk_back
 from minidist.nn.module import Module, Shape
 from minidist.nn.parameter import in_a_row
 from minidist.parallel.blocks import blocks_of, costs_of
@@ -96,4 +97,17 @@ def training_seconds(model: Module, batches: Sequence[Batch], machine: Machine, 
 
 def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
     """Bytes of activations at the highest, if these batches go forward and backward in turn."""
-    return max(saved_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)
+    return max(peak_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)
+
+
+def peak_bytes(model: Module, shape: Shape, itemsize: int, loss: Module | None) -> int:
+    """``saved_bytes``, or more if a layer computes again in the backward what it did not save."""
+    costs = costs_of(model, shape, itemsize)
+    first = first_recorded(model, input_grad=False)
+    if first and first == len(costs):
+        return 0  # nothing to train
+    output = costs[-1].shape if costs else shape
+    of_loss = 0 if loss is None else loss.cost(output, itemsize).saved_bytes
+    before = costs[first - 1].shape if first else shape
+    highest, _ = walk_back(costs[first:], before, itemsize, of_loss, deferring=False)
+    return max(highest, saved_bytes(model, shape, itemsize, loss))

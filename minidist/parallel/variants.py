@@ -12,6 +12,7 @@ from minidist.parallel.averaging.local_sgd import DiLoCo, LocalSGD
 from minidist.parallel.data_parallel.data_parallel import DataParallel, Overlapped, PerParameter
 from minidist.parallel.data_parallel.symmetric import SymmetricDataParallel
 from minidist.parallel.gradient_compression.compression import Compressed
+from minidist.parallel.mesh.mesh_parallel import MeshParallel
 from minidist.parallel.method import Method
 from minidist.parallel.pipeline.pipedream import PipeDream
 from minidist.parallel.pipeline.pipeline import Pipeline
@@ -19,9 +20,22 @@ from minidist.parallel.serial import Serial
 from minidist.parallel.server.backup_workers import BackupWorkers
 from minidist.parallel.server.look_ahead import LookAhead
 from minidist.parallel.server.parameter_server import ParameterServer
+from minidist.parallel.tensor.tensor_parallel import TensorParallel
 from minidist.parallel.zero.stage1 import Zero1
 from minidist.parallel.zero.stage2 import Zero2
 from minidist.parallel.zero.stage3 import Zero3
+
+
+def every_axis(ranks: int) -> dict[str, int]:
+    """A mesh of so many ranks with as many axes as can be: 2 on tensor, 2 on pipeline, the rest."""
+    pp = 2 if ranks % 4 == 0 or ranks == 6 else 1
+    tp = 2 if ranks in (2, 4, 8) else 1  # three and more replicas want layers that divide
+    return {"dp": ranks // (pp * tp), "pp": pp, "tp": tp}
+
+
+def tensor_alone(ranks: int) -> dict[str, int]:
+    """All ranks on the tensor axis, if they are a power of two: sequences are cut evenly."""
+    return {"tp": ranks} if ranks in (1, 2, 4, 8) else {"dp": ranks}
 
 
 def two_servers(ranks: int) -> int:
@@ -70,4 +84,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pipeline/zero_bubble_h1": partial(Pipeline, schedule="zero_bubble_h1", microbatches=4),
     "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),
     "pipeline/pipedream": PipeDream,
+    "tensor/parallel": TensorParallel,
+    "mesh/every_axis": partial(MeshParallel, mesh=every_axis, microbatches=2),
+}
+
+# For models of sequences alone: they cut along the sequence too.
+SEQUENCE_METHODS: dict[str, Callable[..., Method]] = {
+    "tensor/sequence": partial(MeshParallel, mesh=tensor_alone, sequence=True),
+    "mesh/sequence": partial(MeshParallel, mesh=every_axis, microbatches=2, sequence=True),
 }

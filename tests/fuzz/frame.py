@@ -39,7 +39,7 @@ class Failure:
 def attempt(check: Check, seed: int, size: int) -> str | None:
     """What is wrong with one case, or None."""
     try:
-        check(np.random.default_rng([seed, size]), size)
+        check(np.random.default_rng(seed), size)
     except Exception:
         return traceback.format_exc(limit=-4)
     return None

@@ -1,4 +1,4 @@
-"""Lessons 1 to 4, 14 and 15 run from top to bottom, as scripts and notebooks, and draw pictures."""
+"""Lessons 1 to 4 and 13 to 15 run from top to bottom, as scripts and notebooks, and draw."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ LESSONS = {
     "02_tensors_and_layers": ["02_tensors_and_layers"],
     "03_optimizers": ["03_learning_rates", "03_optimizers"],
     "04_training_for_real": ["04_images", "04_characters"],
+    "13_gradients_that_vanish": ["13_gradient_norms", "13_training"],
     "14_smaller": ["14_smaller"],
     "15_many_requests": ["15_many_requests"],
 }

@@ -32,6 +32,8 @@ DISTRIBUTED = [
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
+    pytest.param("16_tensor_parallel", marks=pytest.mark.long),
+    pytest.param("17_putting_it_together", marks=pytest.mark.long),
 ]
 
 
@@ -84,6 +86,7 @@ def run_lesson(name: str, folder: Path) -> str:
     [
         "10_parameter_server",
         "11_pipelines",
+        "16_tensor_parallel",
         pytest.param("12_when_things_break", marks=pytest.mark.long),
     ],
 )

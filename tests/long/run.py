@@ -70,6 +70,16 @@ JOBS = {
          "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
          "--out", "out/long/eight_ranks"],
     ),
+    "mesh": Job(
+        "tensor parallel, sequences and meshes of the GPT on 8 simulated ranks, in float64",
+        [*COMPARE, "--world", "local", "--model", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
+         "20", "--batch", "32", "--dtype", "float64", "--methods", "zero,pipeline,tensor,mesh",
+         "--out", "out/long/mesh"],
+    ),
+    "mesh_mpi": Job(
+        "every mesh of 8 real ranks, each against serial training and its formula",
+        ["-m", "tests.mpi.mesh_program", "8"],
+    ),
     "fuzz_graphs": Job(
         "10,000 random graphs of ops against PyTorch, or numeric slopes without it",
         ["-m", "tests.fuzz", "graphs", "--count", "10000"],

@@ -66,3 +66,10 @@ def test_ops_that_send_and_tensor_parallelism(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.tensor_program")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["passed"]
+
+
+@needs_mpi
+def test_meshes_of_four_ranks():
+    done = mpiexec(4, "-m", "tests.mpi.mesh_program")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "passed 4 meshes of 4 ranks"

@@ -9,8 +9,6 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS, DataParallel, Serial
-from minidist.parallel.method import Unsupported
-from minidist.parallel.tensor import TensorParallel
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, is_exact, make
 
 # The first layer whole, so that the backward ends before it; and half of a later one.
@@ -84,14 +82,6 @@ def test_a_model_that_a_method_trains_cannot_be_frozen_any_more():
             method.model.parameters()[0].requires_grad = False
         with pytest.raises(ValueError, match="nothing to train"):
             Serial(mlp((12, 5)).freeze(), CrossEntropy(), SGD(0.1), comm.split(comm.rank))
-
-    launch(run, 2, LocalWorld())
-
-
-def test_tensor_parallelism_refuses_with_the_reason():
-    def run(comm):
-        with pytest.raises(Unsupported, match="frozen parameters is not supported"):
-            TensorParallel(mlp((12, 8, 5)).freeze("1.*"), CrossEntropy(), SGD(0.1), comm)
 
     launch(run, 2, LocalWorld())
 

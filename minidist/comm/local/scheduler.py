@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -83,6 +84,9 @@ class Scheduler:
             except Crash:
                 self.crash(rank)
             except BaseException as error:
+                if isinstance(error, SystemExit) and not error.code:
+                    error.code = 1  # the other ranks have not finished, so the program has not
+                    print(f"rank {rank} of {self.ranks} left by sys.exit", file=sys.stderr)
                 where = f"raised on rank {rank} of {self.ranks}{f' ({stream})' if stream else ''}"
                 error.add_note(where + ", local world")
                 self.error = error

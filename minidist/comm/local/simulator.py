@@ -27,13 +27,28 @@ class Simulator(Scheduler):
         self.links = None if machine.even else Links(machine)
         self.ports = Ports(ranks)  # inside a node
         self.network_ports = Ports(ranks)
+        self.groups: list[Group] = []
         self.common: dict[Any, Any] = {}  # of ``Comm.once``
         self.alive: Callable[[int], bool] = lambda rank: True  # False: another rank stands for it
         self.join: Callable[[Group, int, Trace], Any]  # a communicator; the world sets it
 
     def group_of(self, ranks: Sequence[int]) -> Group:
         """A group of these ranks of the world."""
-        return Group(ranks, sum(map(self.alive, ranks)))
+        self.groups.append(Group(ranks, sum(map(self.alive, ranks))))
+        return self.groups[-1]
+
+    def check_received(self) -> None:
+        """Raise CommError at the end of a run, if a message waits for its other side."""
+        if self.lost:
+            return
+        for group in self.groups:
+            for boxes, what in ((group.sends, "nobody received"), (group.recvs, "nobody sent")):
+                for transfer in (one for box in boxes for one in box):
+                    mine = transfer.sender if transfer.sending else transfer.receiver
+                    raise CommError(
+                        f"at the end of the launch messages were not received. On rank "
+                        f"{group.ranks[mine]}: {what} {transfer}"
+                    )
 
     # Messages
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from traceback import walk_stack
 from typing import Any
 
 from minidist.comm.agreement import Claim
-from minidist.comm.calls import describe_message
+from minidist.comm.calls import describe_message, users_line
 from minidist.comm.errors import Disagreement
 from minidist.engine.array import Array
 
@@ -115,20 +114,11 @@ def describe(stuck: list[Task], ranks: int) -> str:
             unmet = [transfer for transfer in doing if transfer.end < 0]
             sending = sending or (len(doing) == 1 and unmet[0].sending)
             doing = " and ".join(str(transfer) for transfer in unmet)
-        lines.append(f"  rank {task.rank}{stream}: {doing}, {_where(task)}")
+        place = users_line(task.greenlet.gr_frame) or "in minidist itself"
+        lines.append(f"  rank {task.rank}{stream}: {doing}, {place}")
     if sending:
         lines.append(
             "a send returns when its receive has been posted: let one side receive first, "
             "or use sendrecv"
         )
     return "\n".join(lines)
-
-
-def _where(task: Task) -> str:
-    """The line of the user's code at which a paused task stands."""
-    frames = list(walk_stack(task.greenlet.gr_frame))
-    outside = [
-        pair for pair in frames if not pair[0].f_globals.get("__name__", "").startswith("minidist.")
-    ]
-    frame, line = (outside or frames[::-1])[0]
-    return f'at {frame.f_code.co_filename}:{line} in "{frame.f_code.co_name}"'

@@ -92,6 +92,7 @@ class LocalWorld:
         for rank in living:
             simulator.start(rank, "", 0.0, body(rank))
         self.seconds = simulator.run()
+        simulator.check_received()
         return [results.get(fold.stands_for(rank)) for rank in range(ranks)]
 
 

@@ -2,8 +2,8 @@
 
 ``world.py`` finds the processes and runs a function on them. ``comm.py`` sends and receives,
 through the host memory of ``buffers.py``; ``stream.py`` is a rank's second thread, and
-``windows.py`` the memory that ranks share. ``watchdog.py`` ends the job when a rank fails or waits
-for ever.
+``windows.py`` the memory that ranks share. ``process.py`` is what a process has once; ``ending.py``
+ends the job when a rank fails, and ``watchdog.py`` when one waits for ever.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = offer(
         "world": ["LauncherError", "MpiWorld"],
         "comm": ["MpiComm", "MpiRecv", "MpiSend"],
         "stream": ["MpiFuture", "Stream"],
-        "watchdog": ["Watchdog", "abort_on_error"],
+        "ending": ["abort_on_error"],
+        "watchdog": ["Watchdog"],
     },
 )

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minidist.comm.agreement import TEXT, compare, packed, unpacked
+from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
 from minidist.comm.checks import ANY, check_message
 from minidist.comm.comm import IN_PLACE, Comm
 from minidist.comm.errors import CommError
 from minidist.comm.machine import Machine
 from minidist.comm.mpi import buffers, windows
+from minidist.comm.mpi.requests import MpiRecv, MpiSend
+from minidist.comm.mpi.resources import Resources
 from minidist.comm.mpi.stream import MpiFuture, Stream
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import StreamTrace, Trace
@@ -32,14 +35,22 @@ class MpiComm(Comm):
     """
 
     def __init__(
-        self, mpi: Any, comm: Any, trace: Trace, crowded: bool, tuning: Any = None
+        self,
+        mpi: Any,
+        comm: Any,
+        trace: Trace,
+        crowded: bool,
+        tuning: Any = None,
+        resources: Resources | None = None,
     ) -> None:
         super().__init__(comm.Get_rank(), comm.Get_size(), trace, Machine(), tuning)
         self._mpi = mpi
         self._comm = comm
         self._crowded = crowded
         self._stream: Stream | None = None
-        self._windows: list[Any] = []  # of shared(): freed with the process
+        self._resources = resources or Resources(mpi, comm)
+        self._counts = self._resources.add(self)
+        self.compares = debugging()
         self._spawned: dict[Stream, MpiFuture] = {}  # the last, of this communicator and its parts
 
     time = _now = staticmethod(time.perf_counter)
@@ -47,6 +58,7 @@ class MpiComm(Comm):
     # Messages
 
     def _isend(self, array: Array, to: int, tag: int) -> Request:
+        self._counts.sent += 1
         pieces = buffers.outgoing(array, self.trace.sent)
         requests = [self._comm.Isend(piece, to, tag) for piece in pieces]
         return MpiSend(self, requests, array, to, tag)
@@ -63,6 +75,7 @@ class MpiComm(Comm):
         return MpiRecv(self, requests, pieces, array, host, source, tag)
 
     def _send(self, array: Array, to: int, tag: int) -> None:
+        self._counts.sent += 1
         for piece in buffers.outgoing(array, self.trace.sent):
             if self._crowded:
                 self._complete(self._comm.Isend(piece, to, tag))
@@ -80,16 +93,20 @@ class MpiComm(Comm):
                 status = self._mpi.Status()
                 self._comm.Recv(piece, self._source(source), tag, status)
             source = self._received(status, piece, array)
+        self._counts.received += 1
         buffers.arrived(array, host, self.trace.sent)
         return source
 
     def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> int:
         if self._crowded or max(send.nbytes, recv.nbytes) > buffers.PIECE:
             receiving = self._irecv(recv, source, tag)
+            self._counts.sent += 1
             pieces = buffers.outgoing(send, self.trace.sent)
             for request in [self._comm.Isend(piece, to, tag) for piece in pieces]:
                 self._complete(request)
             return receiving.finish()
+        self._counts.sent += 1
+        self._counts.received += 1
         (out,) = buffers.outgoing(send, self.trace.sent)
         host, (into,) = buffers.incoming(recv)
         status = self._mpi.Status()
@@ -98,7 +115,7 @@ class MpiComm(Comm):
         buffers.arrived(recv, host, self.trace.sent)
         return source
 
-    def wait_for(self, source: int, tag: int = 0) -> None:
+    def _wait_for(self, source: int, tag: int) -> None:
         start = self._enter("wait_for", source=source, tag=tag)
         self._first_sender(tag, source)
         self._left("wait", start)
@@ -131,6 +148,7 @@ class MpiComm(Comm):
         """Check the length of a message that has arrived; returns who sent it."""
         source, nbytes = status.Get_source(), status.Get_count(self._mpi.BYTE)
         if nbytes != piece.nbytes:
+            self._counts.received += 1  # it is not lost, whatever the caller does now
             raise self._failed(
                 f"rank {self.rank} received {nbytes} bytes from rank {source} where it expected "
                 f"{array.dtype}[{array.size}], {piece.nbytes} bytes"
@@ -150,6 +168,8 @@ class MpiComm(Comm):
     # Groups, and what the library does
 
     def barrier(self) -> None:
+        if self.compares:
+            self._compare("barrier()")
         start = self._enter("barrier")
         request = self._comm.Ibarrier()
         while not request.Test():
@@ -160,7 +180,10 @@ class MpiComm(Comm):
         self._left("barrier", start)
 
     def split(self, color: int, key: int = 0) -> Comm:
+        if self.compares:
+            self._compare("split()")
         start = self._enter("split")
+        self._resources.free_dropped()
         part = self._comm.Split(color, key)
         self._left("split", start)
         return self._part(part)
@@ -168,15 +191,22 @@ class MpiComm(Comm):
     def group(self, ranks: Sequence[int]) -> Comm:
         self._check_members(ranks)
         start = self._enter("group")
-        part = self._comm.Create_group(self._comm.Get_group().Incl(list(ranks)))
+        self._resources.free_dropped()
+        mine = self._comm.Get_group()
+        chosen = mine.Incl(list(ranks))
+        part = self._comm.Create_group(chosen)
+        chosen.Free()
+        mine.Free()
         self._left("group", start)
         return self._part(part)
 
     def _part(self, part: Any) -> Comm:
         """A communicator of some ranks of this one."""
-        members = part.Get_group()
-        theirs = members.Translate_ranks(list(range(part.Get_size())), self._comm.Get_group())
-        comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning)
+        members, mine = part.Get_group(), self._comm.Get_group()
+        theirs = members.Translate_ranks(list(range(part.Get_size())), mine)
+        members.Free()
+        mine.Free()
+        comm = MpiComm(self._mpi, part, self.trace, self._crowded, self.tuning, self._resources)
         comm.world = [self.world[rank] for rank in theirs]
         comm._spawned = self._spawned
         return comm
@@ -195,13 +225,15 @@ class MpiComm(Comm):
             compare(dict(enumerate(rows)), self.size)
 
     def _shared(self, length: int, like: Array) -> list[Array]:
+        if self.compares:
+            self._compare(f"shared() of {like.dtype}[{length}]")
         start = self._enter("shared")
         try:
             window, arrays = windows.allocate(self._mpi, self._comm, length, like)
         except CommError:
             self.trace.call = None
             raise
-        self._windows.append(window)
+        self._resources.windows.append((window, self, [weakref.ref(array) for array in arrays]))
         self._left("shared", start)
         return list(arrays)
 
@@ -240,78 +272,27 @@ class MpiComm(Comm):
             own = self._comm.Dup()
             self._left("spawn", start)
             trace = StreamTrace(self.trace, self.time())
-            comm = MpiComm(self._mpi, own, trace, self._crowded, self.tuning)
-            comm._main = MpiComm(self._mpi, self._comm, trace, self._crowded, self.tuning)
+            settings = (trace, self._crowded, self.tuning, self._resources)
+            comm = MpiComm(self._mpi, own, *settings)
+            comm._main = MpiComm(self._mpi, self._comm, *settings)
             comm.world = comm._main.world = self.world
+            comm.label = self.label
             self._stream = Stream(comm, self._mpi.COMM_WORLD.Abort)
         future = self._spawned[self._stream] = MpiFuture(self, self._stream.submit(function, *args))
         return future
 
     def finish(self) -> None:
         """Wait for all that was spawned: a stream may not outlive its run."""
-        for future in self._spawned.values():
+        for stream, future in self._spawned.items():
             if not future.done():
                 future.wait()  # the last of its stream, so all before it return, too
+            stream.thread.shutdown()
 
+    def close(self) -> None:
+        """At the end of a launch: every message has been received; free what it has used.
 
-class MpiSend(Request):
-    """``Isend``s under way, of all pieces of ``array``, which is kept until they are done."""
-
-    def __init__(self, comm: MpiComm, requests: list[Any], array: Array, to: int, tag: int) -> None:
-        self._comm, self._requests, self._array = comm, requests, array
-        self._to, self._tag = to, tag
-
-    def wait(self) -> int:
-        array, to = self._array, self._to
-        start = self._comm._enter("wait", array, to, tag=self._tag, counted=True)
-        for request in self._requests:
-            self._comm._complete(request)
-        self._comm._left("wait send", start, array.nbytes, to)
-        return to
-
-    def test(self) -> bool:
-        return all(request.Test() for request in self._requests)
-
-
-class MpiRecv(Request):
-    """``Irecv``s under way into pieces of ``host``: ``array`` itself unless that is on a GPU."""
-
-    def __init__(
-        self,
-        comm: MpiComm,
-        requests: list[Any],
-        pieces: list[np.ndarray],
-        array: Array,
-        host: np.ndarray,
-        source: int,
-        tag: int,
-    ) -> None:
-        self._comm, self._array, self._host = comm, array, host
-        self._left = list(zip(requests, pieces, strict=True))  # not yet received
-        self._source, self._tag = source, tag  # from anyone: known when a piece is received
-
-    def wait(self) -> int:
-        start = self._comm._enter("wait", None, ANY, self._array, self._source, self._tag)
-        self.finish()
-        self._comm._left("wait recv", start, self._array.nbytes, self._source)
-        return self._source
-
-    def finish(self) -> int:
-        """``wait``, but untraced: part of a larger call."""
-        while self._left:
-            self._finished(self._comm._complete(self._left[0][0]))
-        return self._source
-
-    def test(self) -> bool:
-        while self._left:
-            status = self._comm._mpi.Status()
-            if not self._left[0][0].Test(status):
-                return False
-            self._finished(status)
-        return True
-
-    def _finished(self, status: Any) -> None:
-        _, piece = self._left.pop(0)
-        self._source = self._comm._received(status, piece, self._array)
-        if not self._left:
-            buffers.arrived(self._array, self._host, self._comm.trace.sent)
+        Raises CommError if a message was not received, or a receive not waited for.
+        """
+        start = self._enter("end of the launch")
+        self._resources.close()
+        self._left("barrier", start)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minidist.comm.comm import Comm
-from minidist.comm.mpi.watchdog import abort_on_error
+from minidist.comm.mpi.ending import abort_on_error
 from minidist.comm.requests import Future
 from minidist.engine.array import SideStream
 

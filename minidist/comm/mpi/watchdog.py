@@ -1,12 +1,13 @@
-"""One failing rank must end the job: loudly, soon, and with a status that is not 0.
+"""Ranks that wait for each other for ever end the job, with a report of what each of them does.
 
-Under plain ``mpirun python script.py`` an exception on one rank leaves the others waiting for its
-messages for ever. So ``launch`` runs the user's function inside ``abort_on_error``.
+In the local world that is a ``Deadlock``; real ranks cannot know that no other rank will ever send,
+so a ``Watchdog`` sets a limit. When it is passed, the watchdog says for every rank the call that it
+is in, with peer, tag and size, where it was made, and for how long it has waited.
 
-And ranks that wait for each other would wait for ever. In the local world that is a ``Deadlock``;
-real ranks cannot know that no other rank will ever send, so a ``Watchdog`` sets a limit. When it is
-passed, the watchdog prints for every rank the call that it is in, with peer, tag and size, where it
-was made, and for how long it has waited.
+It watches from before MPI is up until after it is down: ``MPI_Init``, the set-up of a launch, all
+calls in it, and the end of the program. It only ever starts messages and looks whether they have
+ended, so no rank and no network can stop it; and if printing or aborting does, ``last_resort`` ends
+the process.
 """
 
 from __future__ import annotations
@@ -15,115 +16,140 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
-from minidist.comm.calls import describe_call
+from minidist.comm.calls import describe_call, users_line
+from minidist.comm.mpi import ending
 from minidist.comm.trace import Trace
 
-FORWARDING = 0.25  # seconds
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"
-
-
-@contextmanager
-def abort_on_error(rank: int, size: int, abort: Callable[[int], None]) -> Iterator[None]:
-    """Print what was raised inside, with the rank, and end every rank through ``abort(status)``.
-
-    ``sys.exit`` counts: the other ranks would wait for a rank that exits alone. Status 0 becomes 1,
-    since the job did not finish.
-    """
-    try:
-        yield
-    except BaseException as error:
-        status = 1
-        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
-            status = error.code
-        text = "".join(traceback.format_exception(error))
-        sys.stdout.flush()
-        sys.stderr.write(f"\nrank {rank} of {size} failed, so the whole job ends:\n{text}\n")
-        sys.stderr.flush()
-        # An abort kills the launcher's helpers too: give them time to pass the text on.
-        time.sleep(FORWARDING)
-        abort(status)
-        raise
 
 
 class Watchdog(threading.Thread):
     """Ends a job in which a rank has waited longer than ``timeout`` seconds in one call.
 
     It is a thread that looks at ``trace.call``, where ``Comm`` leaves the call that the rank is in,
-    and at those of the rank's streams. ``comm`` is an MPI communicator for the watchdogs alone:
-    they ask each other what their ranks do, and of those whose limit is passed the lowest rank
-    prints all answers and calls ``abort``.
+    and at those of the rank's streams; ``own`` is the record of what is outside of a launch. On
+    ``comm``, an MPI communicator, watchdogs ask each other what their ranks do. Of those whose
+    limit is passed the lowest rank prints all answers and calls ``abort``. One process has one.
     """
 
-    ASK, ANSWER = 1, 2  # tags
+    ASK, ANSWER = 32701, 32702  # tags
     LINE = 1000  # bytes of an answer
 
     def __init__(
-        self, comm: Any, trace: Trace, timeout: float, abort: Callable[[int], None]
+        self, rank: int, size: int, timeout: float, abort: Callable[[int], None] = ending.kill
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.comm, self.trace, self.timeout, self.abort = comm, trace, timeout, abort
-        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.rank, self.size, self.timeout, self.abort = rank, size, timeout, abort
+        self.own = Trace()
+        self.trace = self.own  # of the launch that runs
+        self.comm: Any = None  # while MPI is up, if threads may call it
+        self.using = threading.Lock()  # held while ``comm`` is used
         self.over = threading.Event()
         self.answers: dict[int, str] = {}
         self.asked_by: set[int] = set()
+        self.sending: list[tuple[Any, Any]] = []  # requests that have not ended, and their buffers
 
     def run(self) -> None:
-        period = min(1.0, self.timeout / 4)
-        while not self.over.wait(period):
+        while not self.over.wait(min(1.0, self.timeout / 4 if self.timeout else 1.0)):
             self._listen()
-            if longest_wait(self.trace) > self.timeout:
+            if 0 < self.timeout < max(longest_wait(self.own), longest_wait(self.trace)):
                 self._end_job()
 
-    def stop(self) -> None:
-        """The job has finished."""
-        self.over.set()
-        self.join()
+    @contextmanager
+    def watching(self, trace: Trace, timeout: float) -> Iterator[None]:
+        """Watch a launch, whose record this is."""
+        before = self.timeout
+        self.trace, self.timeout = trace, timeout
+        yield
+        self.trace, self.timeout = self.own, before
+
+    @contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """What is done inside waits for all ranks, and is no call of communication."""
+        self.own.call = (name, time.perf_counter(), None, -1, None, -1, 0)
+        try:
+            yield
+        finally:
+            self.own.call = None
+
+    def use(self, comm: Any) -> None:
+        """Ask and answer on this communicator; on none from now on, if it is None."""
+        held = self.using.acquire(timeout=ANSWERING)
+        self.comm = comm
+        if held:
+            self.using.release()
 
     def _listen(self) -> None:
         """Answer what other watchdogs ask, and take what they answer."""
-        for other in range(self.size):
-            while self.comm.Iprobe(other, self.ASK):
-                self.comm.Recv(bytearray(0), other, self.ASK)
+        with self.using:
+            if self.comm is None:
+                return
+            self.sending = [pair for pair in self.sending if not pair[0].Test()]
+            while (other := self._arrived(self.ASK, bytearray(0))) is not None:
                 self.asked_by.add(other)
-                line = describe(self.trace).encode()[: self.LINE]
-                self.comm.Send(line, other, self.ANSWER)
-            if self.comm.Iprobe(other, self.ANSWER):
-                answer = bytearray(self.LINE)
-                self.comm.Recv(answer, other, self.ANSWER)
+                self._send(self.describe().encode()[: self.LINE], other, self.ANSWER)
+            answer = bytearray(self.LINE)
+            while (other := self._arrived(self.ANSWER, answer)) is not None:
                 self.answers[other] = answer.rstrip(b"\0").decode(errors="replace")
+                answer = bytearray(self.LINE)
+
+    def _send(self, line: bytes, to: int, tag: int) -> None:
+        self.sending.append((self.comm.Isend(line, to, tag), line))
+
+    def _arrived(self, tag: int, buffer: bytearray) -> int | None:
+        """Who has sent a message of this tag, which is then in ``buffer``; None: nobody."""
+        for other in range(self.size):
+            if self.comm.Iprobe(other, tag):
+                request = self.comm.Irecv(buffer, other, tag)
+                until = time.monotonic() + ANSWERING
+                while not request.Test() and time.monotonic() < until:
+                    time.sleep(0.001)
+                return other
+        return None
+
+    def describe(self) -> str:
+        """What this rank does, in a line."""
+        return describe(self.own, self.trace)
 
     def _end_job(self) -> None:
         """Ask every rank what it does, print the answers, and abort."""
-        self.answers[self.rank] = describe(self.trace)
-        for other in range(self.size):
-            if other != self.rank:
-                self.comm.Send(bytearray(0), other, self.ASK)
+        ending.last_resort(3 * ANSWERING + ending.GRACE)
+        waited = f"has waited more than {self.timeout:g} s in one call, so the whole job ends"
+        hint = f"(a longer limit: {TIMEOUT}=SECONDS in the environment, 0 for none)\n"
+        self.answers[self.rank] = self.describe()
+        if ending.supervised():  # who started the job asks the others
+            text = f"rank {self.rank} of {self.size} {waited}:\n  {self.answers[self.rank]}\n{hint}"
+            ending.end(text, 1, self.abort)
+        if self.comm is not None:
+            for other in range(self.size):
+                if other != self.rank:
+                    self._send(b"", other, self.ASK)
         give_up = time.monotonic() + ANSWERING
-        while len(self.answers) < self.size and time.monotonic() < give_up:
+        while self.comm is not None and len(self.answers) < self.size:
             self._listen()
             time.sleep(0.01)
+            if time.monotonic() > give_up:
+                break
         if min(self.asked_by, default=self.rank) < self.rank:
             time.sleep(ANSWERING)  # that rank's watchdog prints and ends the job
         lines = [
             f"  rank {rank}: {self.answers.get(rank, 'gives no answer')}"
             for rank in range(self.size)
         ]
-        sys.stderr.write(
-            f"\nrank {self.rank} of {self.size} has waited more than {self.timeout:g} s in one "
-            "call, so the whole job ends. What the ranks do:\n" + "\n".join(lines) + "\n"
-            f"(a longer limit: {TIMEOUT}=SECONDS in the environment, 0 for none)\n"
+        ending.end(
+            f"rank {self.rank} of {self.size} {waited}. What the ranks do:\n"
+            + "\n".join(lines)
+            + f"\n{hint}",
+            1,
+            self.abort,
         )
-        sys.stderr.flush()
-        time.sleep(FORWARDING)
-        self.abort(1)
 
 
 def timeout_from_environment() -> float:
@@ -144,19 +170,22 @@ def longest_wait(trace: Trace) -> float:
     return max((time.perf_counter() - call[1] for call in calls if call is not None), default=0.0)
 
 
-def describe(trace: Trace) -> str:
+def describe(*traces: Trace) -> str:
     """What this rank waits in: call, peer, tag, size, collective, the user's line, time."""
     frames = sys._current_frames()
     parts = []
-    for one in (trace, *trace.streams):
-        call, frame = one.call, frames.get(one.thread)
-        if call is not None and frame is not None:
-            stream = "" if one is trace else " on the communication stream"
-            seconds = time.perf_counter() - call[1]
-            place = f"{stream}{collective(frame)}{where(frame)}"
-            parts.append(f"{describe_call(call)}{place}, for {seconds:.1f} s")
+    for trace in dict.fromkeys(traces):
+        for one in (trace, *trace.streams):
+            call, frame = one.call, frames.get(one.thread)
+            if call is not None and frame is not None:
+                stream = "" if one is trace else " on the communication stream"
+                seconds = time.perf_counter() - call[1]
+                place = f"{stream}{collective(frame)}{where(frame)}"
+                parts.append(f"{describe_call(call)}{place}, for {seconds:.1f} s")
     if not parts:
-        parts = ["in no call of communication" + where(frames[trace.thread])]
+        parts = [
+            "in no call of communication" + where(frames.get(threading.main_thread().ident or 0))
+        ]
     return "; ".join(parts)
 
 
@@ -169,10 +198,6 @@ def collective(frame: FrameType) -> str:
     return ""
 
 
-def where(frame: FrameType) -> str:
-    """The innermost line outside this package: the user's."""
-    for outer, line in walk_stack(frame):
-        module = outer.f_globals.get("__name__", "")
-        if not module.startswith(("minidist.", "threading", "concurrent.")):
-            return f', at {outer.f_code.co_filename}:{line} in "{outer.f_code.co_name}"'
-    return ""
+def where(frame: FrameType | None) -> str:
+    place = users_line(frame) if frame is not None else ""
+    return f", {place}" if place else ""

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
-from minidist.comm.errors import CommError
+from minidist.comm.errors import CommError, NoSharedMemory
+from minidist.comm.mpi.room import shared_memory_left
 from minidist.engine.array import Array
-
-SHARED = "/dev/shm"  # where MPI libraries keep the memory that ranks share
-
-
-def shared_memory_left() -> float:
-    """Bytes that ranks can still share; more would be granted, and end the process when used."""
-    try:
-        found = os.statvfs(SHARED)
-    except OSError:
-        return float("inf")  # not Linux: the memory is elsewhere, and its size is not known
-    return found.f_bavail * found.f_frsize
 
 
 def allocate(mpi: Any, comm: Any, length: int, like: Array) -> tuple[Any, list[np.ndarray]]:
@@ -34,7 +23,7 @@ def allocate(mpi: Any, comm: Any, length: int, like: Array) -> tuple[Any, list[n
     here = node.Get_size()
     node.Free()
     if here < size:
-        raise CommError(
+        raise NoSharedMemory(
             f"shared(): only {here} of {size} ranks share the memory of rank "
             f"{rank}'s machine: split the communicator by machine first"
         )

@@ -1,6 +1,7 @@
 """The MPI world: ranks are the processes that ``mpirun`` started.
 
-This is the only file that imports mpi4py, and only when an MPI world is made.
+What a process has once, whatever it launches, is in ``process.py``. Each launch has communicators
+of its own, so that no message of one is received in another, and frees them at its end.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from minidist.comm.comm import Comm
 from minidist.comm.mpi.comm import MpiComm
-from minidist.comm.mpi.watchdog import Watchdog, abort_on_error, timeout_from_environment
+from minidist.comm.mpi.ending import abort_on_error
+from minidist.comm.mpi.process import join
 from minidist.comm.trace import Trace
 from minidist.comm.tuning import load_table, usable
 from minidist.engine.array import share_gpus
@@ -41,15 +43,13 @@ class MpiWorld:
         tuning: Callable[[str], Any] | None = load_table,
         timeout: float | None = None,
     ) -> None:
-        from mpi4py import MPI
-
-        self.mpi = MPI
+        self.process = join()
+        self.mpi = self.process.mpi
         self.record = record
         self.tuning = tuning
-        self.timeout = timeout_from_environment() if timeout is None else timeout
+        self.timeout = self.process.watchdog.timeout if timeout is None else timeout
         self.traces: list[Trace] = []
-        self.rank = MPI.COMM_WORLD.Get_rank()
-        self.size = MPI.COMM_WORLD.Get_size()
+        self.rank, self.size = self.process.rank, self.process.size
 
     @property
     def library(self) -> str:
@@ -70,35 +70,44 @@ class MpiWorld:
 
     def run(self, function: Callable[[Comm], Any]) -> list[Any]:
         """``function(comm)`` on this rank; the list of what all ranks return."""
-        world = self.mpi.COMM_WORLD
-        with abort_on_error(self.rank, self.size, world.Abort):
-            node = world.Split_type(self.mpi.COMM_TYPE_SHARED)
-            crowded = node.Get_size() > len(os.sched_getaffinity(0))
-            tuning = None
+        process, watchdog = self.process, self.process.watchdog
+        with abort_on_error(self.rank, self.size, process.abort):
+            name = getattr(function, "__qualname__", type(function).__name__)
+            process.meet(f"launch of {name}")
+            with watchdog.waiting(f"set-up of the launch of {name}"):
+                comm = self._set_up()
+            trace = comm.trace
+            with watchdog.watching(trace, self.timeout):
+                if self.record:
+                    trace.offset = clock_offset(comm)
+                comm.barrier()
+                result = function(comm)
+                comm.finish()
+                trace.computed(comm.time())  # since the last message
+                if comm.compares:
+                    comm._compare("the end of the launch")
+                comm.barrier()
+                comm.close()
+            with watchdog.waiting("collection of the results"):
+                if self.record:
+                    self.traces = process.comm.allgather(trace)
+                return process.comm.allgather(result)
+
+    def _set_up(self) -> MpiComm:
+        """The communicator of one launch."""
+        process = self.process
+        crowded = process.node_size > len(os.sched_getaffinity(0))
+        # Objects are pickled here and in run alone: one table before, and the results after.
+        if self.tuning not in process.tables:
+            found = None
             if self.tuning and self.rank == 0:
-                tuning = usable(self.tuning(self.library) or {}, node.Get_size() == self.size)
-            share_gpus(node.Get_rank())
-            node.Free()
-            trace = Trace(time.perf_counter(), self.record)
-            # Objects are pickled here alone: before a run, one table; after it, the results.
-            comm = MpiComm(self.mpi, world.Dup(), trace, crowded, world.bcast(tuning))
-            if self.record:
-                trace.offset = clock_offset(comm)
-            watchdog = None
-            threads = self.mpi.Query_thread() == self.mpi.THREAD_MULTIPLE
-            if self.timeout and self.size > 1 and threads:
-                watchdog = Watchdog(world.Dup(), trace, self.timeout, world.Abort)
-                watchdog.start()
-            comm.barrier()
-            result = function(comm)
-            comm.finish()
-            trace.computed(comm.time())  # since the last message
-            comm.barrier()
-            if watchdog is not None:
-                watchdog.stop()
-            if self.record:
-                self.traces = world.allgather(trace)
-            return world.allgather(result)
+                found = usable(self.tuning(self.library) or {}, process.node_size == self.size)
+            process.tables[self.tuning] = process.comm.bcast(found)
+        share_gpus(process.node_rank)
+        trace = Trace(time.perf_counter(), self.record)
+        own, request = process.comm.Idup()
+        process.poll(request)
+        return MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
 
 
 def clock_offset(comm: Comm, rounds: int = 30) -> float:

@@ -109,6 +109,9 @@ class DataParallel(Method):
         """The microbatches of a rank."""
         return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
 
+    def replicated(self) -> dict[str, Array]:
+        return {name: one.data for name, one in self.model.named_parameters().items()}
+
     def parameters(self) -> dict[str, np.ndarray]:
         return self.sync.parameters()
 

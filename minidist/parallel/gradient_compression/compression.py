@@ -110,6 +110,9 @@ class Compressed(DataParallel):
     """Data parallelism whose gradients are summed by a ``Compressor``."""
 
     exact = False
+    refuses = DataParallel.refuses | {
+        "skip": "a compressor keeps what it has not sent, and that would not be finite any longer"
+    }
 
     def __init__(
         self,

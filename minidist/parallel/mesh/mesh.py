@@ -55,6 +55,8 @@ class Mesh:
             members = self.grid[along].tolist()
             # The whole world needs no group of its own: then its stream is shared as well.
             self._groups[axis] = comm if len(members) == comm.size else comm.group(members)
+            if len(members) < comm.size:
+                self._groups[axis].label = NAMES[axis]  # in timelines
 
     def __getitem__(self, axis: str) -> Comm:
         if axis not in self._groups:

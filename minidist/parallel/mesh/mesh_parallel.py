@@ -32,7 +32,7 @@ m times as much. Narayanan et al., arXiv 2104.04473.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from minidist.comm.comm import Comm
 from minidist.nn.layers import Sequential
@@ -50,11 +50,13 @@ from minidist.parallel.zero.accumulated import ReduceScatterUnits
 from minidist.parallel.zero.gathered import GatheredUnits
 from minidist.parallel.zero.stage1 import ReduceScatter
 
+Lengths = Mapping[str, int]  # of axes, by name
 ZERO: tuple[Sync, ...] = (AllReduce, ReduceScatter, ReduceScatterUnits, GatheredUnits)
 
 
 class MeshParallel(Pipeline):
-    """``mesh``: lengths of the axes dp, pp and tp, of which the product is the number of ranks.
+    """``mesh``: lengths of the axes dp, pp and tp, of which the product is the number of ranks; or
+    a function from that number to the lengths.
 
     ``zero``: 0 for none, or the stage, over dp; or ``sync``, any part that sums gradients. For the
     rest see ``Pipeline`` and ``TensorParallel``.
@@ -67,20 +69,21 @@ class MeshParallel(Pipeline):
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
-        mesh: Mapping[str, int] | None = None,
+        mesh: Lengths | Callable[[int], Lengths] | None = None,
         zero: int = 0,
         sync: Sync | None = None,
         schedule: str | Schedule = "one_f_one_b",
         microbatches: int = 1,
         bounds: Bounds | None = None,
-        recompute: bool = False,
+        recompute: bool | str = False,
         plan: Plan | None = None,
         sequence: bool = False,
         keep: bool = False,
         overlap: bool = True,
         clip: float | None = None,
     ) -> None:
-        lengths = dict.fromkeys(ORDER, 1) | check(dict(mesh or {"dp": comm.size}))
+        asked = mesh(comm.size) if callable(mesh) else mesh
+        lengths = dict.fromkeys(ORDER, 1) | check(dict(asked or {"dp": comm.size}))
         size = lengths["dp"] * lengths["pp"] * lengths["tp"]
         if size != comm.size:
             raise ValueError(
@@ -93,7 +96,7 @@ class MeshParallel(Pipeline):
             raise ValueError(f"MeshParallel: zero={zero} is a sync itself: pass one of the two")
         if zero and lengths["dp"] == 1:
             raise ValueError(f"MeshParallel: zero={zero} shards over replicas, and dp is 1")
-        if lengths["tp"] == 1 and (plan is not None or sequence):
+        if lengths["tp"] == 1 and (plan is not None or sequence) and not callable(mesh):
             raise ValueError("MeshParallel: plan and sequence cut over the tensor axis: tp is 1")
         super().__init__(
             model,

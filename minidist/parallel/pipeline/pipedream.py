@@ -47,7 +47,8 @@ class PipeDream(Pipeline):
     stashes = True
     exact = False  # it trains with stale weights
     refuses = Pipeline.refuses | {
-        "clip": "a stage steps before the others know their gradients, so there is no whole norm"
+        "clip": "a stage steps before the others know their gradients, so there is no whole norm",
+        "skip": "a stage steps before the others know their gradients",
     }
 
     def __init__(

@@ -38,6 +38,7 @@ from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
+from minidist.nn.attention import CausalSelfAttention
 from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
 from minidist.nn.module import Module, Parameter
@@ -78,7 +79,8 @@ class Pipeline(Method):
     The model is cut into a part for each chunk of each stage, as even in FLOPs as can be, or by
     other ``costs`` of its blocks, or by hand: ``bounds=[(0, 3), (3, 8)]`` makes blocks 0 to 2 the
     first part and 3 to 7 the second. ``recompute`` keeps only a part's input of a microbatch, and
-    goes forward again when it goes backward.
+    goes forward again when it goes backward; ``recompute="attention"`` does so for attention's
+    weights alone, which are most of the memory of a long sequence and little of the work.
     """
 
     stashes = False  # whether microbatches keep the weights that they went forward through
@@ -94,7 +96,7 @@ class Pipeline(Method):
         microbatches: int = 4,
         bounds: Bounds | None = None,
         costs: Sequence[float] | None = None,
-        recompute: bool = False,
+        recompute: bool | str = False,
         replicas: int = 1,
         sync: Sync | None = None,
         clip: float | None = None,
@@ -113,6 +115,12 @@ class Pipeline(Method):
                 known = ", ".join(SCHEDULES)
                 raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}")
             schedule = SCHEDULES[schedule]
+        if recompute not in (False, True, "attention"):
+            raise ValueError(f'recompute is False, True or "attention", not {recompute!r}')
+        if recompute == "attention":
+            for module in model.named_modules().values():
+                if isinstance(module, CausalSelfAttention):
+                    module.recompute = True
         each = replicas * (1 if tensor is None else tensor.ranks)
         if each < 1 or comm.size % each:
             parts = "" if tensor is None else f" of stages on {tensor.ranks} ranks each"
@@ -133,7 +141,7 @@ class Pipeline(Method):
             assert isinstance(self.tensor.loss, Loss)
             model, self.loss = self.tensor.model, self.tensor.loss
 
-        setting = schedule, stages, replicas, microbatches, recompute
+        setting = schedule, stages, replicas, microbatches, recompute is True
         given = [None if one is None else signature(list(one)) for one in (bounds, costs)]
         clips, one_step = clip is not None, not self.stashes
         summed = frozenset() if self.tensor is None else self.tensor.summed

@@ -140,20 +140,20 @@ def part_cost(
     of_loss = loss.cost(output, itemsize).saved_bytes if loss and ends_in_loss else 0
     before = costs[skip - 1].shape if skip else shape
     highest, kept = walk_back(costs[skip:], before, itemsize, of_loss)
+    backward_peak, _ = walk_back(costs[skip:], before, itemsize, of_loss, deferring=False)
+    backward_peak = max(backward_peak, saved)
     again = forward if recompute else 0
     if recompute:
         own = 0 if first else int(np.prod(shape)) * itemsize
         if not _saves_input(costs, loss):  # then the input is kept as well
-            saved, highest = saved + own, highest + own
-        during, saved = saved, own
-    else:
-        during = saved
+            backward_peak, highest = backward_peak + own, highest + own
+        saved = own
     return PartCost(
         forward=forward,
         input_gradient=backward - weight + again,
         weight_gradient=weight,
-        memory=Memory(saved, during),
-        split=Memory(saved, max(during, highest), kept),
+        memory=Memory(saved, backward_peak),
+        split=Memory(saved, max(backward_peak, highest), kept),
         output=output,
     )
 

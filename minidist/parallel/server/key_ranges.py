@@ -78,6 +78,10 @@ class KeyRanges(ServersAndWorkers):
     """
 
     changeable = ServersAndWorkers.changeable | {"microbatches"}
+    refuses = ServersAndWorkers.refuses | {
+        "skip": "servers step when gradients arrive, and do not ask all ranks first: train with "
+        'not_finite="raise" from a checkpoint'
+    }
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ from minidist.data.batches import Batch
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
+from minidist.parallel.guards import check_loss
 from minidist.parallel.method import StepCost
 from minidist.parallel.server.key_ranges import KeyRanges, Servers
 from minidist.parallel.server.stale_cost import stale_cost
@@ -146,6 +147,8 @@ class StaleParameterServer(StaleWorker, StaleServer):
                 self.serve(end)
             self.clock = self.steps = end
             self.tell(self.losses, self.servers[0])
+        for loss in self.losses:
+            check_loss(self, float(loss))
         return [float(loss) for loss in self.losses]
 
     def work_alone(self, batches: Sequence[Batch]) -> None:

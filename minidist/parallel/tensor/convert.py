@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from minidist import nn
 from minidist.models.gpt import Block, Embed, Head
-from minidist.nn.module import Module
+from minidist.nn.module import Module, Parameter
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.tensor.axis import Axis
 from minidist.parallel.tensor.cut import Cut, PartOf
 from minidist.parallel.tensor.ends import CutEmbed, CutHead, VocabularyCrossEntropy
@@ -38,7 +40,11 @@ def convert(
             )
     if axis.sequence:
         _check_sequence(model, cuts)
-    output = _convert_row(model, cuts, axis, "")
+    if axis.size == 1 or not is_list_of_blocks(model):
+        return model, loss
+    by_parameter = {id(p): cuts[name] for name, p in model.named_parameters().items()}
+    names = {id(p): name for name, p in model.named_parameters().items()}
+    output = _Converter(by_parameter, names, axis).row(model)
     _check_all_cut(model, cuts)
     if output is None:
         return model, loss
@@ -50,83 +56,101 @@ def convert(
     return model, VocabularyCrossEntropy(loss, axis, output)
 
 
-def _convert_row(row: nn.Sequential, cuts: Cuts, axis: Axis, prefix: str) -> Cut | None:
-    """Convert layers one after the other; how their output is cut along its last axis."""
-    flow: Cut | None = None
-    for name, layer in row.blocks.items():
-        path = f"{prefix}{name}."
-        if flow is not None and isinstance(layer, ELEMENTWISE):
-            if isinstance(layer, nn.Dropout):
-                (here,) = flow.ranges[axis.rank]
-                row.blocks[name] = CutDropout(layer, axis, (*here, flow.ranges[-1][-1][1]))
-            continue
-        kind = _kind(cuts, f"{path}weight") if isinstance(layer, nn.Linear) else "whole"
-        if (kind == "rows") != (flow is not None):
-            reason = (
-                "gets whole rows of its input's features, and needs a part"
-                if flow is None
-                else "gets a part of its input's features, and needs all"
-            )
+@dataclass(frozen=True)
+class _Converter:
+    """Replaces layers by their parallel forms, in place."""
+
+    cuts: Mapping[int, Cut | None]  # by the id of a parameter
+    names: Mapping[int, str]
+    axis: Axis
+
+    def kind(self, parameter: Parameter) -> str:
+        cut = self.cuts[id(parameter)]
+        return "whole" if cut is None else cut.kind
+
+    def name(self, parameter: Parameter) -> str:
+        return self.names[id(parameter)]
+
+    def row(self, row: nn.Sequential) -> Cut | None:
+        """Convert layers one after the other; how their output is cut along its last axis."""
+        flow: Cut | None = None
+        for name, layer in row.blocks.items():
+            if flow is not None and isinstance(layer, ELEMENTWISE):
+                if isinstance(layer, nn.Dropout):
+                    (here,) = flow.ranges[self.axis.rank]
+                    end = flow.ranges[-1][-1][1]
+                    row.blocks[name] = CutDropout(layer, self.axis, (*here, end))
+                continue
+            rows = isinstance(layer, nn.Linear) and self.kind(layer.weight) == "rows"
+            if rows != (flow is not None):
+                who = self.name(layer.weight) if isinstance(layer, nn.Linear) else f"layer {name}"
+                reason = (
+                    "takes a part of its input's features, and gets all"
+                    if flow is None
+                    else "gets a part of its input's features, and needs all"
+                )
+                raise ValueError(
+                    f"plan: {who} {reason}: columns and rows come in pairs, with layers between "
+                    "them that work element by element"
+                )
+            row.blocks[name], flow = self.layer(layer)
+        return flow
+
+    def branch(self, row: nn.Sequential) -> None:
+        """Layers whose output is added to something whole."""
+        if self.row(row) is not None:
             raise ValueError(
-                f"plan: layer {path.removesuffix('.')} {reason}: columns and rows come in pairs, "
-                "with layers between them that work element by element"
+                f"plan: the branch with {next(iter(map(self.name, row.parameters())))} ends in a "
+                "part, and is added to all"
             )
-        row.blocks[name], flow = _convert_layer(layer, cuts, axis, path)
-    return flow
 
-
-def _convert_layer(layer: Module, cuts: Cuts, axis: Axis, path: str) -> tuple[Module, Cut | None]:
-    """A layer's parallel form, and how its output is cut."""
-    if isinstance(layer, nn.Linear):
-        kind = _kind(cuts, f"{path}weight")
-        if layer.bias is not None and (kind == "columns") != (
-            _kind(cuts, f"{path}bias") == "columns"
-        ):
-            raise ValueError(f"plan: {path}bias goes with the columns of {path}weight")
-        if kind == "columns":
-            return ColumnParallel(layer, axis), cuts[f"{path}weight"]
-        return (RowParallel(layer, axis) if kind == "rows" else layer), None
-    if isinstance(layer, nn.Residual):
-        if _convert_row(layer.inner, cuts, axis, f"{path}inner.") is not None:
-            raise ValueError(f"plan: the branch {path}inner ends in a part, and is added to all")
+    def layer(self, layer: Module) -> tuple[Module, Cut | None]:
+        """A layer's parallel form, and how its output is cut."""
+        if isinstance(layer, nn.Linear):
+            kind = self.kind(layer.weight)
+            if layer.bias is not None and (kind == "columns") != (
+                self.kind(layer.bias) == "columns"
+            ):
+                weight, bias = self.name(layer.weight), self.name(layer.bias)
+                raise ValueError(f"plan: {bias} goes with the columns of {weight}")
+            if kind == "columns":
+                return ColumnParallel(layer, self.axis), self.cuts[id(layer.weight)]
+            return (RowParallel(layer, self.axis) if kind == "rows" else layer), None
+        if isinstance(layer, nn.Residual):
+            self.branch(layer.inner)
+        elif isinstance(layer, nn.CausalSelfAttention):
+            return self.attention(layer), None
+        elif isinstance(layer, Block):
+            self.block(layer)
+        elif isinstance(layer, (Embed, Head)):
+            cut = self.cuts[id(layer.weight)]
+            if cut is not None and isinstance(layer, Embed):
+                return CutEmbed(layer, self.axis, cut), None
+            if cut is not None and isinstance(layer, Head):
+                return CutHead(layer, self.axis), cut
         return layer, None
-    if isinstance(layer, nn.CausalSelfAttention):
-        return _convert_attention(layer, cuts, axis, path), None
-    if isinstance(layer, Block):
-        layer.attention = _convert_attention(layer.attention, cuts, axis, f"{path}attention.")
+
+    def attention(self, layer: nn.CausalSelfAttention) -> nn.CausalSelfAttention:
+        """By heads, or whole: both products must agree."""
+        first = [p for p in (layer.qkv.weight, layer.qkv.bias) if p is not None]
+        kinds = [*map(self.kind, first), self.kind(layer.out.weight)]
+        if all(kind == "whole" for kind in kinds):
+            return layer
+        if kinds != ["heads"] * len(first) + ["rows"]:
+            raise ValueError(
+                f"plan: the attention with {self.name(layer.qkv.weight)} is cut by {kinds}: qkv "
+                "goes by heads, and out.weight by rows"
+            )
+        return HeadParallel(layer, self.axis)
+
+    def block(self, layer: Block) -> None:
+        layer.attention = self.attention(layer.attention)
         pair = nn.Sequential(layer.up, layer.gelu, layer.down)
-        pair.blocks = nn.layers.Blocks(
-            zip(("up", "gelu", "down"), pair.blocks.values(), strict=True)
-        )
-        if _convert_row(pair, cuts, axis, path) is not None:
-            raise ValueError(f"plan: the branch {path}down ends in a part, and is added to all")
-        layer.up, layer.down = pair.blocks["up"], pair.blocks["down"]  # type: ignore[assignment]
-        if axis.sequence:
-            layer.dropout1 = CutDropout(layer.dropout1, axis)
-            layer.dropout2 = CutDropout(layer.dropout2, axis)
-        return layer, None
-    if isinstance(layer, (Embed, Head)):
-        cut = cuts[layer.weight.shared_name or f"{path}weight"]
-        if cut is None:
-            return layer, None
-        if isinstance(layer, Embed):
-            return CutEmbed(layer, axis, cut), None
-        return CutHead(layer, axis), cut
-    return layer, None
-
-
-def _convert_attention(
-    layer: nn.CausalSelfAttention, cuts: Cuts, axis: Axis, path: str
-) -> nn.CausalSelfAttention:
-    """By heads, or whole: both products must agree."""
-    kinds = [_kind(cuts, f"{path}qkv.weight"), _kind(cuts, f"{path}out.weight")]
-    if layer.qkv.bias is not None:
-        kinds.insert(1, _kind(cuts, f"{path}qkv.bias"))
-    if all(kind == "whole" for kind in kinds):
-        return layer
-    if kinds[:-1] != ["heads"] * (len(kinds) - 1) or kinds[-1] != "rows":
-        raise ValueError(f"plan: {path}* is cut by {kinds}: qkv goes by heads and out.weight rows")
-    return HeadParallel(layer, axis)
+        self.branch(pair)
+        layer.up, layer.gelu, layer.down = pair.blocks.values()  # type: ignore[assignment]
+        if self.axis.sequence:
+            layer.dropout1 = CutDropout(layer.dropout1, self.axis)
+            layer.dropout2 = CutDropout(layer.dropout2, self.axis)
 
 
 def _check_all_cut(model: nn.Sequential, cuts: Cuts) -> None:
@@ -138,14 +162,17 @@ def _check_all_cut(model: nn.Sequential, cuts: Cuts) -> None:
         if isinstance(module, ColumnParallel):
             known.add(id(module.bias))
     for name, parameter in model.named_parameters().items():
-        if cuts[name] is not None and id(parameter) not in known:
-            raise ValueError(
-                f"plan: {name} is cut by {_kind(cuts, name)}, and its layer needs all of it"
-            )
+        if (cut := cuts[name]) is not None and id(parameter) not in known:
+            raise ValueError(f"plan: {name} is cut by {cut.kind}, and its layer needs all of it")
 
 
 def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
     """Raise ValueError unless every block of the model can work on a part of the sequence."""
+    if frozen := list(model.frozen()):
+        raise ValueError(
+            "sequence parallelism gathers inputs for the gradients of all weights, and "
+            f"{frozen[0]} is frozen: leave sequence out, or train all"
+        )
     for name, block in model.blocks.items():
         if not isinstance(block, (Block, Embed, Head)):
             raise ValueError(
@@ -164,11 +191,6 @@ def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
             "sequence parallelism needs the table embedding.weight cut by vocabulary: the head "
             "gathers the sequence before its columns"
         )
-
-
-def _kind(cuts: Cuts, name: str) -> str:
-    cut = cuts[name]
-    return "whole" if cut is None else cut.kind
 
 
 def summed_over_sequence(model: nn.Sequential, cuts: Cuts) -> list[str]:

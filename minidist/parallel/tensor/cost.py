@@ -16,7 +16,7 @@ from minidist.nn.layers import Sequential
 from minidist.nn.module import Module, Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
-from minidist.parallel.model_costs import largest_saved, shape_of, training_seconds
+from minidist.parallel.model_costs import frozen_count, largest_saved, shape_of, training_seconds
 from minidist.parallel.tensor.axis import Sum, Traffic
 from minidist.parallel.tensor.layers import traffic_of
 from minidist.parallel.tensor.part import TensorPart
@@ -80,7 +80,10 @@ def step_cost(
         messages=messages,
         nbytes=nbytes,
         peak_bytes={
-            "parameters": held,
+            "parameters": [
+                own + frozen_count(model) * itemsize
+                for own, model in zip(held, part.models, strict=True)
+            ],
             "gradients": held,
             "optimizer": [len(optimizer.slots) * own for own in held],
             "activations": saved,

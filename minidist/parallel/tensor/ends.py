@@ -56,6 +56,8 @@ class CutEmbed(Embed):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the tokens, as int64."""
         width, tokens = self.weight.declared[1], int(np.prod(shape))
+        if not self.weight.requires_grad:
+            return LayerCost(self.axis.own((*shape, width)))
         return LayerCost(
             self.axis.own((*shape, width)),
             saved_bytes=8 * tokens,
@@ -82,7 +84,8 @@ class CutHead(Head):
         return columns(self.norm(x), ops.transpose(self.weight), None, self.axis)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        logits = columns_cost(shape, self.weight.declared[0], self.axis, itemsize)
+        trained = self.weight.requires_grad
+        logits = columns_cost(shape, self.weight.declared[0], self.axis, itemsize, trained, trained)
         return in_a_row((self.norm.cost(shape, itemsize), logits), shape, itemsize)
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
@@ -93,26 +96,24 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
     """Cross-entropy of logits whose classes are cut over ranks: the same value on every rank."""
 
     def __init__(self, loss: nn.CrossEntropy, axis: Axis, cut: Cut) -> None:
-        if loss.weight is not None:
-            raise ValueError(
-                "the model's output is cut over ranks, and its cross-entropy knows no class "
-                "weights: keep the last layer whole in the plan, or leave the weights out"
-            )
         vars(self).update(vars(loss))
         self.axis = axis
         self.first, self.classes = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
 
     def forward(self, logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
+        if self.reduction != "mean":
+            raise ValueError("a loss whose classes are cut over ranks has a mean alone")
         return vocabulary_cross_entropy(
             logits,
             targets,
             self.axis.group,
             self.first,
             self.classes,
-            count,
+            self.count(targets) if count is None else count,
             self.ignore_index,
             self.label_smoothing,
             self.z_loss,
+            self.weight,
         )
 
     def classes_of(self, output: Tensor) -> int:
@@ -122,9 +123,13 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
         return predictions(logits, self.axis.group, self.first, self.classes)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the own probabilities, the targets as int64, and with z-loss a number a row."""
-        n = int(np.prod(shape[:-1]))
-        more = itemsize * n if self.z_loss else 0
+        """Saves the own probabilities, and the targets as int64.
+
+        With z-loss also a number a row; with weights two, and those of the own classes.
+        """
+        n, weighted = int(np.prod(shape[:-1])), self.weight is not None
+        rows = 2 if weighted else 1 if self.z_loss else 0
+        more = (n * rows + (self.classes if weighted and self.label_smoothing else 0)) * itemsize
         return LayerCost((), saved_bytes=n * (shape[-1] * itemsize + 8) + more)
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:

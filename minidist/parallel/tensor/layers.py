@@ -20,6 +20,7 @@ Shoeybi et al., arXiv 1909.08053, section 3; Korthikanti et al., arXiv 2205.0519
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,13 @@ def columns(x: Any, weight: Tensor, bias: Tensor | None, axis: Axis) -> Tensor:
     return ops.linear(messages.copy_to(x, axis.group), weight, bias)
 
 
-def columns_cost(shape: Shape, outputs: int, axis: Axis, itemsize: int) -> LayerCost:
-    """What ``columns`` costs a rank that has so many of the outputs."""
+def columns_cost(
+    shape: Shape, outputs: int, axis: Axis, itemsize: int, trained: bool = True, later: bool = True
+) -> LayerCost:
+    """What ``columns`` costs a rank that has so many of the outputs.
+
+    ``trained``: whether the weight is; ``later``: whether it or the bias is.
+    """
     whole = axis.whole(shape)
     count = int(np.prod(whole[:-1]))
     flops = 2 * count * shape[-1] * outputs
@@ -60,11 +66,11 @@ def columns_cost(shape: Shape, outputs: int, axis: Axis, itemsize: int) -> Layer
         (*whole[:-1], outputs),
         flops,
         flops,
-        flops,
-        saves_input=not keeps,
+        weight_flops=flops * trained,
+        saves_input=trained and not keeps,
         saved_bytes=extra,
-        defers_input=not keeps,
-        deferred_bytes=extra + count * outputs * itemsize,  # and the gradient of the output
+        defers_input=trained and not keeps,
+        deferred_bytes=extra + count * outputs * itemsize * later,  # the gradient of the output
     )
 
 
@@ -94,7 +100,9 @@ class ColumnParallel(nn.Linear):
         return columns(x, self.weight, self.bias, self.axis)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        return columns_cost(shape, self.weight.declared[1], self.axis, itemsize)
+        trained = self.weight.requires_grad
+        later = trained or (self.bias is not None and self.bias.requires_grad)
+        return columns_cost(shape, self.weight.declared[1], self.axis, itemsize, trained, later)
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
         return columns_traffic(shape, self.axis, itemsize, input_grad)
@@ -129,10 +137,10 @@ class RowParallel(nn.Linear):
             self.axis.own((*shape[:-1], outputs)),
             flops,
             flops,
-            flops,
-            saves_input=True,
-            defers_input=True,
-            deferred_bytes=count * outputs * itemsize,
+            weight_flops=flops * self.weight.requires_grad,
+            saves_input=self.weight.requires_grad,
+            defers_input=self.weight.requires_grad,
+            deferred_bytes=count * outputs * itemsize * self.weight.requires_grad,
         )
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
@@ -195,12 +203,13 @@ class HeadParallel(nn.CausalSelfAttention):
         core = self.core_cost((batch, length, width + 2 * self.groups * self.d), itemsize)
         if self.sharers > 1:  # what is put together is another array than what was computed
             whole = batch * length * (width + 2 * self.d) * itemsize
-            rotated = self.rotary_base is not None  # then the rotated copy is saved, and counted
-            core = LayerCost(
-                core.shape,
-                core.flops,
-                core.input_flops,
-                saved_bytes=core.saved_bytes + (0 if rotated else whole),
+            kept = whole if core.saves_input else 0  # if not, a rotated copy is, and counted
+            core = replace(
+                core,
+                saves_input=False,
+                saved_bytes=core.saved_bytes + kept,
+                splitting_bytes=core.splitting_bytes and core.splitting_bytes + kept,
+                backward_bytes=core.backward_bytes and core.backward_bytes + kept,
             )
         return in_a_row((first, core, self.out.cost(core.shape, itemsize)), shape, itemsize)
 
@@ -247,7 +256,7 @@ def traffic_of(module: Module, shape: Shape, itemsize: int, input_grad: bool = T
     found = Traffic()
     for layer in layers_in_a_row(module):
         found += traffic_of(layer, shape, itemsize, input_grad)
-        input_grad = input_grad or bool(layer.named_parameters())
+        input_grad = input_grad or bool(layer.trained())
         shape = layer.cost(shape, itemsize).shape
     return found
 

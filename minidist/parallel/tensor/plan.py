@@ -21,11 +21,13 @@ is cut together must be kept whole together.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from minidist import nn
 from minidist.models.gpt import Block, Embed, Head
-from minidist.nn.module import Module
+from minidist.nn.module import Module, Parameter
+from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.tensor.cut import Cut, by_heads, even
 
 Plan = Mapping[str, str]  # by name of a parameter (or pattern): a kind of cut
@@ -36,56 +38,86 @@ ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Dropout)
 
 
 def plan_for(model: nn.Sequential, ranks: int) -> dict[str, str]:
-    """The kind of cut of every parameter of a declared model."""
-    plan = dict.fromkeys(model.named_parameters(), "whole")
-    _plan_row(plan, model, "", ranks, ends=True)
+    """The kind of cut of every parameter of a declared model.
+
+    What cannot be cut for so many ranks stays whole, such as two heads for three ranks; and so
+    does a layer that is used in several places, which would have to be cut in several ways.
+    """
+    names = {id(p): name for name, p in model.named_parameters().items()}
+    plan = dict.fromkeys(names.values(), "whole")
+    if is_list_of_blocks(model):
+        _Planner(plan, names, homes(model), ranks).row(model, ends=True)
     return plan
 
 
-def _plan_row(
-    plan: dict[str, str], row: nn.Sequential, prefix: str, ranks: int, ends: bool
-) -> None:
-    """Layers one after the other; ``ends``: the model's output may stay cut."""
-    first: tuple[str, nn.Linear] | None = None  # a linear layer that waits for its partner
-    for name, layer in row.blocks.items():
-        path = f"{prefix}{name}."
-        if isinstance(layer, nn.Linear):
-            if first is not None:
-                _columns(plan, *first)
-                plan[f"{path}weight"] = "rows"
-                first = None
-            elif layer.weight.declared[1] >= ranks:
-                first = path, layer
-        elif not isinstance(layer, ELEMENTWISE):
-            first = None  # it needs its input whole
-            _plan_layer(plan, layer, path, ranks)
-    if first is not None and ends:
-        _columns(plan, *first)
+@dataclass(frozen=True)
+class _Planner:
+    """Fills a plan, layer by layer."""
+
+    plan: dict[str, str]
+    names: dict[int, str]
+    homes: dict[int, int]  # how many modules have each parameter
+    ranks: int
+
+    def set(self, kind: str, *parameters: Parameter | None) -> None:
+        for parameter in parameters:
+            if parameter is not None:
+                self.plan[self.names[id(parameter)]] = kind
+
+    def used_once(self, layer: Module) -> bool:
+        return all(self.homes[id(parameter)] == 1 for parameter in layer.parameters())
+
+    def row(self, row: nn.Sequential, ends: bool) -> None:
+        """Layers one after the other; ``ends``: the model's output may stay cut."""
+        first: nn.Linear | None = None  # a linear layer that waits for its partner
+        for layer in row.blocks.values():
+            if isinstance(layer, nn.Linear) and self.used_once(layer):
+                if first is not None:
+                    self.columns(first)
+                    self.set("rows", layer.weight)
+                    first = None
+                elif layer.weight.declared[1] >= self.ranks:
+                    first = layer
+            elif not isinstance(layer, ELEMENTWISE):
+                first = None  # this layer needs its input whole
+                self.layer(layer)
+        if first is not None and ends:
+            self.columns(first)
+
+    def columns(self, linear: nn.Linear) -> None:
+        self.set("columns", linear.weight, linear.bias)
+
+    def layer(self, layer: Module) -> None:
+        if isinstance(layer, (Embed, Head)):  # the table is in both
+            if layer.weight.declared[0] >= self.ranks:
+                self.set("vocabulary", layer.weight)
+        elif not self.used_once(layer):
+            return
+        elif isinstance(layer, nn.Residual) and is_list_of_blocks(layer.inner):
+            self.row(layer.inner, ends=False)
+        elif isinstance(layer, nn.CausalSelfAttention):
+            if heads_divide(layer, self.ranks):
+                self.set("heads", layer.qkv.weight, layer.qkv.bias)
+                self.set("rows", layer.out.weight)
+        elif isinstance(layer, Block):
+            self.layer(layer.attention)
+            self.columns(layer.up)
+            self.set("rows", layer.down.weight)
 
 
-def _columns(plan: dict[str, str], path: str, linear: nn.Linear) -> None:
-    plan[f"{path}weight"] = "columns"
-    if linear.bias is not None:
-        plan[f"{path}bias"] = "columns"
+def homes(model: Module) -> dict[int, int]:
+    """How many modules have each parameter, by its id; a module that is used twice counts twice."""
+    found: dict[int, int] = {}
 
+    def visit(module: Module) -> None:
+        for _, child in module.children():
+            if isinstance(child, Parameter):
+                found[id(child)] = found.get(id(child), 0) + 1
+            else:
+                visit(child)
 
-def _plan_layer(plan: dict[str, str], layer: Module, path: str, ranks: int) -> None:
-    if isinstance(layer, nn.Residual):
-        _plan_row(plan, layer.inner, f"{path}inner.", ranks, ends=False)
-    elif isinstance(layer, nn.CausalSelfAttention):
-        for name in _names(layer.qkv, f"{path}qkv."):
-            plan[name] = "heads"
-        plan[f"{path}out.weight"] = "rows"
-    elif isinstance(layer, Block):
-        _plan_layer(plan, layer.attention, f"{path}attention.", ranks)
-        _columns(plan, f"{path}up.", layer.up)
-        plan[f"{path}down.weight"] = "rows"
-    elif isinstance(layer, (Embed, Head)):
-        plan[layer.weight.shared_name or f"{path}weight"] = "vocabulary"
-
-
-def _names(linear: nn.Linear, path: str) -> list[str]:
-    return [f"{path}weight"] + ([f"{path}bias"] if linear.bias is not None else [])
+    visit(model)
+    return found
 
 
 def chosen(model: nn.Sequential, ranks: int, patterns: Plan | None) -> dict[str, str]:
@@ -109,12 +141,14 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
 
     Raises ValueError for what cannot be cut for so many ranks.
     """
+    if ranks == 1:
+        return dict.fromkeys(plan)  # all is whole, and the layers are those of serial training
     named = model.named_parameters()
-    attentions = {
-        path: module
-        for path, module in model.named_modules().items()
-        if isinstance(module, nn.CausalSelfAttention)
-    }
+    attentions: dict[int, nn.CausalSelfAttention] = {}  # by the id of a parameter of theirs
+    for module in model.named_modules().values():
+        if isinstance(module, nn.CausalSelfAttention):
+            held = (module.qkv.weight, module.qkv.bias, module.out.weight)
+            attentions |= {id(parameter): module for parameter in held if parameter is not None}
     cuts: dict[str, Cut | None] = {}
     for name, kind in plan.items():
         shape = named[name].declared
@@ -123,17 +157,17 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
         elif kind == "columns":
             cuts[name] = even(kind, len(shape) - 1, shape[-1], ranks)
         elif kind in ("rows", "vocabulary"):
-            owner = attentions.get(name.removesuffix(".out.weight"))
+            owner = attentions.get(id(named[name]))
             if owner is not None:  # the features of this rank's heads, which come first
                 heads = _heads(name, owner, owner.qkv.weight.declared[1], 0, ranks)
                 cuts[name] = Cut(kind, 0, tuple((ranges[0],) for ranges in heads.ranges))
             else:
                 cuts[name] = even(kind, 0, shape[0], ranks)
         else:
-            path = name.rpartition(".qkv.")[0] if ".qkv." in name else ""
-            if path not in attentions:
+            owner = attentions.get(id(named[name]))
+            if owner is None or named[name] is owner.out.weight:
                 raise ValueError(f"plan: {name} is not the product of an attention's heads")
-            cuts[name] = _heads(name, attentions[path], shape[-1], len(shape) - 1, ranks)
+            cuts[name] = _heads(name, owner, shape[-1], len(shape) - 1, ranks)
         cut = cuts[name]
         if cut is not None and not all(cut.length(rank) for rank in range(ranks)):
             raise ValueError(
@@ -143,15 +177,23 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
     return cuts
 
 
+def heads_divide(attention: nn.CausalSelfAttention, ranks: int) -> bool:
+    """Whether each rank gets whole query heads, and an equal share of the heads of keys."""
+    heads, groups = attention.heads, attention.groups
+    features = attention.width // heads
+    if groups >= ranks:
+        return True
+    return ranks % groups == heads % ranks == features % (ranks // groups) == 0
+
+
 def _heads(name: str, attention: nn.CausalSelfAttention, packed: int, axis: int, ranks: int) -> Cut:
     heads, groups = attention.heads, attention.groups
-    d = attention.width // heads
-    sharers = ranks // groups
-    if groups < ranks and (ranks % groups or heads % ranks or d % sharers):
+    if not heads_divide(attention, ranks):
         raise ValueError(
-            f"{name}: {heads} heads of {d} features with {groups} heads of keys cannot be cut for "
-            f"{ranks} ranks: with fewer heads of keys than ranks, these must divide the ranks, the "
-            "ranks the heads, and the ranks of one such head its features"
+            f"{name}: {heads} heads of {attention.width // heads} features with {groups} heads of "
+            f"keys cannot be cut for {ranks} ranks: with fewer heads of keys than ranks, these "
+            "must divide the ranks, the ranks the heads, and the ranks of one such head its "
+            "features"
         )
     return by_heads(axis, packed, heads, groups, ranks)
 

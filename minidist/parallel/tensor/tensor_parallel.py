@@ -56,11 +56,6 @@ class TensorParallel(Method):
     ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
     """
 
-    refuses = Method.refuses | {
-        "frozen parameters": "its layers make parts of parameters that are trained, and a frozen "
-        "one would be made trainable: take DataParallel, ZeRO or Pipeline"
-    }
-
     def __init__(
         self,
         model: Sequential,

@@ -26,6 +26,7 @@ from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import wide
 from minidist.engine.tensor import Into, Tensor
 from minidist.ops.indexing import sum_rows
+from minidist.ops.losses import divisor
 from minidist.ops.operands import ShapeError, floating_only
 
 
@@ -46,18 +47,20 @@ def vocabulary_embedding(indices: Any, weight: Tensor, first: int, rows: int) ->
             f"{int(flat.max())}"
         )
     flat -= first
-    flat[(flat < 0) | (flat >= own)] = -1  # another rank's
-    out = xp.take(weight.data, xp.maximum(flat, 0), axis=0)
-    out[flat < 0] = 0
+    flat = xp.where((flat < 0) | (flat >= own), own, flat)  # own: another rank's
+    out = xp.take(weight.data, xp.minimum(flat, own - 1), axis=0)
+    out = xp.where((flat < own)[:, None], out, xp.zeros((), out.dtype))
     shape = xp.asarray(indices).shape
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(len(flat), width)  # (n, width)
 
         def write(out: Array | None) -> Array:
-            out = xp.empty((own, width), grad.dtype) if out is None else out
-            mine = xp.flatnonzero(flat >= 0)
-            sum_rows(xp, out, grad[mine], flat[mine], len(mine))
+            table = xp.empty((own + 1, width), grad.dtype)  # one row more, for other ranks' tokens
+            sum_rows(xp, table, grad, flat, len(flat))
+            if out is None:
+                return table[:own]
+            out[...] = table[:own]
             return out
 
         return (Into(write),)
@@ -75,20 +78,24 @@ def vocabulary_cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    weight: np.ndarray | None = None,
 ) -> Tensor:
     """``ops.cross_entropy`` of logits whose classes are cut over ranks; the same on every rank.
 
-    Shapes: logits (..., own classes), those from ``first`` on, targets (...) in [0, classes).
-    ``z_loss`` adds z · (log Σ exp logits)² for each target that counts.
+    Shapes: logits (..., own classes), those from ``first`` on, targets (...) integers in [0,
+    classes), weight (classes,) of each class. ``z_loss`` adds z · (log Σ exp logits)² for each
+    target that counts. With t the target, w_t its weight (1 without weights) and W = Σ w:
+
+        loss of a row   (1 - ε) w_t (log Σ exp z - z_t) + ε/V (W log Σ exp z - Σ w z)
     """
     logits = floating_only("cross_entropy", logits)
-    xp, shape, own = logits.xp, logits.shape, logits.shape[-1]
+    xp, shape, own, dtype = logits.xp, logits.shape, logits.shape[-1], logits.dtype
     targets = targets.data if isinstance(targets, Tensor) else targets
     targets = targets if hasattr(targets, "dtype") else xp.asarray(targets)
     if targets.shape != shape[:-1] or (targets.dtype.kind not in "iu" and targets.size):
         raise ShapeError(
-            f"cross_entropy: logits {shape} need integer targets of shape {shape[:-1]}, not "
-            f"{targets.dtype} of {targets.shape}"
+            f"cross_entropy: logits {shape} whose classes are cut need integer targets of shape "
+            f"{shape[:-1]}, not {targets.dtype} of {targets.shape}"
         )
     flat = targets.reshape(-1).astype(np.int64)  # (n,), copied
     kept = xp.ones(len(flat), bool) if ignore_index is None else flat != ignore_index  # (n,)
@@ -96,49 +103,67 @@ def vocabulary_cross_entropy(
     if xp is np and not valid[kept].all():
         wrong = flat[kept & ~valid][0]
         raise ValueError(f"cross_entropy: target {wrong} is not in [0, {classes})")
-    count = int(kept.sum()) if count is None else count
-    scale = 1.0 / max(1, count)
+    scale = 1.0 / divisor("cross_entropy", count, None)
+    smoothing = label_smoothing
 
     z = wide(logits.data.reshape(len(flat), own))  # (n, V/t)
+    kind = z.dtype
+    of_class = None if weight is None else xp.asarray(weight, kind)  # (V,)
+    each = kept.astype(kind)  # (n,): how much a row counts
+    if of_class is not None:
+        each *= of_class[xp.clip(flat, 0, classes - 1)]
+    mine_w = None if of_class is None else of_class[first : first + own]  # (V/t,)
+    whole = float(classes) if weight is None else float(np.sum(weight))  # W
+
     top = z.max(axis=1)  # (n,)
     ring.all_reduce(comm, top, "max")
     p = z - top[:, None]  # the maximum is subtracted, so that nothing overflows
     flat -= first
     mine = (flat >= 0) & (flat < own) & kept
     flat = xp.where(mine, flat, -1)  # (n,): the target among this rank's classes
-    sums = xp.zeros((3 if label_smoothing else 2, len(flat)), p.dtype)
+    sums = xp.zeros((3 if smoothing else 2, len(flat)), kind)
     sums[1] = xp.where(mine, p[xp.arange(len(flat)), flat], 0)
-    if label_smoothing:
-        sums[2] = p.sum(axis=1)
+    if smoothing:
+        sums[2] = p.sum(axis=1) if mine_w is None else p @ mine_w
     xp.exp(p, out=p)
     sums[0] = p.sum(axis=1)
     ring.all_reduce(comm, sums)
     p /= sums[0][:, None]  # softmax over all ranks' classes
     log_sum = xp.log(sums[0])
-    losses = log_sum - (1 - label_smoothing) * sums[1]
-    if label_smoothing:
-        losses -= label_smoothing / classes * sums[2]
+    losses = (1 - smoothing) * each * (log_sum - sums[1])
+    if smoothing:
+        losses += kept * (smoothing / classes * (whole * log_sum - sums[2]))
     log_sum += top  # log Σ exp z
-    losses += z_loss * log_sum**2
-    losses = xp.where(kept, xp.where(valid, losses, xp.nan), 0)
-    slopes = scale * (1 + 2 * z_loss * log_sum)[:, None] if z_loss else None  # (n, 1)
-    flat = flat if ignore_index is None else xp.where(kept, flat, -2)
+    losses += z_loss * each * log_sum**2
+    losses = xp.where(kept & ~valid, xp.nan, losses)
+    # By how much a row's softmax counts in its gradient: one number, if all rows count alike.
+    slopes: Any = None
+    if z_loss or weight is not None:
+        slopes = (1 - smoothing + 2 * z_loss * log_sum) * each
+        slopes = (slopes + kept * (smoothing / classes * whole))[:, None]  # (n, 1)
+    if ignore_index is not None:
+        flat = xp.where(kept, flat, -2)
     if xp is not np:  # no check has raised there: see ops.cross_entropy
-        p += xp.where(kept & ~valid, xp.nan, 0)[:, None].astype(p.dtype)
+        p += xp.where(kept & ~valid, xp.nan, 0)[:, None].astype(kind)
+    pulls = each if weight is not None else None
 
     def backward(grad: Array) -> Any:
         # in place is safe: only this op uses p, and the backward runs once
-        xp.multiply(p, scale if slopes is None else slopes, out=p)
-        if label_smoothing:
-            xp.subtract(p, scale * label_smoothing / classes, out=p)
-        mine = xp.flatnonzero(flat >= 0)
-        p[mine, flat[mine]] -= scale * (1 - label_smoothing)
+        if slopes is not None:
+            xp.multiply(p, slopes, out=p)
+        if smoothing:
+            spread = smoothing / classes
+            xp.subtract(p, spread if mine_w is None else spread * mine_w, out=p)
+        # Each row once; where another rank has the target, 0 is subtracted from some class.
+        pull = 1 - smoothing if pulls is None else (1 - smoothing) * pulls
+        here = xp.where(flat >= 0, pull, 0).astype(kind, copy=False)
+        p[xp.arange(len(flat)), xp.maximum(flat, 0)] -= here
+        xp.multiply(p, grad * scale, out=p)
+        found = p
         if ignore_index is not None:
-            p[flat == -2] = 0
-        xp.multiply(p, grad, out=p)
-        return (p.reshape(shape).astype(dtype, copy=False),)
+            found = xp.where((flat == -2)[:, None], xp.zeros((), kind), p)
+        return (found.reshape(shape).astype(dtype, copy=False),)
 
-    dtype = logits.dtype
     loss = (losses.sum() * scale).astype(dtype, copy=False)
     return Tensor.of(loss, (logits,), backward)
 

@@ -23,7 +23,7 @@ from minidist.engine.tensor import Tensor
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
-from minidist.parallel.model_costs import saved_bytes, shape_of, training_seconds
+from minidist.parallel.model_costs import peak_bytes, shape_of, training_seconds
 from minidist.parallel.shares import Share
 from minidist.parallel.state import OptimizerShard, State
 from minidist.parallel.zero.stage1 import plan_numbers
@@ -195,7 +195,7 @@ class Zero3(Method):
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],
                 "activations": [
-                    saved_bytes(self.whole, shape_of(shard), self.itemsize, self.loss)
+                    peak_bytes(self.whole, shape_of(shard), self.itemsize, self.loss)
                     for shard in shards
                 ],
             },

@@ -34,6 +34,11 @@ from tests.parallel.tensor.checks import (
 
 WORLD = LocalWorld(Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8))
 
+
+def weighted_loss():
+    return CrossEntropy(IGNORE, 0.1, 1e-2, np.linspace(0.5, 2, 13))
+
+
 CASES = {
     "1 rank": (1, Task()),
     "2 ranks": (2, Task(optimizer=adamw)),
@@ -50,10 +55,19 @@ CASES = {
         4,
         Task(model=partial(small_gpt, groups=2), options={"sequence": True, "microbatches": 2}),
     ),
+    "attention again": (2, Task(model=partial(small_gpt, recompute=True))),
+    "attention again, by sequence": (
+        4,
+        Task(
+            model=partial(small_gpt, recompute=True, groups=2, rotary=True),
+            options={"sequence": True},
+        ),
+    ),
     "some layers whole": (
         2,
         Task(options={"plan": {"1.attention.*": "whole", "embedding*": "whole"}}),
     ),
+    "weighted classes": (2, Task(loss=weighted_loss)),
     "mlp": (3, Task(**MLP)),
     "mlp, microbatches": (2, Task(**MLP, optimizer=adamw, options={"microbatches": 3})),
 }
@@ -122,12 +136,12 @@ def test_bytes_of_a_layer_are_the_papers(t):
             assert got - base == 8 * (factor * b * s * h * (t - 1) // t + summed), options
 
 
-def block_bytes(t, **options):
+def block_bytes(t, recompute=False, **options):
     """Bytes that a block saves, of 2-byte numbers, with s = 64: one block of attention weights."""
     s, b, h, a = 64, 2, 32, 4
 
     def run(comm):
-        model = gpt(16, s, h, 1, a, dropout=0.1)
+        model = gpt(16, s, h, 1, a, dropout=0.1, recompute_attention=recompute)
         made = TensorPart(model, CrossEntropy(), comm, **options).model.blocks["1"]
         length = s // t if options.get("sequence") else s
         return made.cost((b, length, h), itemsize=2).saved_bytes
@@ -152,6 +166,13 @@ def test_activations_of_a_layer_are_the_papers(t):
         got, *_ = block_bytes(t, sequence=True, keep=True)
         extra = 2 * 2 * s * b * h * (1 - 1 / t)
         assert got == (s * b * h * (34 + 2 * a * s / h) + norms) / t + extra
+
+
+def test_attention_computed_again_saves_34_bytes_an_element():
+    """arXiv 2205.05198, table 2: sbh(34)/t with selective recomputation, whatever the length."""
+    for t in (1, 2):
+        got, s, b, h, _ = block_bytes(t, recompute=True, sequence=t > 1)
+        assert got == (34 * s * b * h + 2 * s * b * 2) / t
 
 
 def test_evaluation_and_gradient_norm():
@@ -190,9 +211,8 @@ def test_state_goes_on_with_another_cut(options):
                 method = serial(comm, task)
             else:
                 method = TensorParallel(
-                    task.model(), task.loss(), adamw(), comm, 9, clip=task.clip, **options
+                    task.model(), task.loss(), adamw(), comm, task.seed, clip=task.clip, **options
                 )
-                method.seed = task.seed  # keys dropout; what seed 9 has drawn is loaded over
             if saved is not None:
                 method.load(saved)
             return [method.step(task.batches()[n]) for n in range(first, last)], method.state()
@@ -221,19 +241,37 @@ def test_the_plan_can_be_read():
     assert plan_for(mlp((12, 8, 2)), 3)["3.weight"] == "rows"
 
 
+HEADS = {"*.qkv.*": "heads", "*.out.weight": "rows"}
+
+
 @pytest.mark.parametrize(
     ("model", "ranks", "options", "message"),
     [
         (small_gpt, 2, {"plan": {"nothing*": "whole"}}, "no parameter is named 'nothing"),
         (small_gpt, 2, {"plan": {"*up*": "diagonal"}}, "'diagonal': choose one of whole"),
-        (small_gpt, 2, {"plan": {"1.up.*": "whole"}}, "layer 1.down gets whole rows"),
-        (small_gpt, 2, {"plan": {"1.down.*": "whole"}}, "layer 1.down gets a part"),
-        (small_gpt, 2, {"plan": {"1.attention.out*": "whole"}}, "1.attention.* is cut by"),
+        (small_gpt, 2, {"plan": {"1.up.*": "whole"}}, "1.down.weight takes a part"),
+        (small_gpt, 2, {"plan": {"1.down.*": "whole"}}, "1.down.weight gets a part"),
+        (
+            small_gpt,
+            2,
+            {"plan": {"1.attention.out*": "whole"}},
+            "attention with 1.attention.qkv.weight is cut by",
+        ),
         (small_gpt, 2, {"plan": {"1.up.bias": "whole"}}, "1.up.bias goes with the columns"),
         (small_gpt, 2, {"plan": {"1.norm1.weight": "rows"}}, "1.norm1.weight is cut by rows"),
-        (small_gpt, 5, {}, "heads of keys cannot be cut for 5 ranks"),
-        (partial(small_gpt, groups=2), 3, {}, "4 heads of 4 features with 2 heads of keys"),
-        (partial(small_gpt, vocabulary=3), 4, {}, "cannot be cut by vocabulary for 4 ranks"),
+        (small_gpt, 5, {"plan": HEADS}, "heads of keys cannot be cut for 5 ranks"),
+        (
+            partial(small_gpt, groups=2),
+            3,
+            {"plan": HEADS},
+            "4 heads of 4 features with 2 heads of keys",
+        ),
+        (
+            partial(small_gpt, vocabulary=3),
+            4,
+            {"plan": {"emb*": "vocabulary"}},
+            "cannot be cut by vocabulary for 4 ranks",
+        ),
         (small_mlp, 2, {"sequence": True}, "block 0 is a Flatten"),
         (small_gpt, 2, {"sequence": True, "plan": {"1.attention.*": "whole"}}, "needs 1.attent"),
         (small_gpt, 2, {"sequence": True, "plan": {"emb*": "whole"}}, "needs the table"),
@@ -259,11 +297,12 @@ def test_a_loss_that_needs_whole_outputs_is_refused():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_cross_entropy_of_cut_logits(smoothing, z_loss):
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5, 3.0, 1.5, 0.0, 4.0]])
+def test_cross_entropy_of_cut_logits(smoothing, z_loss, weight):
     random = np.random.default_rng(0)
     logits, targets = random.standard_normal((2, 4, 7)) * 50, random.integers(0, 7, (2, 4))
     targets[0, 1] = IGNORE
-    loss = CrossEntropy(IGNORE, smoothing, z_loss)
+    loss = CrossEntropy(IGNORE, smoothing, z_loss, weight)
     whole = Tensor(logits, requires_grad=True)
     expected = loss(whole, targets)
     expected.backward()
@@ -280,7 +319,7 @@ def test_cross_entropy_of_cut_logits(smoothing, z_loss):
         assert got.item() == pytest.approx(expected.item(), rel=1e-12)
         np.testing.assert_allclose(z.grad, cut.take(whole.grad, comm.rank), rtol=1e-9, atol=1e-13)
         with pytest.raises(ValueError, match=r"target 7 is not in \[0, 7\)"):
-            own(z, np.full((2, 4), 7))
+            own(z, np.full((2, 4), 7), 1)
 
     launch(run, 3)
 

@@ -1,0 +1,240 @@
+# %% [markdown]
+# # 16. Tensor parallel: cut the layer itself
+#
+# A pipeline gives each rank some layers. What if one layer is too large for a rank? Then the layer
+# itself must be cut. A linear layer is a product of matrices, and a matrix can be cut in two ways.
+#
+# We cut an MLP on paper, then in code, then attention, and count what must be sent.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minidist import LocalWorld, Machine, Tensor, launch, ops
+from minidist.collectives import all_reduce
+from minidist.comm import first_process, print_once
+from minidist.comm.timeline import draw_timeline
+from minidist.data import Batches, shakespeare
+from minidist.engine.array import defaults
+from minidist.models import gpt
+from minidist.nn import CrossEntropy
+from minidist.ops import collectives as messages
+from minidist.optim import SGD
+from minidist.parallel import Serial, TensorParallel
+from minidist.parallel.tensor import show
+from minidist.plots import save
+
+# %% [markdown]
+# ## On paper
+#
+# The MLP of a transformer is Y = GELU(X A) B. Two ranks share it.
+#
+# **Question 1.** Cut A by columns, A = [A₁ A₂]: rank 0 computes X A₁, rank 1 computes X A₂. Does
+# GELU need anything from the other rank?
+#
+# **Question 2.** Cut A by rows instead, so that X A = X₁A₁ + X₂A₂. Does GELU need something now?
+#
+# Think first. Here are the answers, in numbers.
+
+# %%
+random = np.random.default_rng(0)
+X, A, B = (random.standard_normal(shape) for shape in ((3, 4), (4, 8), (8, 4)))
+
+
+def gelu(x):
+    return ops.gelu(Tensor(x)).data
+
+
+by_columns = np.concatenate([gelu(X @ A[:, :4]), gelu(X @ A[:, 4:])], axis=1)
+by_rows = gelu(X[:, :2] @ A[:2]) + gelu(X[:, 2:] @ A[2:])
+print_once(f"by columns, off by {np.abs(by_columns - gelu(X @ A)).max():.1e}")
+print_once(f"by rows,    off by {np.abs(by_rows - gelu(X @ A)).max():.1e}")
+
+# %% [markdown]
+# By columns, each rank has some of the outputs, complete. GELU works on each number alone, so it
+# needs nothing. By rows, each rank has a *summand* of every output, and GELU of a sum is not the
+# sum of GELUs: the ranks would have to add first.
+#
+# **Question 3.** After A by columns, each rank has half of the hidden features. How must B be cut,
+# so that a rank can go on with what it has? What is missing at the end?
+
+# %%
+hidden = gelu(X @ A)
+summands = [hidden[:, :4] @ B[:4], hidden[:, 4:] @ B[4:]]
+print_once(f"B by rows: the sum is off by {np.abs(sum(summands) - hidden @ B).max():.1e}")
+
+# %% [markdown]
+# Columns, then rows: two layers with *one* sum at the end, an all-reduce. That is Megatron's trick.
+#
+# ## The backward
+#
+# **Question 4.** In the backward, what is the gradient of the summands, given that of the sum Y?
+# And X is used by both ranks: what is *its* gradient?
+#
+# The derivative of a sum by each summand is 1, so the gradient of Y goes to every rank as it is.
+# And X has two uses, one on each rank, so its gradient is the sum over the ranks: an all-reduce
+# again. The two ends have names: *g* adds in the forward and does nothing in the backward, *f* does
+# nothing in the forward and adds in the backward. Each is the other one backwards.
+
+
+# %%
+def mlp_on_two_ranks(comm):
+    half = slice(4 * comm.rank, 4 * comm.rank + 4)
+    x, a, b = (Tensor(array, requires_grad=True) for array in (X, A[:, half], B[half]))
+    with_f = messages.copy_to(x, comm)  # f
+    y = messages.reduce_from(ops.gelu(with_f @ a) @ b, comm)  # g
+    (y * y).sum().backward()
+    return y.data, x.grad, a.grad
+
+
+x, a, b = (Tensor(array, requires_grad=True) for array in (X, A, B))
+y = ops.gelu(x @ a) @ b
+(y * y).sum().backward()
+for rank, (out, grad_x, grad_a) in enumerate(launch(mlp_on_two_ranks, 2, LocalWorld())):
+    half = slice(4 * rank, 4 * rank + 4)
+    print_once(
+        f"rank {rank}: Y off by {np.abs(out - y.data).max():.0e}, dX by "
+        f"{np.abs(grad_x - x.grad).max():.0e}, dA by {np.abs(grad_a - a.grad[:, half]).max():.0e}"
+    )
+
+
+# %% [markdown]
+# **Question 5.** What happens to a bias of the second layer, if each rank adds it before the sum?
+
+
+# %%
+def bias_twice(comm):
+    summand = np.full(1, 1.0) + 10.0  # this rank's part of X B, and the whole bias
+    all_reduce(comm, summand)
+    return summand[0]
+
+
+print_once(f"1 + 1 + bias of 10 is 12, and here {launch(bias_twice, 2, LocalWorld())[0]:g}")
+
+# %% [markdown]
+# It counts once for each rank. This bug was in several large code bases, and a model trains quite
+# well with it. The bias is added after the sum.
+#
+# ## Attention, and the vocabulary
+#
+# Heads never look at each other. So a rank takes some heads: their columns of the product that
+# makes queries, keys and values, and their rows of the last one. Columns, then rows, as before.
+#
+# The table of tokens is cut by tokens. For the loss a rank needs log Σ exp over *all* tokens, of
+# which it has some: three numbers for each position are enough, and the logits are never gathered.
+#
+# The plan, for a small GPT on two ranks:
+
+
+# %%
+def small():
+    return gpt(63, context=32, width=32, layers=2, heads=4, dropout=0.1)
+
+
+print_once(show(small(), 2))
+
+# %% [markdown]
+# **Question 6.** How many all-reduces does a block need in a step, forward and backward together?
+#
+# Two pairs of columns and rows (attention and MLP), each with g in the forward and f in the
+# backward: four. Each has b·s·h numbers, and a ring sends 2(t - 1)/t of them: 8bsh(t - 1)/t in all.
+#
+# ## The same training
+#
+# Everything else is as in serial training: the same initial values (each rank draws the whole and
+# keeps its part), the same dropout masks. So must be the losses.
+
+# %%
+training, _ = shakespeare(32)
+batches = Batches(training, size=8, seed=0)
+
+
+def train(comm, **options):
+    with defaults(dtype="float64"):
+        kind = Serial if comm.size == 1 else TensorParallel
+        method = kind(small(), CrossEntropy(), SGD(0.2, momentum=0.9), comm, **options)
+        losses = [method.step(batches[step]) for step in range(3)]
+        before = comm.trace.sent.nbytes
+        method.step(batches[3])
+        held = sum(array.nbytes for array in method.arrays()["parameters"])
+        cost = method.cost(batches[3], Machine())
+        return losses, comm.trace.sent.nbytes - before, held, cost.peak_bytes["activations"][0]
+
+
+KINDS = {
+    "serial": (1, {}),
+    "tensor, 2 ranks": (2, {}),
+    "tensor, 4 ranks": (4, {}),
+    "tensor + sequence, 4 ranks": (4, {"sequence": True}),
+    "the same, inputs kept": (4, {"sequence": True, "keep": True}),
+}
+rows = {}
+for name, (ranks, options) in KINDS.items():
+    rows[name] = launch(lambda comm, o=options: train(comm, **o), ranks, LocalWorld())[0]
+    losses, sent, held, saved = rows[name]
+    gap = max(abs(x / y - 1) for x, y in zip(losses, rows["serial"][0], strict=True))
+    print_once(
+        f"{name:27} loss {losses[-1]:.6f} (gap {gap:.0e})  sends {sent / 1e3:7.1f} KB a step  "
+        f"parameters {held / 1e3:6.1f} KB  activations {saved / 1e3:7.1f} KB"
+    )
+
+# %% [markdown]
+# ## The sequence: cut what is left
+#
+# **Question 7.** With 4 ranks the parameters are almost a quarter. Why are the activations not?
+#
+# Norms, dropout and residuals are whole on every rank: each has all b·s·h numbers of them. But
+# these layers work on each position alone. So cut them along the *sequence*: a rank has a quarter
+# of the positions. Before the columns all positions are needed: an all-gather. After the rows each
+# rank needs its positions of the sum: a reduce-scatter. Together they send what an all-reduce
+# sends.
+#
+# One thing is new: a norm's weights are whole, but each rank used them for its own positions. Their
+# gradient is a sum over the ranks. Forget it, and nothing fails; the model only learns more slowly.
+#
+# **Question 8.** "Inputs kept" sends less and stores more. What is traded?
+#
+# The weights' gradient needs the gathered input again. Keep it, or gather it a second time.
+#
+# ## When does it send?
+#
+# Inside every layer, so that nothing can go on before the sum is there. Only in the backward there
+# is something to do meanwhile: dX is a sum over the ranks, and dW does not need it.
+
+
+# %%
+def timeline(overlap):
+    world = LocalWorld(Machine(latency=5e-6, bandwidth=2e9, flops=2e10), record=True)
+
+    def one_step(comm):
+        method = TensorParallel(small(), CrossEntropy(), SGD(0.2), comm, overlap=overlap)
+        for trace in (comm.trace, *comm.trace.streams):
+            trace.events.clear()
+        method.step(batches[0])
+
+    launch(one_step, 2, world)
+    return [trace.events for trace in world.traces]
+
+
+if first_process():
+    figure, panels = plt.subplots(2, 1, figsize=(12, 6), layout="constrained")
+    events = {overlap: timeline(overlap) for overlap in (False, True)}
+    longest = max(e.end for kind in events.values() for rank in kind for e in rank)
+    for axes, (overlap, by_rank) in zip(panels, events.items(), strict=True):
+        name = "the sums overlap the weights' gradients" if overlap else "nothing overlaps"
+        draw_timeline(axes, by_rank, f"one step on 2 ranks, {name}", steps=True, legend="right")
+        axes.set_xlim(0, longest * 1e3)
+        axes.spines[["top", "right"]].set_visible(False)
+    print(f"picture: {save(figure, 'out/lessons/16_tensor_parallel.png')}")
+
+# %% [markdown]
+# ## What to take away
+#
+# 1. Columns, then rows: two layers, one sum in the forward and one in the backward.
+# 2. Whatever is said of the whole (the bias, the vocabulary, the norm of the gradient) must be said
+#    once, or of all ranks.
+# 3. Tensor parallelism sends in every layer, and waits for it. It wants the fastest links.
+# 4. Along the sequence, the rest of the memory is cut too, for the same bytes.
+#
+# **Try it:** `show(small(), 3)`: what happens to four heads on three ranks? Then give the machine a
+# latency of 1 ms: how much of a step is spent waiting?

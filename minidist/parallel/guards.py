@@ -1,0 +1,120 @@
+"""Guards of a method: what would train on, silently, to wrong numbers.
+
+    method.guard(not_finite="skip", replicas_every=100)
+
+Ranks that build a method from different seeds, models or optimizers have replicas that differ, and
+nothing fails. So they compare digests of all of these when a method is built (``check_built``; 8
+bytes a rank), and those of their batch at its first step: see ``Method.stepping``.
+
+A loss that is no longer finite is the same on every rank, so all ranks do the same in that step:
+
+    "raise"   NotFinite; the parameters may have been updated: go on from a checkpoint
+    "skip"    the optimizer does not step if a gradient of any rank is not finite. It costs one
+              more all-reduce of 8 bytes, and a pass over the gradients
+    "go on"   nothing
+
+A bit that flips in a replica changes that replica alone. ``check_replicas`` hashes every parameter
+on every rank, and names the first that differs, and where. It is off unless ``replicas_every`` says
+after how many steps, or ``MINIDIST_DEBUG=1`` after each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minidist.collectives import ring
+from minidist.comm.agreement import debugging
+from minidist.comm.comm import Comm
+from minidist.comm.errors import Disagreement
+from minidist.engine.array import Array, has_numbers, module, module_has_numbers, module_of, read
+from minidist.engine.digests import digest
+
+Method = Any  # minidist.parallel.method, which imports this file
+
+POLICIES = ("raise", "skip", "go on")
+
+
+class NotFinite(ArithmeticError):
+    """The loss is NaN or infinite."""
+
+
+def check_built(method: Method) -> None:
+    """Raise Disagreement, on every rank, unless all build the same method.
+
+    Compared are its class, seed, microbatches and clip; names, shapes and layers of the model; the
+    loss; and the optimizer with its settings.
+    """
+    shapes = {name: one.shape for name, one in method.whole.named_parameters().items()}
+    settings = (type(method).__name__, method.seed, method.microbatches, method.clip)
+    optimizer = repr(method.optimizer) if not callable(method.optimizer.lr) else "a schedule"
+    shown = f"{settings[0]} with seed {method.seed}, {len(shapes)} parameters of "
+    shown += f"{sum(math.prod(shape) for shape in shapes.values()):,} numbers, {optimizer}"
+    own = digest(*settings, shapes, type(method.loss).__name__, optimizer)
+    method.comm.agree("the method", own, shown)
+
+
+def check_loss(method: Method, loss: float) -> None:
+    """Raise NotFinite, on every rank, if the policy is to raise."""
+    if math.isfinite(loss) or method.not_finite != "raise":
+        return
+    if not module_has_numbers(module()):
+        return  # shapes without numbers have no loss
+    raise NotFinite(
+        f"{type(method).__name__}: the loss of step {method.steps} is {loss}: lower the learning "
+        "rate, clip the gradient (clip=1.0), or look for the op with minidist.detect_anomaly(). "
+        'method.guard(not_finite="skip") leaves such steps out, "go on" trains on'
+    )
+
+
+def all_finite(comm: Comm, grads: Sequence[Array]) -> bool:
+    """Whether every gradient of every rank is finite: the same answer on each rank."""
+    found = np.zeros(1)
+    for grad in grads:
+        if has_numbers(grad) and not bool(read(module_of(grad).isfinite(grad).all(), True)):
+            found[0] = 1
+    ring.all_reduce(comm, found, "max")
+    return found[0] == 0
+
+
+def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> None:
+    """Raise Disagreement, on every rank, with the first parameter that is not the same on all.
+
+    Every rank must call it. Its messages, p - 1 of 8 bytes for each parameter, are not counted.
+    """
+    names = list(parameters)
+    every = np.zeros((comm.size, len(names)), np.uint64)
+    every[comm.rank] = [digest(array) for array in parameters.values()]
+    with uncounted(comm):
+        ring.all_gather(comm, every.reshape(-1))
+    for column, name in enumerate(names):
+        values, counts = np.unique(every[:, column], return_counts=True)
+        if len(values) > 1:
+            usual = values[np.argmax(counts)]
+            ranks = [rank for rank in range(comm.size) if every[rank, column] != usual]
+            where = f"on rank {', '.join(map(str, ranks))} is not what it is on the others"
+            if 2 * counts.max() <= comm.size:  # no majority: nobody knows who is right
+                where = f"has {len(values)} different values on {comm.size} ranks"
+            raise Disagreement(
+                f"after step {step} {name} {where}: a bit has flipped, or something but the method "
+                "has changed it; go on from a checkpoint"
+            )
+
+
+def replicas_due(method: Method) -> bool:
+    """Whether the replicas are to be compared after this step."""
+    every = method.replicas_every or int(debugging())
+    return bool(every) and method.steps % every == 0
+
+
+@contextmanager
+def uncounted(comm: Comm) -> Iterator[None]:
+    """What is sent inside is not counted."""
+    sent = comm.trace.sent
+    before = sent.messages, sent.nbytes
+    yield
+    sent.messages, sent.nbytes = before

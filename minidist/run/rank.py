@@ -1,0 +1,57 @@
+"""One rank of ``minidist run``: calls the supervisor, runs the script, and says that it is done.
+
+    mpiexec -n 4 python -m minidist.run.rank script.py arguments
+
+The line to the supervisor is open before the script and MPI start, and the mark that this rank has
+finished is sent when MPI is down. A rank that ends in any other way has no mark, whatever its
+status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+from minidist.comm import link
+from minidist.comm.environment import rank_in_environment
+
+
+def main() -> None:
+    """Run the script, or with ``-m`` the module, that the arguments name."""
+    rank = rank_in_environment()
+    supervisor = link.open_line(rank)
+    ending = {"status": 0}
+    if supervisor is not None:
+        # The first to be registered is called last: after MPI's end.
+        atexit.register(lambda: supervisor.done(ending["status"]))
+    del sys.argv[0]
+    try:
+        if sys.argv[0] == "-m":
+            del sys.argv[0]
+            sys.path.insert(0, "")
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        ending["status"] = status = (
+            error.code if isinstance(error.code, int) else int(error.code is not None)
+        )
+        if status and supervisor is not None:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = f" ({error.code})" if isinstance(error.code, str) else ""
+            supervisor.failed(
+                f"rank {rank} left with status {status}{said}, at {where.filename}:{where.lineno}",
+                status,
+            )
+        raise
+    except BaseException:
+        ending["status"] = 1  # sys.excepthook reports it, and ends the job
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Random training runs by every method, against serial training: see tasks, rows, optimizers.
+
+A run draws a row, ranks, a task, an optimizer, batches (also with fewer samples than ranks, and the
+same one twice), microbatches, a clip that bites, and whether it is saved in the middle, to go on by
+another method on another number of ranks. Losses, parameters, buffers and evaluation must equal
+serial training, to 1e-10 in float64. They must have the same bits on every rank, and messages,
+bytes and memory must be as predicted. What a method refuses is counted by reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minidist import LocalWorld, launch
+from minidist.comm.comm import Comm
+from minidist.data import Batch
+from minidist.engine.array import defaults
+from minidist.nn import Module
+from minidist.parallel import Method, Serial
+from tests.fuzz.optimizers import Rule, draw_rule
+from tests.fuzz.rows import ROWS, Row
+from tests.fuzz.tasks import Task, draw_task
+
+Random = np.random.Generator
+TOLERANCE = 1e-10
+FLOOR = 1e-3  # of a size: below it gaps are absolute
+
+
+class Refused(Exception):
+    """A method does not take what was drawn."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method that trains some steps of a run."""
+
+    key: str
+    ranks: int
+    options: dict[str, Any]
+    steps: range
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was drawn."""
+
+    parts: tuple[Part, ...]
+    task: Task
+    rule: Rule
+    batches: tuple[tuple[int, ...], ...]  # indices of samples
+    clip: float | None
+    seed: int
+
+    def __str__(self) -> str:
+        lines = [f"{p.key} on {p.ranks} ranks, steps {[*p.steps]}, {p.options}" for p in self.parts]
+        lines += [f"{self.task}", self.rule.what]
+        lines += [f"batches of {[len(b) for b in self.batches]}, clip {self.clip}"]
+        return "\n".join(lines)
+
+
+@dataclass
+class Found:
+    """What a rank has after its steps."""
+
+    losses: list[float]
+    parameters: dict[str, np.ndarray]
+    buffers: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+    evaluated: tuple[float, float]
+
+
+def draw_part(random: Random, size: int, keys: list[str]) -> tuple[str, Row, int, dict[str, Any]]:
+    key = str(random.choice(keys))
+    row = ROWS[key]
+    sizes = [n for n in row.sizes if n <= max(size + 1, row.sizes[0])]
+    ranks = int(sizes[int(random.random() * len(sizes))])
+    options = row.options(random, ranks)
+    accumulated, parts = random.random() < row.accumulates, int(random.integers(2, 6))
+    if accumulated and size > 1:
+        options["microbatches"] = parts
+    return key, row, ranks, options
+
+
+def draw(random: Random, size: int, keys: list[str]) -> Run:
+    key, row, ranks, options = draw_part(random, size, keys)
+    mesh = options.get("mesh", {"pp": ranks // options.get("replicas", 1)})
+    kinds = dict(row.kinds)
+    if ranks > 1 and options.get("microbatches", 1) > 1:
+        kinds.pop("sync", None)  # parts that come one after the other are not normalised together
+    if "sync" in kinds and "microbatches" in options:
+        kinds.pop("sync")
+    cut = mesh.get("tp", ranks if key == "tensor" else 1)
+    task = draw_task(random, size, kinds, int(row.blocks * mesh["pp"]), cut)
+    if task.frozen and not row.freezes and random.random() < 0.8:
+        task = Task(task.kind, task.losses, task.build, task.dataset, task.loss)
+    whole = task.build(comm=None)  # type: ignore[arg-type]
+    names = [name for name in whole.named_parameters() if name != task.frozen]
+    rule = draw_rule(random, size, names, row.limit == "linear")
+    steps = min(int(random.integers(1, 5)), 1 + size // 2)
+    count = int(random.choice([1, 2, 3, 5, 8, 13]))
+    if task.kind == "sync":
+        count = max(count, 4)  # there is no variance of one sample
+    batches = [tuple(int(i) for i in random.integers(0, 30, count)) for _ in range(4)]
+    if random.random() < 0.3:
+        batches[1] = batches[0]
+    if random.random() < 0.3:
+        batches[2] = batches[2][: max(1, count // 2)]
+    limit = round(float(10 ** random.uniform(-2.5, 0)), 4)
+    clip = limit if random.random() < row.clips and size > 1 else None
+    saved, seed = random.random() < 0.35, int(random.integers(100))
+    other, _, others, settings = draw_part(random, size, keys)
+    same, middle = random.random() < 0.5, max(1, steps // 2)
+    first = Part(key, ranks, options, range(steps))
+    parts = [first]
+    if saved and steps > 1 and size > 3 and task.kind != "sync":
+        then = Part(other, others, settings, range(middle, steps))
+        if same or not follows(row, ROWS[other], task, ranks):
+            then = Part(key, ranks, options, range(middle, steps))
+        parts = [Part(key, ranks, options, range(middle)), then]
+    return Run(tuple(parts), task, rule, tuple(batches[:steps]), clip, seed)
+
+
+def follows(row: Row, other: Row, task: Task, ranks: int) -> bool:
+    """Whether another method may go on: it holds as much of serial training, and takes the task."""
+    return other.limit == row.limit and task.kind in other.kinds and other.blocks <= row.blocks
+
+
+def model_of(task: Task, comm: Comm) -> Module:
+    model = task.build(comm=comm)
+    return model.freeze(task.frozen) if task.frozen else model
+
+
+def train(comm: Comm, run: Run, part: Part, state: dict[str, np.ndarray] | None) -> Found:
+    """The steps of a part, on this rank. ``Refused`` if the method does not take them."""
+    with defaults(dtype="float64"):
+        row, task, optimizer = ROWS[part.key], run.task, run.rule.make()
+        options = part.options | ({} if run.clip is None else {"clip": run.clip})
+        try:
+            model, loss = model_of(task, comm), task.loss()
+            method = row.make(model, loss, optimizer, comm, run.seed, **options)
+        except (TypeError, ValueError) as error:  # Unsupported is a TypeError
+            raise Refused(f"{type(error).__name__}: {error}") from error
+        if row.limit != "first" and method.why_inexact:
+            raise Refused(method.why_inexact)
+        if state is not None:
+            method.load(state)
+        losses = []
+        for step in part.steps:
+            run.rule.before(optimizer, step)
+            losses.append(stepped(method, task, run.batches[step], comm))
+        found = Found(losses, method.parameters(), method.buffers(), method.state(), (0.0, 0.0))
+        found.evaluated = method.evaluate(task.dataset, 11)
+        return found
+
+
+def stepped(method: Method, task: Task, indices: tuple[int, ...], comm: Comm) -> float:
+    """A step, whose messages, bytes and memory are as predicted."""
+    batch: Batch = task.dataset.batch(indices)
+    if task.kind == "sync":  # whose messages nobody predicts
+        return method.step(batch)
+    sent, machine = comm.trace.sent, comm.machine  # type: ignore[attr-defined]
+    comm.barrier()
+    before, start = (sent.messages, sent.nbytes), comm.time()
+    cost = method.cost(batch, machine)
+    loss = method.step(batch)
+    seconds = comm.time() - start
+    got = sent.messages - before[0], sent.nbytes - before[1]
+    expected = cost.messages[comm.rank], cost.nbytes[comm.rank]
+    assert got == expected, f"sent (messages, bytes) {got}, formula {expected}"
+    held = {kind: sum(a.nbytes for a in arrays) for kind, arrays in method.arrays().items()}
+    formula = {kind: cost.peak_bytes[kind][comm.rank] for kind in held}
+    if len(batch) < comm.size:  # a rank without samples may not have begun
+        held.pop("optimizer"), formula.pop("optimizer")
+    assert held == formula, f"holds {held}, formula {formula}"
+    if cost.seconds is not None:
+        assert seconds <= cost.seconds * (1 + 1e-9), f"took {seconds} s, formula {cost.seconds}"
+    return loss
+
+
+def check(random: Random, size: int, keys: list[str] | None = None) -> str:
+    """One run: AssertionError if it differs from serial; else "row", or "row, refused: why"."""
+    return check_run(draw(random, size, list(ROWS) if keys is None else keys))
+
+
+def check_run(run: Run) -> str:
+    name = run.parts[0].key
+    try:
+        compare(run)
+    except Refused as why:
+        return f"{name}, refused: {why}"
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\n{run}") from error
+    return name
+
+
+def compare(run: Run) -> None:
+    limit, state, done = ROWS[run.parts[0].key].limit, None, 0
+    expected = serial(run)
+    for part in run.parts:
+        ranks = launch(
+            lambda comm, p=part, s=state: train(comm, run, p, s), part.ranks, LocalWorld()
+        )
+        first, state = ranks[0], ranks[0].state
+        for rank, other in enumerate(ranks[1:], 1):
+            assert other.losses == first.losses, (
+                f"rank {rank}: losses {other.losses}, {first.losses}"
+            )
+            same = np.array_equal(other.evaluated, first.evaluated, equal_nan=True)
+            assert same, f"rank {rank} evaluates to {other.evaluated}, not {first.evaluated}"
+            for what in ("parameters", "buffers"):
+                for key, values in getattr(first, what).items():
+                    same = np.array_equal(getattr(other, what)[key], values)
+                    assert same, f"rank {rank} has another {key}"
+        wanted = expected[len(part.steps) + done - 1]
+        done += len(part.steps)
+        if limit == "first":
+            if part.steps[0] == 0:
+                near("loss of step 0", first.losses[:1], wanted.losses[:1])
+            assert all(np.isfinite(values).all() for values in first.parameters.values())
+            continue
+        near("losses", first.losses, [wanted.losses[step] for step in part.steps])
+        assert list(first.parameters) == list(wanted.parameters), "other parameters"
+        for what in ("parameters", "buffers"):
+            for key, values in getattr(wanted, what).items():
+                near(f"{what} {key} after step {part.steps[-1]}", getattr(first, what)[key], values)
+        near("evaluated", first.evaluated, wanted.evaluated)
+
+
+def near(what: str, got: Any, expected: Any) -> None:
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, serial {expected.shape}"
+    if not np.isfinite(expected).all():
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), what)
+        got, expected = got[np.isfinite(expected)], expected[np.isfinite(expected)]
+    bound = TOLERANCE * max(FLOOR, float(np.abs(expected).max(initial=0)))
+    gap = float(np.abs(got - expected).max(initial=0))
+    assert gap <= bound, f"{what} differs from serial by {gap}, allowed {bound}"
+
+
+def serial(run: Run) -> list[Found]:
+    """After each step, by the oracle: one rank, the whole batch, never saved."""
+
+    def alone(comm: Comm) -> list[Found]:
+        with defaults(dtype="float64"):
+            task, optimizer, found = run.task, run.rule.make(), list[Found]()
+            model, losses = model_of(task, comm), list[float]()
+            method = Serial(model, task.loss(), optimizer, comm, run.seed, clip=run.clip)
+            for step, indices in enumerate(run.batches):
+                run.rule.before(optimizer, step)
+                try:
+                    losses.append(method.step(task.dataset.batch(indices)))
+                except ValueError as error:
+                    if "are ignored" not in str(error):
+                        raise
+                    raise Refused(f"ValueError: {error}") from error
+                held = method.parameters(), method.buffers(), {}
+                found.append(Found([*losses], *held, method.evaluate(task.dataset, 11)))
+            return found
+
+    return launch(alone, 1, LocalWorld())[0]
+
+
+class Tally:
+    """The check, and how often each row ran, and why it refused."""
+
+    def __init__(self, keys: list[str] | None = None) -> None:
+        self.keys = keys
+        self.ran: Counter[str] = Counter()
+        self.refused: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def __call__(self, random: Random, size: int) -> str:
+        said = check(random, size, self.keys)
+        name, _, why = said.partition(", refused: ")
+        if why:
+            self.refused[name][re.sub(r"\d+", "n", why)[:110]] += 1
+        else:
+            self.ran[name] += 1
+        return said
+
+    def __str__(self) -> str:
+        lines = []
+        for key in sorted({*self.ran, *self.refused}):
+            refused = self.refused[key]
+            lines.append(f"{key:32} ran {self.ran[key]:5}, refused {refused.total():5}")
+            lines += [f"    {count:5}  {why}" for why, count in refused.most_common()]
+        return "\n".join(lines)
+
+    def rarely(self) -> list[str]:
+        """Rows that ran in less than a third of their draws (of 12 or more)."""
+        return [
+            key
+            for key in {*self.ran, *self.refused}
+            if 12 <= (all_ := self.ran[key] + self.refused[key].total()) > 3 * self.ran[key]
+            and all_
+        ]
