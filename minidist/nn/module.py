@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+SETTINGS = frozenset((bool, int, float, str, type(None)))  # attributes that hold nothing
+
+
 class Module:
     """A layer or a model. Its parameters and inner modules are found among its attributes.
 
@@ -65,6 +68,8 @@ class Module:
     def children(self) -> Iterator[tuple[str, Any]]:
         """Named parameters and modules directly inside this one, in order of declaration."""
         for name, value in vars(self).items():
+            if type(value) in SETTINGS:
+                continue
             if isinstance(value, (Parameter, Module)):
                 yield name, value
             elif isinstance(value, (list, tuple)):

@@ -155,16 +155,18 @@ class Method(Settings):
         self.check_setting("clip", clip)
         if isinstance(optimizer, MixedPrecision):
             self.refuse("mixed precision")
-        if model.frozen():
+        named = model.named_parameters()  # once: a large model has thousands
+        trained = [parameter for parameter in named.values() if parameter.requires_grad]
+        if len(trained) < len(named):
             self.refuse("frozen parameters")
-        if model.named_parameters() and not model.trained():
+        if named and not trained:
             raise ValueError(f"{name}: all parameters of the model are frozen: nothing to train")
-        for parameter in model.parameters():
+        for parameter in named.values():
             parameter.owner = name  # see Module.freeze
         optimizer.owner = name
         optimizer.parts.clear()  # the method says anew what is stepped
         name_shared(model)
-        optimizer.check_groups(model.named_parameters())
+        optimizer.check_groups(named)
         self.whole = model  # declared only: names, shapes and costs of all parameters
         assert isinstance(loss, Loss)  # check_setting has seen to it
         self.loss = loss

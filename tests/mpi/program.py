@@ -108,6 +108,19 @@ def sharing_more_memory_than_there_is(comm):
     windows.shared_memory_left = true
 
 
+def groups_of_listed_members(comm):
+    """The order is that of the list, and nobody but the members calls."""
+    if comm.rank == comm.size - 1 and comm.size > 1:
+        return
+    members = list(range(comm.size - 1))[::-1] or [0]
+    group = comm.group(members)
+    found = np.array([comm.rank])
+    all_reduce(group, found, "max")
+    assert (group.rank, group.size) == (members.index(comm.rank), len(members))
+    assert list(group.world) == members
+    assert found[0] == max(members)
+
+
 def the_library_and_auto(comm):
     """Both equal the ring; what the library sends is not claimed to be known."""
     for n in (1, 1000, 100_000):
@@ -124,6 +137,7 @@ def the_library_and_auto(comm):
 def main(comm):
     long_messages_go_in_pieces(comm)
     sharing_more_memory_than_there_is(comm)
+    groups_of_listed_members(comm)
     the_library_and_auto(comm)
     check_a_users_function(comm)
     requests_and_groups(comm)

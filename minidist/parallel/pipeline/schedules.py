@@ -19,8 +19,9 @@ microbatches and v chunks a stage (all stages equal, messages free, idle as a sh
     zero_bubble_v    (p - 1)/(6m + p - 1), m ≥ 2p  p                      arXiv 2401.10241, 6
     pipedream        as 1F1B until it drains       min(p - stage, m)      SOSP'19, section 3.3
 
-The zero-bubble shares are for F = I = W. In general ZB-H1 waits (p - 1)(F + I - W), 1F1B
-(p - 1)(F + I + W), and ZB-V only for its first microbatch to arrive, half a forward a stage.
+The interleaved share is for p that divides m: otherwise it waits longer. The zero-bubble shares are
+for F = I = W, when ZB-V waits only for its first microbatch to arrive, half a forward a stage. In
+general 1F1B waits (p - 1)(F + I + W) and ZB-H1, for W ≤ F, (p - 1)(F + I - W).
 
 1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
 something else to do: another chunk of the model (interleaved), or weight gradients kept for

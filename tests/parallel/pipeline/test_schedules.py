@@ -288,3 +288,25 @@ def test_cut_is_even_and_leaves_no_stage_empty():
     assert cut([5, 1, 1, 1], 2) == [(0, 1), (1, 4)]
     assert cut([1, 2, 3], 1) == [(0, 3)]
     assert cut([0, 0, 0], 3) == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("forward", "input_gradient", "weight_gradient"),
+    [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 0.5), (2, 1, 2), (1, 2, 0.5)],
+)
+def test_what_zb_h1_and_1f1b_wait_for_halves_of_any_length(
+    forward, input_gradient, weight_gradient
+):
+    """(p - 1)(F + I - W), for W ≤ F, and (p - 1)(F + I + W)."""
+    p, m = 4, 8
+    units = forward, input_gradient, weight_gradient
+    for name, sign in (("zero_bubble_h1", -1), ("one_f_one_b", 1)):
+        waits = price_units(SCHEDULES[name], p, m, *units).seconds - m * sum(units)
+        expected = (p - 1) * (forward + input_gradient + sign * weight_gradient)
+        assert waits == pytest.approx(expected, abs=1e-12), name
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 3), (3, 4), (4, 6), (4, 10)])
+def test_interleaving_waits_longer_where_the_stages_do_not_divide_the_microbatches(p, m):
+    idle = price_units(SCHEDULES["interleaved"], p, m).idle_fraction
+    assert idle > (p - 1) / (2 * m + p - 1) + 1e-3
