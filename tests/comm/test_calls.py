@@ -41,11 +41,14 @@ def test_after_a_call_there_is_none():
     def function(comm):
         array, other = np.zeros(4), np.zeros(4)
         right, left = (comm.rank + 1) % 3, (comm.rank - 1) % 3
+        posted = []
         calls = {
             "sendrecv": lambda: comm.sendrecv(array, right, other, left),
             "isend": lambda: comm.isend(array, right),
             "recv": lambda: comm.recv(other, left),
-            "irecv": lambda: comm.irecv(other, left, tag=1),  # posted: the rank waits for nothing
+            "irecv": lambda: posted.append(comm.irecv(other, left, tag=1)),  # waits for nothing
+            "isend to it": lambda: posted.append(comm.isend(array, right, tag=1)),
+            "waits": lambda: [request.wait() for request in posted],
             "barrier": comm.barrier,
             "split": lambda: comm.split(0),
             "wait": comm.spawn(lambda stream: None).wait,
@@ -55,7 +58,7 @@ def test_after_a_call_there_is_none():
             assert comm.trace.call is None, name
         return comm.trace.sent.messages
 
-    assert launch(function, 3, LocalWorld()) == [2, 2, 2]
+    assert launch(function, 3, LocalWorld()) == [3, 3, 3]
 
 
 def test_a_stream_has_a_call_of_its_own():
