@@ -21,7 +21,8 @@ microbatches and v chunks a stage (all stages equal, messages free, idle as a sh
 
 The interleaved share is for p that divides m: otherwise it waits longer. The zero-bubble shares are
 for F = I = W, when ZB-V waits only for its first microbatch to arrive, half a forward a stage. In
-general 1F1B waits (p - 1)(F + I + W) and ZB-H1, for W ≤ F, (p - 1)(F + I - W).
+general 1F1B waits (p - 1)(F + I + W), and ZB-H1 (p - 1)(F + I - W) if W is longer than neither F
+nor I.
 
 1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
 something else to do: another chunk of the model (interleaved), or weight gradients kept for

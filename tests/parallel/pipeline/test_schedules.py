@@ -292,12 +292,12 @@ def test_cut_is_even_and_leaves_no_stage_empty():
 
 @pytest.mark.parametrize(
     ("forward", "input_gradient", "weight_gradient"),
-    [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 0.5), (2, 1, 2), (1, 2, 0.5)],
+    [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 0.5), (2, 2, 1.5), (1, 2, 0.5)],
 )
 def test_what_zb_h1_and_1f1b_wait_for_halves_of_any_length(
     forward, input_gradient, weight_gradient
 ):
-    """(p - 1)(F + I - W), for W ≤ F, and (p - 1)(F + I + W)."""
+    """(p - 1)(F + I - W), if W is no longer than F and I, and (p - 1)(F + I + W)."""
     p, m = 4, 8
     units = forward, input_gradient, weight_gradient
     for name, sign in (("zero_bubble_h1", -1), ("one_f_one_b", 1)):
