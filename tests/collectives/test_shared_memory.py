@@ -80,13 +80,12 @@ def test_mutants_of_the_shift_are_rejected(what, old, new):
     assert not all(got is True for found in answers for got in found), f"nothing noticed: {what}"
 
 
-def test_bytes_in_another_order_are_another_dtype():
+def test_bytes_in_another_order_are_refused():
     """Native and swapped float32 have one number; added as if they were one, they give garbage."""
 
     def main(comm):
-        array = np.ones(4, "<f4" if comm.rank else ">f4")
-        with pytest.raises(CommError, match="another rank something else"):
-            shared_memory.all_reduce(comm, array)
+        with pytest.raises(CommError, match="byte order is not this machine's"):
+            shared_memory.all_reduce(comm, np.ones(4, np.dtype("f4").newbyteorder()))
         again = np.ones(4, "f4")
         shared_memory.all_reduce(comm, again)  # who caught the error can go on
         return again.tolist()
