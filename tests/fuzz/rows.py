@@ -149,7 +149,7 @@ ROWS = {key: row_of(key) for key in METHODS} | {
     "pipeline/copies": Row(Pipeline, options=replicas, kinds=OF_BLOCKS, blocks=2, sizes=UP_TO_8),
     "tensor": Row(
         TensorParallel, options=sharded, kinds={"mlp": 2.0, "gpt": 4, "own": 0.2},
-        freezes=False, sizes=(1, 2, 4),
+        freezes=False, sizes=(2, 4),
     ),
     "mesh": Row(
         MeshParallel, options=a_mesh, kinds={"mlp": 2.0, "gpt": 3, "own": 0.1}, blocks=2,

@@ -195,7 +195,7 @@ def draw_task(
     if cut > 1:
         outputs, heads = max(outputs, cut), 4
         context = cut * max(1, context // cut)  # a sequence is cut into equal parts
-        if random.random() < 0.8:  # other losses need the last layer whole
+        if random.random() < 0.8 or losses == "soft":  # others need the last layer whole
             losses = str(random.choice(["classes", "ignored", "smoothed", "weighted"]))
     rate = float(random.choice([0.0, 0.2]))
     seed, freezes, place = random.integers(1 << 30), random.random() < 0.2, random.random()
