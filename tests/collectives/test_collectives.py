@@ -387,8 +387,8 @@ def test_symmetric_memory_wants_the_same_place_on_all_ranks():
 
     for place, error in [
         (lambda comm, array: array[comm.rank : comm.rank + 5], "dtype, length and place"),
-        (lambda comm, array: array[: 5 + comm.rank], "dtype, length and place"),
-        (lambda comm, array: array.view("i4" if comm.rank else "f4"), "dtype, length and place"),
+        (lambda comm, array: array[: 5 + comm.rank], "ranks do not agree"),
+        (lambda comm, array: array.view("i4" if comm.rank else "f4"), "ranks do not agree"),
         (lambda comm, array: array[::2], "not in symmetric memory: make it by"),
         (lambda comm, array: array.copy(), "not in symmetric memory: make it by"),
         (lambda comm, array: strict.asarray(array), "not in symmetric memory: make it by"),
