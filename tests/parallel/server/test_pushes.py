@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch
+from minidist.comm import CommError
 from minidist.comm.local.world import Deadlock
 from minidist.data import Batches, fashion_mnist
 from minidist.engine import array as arrays
