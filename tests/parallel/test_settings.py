@@ -213,9 +213,9 @@ def set_later(key, name, value, ranks):
                 if step == 1:
                     setattr(method, name, value)
                 before = sent.messages, sent.nbytes
+                cost = method.cost(batches[step], comm.machine)  # of the next step
                 losses.append(method.step(batches[step]))
                 got = sent.messages - before[0], sent.nbytes - before[1]
-                cost = method.cost(batches[step], comm.machine)
                 assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank]), step
             return losses, method.parameters()
 
