@@ -59,8 +59,6 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         counted = {"messages": counts.messages, "bytes": counts.nbytes, "log": counts.log}
         return counted | found
 
-    gc.collect()
-    gc.freeze()  # what is here already need not be looked through by each gc.collect()
     tracemalloc.start()  # from here on: what the answer holds besides what it was given
     try:
         with watch.over():
@@ -68,7 +66,6 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
     return {"ranks": plain(ranks), "peak": peak, "seconds": getattr(world, "seconds", None)}
 
 
@@ -91,6 +88,21 @@ def run_all(
     except BaseException as error:
         tell({"load": describe(error, path), "unsolved": unsolved(error), "tricks": watch.tricks})
         return
+    gc.freeze()  # what is here already need not be looked through whenever garbage is collected
+    try:
+        run_each(exercise, path, answer, cases, watch, tell)
+    finally:
+        gc.unfreeze()
+
+
+def run_each(
+    exercise: Exercise,
+    path: Path,
+    answer: Any,
+    cases: Sequence[tuple[int, Case]],
+    watch: Watch,
+    tell: Callable[..., None],
+) -> None:
     for number, case in cases:
         tell({"start": number})
         try:
