@@ -59,13 +59,13 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         counted = {"messages": counts.messages, "bytes": counts.nbytes, "log": counts.log}
         return counted | found
 
-    tracemalloc.start()  # from here on: what the answer holds besides what it was given
-    try:
-        with watch.over():
+    with watch.over():
+        tracemalloc.start()  # from here on: what the answer holds besides what it was given
+        try:
             ranks = launch(on_a_rank, case.ranks, world)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
     return {"ranks": plain(ranks), "peak": peak, "seconds": getattr(world, "seconds", None)}
 
 
