@@ -109,6 +109,7 @@ def test_unknown_model_is_refused(capsys):
 
 
 @needs_mpi
+@pytest.mark.long
 def test_command_writes_report_and_picture(tmp_path, capsys):
     arguments = ["--models", "mlp", "--steps", "1", "--rounds", "2", "--ranks", "2"]
     arguments += ["--torch", "false", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json")]

@@ -27,7 +27,7 @@ UNDER_MPIRUN = [
     if path.stem != "serial"
 ]
 DISTRIBUTED = [
-    "00_one_model_five_ways",
+    pytest.param("00_one_model_five_ways", marks=pytest.mark.long),
     pytest.param("05_messages", marks=pytest.mark.long),
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
@@ -52,7 +52,16 @@ def run(path: Path, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+ALONE = [*DAILY, "serial", "zero", "gossip", "mesh", "lora"]  # in one process; all in make long
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.stem in ALONE else pytest.mark.long, id=path.stem)
+        for path in SCRIPTS
+    ],
+)
 def test_script_trains_in_one_process(path, tmp_path):
     assert PRINTS.get(path.stem, "test accuracy 8") in run(path, tmp_path)
 
@@ -84,6 +93,7 @@ def run_lesson(name: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     "name",
     [
+        "00_one_model_five_ways",
         "10_parameter_server",
         "11_pipelines",
         "16_tensor_parallel",

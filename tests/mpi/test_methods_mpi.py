@@ -10,7 +10,12 @@ from tests.parallel.server.test_pushes import KINDS, possible
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def LONG(ranks):  # noqa: N802
+    """A number of ranks that is tried by ``make long``."""
+    return pytest.param(ranks, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("ranks", [LONG(1), LONG(2), 3, LONG(4)])
 def test_every_method_passes_every_check(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.methods_program", python=("-m", "mpi4py"))
     assert done.returncode == 0, done.stderr
@@ -19,7 +24,7 @@ def test_every_method_passes_every_check(ranks):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [LONG(1), LONG(2), 3, LONG(4)])
 def test_data_parallel_and_zero_in_every_variant(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.data_parallel_program")
     assert done.returncode == 0, done.stderr
@@ -33,7 +38,7 @@ def test_stale_synchronous_training_keeps_its_bound_and_its_record_on_real_ranks
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, LONG(4)])
 def test_pushes_are_compressed_and_clipped_as_the_formula_says(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.servers_program")
     assert done.returncode == 0, done.stderr
@@ -52,7 +57,7 @@ def test_a_worker_that_dies_ends_the_job(key, how):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [LONG(1), LONG(2), LONG(3), 4])
 def test_pipelines_of_every_model_and_schedule_equal_serial_bitwise(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.pipelines_program")
     assert done.returncode == 0, done.stderr
@@ -61,7 +66,7 @@ def test_pipelines_of_every_model_and_schedule_equal_serial_bitwise(ranks):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, LONG(4)])
 def test_ops_that_send_and_tensor_parallelism(ranks):
     done = mpiexec(ranks, "-m", "tests.mpi.tensor_program")
     assert done.returncode == 0, done.stderr

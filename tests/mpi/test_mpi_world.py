@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 pytestmark = needs_mpi
 
 
-@pytest.mark.parametrize("ranks", (1, 2, 3, 4))
+@pytest.mark.parametrize("ranks", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_every_collective_and_every_kind_of_message(ranks):
     done = mpiexec(ranks, str(HERE / "program.py"))
     assert done.returncode == 0, done.stdout + done.stderr
