@@ -89,8 +89,13 @@ def resolved(size: int, shape: Shape) -> Shape:
 
 
 def _index(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An index from what ``index_key`` made of it."""
-    return tuple(slice(*one) if type(one) is tuple else one for one in key)
+    """An index from what ``index_key`` made of it, which gives a view always.
+
+    Numbers alone would make NumPy *read* an element, of memory that is not there; with an ellipsis
+    they give a view without dimensions.
+    """
+    index = tuple(slice(*one) if type(one) is tuple else one for one in key)
+    return index if Ellipsis in index else (*index, Ellipsis)
 
 
 def index_key(index: tuple[Any, ...]) -> tuple[Any, ...] | None:

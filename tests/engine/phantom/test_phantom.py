@@ -13,7 +13,7 @@ from minidist import ops
 from minidist.engine import array as arrays
 from minidist.engine import phantom
 from minidist.engine.array import read, work
-from minidist.engine.phantom import NoNumbers
+from minidist.engine.phantom import NoNumbers, views
 from minidist.engine.products import product
 from minidist.engine.tensor import Tensor
 from minidist.nn import Linear
@@ -215,3 +215,12 @@ def test_shapes_that_do_not_fit_are_errors_as_on_the_host():
         zeros(3) + np.zeros(3)
     with pytest.raises(AttributeError, match="no function fft"):
         phantom.fft(zeros(3))
+
+
+def test_an_index_of_numbers_reads_no_memory():
+    """The stand-in has one element: NumPy would read far behind it, and crash now and then."""
+    views.view.cache_clear()
+    whole = views.stand_in((1 << 40,), None, np.dtype("float64"))
+    assert views.VIEWS["index"](whole, (-1,)).shape == ()  # a view: a scalar would be a copy
+    assert np.shares_memory(views.VIEWS["index"](whole, (0,)), whole[:1])
+    assert views.view((1 << 40,), None, np.dtype("float64"), "index", (-1,))[0] == ()
