@@ -120,8 +120,8 @@ def test_commands_set_it_for_what_they_start(command, monkeypatch, tmp_path):
         started.append(job.environment)
         return 0
 
-    monkeypatch.setattr(cli.subprocess, "run", run)
-    monkeypatch.setattr(cli, "find_mpiexec", lambda: "mpiexec")
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(cli.compare, "find_mpiexec", lambda: "mpiexec")
     monkeypatch.setattr(Job, "run", run_job)
     launcher = Launcher("mpiexec", "MPICH")
     monkeypatch.setattr("minidist.run.supervisor.find_launcher", lambda path: launcher)

@@ -1,0 +1,76 @@
+"""What commands share: the console, progress, and ranks of MPI for the same command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from math import prod
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from minidist.comm.launcher import launched_size
+from minidist.run.supervisor import start
+
+
+def start_mpi(ranks: int | None, arguments: list[str]) -> int:
+    """Run the same command on ``ranks`` processes, with this process's output."""
+    terminal = {}
+    if sys.stdout.isatty():  # behind mpiexec, stdout is a pipe and not the terminal
+        terminal["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
+    return start(["-m", "minidist", *arguments], ranks or 4, threads=1, extra=terminal)
+
+
+def console_for(quiet: bool) -> Console:
+    """Use colours and progress bars only on a terminal, also if it is behind an mpiexec."""
+    width = os.environ.get("MINIDIST_TERMINAL")
+    if width:
+        return Console(quiet=quiet, force_terminal=True, width=int(width))
+    # Some launchers give ranks a terminal although the output of the launcher goes to a file.
+    watched = sys.stdout.isatty() and launched_size() is None
+    return Console(quiet=quiet, force_terminal=watched, width=None if watched else 170)
+
+
+class Live:
+    """Show progress: a bar for each method or, without a terminal, a line when it is done."""
+
+    def __init__(self, console: Console, methods: list[str], steps: int) -> None:
+        self.console = console
+        self.names = {key: key.replace("/", " ").replace("_", " ") for key in methods}
+        self.width = width = max(map(len, self.names.values()))
+        self.bars = Progress(
+            TextColumn(f"{{task.description:{width}}}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            console=console,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self.tasks = {
+            key: self.bars.add_task(name, total=steps, loss="") for key, name in self.names.items()
+        }
+
+    def __enter__(self) -> Live:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def update(self, key: str, done: int, steps: int, loss: float) -> None:
+        self.bars.update(self.tasks[key], completed=done, loss=f"{loss:.4f}")
+        if not self.console.is_terminal and done == steps:
+            name = f"{self.names[key]:{self.width}}"
+            self.console.print(f"{name} {done} steps, loss {loss:.4f}")
+
+
+def ranks_of(mesh: str, ranks: int | None, arguments: Sequence[str]) -> int:
+    """How many ranks a mesh has; ValueError if ``--ranks`` says another number."""
+    from minidist.parallel.mesh.mesh import parse
+
+    size = prod(parse(mesh).values())
+    if any(one.startswith("--ranks") for one in arguments) and ranks != size:
+        raise ValueError(f"--mesh {mesh} has {size} ranks, and --ranks says {ranks}")
+    return size
