@@ -88,7 +88,9 @@ def test_most_imports_were_found():
     assert sum(map(len, FOUND.values())) > 600
     assert "minidist.comm.comm" in FOUND["minidist.collectives.ring"]
     assert "minidist.plan" in FOUND["minidist.cli.plan"]  # inside a function
-    assert "minidist.parallel.variants" in FOUND["minidist.cli.compare"]  # METHODS, through a lazy face
+    assert (
+        "minidist.parallel.variants" in FOUND["minidist.cli.compare"]
+    )  # METHODS, through a lazy face
     assert all(not name.endswith(".__init__") for name in FOUND)
 
 

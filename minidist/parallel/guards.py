@@ -4,7 +4,7 @@
 
 Ranks that build a method from different seeds, models or optimizers have replicas that differ, and
 nothing fails. So they compare digests of all of these when a method is built (``check_built``; 8
-bytes a rank), and those of their batch at its first step: see ``Method.stepping``.
+bytes a rank), and those of their batch (``check_same_batches``): see ``Method.stepping``.
 
 A loss that is no longer finite is the same on every rank, so all ranks do the same in that step:
 
@@ -31,6 +31,7 @@ from minidist.collectives import ring
 from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.errors import Disagreement
+from minidist.data.batches import Batch
 from minidist.engine.array import Array, has_numbers, module, module_has_numbers, module_of, read
 from minidist.engine.digests import digest
 
@@ -56,6 +57,39 @@ def check_built(method: Method) -> None:
     shown += f"{sum(math.prod(shape) for shape in shapes.values()):,} numbers, {optimizer}"
     own = digest(*settings, shapes, type(method.loss).__name__, optimizer)
     method.comm.agree("the method", own, shown)
+
+
+def check_batch(method: Method, batch: Batch) -> None:
+    """Raise TypeError for a part of a batch, ValueError for one without targets that count."""
+    name = type(method).__name__
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"{name}.step takes a global batch, such as Batches(dataset, 128)[step] or "
+            f"dataset.batch(indices), not a {type(batch).__name__}"
+        )
+    if batch.global_batch is not None:
+        first, whole = batch.first, len(batch.global_batch)
+        raise TypeError(
+            f"{name}.step was given a part of a batch, samples {first} to "
+            f"{first + len(batch) - 1} of {whole}: give the global batch, the same on every "
+            "rank; the method takes its own part"
+        )
+
+    if method.loss.counts_values and not batch.count(method.loss) > 0:
+        raise ValueError(
+            f"{name}.step: all {batch.targets.size} targets of {batch} are ignored by "
+            f"{method.loss!r}, or weigh nothing: there is no mean over no targets, so leave such "
+            "batches out"
+        )
+
+
+def check_same_batches(method: Method, batches: Sequence[Batch]) -> None:
+    """Raise Disagreement, on every rank, unless all step on the same batches."""
+    of = f"step {method.steps} of {type(method).__name__}, seed {method.seed}"
+    shown = str(batches[0]) if batches else "no batch"
+    more = f", and {len(batches) - 1} more" if len(batches) > 1 else ""
+    of_data = [batch.digest() for batch in batches]
+    method.comm.agree("step()", digest(of, *of_data), f"{of}, on {shown}{more}")
 
 
 def check_loss(method: Method, loss: float) -> None:

@@ -14,7 +14,7 @@ All of them have this much in common, and a test asks each for every point:
 
     step, parameters, buffers     train on a global batch; read the model, whole, on every rank
     evaluate                      mean loss and accuracy over a dataset
-    state, load                   save and go on, also on another number of ranks: see state.py
+    state, load                   save and go on, also on another number of ranks: see saving.py
     clip, microbatches            limit the gradient's norm; accumulate over parts of a shard
     cost                          messages, bytes, memory and time of a step, predicted
 
@@ -25,9 +25,8 @@ What a method does not support is listed in its ``refuses``, with the reason; as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,9 +35,7 @@ from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
-from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
-from minidist.engine.digests import digest
 from minidist.engine.seeds import draws
 from minidist.engine.tensor import Tensor
 from minidist.nn.losses import Loss
@@ -47,69 +44,30 @@ from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
-from minidist.parallel.buffers import mean_buffers, why_inexact, with_buffers
+from minidist.parallel.buffers import why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.guards import (
     POLICIES,
     all_finite,
+    check_batch,
     check_built,
     check_loss,
     check_replicas,
+    check_same_batches,
     replicas_due,
 )
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
-from minidist.parallel.settings import Settings
-from minidist.parallel.shares import (
-    Share,
-    all_shares,
-    equal_shares,
-    shard_shares,
-    whole_share,
-)
-from minidist.parallel.state import (
-    OptimizerShard,
-    State,
-    check_own,
-    check_state,
-    gather_own,
-    load_optimizer,
-    own,
-    own_names,
-    save_optimizer,
-    under,
-)
+from minidist.parallel.saving import Saving
+from minidist.parallel.step_cost import StepCost
 
 __all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes", "training_flops"]
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What one training step should cost, for each rank: lists, indexed by rank.
-
-    ``messages`` and ``nbytes``: sent. ``peak_bytes``: held, by kind: parameters, gradients,
-    optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step, None where
-    it depends on who comes first, or no formula is known.
-    """
-
-    messages: list[int]
-    nbytes: list[int]
-    peak_bytes: dict[str, list[int]]
-    busy: list[float]
-    seconds: float | None
-
-    @property
-    def idle_fraction(self) -> float | None:
-        """The share of all ranks' time in which they do not compute; None if unknown."""
-        if self.seconds is None:
-            return None
-        return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
 
 
 class Unsupported(TypeError):
     """A method was asked for what it does not support: the message says why."""
 
 
-class Method(Settings):
+class Method(Saving):
     """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
@@ -117,7 +75,6 @@ class Method(Settings):
     every rank, because ranks of the local world share one process.
     """
 
-    model: Module  # the part of the model that this rank holds
     exact = True  # same parameters as serial training, up to rounding
     why_inexact = ""  # the reason, if it is the model that makes it inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
@@ -142,7 +99,7 @@ class Method(Settings):
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see state.py to go on "
+                "since a method decides which part of it a rank holds (see saving.py to go on "
                 "from saved parameters)"
             )
         if optimizer.steps or optimizer.arrays() or optimizer.owner:
@@ -275,69 +232,15 @@ class Method(Settings):
         ``MINIDIST_DEBUG=1``.
         """
         for batch in batches:
-            self.check_global(batch)
+            check_batch(self, batch)
         if self.comm.agreeing_is_free or not self._agreed or debugging():
-            self.agree(batches)
+            check_same_batches(self, batches)
             self._agreed = True
         self._stepping = True
         try:
             yield
         finally:
             self._stepping = False
-
-    def check_global(self, batch: Batch) -> None:
-        """Raise TypeError for a part of a batch, ValueError for one without targets that count."""
-        name = type(self).__name__
-        if not isinstance(batch, Batch):
-            raise TypeError(
-                f"{name}.step takes a global batch, such as Batches(dataset, 128)[step] or "
-                f"dataset.batch(indices), not a {type(batch).__name__}"
-            )
-        if batch.global_batch is not None:
-            first, whole = batch.first, len(batch.global_batch)
-            raise TypeError(
-                f"{name}.step was given a part of a batch, samples {first} to "
-                f"{first + len(batch) - 1} of {whole}: give the global batch, the same on every "
-                "rank; the method takes its own part"
-            )
-
-        if self.loss.counts_values and not batch.count(self.loss) > 0:
-            raise ValueError(
-                f"{name}.step: all {batch.targets.size} targets of {batch} are ignored by "
-                f"{self.loss!r}, or weigh nothing: there is no mean over no targets, so leave such "
-                "batches out"
-            )
-
-    def agree(self, batches: Sequence[Batch]) -> None:
-        """Raise Disagreement, on every rank, unless all step on the same batches."""
-        of = f"step {self.steps} of {type(self).__name__}, seed {self.seed}"
-        shown = str(batches[0]) if batches else "no batch"
-        more = f", and {len(batches) - 1} more" if len(batches) > 1 else ""
-        of_data = [batch.digest() for batch in batches]
-        self.comm.agree("step()", digest(of, *of_data), f"{of}, on {shown}{more}")
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        """All parameters, by name and of serial shape, on the host. Every rank must call it."""
-        named = self.model.named_parameters()
-        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
-
-    def frozen(self) -> dict[str, np.ndarray]:
-        """The frozen parameters, by name, on the host: constants. Every rank must call it."""
-        named = self.model.frozen()
-        return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
-
-    def in_order(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The trained parameters, ``found``, and the frozen ones, in the model's order."""
-        found = found | self.frozen()
-        return {name: found[name] for name in self.whole.named_parameters()}
-
-    def buffers(self) -> dict[str, np.ndarray]:
-        """All buffers, such as batch norm's running mean, by name. Every rank must call it.
-
-        Ranks see different samples, so their buffers differ: this is the mean over the ranks that
-        train, the same on every rank. See buffers.py.
-        """
-        return mean_buffers(self.comm, self.model)
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) over a dataset, of ``parameters()`` and ``buffers()``.
@@ -359,84 +262,6 @@ class Method(Settings):
             "gradients": [self.model.flat.grad],
             "optimizer": self.optimizer.arrays(),
         }
-
-    # Saving and loading: see state.py
-
-    def optimizer_shards(self) -> list[OptimizerShard]:
-        """All that this rank's optimizers step; by default the whole model."""
-        flat = self.model.flat
-        part = self.optimizer.only_part()
-        named = self.model.named_parameters()
-        return [OptimizerShard(named, flat.slices, self.optimizer, part, flat.data)]
-
-    def state(self) -> State:
-        """All that training needs to go on, on every rank. Every rank must call it."""
-        whole = self.parameters() | self.buffers()
-        found = {f"parameters/{name}": value for name, value in whole.items()}
-        found["method/steps"] = np.array(self.steps)
-        kept = self.gather_own()
-        return found | self.optimizer_state(kept) | kept
-
-    def load(self, state: State) -> None:
-        """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
-
-        Every rank must call it. Raises KeyError if the state is another model's or another
-        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is
-        taken if there are as many ranks as then.
-        """
-        check_state(state, self.whole, self.optimizer)
-        check_own(self.comm, state, self.own_arrays())
-        self.steps = int(state["method/steps"])
-        self.load_parameters(under("parameters/", state))
-        self.load_optimizer(state)
-        for name, values in own(self.comm, state).items():
-            if (array := self.own_arrays().get(name)) is not None:
-                array[...] = arrays.module_of(array).asarray(values)
-
-    def state_shares(self) -> list[Share]:
-        """What this rank writes into a checkpoint: of all ranks together, ``state()``, each
-        element once. By default 1/p of it; see shares.py for who does better. Every rank must
-        call it. The arrays may be those that training changes.
-        """
-        return equal_shares(self.state(), self.comm)
-
-    def own_shares(self, without: Collection[str] = ()) -> list[Share]:
-        """``state_shares()`` from this rank's own memory, without gathering."""
-        shards = self.optimizer_shards()
-        number, count = self.which_replica()
-        found = shard_shares(number, count, shards, without)
-        constants = self.frozen()  # the same on every replica: the first one writes them
-        for name, values in constants.items() if number == 0 else ():
-            found += [] if name in without else [whole_share(f"parameters/{name}", values)]
-        own = self.own_arrays()
-        return all_shares(self.comm, found, shards, self.steps, self.buffers(), own)
-
-    def which_replica(self) -> tuple[int, int]:
-        """Which one of how many ranks this is that have what ``optimizer_shards`` lists, or a
-        shard of it."""
-        return self.comm.rank, self.comm.size
-
-    def optimizer_state(self, kept: State) -> State:
-        """The optimizer's state and steps, by serial names, on every rank.
-
-        ``kept`` is what ``gather_own`` gave.
-        """
-        return save_optimizer(self.comm, self.optimizer_shards())
-
-    def load_parameters(self, by_name: State) -> None:
-        """Take this rank's part of all parameters and buffers."""
-        self.model.load({name: np.asarray(by_name[name]) for name in own_names(self.model)})
-
-    def load_optimizer(self, state: State) -> None:
-        load_optimizer(self.comm, self.optimizer_shards(), state)
-
-    def own_arrays(self) -> dict[str, Array]:
-        """What this rank keeps that other ranks do not have, and training needs to go on."""
-        return {}
-
-    def gather_own(self) -> State:
-        """Every rank's ``own_arrays``, on every rank."""
-        return gather_own(self.comm, self.own_arrays())
 
     # What most methods do
 

@@ -242,7 +242,7 @@ def steps_not_saved(monkeypatch):
 
 
 def nobody_compares(monkeypatch):
-    monkeypatch.setattr(method.Method, "agree", lambda self, batches: None)
+    monkeypatch.setattr(method, "check_same_batches", lambda method, batches: None)
 
 
 def only_indices_are_compared(monkeypatch):
