@@ -140,6 +140,18 @@ class Process:
             lines = [f"  rank {rank}: {line}" for rank, line in enumerate(where)]
             raise CommError("the ranks are not at the same place:\n" + "\n".join(lines))
 
+    def from_rank_0(self, text: str) -> str:
+        """The ``text`` that rank 0 passes, on every rank: its length is sent first, then its bytes.
+
+        What the other ranks pass is not used.
+        """
+        data = np.frombuffer(text.encode(), np.uint8)
+        length = np.array([data.size])
+        self.poll(self.comm.Ibcast(length))
+        sent = data.copy() if self.rank == 0 else np.empty(length[0], np.uint8)
+        self.poll(self.comm.Ibcast(sent))
+        return sent.tobytes().decode()
+
     @staticmethod
     def poll(request: Any) -> None:
         """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
