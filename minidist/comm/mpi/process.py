@@ -82,6 +82,11 @@ def initialised() -> Any:
     return MPI
 
 
+def finalise(mpi: Any) -> None:
+    """End MPI: waits for all ranks, without Python's lock, like ``initialised``."""
+    ctypes.CDLL(mpi.__file__).MPI_Finalize()
+
+
 class Process:
     """MPI's module, rank and size; the watchdog; a communicator for meetings and for ``launch``."""
 
@@ -171,5 +176,5 @@ class Process:
         self.watchdog.use(None)
         self.watchdog.abort = ending.kill
         with self.watchdog.waiting("MPI_Finalize"):
-            self.mpi.Finalize()
+            finalise(self.mpi)
         self.watchdog.over.set()
