@@ -85,4 +85,8 @@ outside("between two")
 if not here("skip a launch"):
     launch(first, 3)
 outside("after the last")
+if here("sleep at the end of MPI") and not LOCAL:
+    from minidist.comm.mpi import process
+
+    process.finalise = lambda mpi: time.sleep(100)
 sys.stdout.write("finished\n")

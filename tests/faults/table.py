@@ -25,7 +25,8 @@ FAULTS = [
     "none", "raise before the first", "raise in a launch", "raise between two",
     "raise after the last", "skip a launch", "exit 0", "exit 3", "exit before the first",
     "exit between two", "os._exit(0)", "SIGKILL", "SIGSTOP", "sleep in a launch",
-    "sleep between two", "both send first", "length", "a scalar", "root out of range",
+    "sleep between two", "sleep at the end of MPI", "both send first", "length", "a scalar",
+    "root out of range",
     "other shape", "other dtype", "other operation", "other reduction", "other algorithm",
     "isend that nobody receives", "irecv that nobody sends",
 ]  # fmt: skip

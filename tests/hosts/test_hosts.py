@@ -29,9 +29,9 @@ def test_two_machines_train_lose_the_cable_and_go_on_with_the_one_that_is_left()
 
         under_way = machines.folder / "under-way"
         options = ("--restarts", "1", "--min-ranks", "2")
-        again = ("run", *options, *job[1:], "5", str(under_way))
+        again = ("run", *options, *job[1:], "600", str(under_way))
         with machines.start(*again, open_mpi=OPEN_MPI) as second:
-            while not under_way.exists():
+            while not under_way.exists() and second.poll() is None:
                 time.sleep(0.1)
             machines.cut()
             printed, _ = second.communicate(timeout=90)

@@ -14,6 +14,7 @@ from minidist.collectives import all_reduce
 from minidist.comm import CommError, launch
 from minidist.comm.comm import ANY
 from minidist.comm.mpi import buffers, windows
+from minidist.comm.mpi.world import MpiWorld
 
 
 def collectives_hold(comm):
@@ -134,6 +135,21 @@ def the_library_and_auto(comm):
     assert {key: comm.chosen[key] for key in expected} == expected, comm.chosen
 
 
+def a_recorded_launch_with_rank_0s_table(own):
+    """Each process has another table, and all use rank 0's; all have the traces of all ranks."""
+    table = {"any": [[1 << 10, "ring"], [1 << 40, f"table_{own}"]]}
+    world = MpiWorld(record=True, tuning=lambda library: table)
+    found = launch(lambda comm: (comm.rank, comm.barrier(), comm.tuning), world=world)
+    assert [rank for rank, _, _ in found] == list(range(len(found)))
+    assert all(tuning["any"] == [[1 << 10, "ring"], [1 << 40, "table_0"]] for *_, tuning in found)
+    assert [trace.record for trace in world.traces] == [True] * len(found)
+    assert len({trace.offset for trace in world.traces}) == len(found)
+    for tuning in (lambda library: None, None):
+        (used, *others) = launch(lambda comm: comm.tuning, world=MpiWorld(tuning=tuning))
+        assert all(other == used for other in others)
+        assert (used is None) == (tuning is None), used
+
+
 def main(comm):
     long_messages_go_in_pieces(comm)
     sharing_more_memory_than_there_is(comm)
@@ -145,6 +161,7 @@ def main(comm):
 
 
 if __name__ == "__main__":
+    a_recorded_launch_with_rank_0s_table(MpiWorld().rank)
     results = launch(main)
     by_name = {collective.name: collective for collective in all_collectives()}
     broken = []

@@ -5,6 +5,7 @@ One mpiexec runs many checks, because starting it is what takes time.
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -140,3 +141,19 @@ def test_a_launcher_of_another_mpi_is_noticed():
     assert done.returncode != 0
     assert "mpirun started 4 processes" in done.stderr, done.stderr
     assert "sees 1: the mpirun belongs to another MPI" in done.stderr
+
+
+# What mpi4py writes in small letters sends pickled objects; with a capital, buffers.
+PICKLING = {
+    "allgather", "allreduce", "alltoall", "bcast", "bsend", "exscan", "gather", "ibsend", "irecv",
+    "isend", "issend", "mrecv", "recv", "reduce", "scan", "scatter", "send", "sendrecv", "ssend",
+}  # fmt: skip
+
+
+def test_objects_are_pickled_in_one_place_the_results_at_the_end_of_a_launch():
+    found = []
+    for path in sorted((ROOT / "minidist" / "comm" / "mpi").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in PICKLING:
+                found.append(f"{path.stem}: {ast.unparse(node)}")
+    assert found == ["world: process.comm.allgather"]

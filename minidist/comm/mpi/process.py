@@ -82,6 +82,11 @@ def initialised() -> Any:
     return MPI
 
 
+def finalise(mpi: Any) -> None:
+    """End MPI: waits for all ranks, without Python's lock, like ``initialised``."""
+    ctypes.CDLL(mpi.__file__).MPI_Finalize()
+
+
 class Process:
     """MPI's module, rank and size; the watchdog; a communicator for meetings and for ``launch``."""
 
@@ -140,6 +145,18 @@ class Process:
             lines = [f"  rank {rank}: {line}" for rank, line in enumerate(where)]
             raise CommError("the ranks are not at the same place:\n" + "\n".join(lines))
 
+    def from_rank_0(self, text: str) -> str:
+        """The ``text`` that rank 0 passes, on every rank: its length is sent first, then its bytes.
+
+        What the other ranks pass is not used.
+        """
+        data = np.frombuffer(text.encode(), np.uint8)
+        length = np.array([data.size])
+        self.poll(self.comm.Ibcast(length))
+        sent = data.copy() if self.rank == 0 else np.empty(length[0], np.uint8)
+        self.poll(self.comm.Ibcast(sent))
+        return sent.tobytes().decode()
+
     @staticmethod
     def poll(request: Any) -> None:
         """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
@@ -159,5 +176,5 @@ class Process:
         self.watchdog.use(None)
         self.watchdog.abort = ending.kill
         with self.watchdog.waiting("MPI_Finalize"):
-            self.mpi.Finalize()
+            finalise(self.mpi)
         self.watchdog.over.set()

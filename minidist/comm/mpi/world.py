@@ -6,6 +6,7 @@ of its own, so that no message of one is received in another, and frees them at 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -89,20 +90,21 @@ class MpiWorld:
                 comm.barrier()
                 comm.close()
             with watchdog.waiting("collection of the results"):
-                if self.record:
-                    self.traces = process.comm.allgather(trace)
-                return process.comm.allgather(result)
+                # The one place where objects are pickled: what a rank returns may be anything.
+                ended = process.comm.allgather((result, trace if self.record else None))
+            if self.record:
+                self.traces = [of_rank for _, of_rank in ended]
+            return [returned for returned, _ in ended]
 
     def _set_up(self) -> MpiComm:
         """The communicator of one launch."""
         process = self.process
         crowded = process.node_size > len(os.sched_getaffinity(0))
-        # Objects are pickled here and in run alone: one table before, and the results after.
         if self.tuning not in process.tables:
             found = None
             if self.tuning and self.rank == 0:
                 found = usable(self.tuning(self.library) or {}, process.node_size == self.size)
-            process.tables[self.tuning] = process.comm.bcast(found)
+            process.tables[self.tuning] = json.loads(process.from_rank_0(json.dumps(found)))
         share_gpus(process.node_rank)
         trace = Trace(time.perf_counter(), self.record)
         own, request = process.comm.Idup()
