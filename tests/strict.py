@@ -26,9 +26,12 @@ _SCALARS = (int, float, bool, complex, np.generic, type(None))
 
 counts: Counter[str] = Counter()  # "kernels", "waits", "uploads", and each function by its name
 
+# A view, or the array itself, where that is possible.
+_COPIES_IF_IT_MUST = frozenset(("ascontiguousarray", "astype", "ravel", "reshape"))
+
 # What touches no array's memory.
 _FREE = frozenset((
-    "reshape", "transpose", "swapaxes", "view", "squeeze", "expand_dims", "broadcast_to", "empty",
+    "transpose", "swapaxes", "view", "squeeze", "expand_dims", "broadcast_to", "empty",
     "empty_like", "as_strided", "moveaxis", "may_share_memory", "result_type", "broadcast_shapes",
     "dtype", "split",
 ))  # fmt: skip
@@ -38,9 +41,10 @@ def _count(name: str, result: Any, given: Any) -> None:
     """One call of a function or method, if it makes a GPU work."""
     if name in ("item", "tolist"):
         counts["waits"] += 1
-    elif name in ("ascontiguousarray", "astype", "ravel"):
-        counts["kernels"] += result is not given
-        counts[name] += result is not given
+    elif name in _COPIES_IF_IT_MUST:
+        copied = result.size > 0 and not np.may_share_memory(result, given)
+        counts["kernels"] += copied
+        counts[name] += copied
     elif name not in _FREE:
         counts["kernels"] += 1
         counts[name] += 1
@@ -88,7 +92,9 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
 
     def __getitem__(self, index: Any) -> Any:
         result = self._host[_unwrap(index, "indexing")]
-        _count("getitem" if getattr(result, "base", self) is None else "view", result, None)
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(part, (ndarray, list)) for part in parts):
+            _count("getitem", result, None)  # picks elements; numbers and slices give a view
         return _wrap(result)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -199,7 +205,11 @@ class _Function:
 
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     """A device array of numbers, of a NumPy array (a copy to the device), or itself."""
+    if isinstance(value, ndarray) and dtype in (None, value._host.dtype):
+        return value
     host = value._host if isinstance(value, ndarray) else np.array(value)
+    if host is not getattr(value, "_host", None) and not host.flags.fnc:
+        host = np.array(host, order="C")  # stored by columns, or by rows: nothing else
     counts["uploads"] += not isinstance(value, ndarray)
     return ndarray(np.asarray(host, dtype=dtype))
 

@@ -163,8 +163,9 @@ def test_losses_and_gradients_equal_autograd(name):
 
 
 # Launches of one training step on the stand-in, which counts one a call. A GPU's profiler sees a
-# few more: cuBLAS splits some products in two kernels.
-LAUNCHES = {"MLP 32": 25, "CNN": 54, "GPT 8×64": 215}
+# few more: cuBLAS splits some products in two kernels. The addresses of the matrices in a stack are
+# written where an array has moved since the last step, at most once a batched product.
+LAUNCHES = {"MLP 32": (25, 0), "CNN": (54, 0), "GPT 8×64": (192, 24)}
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
@@ -175,7 +176,9 @@ def test_a_step_launches_few_kernels_and_never_waits(name, monkeypatch):
     step()
     strict.counts.clear()
     step()
-    assert strict.counts["kernels"] <= LAUNCHES[name], strict.counts
+    launches, lists = LAUNCHES[name]
+    assert strict.counts["kernels"] - strict.counts["pointers"] <= launches, strict.counts
+    assert strict.counts["pointers"] <= lists
     assert strict.counts["waits"] == strict.counts["uploads"] == 0
 
 

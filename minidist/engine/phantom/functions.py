@@ -74,11 +74,17 @@ def arange(*bounds: Any, dtype: Any = None) -> ndarray:
 
 
 def asarray(value: Any, dtype: Any = None) -> ndarray:
-    """``value`` itself, or an array of the shape of a host's array or of numbers."""
+    """``value`` itself, or an array of the shape of a host's array or of numbers.
+
+    As in CuPy, a host's array stored by columns stays so; any other becomes one stored by rows.
+    """
     if type(value) is ndarray:
         return value if dtype is None else value.astype(dtype, copy=False)
     host = value if isinstance(value, np.ndarray) else np.asarray(value)
-    return new(host.shape, np.dtype(dtype or host.dtype))
+    kind = np.dtype(dtype or host.dtype)
+    by_columns = host.flags.fnc  # and not by rows too, as a vector is
+    layout = views.contiguous(host.shape[::-1], kind.itemsize)[::-1] if by_columns else None
+    return new(host.shape, kind, layout)
 
 
 def array(value: Any, dtype: Any = None, copy: bool = True) -> ndarray:
