@@ -24,7 +24,7 @@ from minidist import nn
 from minidist.collectives import ring
 from minidist.comm.comm import Comm
 from minidist.engine.array import module_of
-from minidist.nn.module import Module
+from minidist.nn.loss import Loss
 from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.model_costs import parameter_count
@@ -40,7 +40,7 @@ class TensorPart:
     def __init__(
         self,
         model: nn.Sequential,
-        loss: Module,
+        loss: Loss,
         comm: Comm,
         plan: Plan | None = None,
         sequence: bool = False,
@@ -227,5 +227,5 @@ class TensorCut:
     keep: bool = False
     overlap: bool = True
 
-    def part(self, model: nn.Sequential, loss: Module, comm: Comm) -> TensorPart:
+    def part(self, model: nn.Sequential, loss: Loss, comm: Comm) -> TensorPart:
         return TensorPart(model, loss, comm, self.plan, self.sequence, self.keep, self.overlap)
