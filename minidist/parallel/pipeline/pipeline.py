@@ -243,6 +243,11 @@ class Pipeline(Method):
 
     # One step
 
+    def check_global(self, batch: Batch) -> None:
+        super().check_global(batch)
+        if self.tensor is not None:
+            self.tensor.check_targets(f"{type(self).__name__}.step", batch.dataset)
+
     def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
@@ -311,6 +316,8 @@ class Pipeline(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
+        if self.tensor is not None:
+            self.tensor.check_targets(f"{type(self).__name__}.evaluate", dataset)
         sums = np.zeros(4)
         with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
             for whole in dataset.chunks(chunk):

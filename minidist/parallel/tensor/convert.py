@@ -27,9 +27,7 @@ from minidist.parallel.tensor.plan import ELEMENTWISE
 Cuts = Mapping[str, Cut | None]
 
 
-def convert(
-    model: nn.Sequential, loss: Loss, cuts: Cuts, axis: Axis
-) -> tuple[nn.Sequential, Loss]:
+def convert(model: nn.Sequential, loss: Loss, cuts: Cuts, axis: Axis) -> tuple[nn.Sequential, Loss]:
     """This rank's model and loss, declared. Raises ValueError for what cannot be cut like this."""
     serial = model.named_parameters()
     model = copy.deepcopy(model)

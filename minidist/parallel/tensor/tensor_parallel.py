@@ -75,6 +75,10 @@ class TensorParallel(Method):
         optimizer.bind(self.model.flat.slices)
         bind_norms(optimizer, self.part)
 
+    def check_global(self, batch: Batch) -> None:
+        super().check_global(batch)
+        self.part.check_targets(f"{type(self).__name__}.step", batch.dataset)
+
     def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
         loss = self.accumulate(batch)  # the same on every rank
@@ -106,6 +110,7 @@ class TensorParallel(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
+        self.part.check_targets(f"{type(self).__name__}.evaluate", dataset)
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
         return means(sums)
