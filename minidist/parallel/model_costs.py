@@ -14,6 +14,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.cost import in_a_row as in_a_row_of
 from minidist.nn.cost import walk_back
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module, Shape
 from minidist.nn.parameter import in_a_row
 from minidist.parallel.blocks import blocks_of, costs_of
@@ -61,7 +62,7 @@ def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tup
 
 
 def saved_bytes(
-    model: Module, shape: Shape, itemsize: int, loss: Module | None, input_grad: bool = False
+    model: Module, shape: Shape, itemsize: int, loss: Loss | None, input_grad: bool = False
 ) -> int:
     """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
 
@@ -95,12 +96,12 @@ def training_seconds(model: Module, batches: Sequence[Batch], machine: Machine, 
     )
 
 
-def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Module) -> int:
+def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Loss) -> int:
     """Bytes of activations at the highest, if these batches go forward and backward in turn."""
     return max(peak_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)
 
 
-def peak_bytes(model: Module, shape: Shape, itemsize: int, loss: Module | None) -> int:
+def peak_bytes(model: Module, shape: Shape, itemsize: int, loss: Loss | None) -> int:
     """``saved_bytes``, or more if a layer computes again in the backward what it did not save."""
     costs = costs_of(model, shape, itemsize)
     first = first_recorded(model, input_grad=False)

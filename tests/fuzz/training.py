@@ -66,7 +66,12 @@ def train(comm: Comm, run: Run, part: Part, state: dict[str, np.ndarray] | None)
         losses = []
         for step in part.steps:
             before(run, method, step)
-            losses.append(stepped(method, task, run.batches[step], comm))
+            try:
+                losses.append(stepped(method, task, run.batches[step], comm))
+            except ValueError as error:
+                if "probabilities of classes need all" not in str(error):
+                    raise
+                raise Refused(f"ValueError: {error}") from error
         found = Found(losses, method.parameters(), method.buffers(), method.state(), (0.0, 0.0))
         found.evaluated = method.evaluate(task.dataset, 11)
         return found

@@ -40,6 +40,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import Method, StepCost
@@ -73,7 +74,7 @@ class ElasticAveraging(KeyRanges):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

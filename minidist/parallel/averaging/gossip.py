@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.averaging.local_step import LocalSteps
@@ -56,7 +57,7 @@ class Gossip(LocalSteps):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

@@ -36,6 +36,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim import Nesterov
 from minidist.optim.optimizer import Optimizer
@@ -53,7 +54,7 @@ class LocalSGD(LocalSteps):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -96,7 +97,7 @@ class DiLoCo(LocalSGD):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

@@ -21,6 +21,7 @@ from minidist.data.batches import Batch, Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.versions import written
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import with_values
@@ -46,7 +47,7 @@ class LocalSteps(Method):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

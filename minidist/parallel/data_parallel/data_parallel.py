@@ -43,6 +43,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce, AllReducePerParameter
@@ -62,7 +63,7 @@ class DataParallel(Method):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -155,7 +156,7 @@ class PerParameter(DataParallel):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -175,7 +176,7 @@ class Overlapped(DataParallel):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

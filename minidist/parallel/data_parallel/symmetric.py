@@ -28,6 +28,7 @@ from minidist.collectives.shared import symmetric_memory
 from minidist.comm.comm import Comm, CommError
 from minidist.comm.machine import Machine
 from minidist.engine.array import module_of, read
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -82,7 +83,7 @@ class SymmetricDataParallel(DataParallel):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

@@ -36,7 +36,7 @@ from collections.abc import Callable, Mapping
 
 from minidist.comm.comm import Comm
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module
+from minidist.nn.loss import Loss
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.gradient_sync import Sync
@@ -65,7 +65,7 @@ class MeshParallel(Pipeline):
     def __init__(
         self,
         model: Sequential,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

@@ -8,7 +8,8 @@ import numpy as np
 
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
-from minidist.nn.module import Module, Shape
+from minidist.nn.loss import Loss
+from minidist.nn.module import Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.method import StepCost
@@ -99,7 +100,7 @@ def price_step(
     layout: Layout,
     replicas: Sequence[Replicas],
     sync: GradientSync,
-    loss: Module,
+    loss: Loss,
     batches: list[list[Batch]],
     machine: Machine,
 ) -> Price:

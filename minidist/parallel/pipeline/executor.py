@@ -23,7 +23,8 @@ from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Parameter, Shape
+from minidist.nn.loss import Loss
+from minidist.nn.module import Parameter, Shape
 from minidist.parallel.gradient_sync import GradientSync
 from minidist.parallel.in_order import names_in
 from minidist.parallel.pipeline.layout import Layout
@@ -49,7 +50,7 @@ class OwnStage:
     index: int
     model: Sequential
     separated: list[tuple[Parameter, Parameter]]  # see shared_parameters.separate
-    loss: Module
+    loss: Loss
     sync: GradientSync
     pipe: Comm  # the stages of this copy of the pipeline
     replicas: Comm | None  # the ranks that hold this stage, if there are several

@@ -32,7 +32,7 @@ from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module
+from minidist.nn.loss import Loss
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import parameter_count
@@ -54,7 +54,7 @@ class PipeDream(Pipeline):
     def __init__(
         self,
         model: Sequential,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

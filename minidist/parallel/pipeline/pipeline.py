@@ -41,7 +41,7 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.attention import CausalSelfAttention
 from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
-from minidist.nn.module import Module, Parameter
+from minidist.nn.module import Parameter
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
@@ -88,7 +88,7 @@ class Pipeline(Method):
     def __init__(
         self,
         model: Sequential,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -138,7 +138,6 @@ class Pipeline(Method):
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
-            assert isinstance(self.tensor.loss, Loss)
             model, self.loss = self.tensor.model, self.tensor.loss
 
         setting = schedule, stages, replicas, microbatches, recompute is True
@@ -244,6 +243,11 @@ class Pipeline(Method):
 
     # One step
 
+    def check_global(self, batch: Batch) -> None:
+        super().check_global(batch)
+        if self.tensor is not None:
+            self.tensor.check_targets(f"{type(self).__name__}.step", batch.dataset)
+
     def train_on(self, batch: Batch) -> float:
         self.run = run = Executor(self.own, self.layout.microbatches_of(batch, self.replica))
         for _, later in self.separated:
@@ -312,6 +316,8 @@ class Pipeline(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
+        if self.tensor is not None:
+            self.tensor.check_targets(f"{type(self).__name__}.evaluate", dataset)
         sums = np.zeros(4)
         with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
             for whole in dataset.chunks(chunk):
@@ -432,7 +438,7 @@ class Pipeline(Method):
         """What a step on ``batch`` should take, with every computation's start and end."""
         return self.price_of(self.layout, self.loss, batch, machine)
 
-    def price_of(self, layout: Layout, loss: Module, batch: Batch, machine: Machine) -> Price:
+    def price_of(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Price:
         """The price of any layout of this method's: each rank of a tensor axis has its own."""
         parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine), id(layout)

@@ -20,7 +20,8 @@ from minidist.data.batches import Batch
 from minidist.engine.tensor import Tensor
 from minidist.nn.cost import walk_back
 from minidist.nn.layers import Sequential
-from minidist.nn.module import LayerCost, Module, Shape
+from minidist.nn.loss import Loss
+from minidist.nn.module import LayerCost, Shape
 from minidist.parallel.model_costs import first_recorded, saved_bytes, training_flops
 from minidist.parallel.pipeline.pricing import Memory
 
@@ -121,7 +122,7 @@ def part_cost(
     part: Sequential,
     shape: Shape,
     itemsize: int,
-    loss: Module | None,
+    loss: Loss | None,
     first: bool,
     recompute: bool,
 ) -> PartCost:
@@ -158,7 +159,7 @@ def part_cost(
     )
 
 
-def _saves_input(costs: Sequence[LayerCost], loss: Module | None) -> bool:
+def _saves_input(costs: Sequence[LayerCost], loss: Loss | None) -> bool:
     """Whether the input's own memory is among what the part saves."""
     for cost in costs:
         if cost.saves_input:

@@ -31,6 +31,7 @@ from minidist.comm.comm import ANY, Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -46,7 +47,7 @@ class BackupWorkers(StaleParameterServer):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

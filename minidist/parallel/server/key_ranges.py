@@ -25,6 +25,7 @@ from minidist.data.batches import Dataset
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.seeds import generator
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
@@ -86,7 +87,7 @@ class KeyRanges(ServersAndWorkers):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int,

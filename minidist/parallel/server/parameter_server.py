@@ -42,6 +42,7 @@ from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine, Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of, read
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -64,7 +65,7 @@ class ParameterServer(KeyRanges):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

@@ -54,6 +54,7 @@ import numpy as np
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -79,7 +80,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

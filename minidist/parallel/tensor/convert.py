@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from minidist import nn
 from minidist.models.gpt import Block, Embed, Head
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module, Parameter
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.tensor.axis import Axis
@@ -26,9 +27,7 @@ from minidist.parallel.tensor.plan import ELEMENTWISE
 Cuts = Mapping[str, Cut | None]
 
 
-def convert(
-    model: nn.Sequential, loss: Module, cuts: Cuts, axis: Axis
-) -> tuple[nn.Sequential, Module]:
+def convert(model: nn.Sequential, loss: Loss, cuts: Cuts, axis: Axis) -> tuple[nn.Sequential, Loss]:
     """This rank's model and loss, declared. Raises ValueError for what cannot be cut like this."""
     serial = model.named_parameters()
     model = copy.deepcopy(model)

@@ -13,7 +13,8 @@ from minidist.collectives.cost import Cost
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
-from minidist.nn.module import Module, Shape
+from minidist.nn.loss import Loss
+from minidist.nn.module import Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import frozen_count, largest_saved, shape_of, training_seconds
@@ -25,7 +26,7 @@ NOTHING = Cost(0, 0, 0.0)
 
 
 def microbatch_traffic(
-    model: Sequential, loss: Module | None, shape: Shape, itemsize: int, input_grad: bool = False
+    model: Sequential, loss: Loss | None, shape: Shape, itemsize: int, input_grad: bool = False
 ) -> Traffic:
     """What one forward and one backward send; ``loss`` if this part of a model ends in it."""
     found = traffic_of(model, shape, itemsize, input_grad)

@@ -3,6 +3,7 @@
     part = TensorPart(model, loss, comm)      each rank declares its part of every cut parameter
     part.model, part.loss                     what this rank computes
     part.complete(model)                      sums the gradients that are sums over the ranks
+    part.check_targets(who, dataset)          refuses targets that need whole outputs
     part.elsewhere                            what another rank counts in the norm of the gradient
     part.whole(state), part.own(state)        from this rank's arrays to serial ones, and back
 
@@ -23,14 +24,17 @@ import numpy as np
 from minidist import nn
 from minidist.collectives import ring
 from minidist.comm.comm import Comm
+from minidist.data.dataset import Dataset
 from minidist.engine.array import module_of
-from minidist.nn.module import Module
+from minidist.nn.loss import Loss
 from minidist.optim.optimizer import Optimizer, Reduce
 from minidist.parallel.blocks import is_list_of_blocks
 from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.state import State, under
 from minidist.parallel.tensor.axis import Axis
 from minidist.parallel.tensor.convert import convert, summed_over_sequence
+from minidist.parallel.tensor.ends import CutHead, VocabularyCrossEntropy
+from minidist.parallel.tensor.layers import ColumnParallel
 from minidist.parallel.tensor.plan import Plan, chosen, cuts_of
 
 
@@ -40,7 +44,7 @@ class TensorPart:
     def __init__(
         self,
         model: nn.Sequential,
-        loss: Module,
+        loss: Loss,
         comm: Comm,
         plan: Plan | None = None,
         sequence: bool = False,
@@ -87,6 +91,26 @@ class TensorPart:
         """The parameters that another rank of the axis counts in the norm."""
         whole = [name for name, cut in self.cuts.items() if cut is None]
         return frozenset(whole if self.comm.rank else ())
+
+    def check_targets(self, who: str, dataset: Dataset) -> None:
+        """Raise ValueError for targets that are no class numbers, where the classes are cut.
+
+        Every rank raises it, before anything is sent. ``who``: the method, for the message.
+        """
+        targets = dataset.targets
+        dtype = getattr(targets, "dtype", np.dtype(np.int64))
+        if dtype.kind in "iu" or not isinstance(self.loss, VocabularyCrossEntropy):
+            return
+        blocks = self.model.blocks.values()
+        *_, last = (block for block in blocks if isinstance(block, (ColumnParallel, CutHead)))
+        mine = {id(parameter) for _, parameter in last.children()}
+        names = [n for n, p in self.model.named_parameters().items() if id(p) in mine]
+        raise ValueError(
+            f"{who}: the plan cuts the classes of the model's output over {self.comm.size} ranks, "
+            f"and the targets of {dataset.name} are {dtype}, shape {targets.shape}, not class "
+            "numbers: probabilities of classes need all of them on one rank. Keep the last layer "
+            f"whole, plan={dict.fromkeys(names, 'whole')}, or give integer targets"
+        )
 
     # Gradients
 
@@ -227,5 +251,5 @@ class TensorCut:
     keep: bool = False
     overlap: bool = True
 
-    def part(self, model: nn.Sequential, loss: Module, comm: Comm) -> TensorPart:
+    def part(self, model: nn.Sequential, loss: Loss, comm: Comm) -> TensorPart:
         return TensorPart(model, loss, comm, self.plan, self.sequence, self.keep, self.overlap)

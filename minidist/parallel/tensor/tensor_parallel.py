@@ -31,7 +31,6 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
 from minidist.nn.layers import Sequential
 from minidist.nn.losses import Loss
-from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.evaluation import as_in_evaluation, means, sums_of
@@ -59,7 +58,7 @@ class TensorParallel(Method):
     def __init__(
         self,
         model: Sequential,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,
@@ -72,10 +71,13 @@ class TensorParallel(Method):
     ) -> None:
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.part = TensorPart(model, loss, comm, plan, sequence, keep, overlap)
-        assert isinstance(self.part.loss, Loss)
         self.model, self.loss = self.part.model.init(seed), self.part.loss
         optimizer.bind(self.model.flat.slices)
         bind_norms(optimizer, self.part)
+
+    def check_global(self, batch: Batch) -> None:
+        super().check_global(batch)
+        self.part.check_targets(f"{type(self).__name__}.step", batch.dataset)
 
     def train_on(self, batch: Batch) -> float:
         self.model.zero_grad()
@@ -108,6 +110,7 @@ class TensorParallel(Method):
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
+        self.part.check_targets(f"{type(self).__name__}.evaluate", dataset)
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
         return means(sums)

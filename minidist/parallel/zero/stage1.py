@@ -53,6 +53,7 @@ from minidist.collectives.clocks import Clocks
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.versions import written
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import norm_of
 from minidist.optim.optimizer import Optimizer
@@ -211,7 +212,7 @@ class Zero1(DataParallel):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

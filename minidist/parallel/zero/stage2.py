@@ -23,6 +23,7 @@ from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module, Parameter
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import blocks_of, one_block
@@ -203,7 +204,7 @@ class Zero2(DataParallel):
     def __init__(
         self,
         model: Module,
-        loss: Module,
+        loss: Loss,
         optimizer: Optimizer,
         comm: Comm,
         seed: int = 0,

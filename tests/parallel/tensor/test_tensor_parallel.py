@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from minidist import LocalWorld, Machine, launch, nn, ops
+from minidist.data import Dataset
 from minidist.engine.array import defaults
 from minidist.engine.tensor import Tensor
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD
+from minidist.parallel import MeshParallel, Serial
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.tensor import TensorParallel, layers, part, plan_for, show, vocabulary
 from minidist.parallel.tensor.ends import VocabularyCrossEntropy
@@ -293,6 +295,43 @@ def test_a_loss_that_needs_whole_outputs_is_refused():
 
     with pytest.raises(ValueError, match="MeanSquaredError needs all of it"):
         launch(run, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "options"),
+    [(TensorParallel, 2, {}), (MeshParallel, 4, {"mesh": {"pp": 2, "tp": 2}})],
+)
+def test_probabilities_of_cut_classes_are_refused_by_name_and_the_way_out_trains(
+    kind, ranks, options
+):
+    random = np.random.default_rng(2)
+    chances = random.random((8, 5))
+    data = Dataset("mine", random.random((8, 12)), chances / chances.sum(1, keepdims=True))
+    batch, plan = data.batch(np.arange(8)), {"5.weight": "whole", "5.bias": "whole"}
+
+    def refused(comm):
+        method = kind(mlp((12, 8, 6, 5)), CrossEntropy(), SGD(0.1), comm, 3, **options)
+        before, said = comm.trace.sent.messages, []
+        for act in (lambda: method.step(batch), lambda: method.evaluate(data)):
+            with pytest.raises(ValueError, match=r"targets of mine are float64.*need all") as error:
+                act()
+            said.append(str(error.value))
+        assert comm.trace.sent.messages == before
+        return said
+
+    for in_step, in_evaluation in launch(refused, ranks):  # on every rank
+        assert in_step.startswith(f"{kind.__name__}.step: ")
+        assert in_evaluation.startswith(f"{kind.__name__}.evaluate: ")
+        assert f"plan={plan}" in in_step
+
+    def trained(comm, kind, **options):
+        with defaults(dtype="float64"):
+            method = kind(mlp((12, 8, 6, 5)), CrossEntropy(), SGD(0.1), comm, 3, **options)
+            return method.step(batch), *method.evaluate(data)
+
+    (expected,) = launch(partial(trained, kind=Serial), 1)
+    for got in launch(partial(trained, kind=kind, plan=plan, **options), ranks):
+        assert got == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
