@@ -13,7 +13,7 @@ from minidist.models import mlp
 from minidist.nn import BatchNorm, CrossEntropy, Flatten, Linear, ReLU, Sequential
 from minidist.nn.module import UninitialisedError
 from minidist.optim import SGD
-from minidist.parallel import METHODS, Pipeline, Zero3, buffers, method
+from minidist.parallel import METHODS, Pipeline, Zero3, buffers, method, saving
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.state import own_buffers
 from tests.parallel.checks import images, is_exact
@@ -184,7 +184,7 @@ def never_released(monkeypatch):
 
 
 def test_buffers_that_differ_by_rank_are_rejected(monkeypatch):
-    monkeypatch.setattr(method, "mean_buffers", lambda comm, model: own_buffers(model))
+    monkeypatch.setattr(saving, "mean_buffers", lambda comm, model: own_buffers(model))
     with pytest.raises(AssertionError):
         check_buffers("data_parallel/ring", 3)
 
