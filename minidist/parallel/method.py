@@ -220,6 +220,9 @@ class Method(Saving):
         """The parameters that are the same on all ranks after a step; none by default."""
         return {}
 
+    def check_targets(self, batch: Batch) -> None:
+        """Raise ValueError, on every rank, for targets that this method cannot use: none here."""
+
     def train_on(self, batch: Batch) -> float:
         """What ``step`` does: for a method to define, and for ``step`` alone to call."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
@@ -233,6 +236,7 @@ class Method(Saving):
         """
         for batch in batches:
             check_batch(self, batch)
+            self.check_targets(batch)
         if self.comm.agreeing_is_free or not self._agreed or debugging():
             check_same_batches(self, batches)
             self._agreed = True

@@ -243,8 +243,7 @@ class Pipeline(Method):
 
     # One step
 
-    def check_global(self, batch: Batch) -> None:
-        super().check_global(batch)
+    def check_targets(self, batch: Batch) -> None:
         if self.tensor is not None:
             self.tensor.check_targets(f"{type(self).__name__}.step", batch.dataset)
 

@@ -75,8 +75,7 @@ class TensorParallel(Method):
         optimizer.bind(self.model.flat.slices)
         bind_norms(optimizer, self.part)
 
-    def check_global(self, batch: Batch) -> None:
-        super().check_global(batch)
+    def check_targets(self, batch: Batch) -> None:
         self.part.check_targets(f"{type(self).__name__}.step", batch.dataset)
 
     def train_on(self, batch: Batch) -> float:
