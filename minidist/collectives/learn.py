@@ -6,7 +6,8 @@ ring may be. No table made elsewhere knows that. So ``algorithm="auto"`` measure
 call for arrays of about a size, on other arrays of that size:
 
     sizes            from a quarter of the array's to its own
-    each turn        every candidate once, in another order each time, on data just written
+    each turn        every candidate, in another order each time, on data just written; short arrays
+                     several times in a row, since ranks do not begin at quite the same moment
     a call's time    that of its slowest rank; of all turns, the shortest
     after 2 turns    only candidates within 1.5 times the fastest stay, after 4 within 1.15
 
@@ -53,9 +54,10 @@ CANDIDATES = {
         LIBRARY,
     )
 }
-LIMIT = 0.002  # seconds of turns for one size, if two turns do not take longer
+LIMIT = 0.004  # seconds of turns for one size, if two turns do not take longer
 LARGEST = 1 << 22  # bytes that are measured: longer arrays take what is best for this many
 TURNS = 40
+IN_A_ROW = 1 << 17  # bytes that a candidate adds in a turn, in up to 8 calls
 
 
 def size_class(nbytes: int) -> int:
@@ -91,6 +93,7 @@ def measure(comm: Comm, array: Array) -> dict[str, float]:
         if works(partial(one.run, comm, work[:1]))
     }
     least = dict.fromkeys(calls, float("inf"))
+    repeats = max(1, min(8, IN_A_ROW // max(1, work.nbytes)))
     start = time.perf_counter()
     for turn in range(TURNS):
         names = list(calls)
@@ -98,7 +101,7 @@ def measure(comm: Comm, array: Array) -> dict[str, float]:
         for place in range(len(names)):
             index = (place + turn) % len(names)
             work.fill(0)  # sums of zeros stay finite; and a gradient, too, has just been written
-            found[index] = seconds_of(comm, calls[names[index]])
+            found[index] = seconds_of(comm, calls[names[index]], repeats)
         found[-1] = time.perf_counter() - start
         recursive_doubling.all_reduce.run(comm, found, "max")
         for name, seconds in zip(names, found[:-1].tolist(), strict=True):
@@ -111,12 +114,13 @@ def measure(comm: Comm, array: Array) -> dict[str, float]:
     return {name: least[name] for name in calls}
 
 
-def seconds_of(comm: Comm, call: Callable[[], object]) -> float:
-    """Seconds of one call on this rank; all ranks begin together."""
+def seconds_of(comm: Comm, call: Callable[[], object], repeats: int) -> float:
+    """Seconds of one of several calls in a row, on this rank; all ranks begin together."""
     recursive_doubling.all_reduce.run(comm, np.zeros(1), "max")
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 def works(call: Callable[[], object]) -> bool:

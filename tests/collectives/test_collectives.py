@@ -331,7 +331,7 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     names = list(learn.CANDIDATES)
     calls = []
 
-    def seconds_of(comm, call):
+    def seconds_of(comm, call, repeats):
         name = next(n for n in names if learn.CANDIDATES[n].run is call.func)
         calls.append(name)
         slow_rank = 3.0 if name == "ring" and comm.rank == 1 else 1.0
