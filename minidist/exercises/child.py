@@ -19,8 +19,8 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from tracemalloc import get_traced_memory
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np

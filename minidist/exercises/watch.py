@@ -152,8 +152,8 @@ class Counts:
         self.log.append((call, int(peer), int(array.size)))
 
 
-# What is behind each StudentComm: the true comm, the counts, the watch. None of its attributes leads
-# there, so an answer does not come upon it.
+# What is behind each StudentComm: the true comm, the counts, the watch. None of its attributes
+# leads there, so an answer does not come upon it.
 INNER: WeakKeyDictionary[StudentComm, tuple[Any, Counts, Watch | None]] = WeakKeyDictionary()
 
 
