@@ -13,7 +13,7 @@ from minidist.data import shakespeare
 from minidist.inference import Engine, Request, load_gpt, run
 from minidist.models import gpt, mlp, sample
 from tests.compress.test_pruning import shifted
-from tests.inference.test_engine import model
+from tests.inference.checks import model
 
 
 class Clock:

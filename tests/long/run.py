@@ -82,7 +82,7 @@ JOBS = {
         ONE_THREAD,
     ),
     "mesh_mpi": Job(
-        "meshes of 2, 4 and 8 real ranks in which every pair of choices occurs",
+        "every mesh of 2, 4 and 8 real ranks, against serial training and its formula",
         ["-m", "tests.mpi.mesh_program", "8"],
     ),
     "fuzz_graphs": Job(

@@ -1,10 +1,9 @@
-"""Meshes of real ranks, each against serial training and its own formula.
+"""Meshes of real ranks: training against serial and its formula, and answers to requests.
 
-python -m tests.mpi.mesh_program 8      starts 2, 4 and 8 ranks: a job of make long
+python -m tests.mpi.mesh_program 8      starts 2, 3, 4 and 8 ranks: a job of make long
 mpiexec -n 4 python -m mpi4py -m tests.mpi.mesh_program      one of each kind, in make test
 
-The job runs, on each number of ranks, combinations in which every pair of choices occurs that can
-occur there (combinations.py), all of them in one start.
+The job runs every combination (combinations.py) on its number of ranks, all of them in one start.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ from minidist import launch
 from minidist.comm.launcher import launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.parallel import MeshParallel
-from tests.parallel.mesh.combinations import KEPT, SEQUENCE, WHOLE, Combination, covering_pairs
+from tests.inference.checks import check_answers, check_serving, model, requests
+from tests.parallel.mesh import combinations
+from tests.parallel.mesh.combinations import KEPT, SEQUENCE, WHOLE, Combination
 from tests.parallel.tensor.checks import check_equals_serial, check_predictions
 
 
@@ -31,13 +32,20 @@ def some(ranks):
 
 def main(comm):
     every = "every" in sys.argv
-    chosen = covering_pairs(comm.size) if every else list(some(comm.size))
+    chosen = list(some(comm.size))
+    if every:
+        chosen = [one for one in combinations.every() if one.ranks == comm.size]
     start = perf_counter()
     for one in chosen:
         check_equals_serial(comm, MeshParallel, one.task())
         check_predictions(comm, MeshParallel, one.task())
         if comm.rank == 0 and every:
             print(f"{perf_counter() - start:.0f} s: passed {one}", flush=True)
+    inside = [{"tp": comm.size}, {"pp": comm.size}] if comm.size <= 4 else []
+    if comm.size == 4:
+        inside.append({"pp": 2, "tp": 2})
+    check_answers(comm, inside, model(), requests(6))
+    check_serving(comm, {"dp": 3} if comm.size == 3 else {"dp": 2, "pp": comm.size // 2})
     if comm.rank == 0:
         print(f"passed {len(chosen)} meshes of {comm.size} ranks")
 
@@ -46,7 +54,7 @@ if __name__ == "__main__":
     if launched_size() is None:
         from tests.mpi.run import mpiexec
 
-        for ranks in (2, 4, 8):
+        for ranks in (2, 3, 4, 8):
             if ranks <= int(sys.argv[1]):
                 done = mpiexec(ranks, "-m", "tests.mpi.mesh_program", "every", timeout=7200)
                 print(done.stdout, done.stderr, sep="", flush=True)
