@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = offer(
         "mesh_engine": ["MeshEngine"],
         "share": [],
         "cost": [],
-        "timing": ["Timing", "run"],
+        "timing": ["Timing", "run", "run_on"],
         "queueing": ["erlang_c", "mean_wait"],
         "models": ["load_gpt"],
         "engine": ["Engine", "Event", "generate"],
