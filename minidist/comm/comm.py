@@ -16,6 +16,7 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from minidist.comm.checks import (
     check_message,
     check_peer,
 )
+from minidist.comm.choices import named
 from minidist.comm.errors import CollectiveMismatch, CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
@@ -74,10 +76,14 @@ class Comm(ABC):
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
         self.label = ""  # such as the axis of a mesh: what this group's rounds are called
         self._main: Comm | None = None  # see ``main``
-        self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self._remembered: dict[Any, Any] = {}
         self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
+
+    @cached_property
+    def chosen(self) -> dict[tuple[int, int], str]:
+        """What "auto" took in this group, by length and itemsize: see choices.py."""
+        return self.trace.choices.setdefault(named(self.world), {})
 
     # Messages
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minidist.comm.choices import recorded
 from minidist.comm.trace import SENDING, Event, Trace, span, step_of
 
 # By what the step's name begins with, then by the kind of event.
@@ -143,10 +144,15 @@ class Timeline:
         return ordered[first].start, ordered[first + count].start
 
     def save(self, path: str | Path) -> Path:
-        """Write the run as Chrome trace events, which Perfetto opens; returns the path."""
+        """Write the run as Chrome trace events, which Perfetto opens; returns the path.
+
+        ``otherData`` has the algorithms that "auto" took: see choices.py.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"traceEvents": list(self._chrome()), "displayTimeUnit": "ms"}))
+        algorithms = recorded(trace.choices for trace in self.traces)
+        whole = {"traceEvents": list(self._chrome()), "displayTimeUnit": "ms"}
+        path.write_text(json.dumps(whole | {"otherData": {"algorithms": algorithms}}))
         return path
 
     def _chrome(self) -> Iterator[dict[str, Any]]:
