@@ -11,6 +11,7 @@ group of ranks, then by length and itemsize of the array; ``comm.chosen`` is a g
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 Choices = dict[str, dict[tuple[int, int], str]]
@@ -24,7 +25,7 @@ def named(ranks: Sequence[int]) -> str:
     """
     if len(ranks) > 2:
         step = ranks[1] - ranks[0]
-        if step > 0 and all(b - a == step for a, b in zip(ranks, ranks[1:], strict=False)):
+        if step > 0 and all(b - a == step for a, b in pairwise(ranks)):
             return f"{ranks[0]}-{ranks[-1]}" + (f":{step}" if step > 1 else "")
     return ",".join(map(str, ranks))
 

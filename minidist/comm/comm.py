@@ -38,6 +38,7 @@ from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
 from minidist.engine.array import Array, module_of, work
+from minidist.lazy import deferred
 
 __all__ = [
     "ANY",
@@ -79,6 +80,24 @@ class Comm(ABC):
         self._remembered: dict[Any, Any] = {}
         self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
+
+    @staticmethod
+    def from_mpi(comm: Any) -> Comm:
+        """A Comm of the ranks of ``comm``, a communicator of mpi4py, in a program of your own.
+
+        For all that takes a ``comm`` here, where ranks are not started by ``launch``. Every rank
+        of ``comm`` must call it; the same communicator gives the same Comm again. It has messages
+        of its own, so yours and ours do not mix. Needs MPI running, and nothing else; no watchdog
+        ends a job that hangs. ``close()``, on every rank, frees it, and raises CommError if a
+        message was not received.
+
+        Raises CommError for what is no intracommunicator of mpi4py.
+
+        >>> from mpi4py import MPI  # doctest: +SKIP
+        >>> ring.all_reduce(Comm.from_mpi(MPI.COMM_WORLD), array)  # doctest: +SKIP
+        """
+        made: Comm = deferred("minidist.comm.mpi.adopted", "from_mpi")(comm)
+        return made
 
     @cached_property
     def chosen(self) -> dict[tuple[int, int], str]:
