@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives.tables import ALL_REDUCE
+from minidist.collectives.auto import ANY
+from minidist.collectives.learn import LIBRARY
 from minidist.comm.comm import Comm
 from minidist.comm.errors import NoSharedMemory
 
@@ -43,7 +44,9 @@ def replay(comm: Comm, records: Sequence[dict[str, Any]]) -> None:
     ValueError for what are no records.
     """
     check(records)
-    missing = {one["algorithm"] for one in records} - ALL_REDUCE.keys()
+    missing = {one["algorithm"] for one in records} - ANY.keys()
+    if type(comm).library is Comm.library:  # this world has no MPI library
+        missing |= {one["algorithm"] for one in records} & {LIBRARY.name}
     if any(one["algorithm"] == "shared_memory" for one in records) and comm.size > 1:
         try:
             comm.shared(1, np.empty(1))

@@ -38,8 +38,9 @@ def from_mpi(comm: Any) -> Comm:
     on_node, node_rank = node.Get_size(), node.Get_rank()
     node.Free()
     share_gpus(node_rank)
-    table = agreed_table(own, lambda: load_table(library_of(mpi)), on_node == own.Get_size())
     crowded = on_node > len(os.sched_getaffinity(0))
+    one_machine = on_node == own.Get_size()
+    table = agreed_table(own, lambda: load_table(library_of(mpi)), one_machine, crowded)
     made = MpiComm(mpi, own, Trace(time.perf_counter()), crowded, table)
     comm.Set_attr(_adopted["key"], made)
     return made

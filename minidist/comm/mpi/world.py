@@ -101,13 +101,15 @@ class MpiWorld:
         if self.tuning not in process.tables:
             read = partial(self.tuning, self.library) if self.tuning else None
             process.tables[self.tuning] = agreed_table(
-                process.comm, read, process.node_size == self.size
+                process.comm, read, process.node_size == self.size, crowded
             )
         share_gpus(process.node_rank)
         trace = Trace(time.perf_counter(), self.record)
         own, request = process.comm.Idup()
         poll(request)
-        return MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
+        comm = MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
+        comm.learned = process.learned
+        return comm
 
 
 def library_of(mpi: Any) -> str:
@@ -118,11 +120,13 @@ def library_of(mpi: Any) -> str:
     return " ".join(text.split(",")[0].split()[:3]).replace(" v", " ")
 
 
-def agreed_table(comm: Any, read: Callable[[], Any] | None, one_machine: bool) -> Any:
+def agreed_table(
+    comm: Any, read: Callable[[], Any] | None, one_machine: bool, crowded: bool
+) -> Any:
     """The table of algorithms that rank 0 of mpi4py's ``comm`` reads, on every rank."""
     found = None
     if read and comm.Get_rank() == 0:
-        found = usable(read() or {}, one_machine)
+        found = usable(read() or {}, one_machine, crowded)
     return json.loads(from_rank_0(comm, json.dumps(found)))
 
 
