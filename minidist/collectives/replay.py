@@ -26,7 +26,7 @@ TYPES = {"ranks": str, "length": int, "itemsize": int, "algorithm": str}
 
 def check(records: Any) -> None:
     """Raise ValueError unless this is a list of records."""
-    good = isinstance(records, list) and all(
+    good = isinstance(records, (list, tuple)) and all(
         isinstance(one, dict)
         and one.keys() == TYPES.keys()
         and all(type(one[key]) is kind for key, kind in TYPES.items())

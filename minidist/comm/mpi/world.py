@@ -58,6 +58,10 @@ class MpiWorld:
         """The MPI library and its version, such as "MPICH 5.0.2" or "Open MPI 5.0.11"."""
         return library_of(self.mpi)
 
+    def from_rank_0(self, text: str) -> str:
+        """The ``text`` of rank 0, on every rank: for what is to be known before a launch."""
+        return from_rank_0(self.process.comm, text)
+
     def check_size(self, launched: int) -> None:
         """Raise LauncherError if the MPI library does not see the ``launched`` processes."""
         if launched != self.size:
