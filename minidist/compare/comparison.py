@@ -158,9 +158,7 @@ def _on_rank_0(world: LocalWorld | MpiWorld, find: Callable[[], dict[str, T]]) -
     return told
 
 
-def _run_all(
-    comm: Comm, rows: Rows, reasons: dict[str, str], settings: Settings
-) -> dict[str, Any]:
+def _run_all(comm: Comm, rows: Rows, reasons: dict[str, str], settings: Settings) -> dict[str, Any]:
     """One rank's part: all methods one after another; serial on rank 0 only."""
     records: dict[str, Record | LeftOut] = {}
     oracle: list[dict[str, np.ndarray]] = []  # serial's parameters after every step, on rank 0
@@ -252,6 +250,7 @@ def _row(
         ),
         "parameter_gap": first.parameter_gap,
         "accuracy": first.accuracy,
+        "uncounted": max(record.uncounted for record in records),  # by the MPI library: not below
         "bytes_sent": [_per_step(record.nbytes, steps) for record in records],
         "predicted_bytes_sent": _each_per_step(first.predicted_nbytes, steps),
         "messages_sent": [_per_step(record.messages, steps) for record in records],

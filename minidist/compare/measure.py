@@ -50,6 +50,7 @@ class Record:
     losses: list[float] = field(default_factory=list)
     messages: int = 0  # in all steps
     nbytes: int = 0
+    uncounted: int = 0  # collectives of the MPI library, whose messages nobody sees
     peak_bytes: dict[str, int] = field(default_factory=dict)
     predicted_peak_bytes: dict[str, list[int]] | None = None
     busy: list[float] = field(default_factory=list)  # by step
@@ -92,6 +93,7 @@ def train(
         trace.events.clear()
         trace.record = step == steps - 1
         before = trace.sent.messages, trace.sent.nbytes, trace.busy
+        uncounted = trace.uncounted
         start = comm.time()
         if step == 0:
             record.losses.append(_measured_step(method, part, record))
@@ -101,6 +103,7 @@ def train(
         trace.computed(end)
         record.messages += trace.sent.messages - before[0]
         record.nbytes += trace.sent.nbytes - before[1]
+        record.uncounted += trace.uncounted - uncounted
         record.busy.append(trace.busy - before[2])
         record.seconds.append(end - start)
         if trace.record:
@@ -109,8 +112,11 @@ def train(
 
         if step == 0 and cost is not None:
             record.predicted_peak_bytes = cost.peak_bytes
-        record.predicted_messages = _added(record.predicted_messages, cost and cost.messages)
-        record.predicted_nbytes = _added(record.predicted_nbytes, cost and cost.nbytes)
+        if cost is None:
+            record.predicted_messages = record.predicted_nbytes = None
+        else:
+            record.predicted_messages = _added(record.predicted_messages, cost.messages)
+            record.predicted_nbytes = _added(record.predicted_nbytes, cost.nbytes)
         state = method.parameters()
         if comm.rank == 0:
             if key == "serial":
@@ -136,10 +142,8 @@ def cost_of(method: Method, part: Any, machine: Machine) -> StepCost | None:
         return None
 
 
-def _added(total: list[int] | None, of_step: list[int] | None) -> list[int] | None:
-    if total is None or of_step is None:
-        return None
-    return [a + b for a, b in zip(total, of_step, strict=True)]
+def _added(total: list[int] | None, of_step: list[int]) -> list[int] | None:
+    return total and [a + b for a, b in zip(total, of_step, strict=True)]
 
 
 def _measured_step(method: Method, batch: Any, record: Record) -> float:

@@ -99,7 +99,8 @@ def _own(found: Any, said: str) -> Rows:
 def _checked(make: Any, said: str) -> Make:
     if not callable(make):
         raise ValueError(f"{said} is no method: a {type(make).__name__} cannot be called")
-    return make  # type: ignore[no-any-return]
+    checked: Make = make
+    return checked
 
 
 def names(methods: Selection, task: str | Task = "residual_mlp", mesh: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from minidist.comm.mpi.world import MpiWorld
 from minidist.parallel import MeshParallel
 from tests.parallel.tensor.checks import MLP, Task, adamw, check_equals_serial, check_predictions
 
-SCHEDULES = ("gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble_h1")
 
 
 def some(ranks):

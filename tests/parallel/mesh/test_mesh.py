@@ -46,7 +46,7 @@ ZB_V = {"schedule": "zero_bubble_v", "microbatches": 3}
 EVEN = partial(small_gpt, vocabulary=16)
 OPTIMIZERS = {"momentum": momentum, "adamw": adamw}
 RECOMPUTE = [False, True, "attention"]
-SCHEDULES = ["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]
+SCHEDULES = ["gpipe", "1f1b", "interleaved", "zero_bubble_h1"]
 
 
 def ranks_of(mesh):
