@@ -27,7 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="train one model by every method, and compare",
         description="Train one model by every method, on the same data from the same seed, and "
         "compare: losses and parameters with serial training; bytes, messages, memory and idle "
-        "time with the predictions of each method's formula. Writes compare.json and compare.png.",
+        "time with the predictions of each method's formula. Writes compare.json, compare.md and "
+        "compare.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     compare.add_argument(

@@ -1,4 +1,4 @@
-"""The results of ``compare`` as a table in words, and as a JSON file."""
+"""The results of ``compare``: a table with its words, also in Markdown, and a JSON file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def total_bytes(peak_bytes: dict[str, list[int]]) -> list[int]:
 
 
 def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
-    """The comparison as a table: one row for each method, measured and (predicted) values.
+    """The comparison as a table: one row for each method, measured and (predicted) values, by
+    family.
 
     ``headings`` selects columns of ``CELLS``; all of them if empty.
     """
@@ -29,24 +30,33 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
         *notes(report),
     ]
     view = Table(
-        title=f"{report['task']} on {report['dataset']}, {report['ranks']} ranks, "
-        f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
-        f"{report['library'] or 'local world'}",
+        title=subject(report),
         caption="\n".join(caption),
     )
     headings = headings or list(CELLS)
-    view.add_column("family")
     view.add_column("method")
     for heading in headings:
         view.add_column(heading, justify="right")
     rows = report["rows"]
-    for place, row in enumerate(rows):
-        first = place == 0 or rows[place - 1]["method"] != row["method"]
-        last = place + 1 == len(rows) or rows[place + 1]["method"] != row["method"]
-        family = title(row["method"]) if first else ""
-        cells = (CELLS[heading](row) for heading in headings)
-        view.add_row(family, variant(row), *cells, end_section=last)
+    for family in dict.fromkeys(row["method"] for row in rows):
+        members = [row for row in rows if row["method"] == family]
+        alone = len(members) == 1  # then its name is on one line with the family's
+        if not alone:
+            view.add_row(title(family))
+        for row in members:
+            name = label(row) if alone else f"  {variant(row)}"
+            view.add_row(name, *(CELLS[heading](row) for heading in headings))
+        view.add_section()
     return view
+
+
+def subject(report: dict[str, Any]) -> str:
+    """What was trained, and where."""
+    return (
+        f"{report['task']} on {report['dataset']}, {report['ranks']} ranks, "
+        f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
+        f"{report['library'] or 'local world'}"
+    )
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -119,16 +129,51 @@ def try_folder(folder: str | Path) -> None:
 
 def save(
     report: dict[str, Any], timelines: dict[str, list[list[Event]]], folder: str | Path
-) -> tuple[Path, Path]:
-    """Write compare.json and compare.png into ``folder``; returns their paths."""
+) -> tuple[Path, ...]:
+    """Write compare.json, compare.md and compare.png into ``folder``; returns their paths."""
     from minidist.compare.picture import draw
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text, picture = folder / "compare.json", folder / "compare.png"
-    text.write_text(json.dumps(report, indent=1) + "\n")
+    numbers, text, picture = (folder / f"compare.{kind}" for kind in ("json", "md", "png"))
+    numbers.write_text(json.dumps(report, indent=1) + "\n")
+    text.write_text(markdown(report))
     draw(report, timelines, picture)
-    return text, picture
+    return numbers, text, picture
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table, its words, and on what it was measured, as a page in Markdown."""
+    headings = list(CELLS)
+    host, versions = report["host"], report["versions"]
+    lines = [
+        f"# {subject(report)}",
+        "",
+        "![Loss, bytes, memory and one step of every method](compare.png)",
+        "",
+        f"| method | {' | '.join(headings)} |",
+        f"|---|{'---:|' * len(headings)}",
+    ]
+    before = ""
+    for row in report["rows"]:
+        family = "" if row["method"] == before else f"**{title(row['method'])}** "
+        cells = " | ".join(CELLS[name](row) for name in headings)
+        lines.append(f"| {(family + variant(row)).strip()} | {cells} |")
+        before = row["method"]
+    lines += ["", "| | |", "|---|---|"]
+    for word, meaning in explained(report["rows"], headings):
+        lines.append(f"| {'&emsp;' if word[:1] == ' ' else ''}{word.strip()} | {meaning} |")
+    lines += ["", *(f"Left out: {key}: {why}." for key, why in report["not_applicable"].items())]
+    lines.append(
+        f"{host['processor']}, {host['cores']} cores; {report['library'] or 'one process'}; "
+        f"Python {versions['python']}, NumPy {versions['numpy']}, minidist {report['minidist']}."
+    )
+    if report["world"] == "mpi" and report["ranks"] > host["cores"]:
+        lines.append(
+            f"{report['ranks']} ranks shared {host['cores']} cores, and the predictions of seconds "
+            "and idle time assume one for each rank."
+        )
+    return "\n".join([*lines, *notes(report)]) + "\n"
 
 
 def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> None:
@@ -143,8 +188,10 @@ def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> N
             part = []
         part.append(heading)
     console.print(table(report, part))
+    words = Table.grid(padding=(0, 2))
     for word, meaning in explained(report["rows"], list(CELLS)):
-        console.print(f"{word:18} {meaning}".rstrip(), highlight=False)
+        words.add_row(word, meaning)
+    console.print(words)
     for key, reason in report.get("not_applicable", {}).items():
         console.print(f"left out: {key}: {reason}", highlight=False, soft_wrap=True)
     for path in paths:

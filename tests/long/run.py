@@ -65,6 +65,11 @@ JOBS = {
         [*COMPARE, "--world", "mpi", "--task", "mlp", "--methods", "all", "--steps", "500",
          "--out", "out/long/compare"],
     ),
+    "every_task": Job(
+        "compare with every task, by every method, on 1 to 8 ranks of both worlds",
+        ["-m", "tests.long.every_task"],
+        ONE_THREAD,
+    ),
     "eight_ranks": Job(
         "every method on 8 simulated ranks, in float64",
         [*COMPARE, "--world", "local", "--ranks", "8", "--task", "mlp", "--steps", "50",
