@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = offer(
         "sampling": ["PoissonBatch", "PoissonBatches"],
         "accountant": ["CONVERSIONS", "Accountant", "epsilon_of", "noise_for", "rdp_of_step"],
         "dp_sgd": ["BudgetSpent", "DPSGD"],
-        "memory": [],
+        "price": [],
         "variants": ["PRIVATE_METHODS"],
     },
 )

@@ -50,8 +50,8 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.method import StepCost
 from minidist.privacy.accountant import Accountant, check_delta, check_epsilon, check_noise
-from minidist.privacy.memory import largest_kept
 from minidist.privacy.per_sample import backward_by_sample, check_loss, check_model, loss_of_samples
+from minidist.privacy.price import largest_kept, seconds
 from minidist.privacy.sampling import PoissonBatch, check_rate
 
 
@@ -204,14 +204,18 @@ class DPSGD(DataParallel):
         grad /= expected
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """As data parallelism's, but for activations; ``busy`` leaves out the norms of sequences,
-        which are products of their own (see outer.py), and the noise."""
-        found = super().cost(batch, machine)
+        """The formulas of data parallelism, with those of price.py for computing and memory."""
         parts = [self.parts(batch, rank) for rank in range(self.comm.size)]
-        found.peak_bytes["activations"] = [
-            largest_kept(self.whole, own, self.itemsize, self.loss) for own in parts
-        ]
-        return found
+        computing = [seconds(self.whole, own, machine, rank) for rank, own in enumerate(parts)]
+        plan = self.sync.plan(self.replicas, computing, machine)
+        activations = [largest_kept(self.whole, own, self.itemsize, self.loss) for own in parts]
+        return StepCost(
+            messages=plan.messages,
+            nbytes=plan.nbytes,
+            peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
+            busy=plan.busy,
+            seconds=max(plan.now) if self.sync.timed and machine.even else None,
+        )
 
 
 def clip_factors(squares: Array, limit: float) -> Array:

@@ -50,8 +50,7 @@ class Outer:
     @property
     def thin(self) -> bool:
         """Whether the norm takes less memory by pairs of rows than by the gradients."""
-        rows = self.b.shape[1]
-        return 2 * rows * rows <= self.shape[0] * self.shape[1]
+        return is_thin(self.b.shape[1], self.shape)
 
     def each(self) -> Array:
         """The gradient of each sample: (n, *shape)."""
@@ -85,6 +84,11 @@ class Outer:
             found = xp.empty((self.a.shape[2], b.shape[2]), b.dtype)
             product(xp, _rows(self.a).T, _rows(b), found)  # (i, nT) @ (nT, o) -> (i, o)
         return found.T if self.turned else found
+
+
+def is_thin(rows: int, shape: tuple[int, ...]) -> bool:
+    """Whether 2T² numbers are fewer than those of a gradient of ``shape``."""
+    return 2 * rows * rows <= shape[0] * shape[1]
 
 
 def gram(x: Array, y: Array) -> Array:
