@@ -72,9 +72,9 @@ def _whole(q: float, sigma: float, order: float) -> float:
 def _fractional(q: float, sigma: float, alpha: float) -> float:
     """log A_α of any α, by the trapezoid rule over z.
 
-    With u = q (exp((2z - 1)/(2σ²)) - 1), whose mean is 0, A_α - 1 is the mean of (1 + u)^α - 1 - αu:
-    so a small A_α - 1 keeps its digits. The rule converges exponentially here: the integrand decays
-    on both sides, and its nearest singularity is πσ² away from the real axis.
+    With u = q (exp((2z - 1)/(2σ²)) - 1), whose mean is 0, A_α - 1 is the mean of
+    (1 + u)^α - 1 - αu: so a small A_α - 1 keeps its digits. The rule converges exponentially here:
+    the integrand decays on both sides, and its nearest singularity is πσ² off the real axis.
     """
     step = min(sigma, sigma**2) / 8
     z = np.arange(-12 * sigma, alpha + 12 * sigma, step)

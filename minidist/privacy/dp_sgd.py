@@ -1,7 +1,7 @@
 """DP-SGD: training that would have gone almost the same way without any one sample.
 
     batches = PoissonBatches(training, rate=0.01, seed=seed)
-    method = DPSGD(mlp(), CrossEntropy(), SGD(0.5), comm, seed, sample_clip=1.0, noise=1.1, rate=0.01)
+    method = DPSGD(mlp(), CrossEntropy(), SGD(0.5), comm, seed, noise=1.1, rate=0.01)
 
 A step, on every rank (Abadi et al., "Deep learning with differential privacy", arXiv 1607.00133,
 algorithm 1):
@@ -21,8 +21,8 @@ With p ranks, Ψ parameters of e bytes and a ring (one element more, for the los
 
     messages a rank  2(p - 1)
     bytes a rank     about 2(Ψ + 1)e(p - 1)/p
-    memory a rank    activations, and the gradient of every layer's output, until all norms are known;
-                     the gradients of all samples only where ``outer.py`` says that they are smaller
+    memory a rank    activations, and the gradient of every layer's output, until all norms are
+                     known; gradients of samples only where they are smaller: see outer.py
 
 Without noise, with C = ∞ and B = the batch's size this is serial training.
 
@@ -115,7 +115,7 @@ class DPSGD(DataParallel):
             model, loss, optimizer, comm, seed, algorithm, microbatches=microbatches, clip=clip
         )
         self.sample_clip, self.noise = float(sample_clip), float(noise)
-        self.rate, self.target, self.delta = rate, epsilon, delta
+        self.rate, self.epsilon, self.delta = rate, epsilon, delta
         self.of_step = Accountant()
         if rate is not None:
             self.of_step.spend(rate, self.noise)
@@ -165,13 +165,13 @@ class DPSGD(DataParallel):
                 f"DPSGD with rate={self.rate:g} was given {batch}: ε is that of batches in which "
                 f"each sample is with this probability: PoissonBatches(dataset, {self.rate:g})"
             )
-        if self.target is not None:
+        if self.epsilon is not None:
             after = self.epsilon_after(self.steps + 1)
-            if after > self.target:
+            if after > self.epsilon:
                 raise BudgetSpent(
                     f"DPSGD: {self.steps} steps have spent ε = {self.epsilon_spent:.3f} at δ = "
                     f"{self.delta:g}, and one more would make it {after:.3f}, above the allowed "
-                    f"{self.target:g}: stop here, or train anew with more noise (noise_for says "
+                    f"{self.epsilon:g}: stop here, or train anew with more noise (noise_for says "
                     "how much)"
                 )
 

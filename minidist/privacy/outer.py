@@ -67,9 +67,7 @@ class Outer:
 
     def inner(self, other: Outer) -> Array:
         """⟨G_n, G'_n⟩ for each sample: (n,)."""
-        return sum_of_products(
-            *(gram(a, b) for a, b in zip(self.sides, other.sides, strict=True))
-        )
+        return sum_of_products(*(gram(a, b) for a, b in zip(self.sides, other.sides, strict=True)))
 
     def weighted(self, factors: Array) -> Array:
         """Σ_n factor_n G_n: (*shape)."""

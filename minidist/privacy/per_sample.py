@@ -69,7 +69,8 @@ class Uses:
             assert isinstance(use, Outer)
             total = total + use.inner(use)
             for other in self.uses[:k]:
-                total = total + 2 * use.inner(other)  # type: ignore[arg-type]
+                assert isinstance(other, Outer)
+                total = total + 2 * use.inner(other)
         return total
 
     def weighted(self, factors: Array) -> Array:
@@ -77,7 +78,7 @@ class Uses:
         if self.dense is not None:
             n = len(self.dense)  # (n,) @ (n, size) -> (size,)
             return (factors @ self.dense.reshape(n, -1)).reshape(self.parameter.shape)
-        first, *others = [use.weighted(factors) for use in self.uses]  # type: ignore[union-attr]
+        first, *others = [use.weighted(factors) for use in self.uses if isinstance(use, Outer)]
         for other in others:
             first = first + other
         return first
@@ -157,12 +158,13 @@ def _added(grad: Array, shape: tuple[int, ...]) -> Into:
 
 def to_parameter(node: Node, each: Any) -> tuple[Parameter, Use]:
     """The parameter of which ``node`` is itself or a view, and the use in the parameter's shape."""
-    use: Use = Outer(*each, node.shape) if isinstance(each, tuple) else each
+    use: Use = Outer(each[0], each[1], node.shape) if isinstance(each, tuple) else each
     while node.leaf is None:
         parent = node.parents[0]
         assert parent is not None and node.backward is not None
-        if node.name == "transpose" and isinstance(use, Outer):
-            use = use.transposed
+        if node.name in ("transpose", "swapaxes") and isinstance(use, Outer):
+            row = module_of(use.b).zeros((1, 2))  # which may become a column
+            use = use.transposed if node.backward(row)[0].shape == (2, 1) else use
         else:
             use = through_view(node, parent, use.each() if isinstance(use, Outer) else use)
         node = parent

@@ -1,4 +1,4 @@
-"""``PRIVATE_METHODS`` maps "method/variant" to what makes it: a row in ``minidist compare`` each."""
+"""``PRIVATE_METHODS`` maps "method/variant" to what makes it: rows of ``minidist compare``."""
 
 from __future__ import annotations
 

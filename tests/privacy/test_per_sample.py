@@ -11,7 +11,7 @@ from minidist.engine import draws
 from minidist.engine.array import defaults
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy
-from minidist.privacy import NotBySample, per_sample_gradients
+from minidist.privacy import per_sample_gradients
 from minidist.privacy.per_sample import backward_by_sample, loss_of_samples
 
 N = 4
@@ -25,7 +25,9 @@ def tokens(length, vocabulary=7):
 
 def images(*shape, classes=3):
     draw = np.random.default_rng(2)
-    return Dataset("images", draw.standard_normal((N, *shape)), draw.integers(0, classes, N), classes)
+    return Dataset(
+        "images", draw.standard_normal((N, *shape)), draw.integers(0, classes, N), classes
+    )
 
 
 class Pooled(nn.Module):
@@ -36,13 +38,14 @@ class Pooled(nn.Module):
 
 
 class AtBothEnds(nn.Module):
-    """One weight used three times: as it is, transposed, and a part of it."""
+    """One weight used four times: as it is, transposed once and twice, and a part of it."""
 
     def __init__(self):
         self.linear = nn.Linear(5, 5)
 
     def forward(self, x):
         x = ops.linear(self.linear(x), ops.transpose(self.linear.weight))
+        x = ops.linear(x, ops.transpose(ops.swapaxes(self.linear.weight, 0, 1)))
         return x + self.linear.weight[1:2, 0:3].reshape(3, 1)[1]
 
 
@@ -88,7 +91,7 @@ def test_the_gradient_of_each_sample_is_that_of_the_sample_alone(name):
         uses = backward_by_sample(total, N)
         assert list(got) and got.keys() == model.trained().keys()
         factors = np.random.default_rng(5).random(N)
-        weighted = {key: 0 for key in got}
+        weighted = dict.fromkeys(got, 0)
         for k in range(N):
             model.zero_grad()
             alone = data.batch([k])
