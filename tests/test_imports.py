@@ -26,6 +26,7 @@ LAYERS = [
     "compare",
     "plan",  # prices and pictures of pipelines without running them
     "inference",
+    "privacy",
     "compress",
     "plots",
     "checkpoint",

@@ -1,0 +1,23 @@
+"""Learn from data without telling what is in it.
+
+Read in this order: ``per_sample.py`` and ``outer.py`` (the gradient of each sample), ``dp_sgd.py``
+(clipped and noisy), ``sampling.py`` (which samples a step sees), ``accountant.py`` (what all steps
+together give away), ``attack.py`` (what a gradient without noise gives away).
+"""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "outer": ["Outer"],
+        "per_sample": ["NotBySample", "per_sample_gradients"],
+        "sampling": ["PoissonBatch", "PoissonBatches"],
+        "accountant": ["CONVERSIONS", "Accountant", "epsilon_of", "noise_for", "rdp_of_step"],
+        "dp_sgd": ["BudgetSpent", "DPSGD"],
+        "price": [],
+        "variants": ["PRIVATE_METHODS"],
+    },
+)
