@@ -27,6 +27,8 @@ LAYERS = [
     "plan",  # prices and pictures of pipelines without running them
     "inference",
     "compress",
+    "privacy",
+    "explain",
     "plots",
     "checkpoint",
     "parallel",

@@ -1,0 +1,15 @@
+"""Learning from data that nobody may see."""
+
+from __future__ import annotations
+
+from minidist.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(
+    __name__,
+    {
+        "federated": ["FederatedAveraging", "NoClients"],
+        "fedprox": ["FedProx"],
+        "client_privacy": ["PrivateFederatedAveraging"],
+        "variants": ["PRIVATE_METHODS"],
+    },
+)
