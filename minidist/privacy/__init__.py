@@ -10,6 +10,9 @@ __getattr__, __dir__, __all__ = offer(
         "federated": ["FederatedAveraging", "NoClients"],
         "fedprox": ["FedProx"],
         "client_privacy": ["PrivateFederatedAveraging"],
+        "fixed_point": ["FixedPoint"],
+        "secure_sum": ["RoundEnded", "SecureClient", "SecureServer", "Stranger"],
+        "secure_federated": ["SecureFederatedAveraging"],
         "variants": ["PRIVATE_METHODS"],
     },
 )

@@ -226,6 +226,7 @@ class FederatedAveraging(Method):
         self.change.fill(0)
         buffers, loss = Buffers(self.model), np.zeros(1)
         self.nobody = not drawn
+        self.begin(drawn)
         for client in drawn[self.comm.rank :: self.comm.size]:
             loss[0] += share[client] * self.train_client(client, parts[client])
             buffers.add(share[client])
@@ -239,6 +240,9 @@ class FederatedAveraging(Method):
         self.update()
         ring.all_reduce(self.comm, loss)
         return float(loss[0])
+
+    def begin(self, drawn: Sequence[int]) -> None:
+        """What is to be agreed on before clients train: nothing here."""
 
     def agree_on(self, drawn: Sequence[int]) -> None:
         """Raise Disagreement if other ranks draw other clients, or let them train otherwise."""
