@@ -50,8 +50,10 @@ from minidist.parallel.mesh.mesh import parse
 from minidist.parallel.method import training_flops
 from minidist.parallel.simulation import Simulated, simulate
 from minidist.parallel.variants import SEQUENCE_METHODS
+from minidist.privacy.variants import PRIVATE_METHODS
 
 SIMULATED = 8  # steps: of more, the median hardly changes
+ALL_METHODS = METHODS | PRIVATE_METHODS
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss
 
@@ -95,7 +97,7 @@ Rows = dict[str, Callable[..., Method]]
 def rows_of(model: str, mesh: str = "") -> Rows:
     """All rows that a model can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
     task = TASKS[model]
-    rows = METHODS | (SEQUENCE_METHODS if task.sequences else {})
+    rows = ALL_METHODS | (SEQUENCE_METHODS if task.sequences else {})
     if mesh:
         lengths = parse(mesh)
         made = partial(MeshParallel, mesh=lengths, microbatches=4)
@@ -151,7 +153,7 @@ def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
 
 
 def compare(
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(ALL_METHODS),
     model: str = "mlp",
     ranks: int = 4,
     world: LocalWorld | MpiWorld | None = None,
