@@ -9,7 +9,7 @@ The gradient says what a small change would do. That is not what *counts* for S:
 because it is sure already, all gradients are small. Integrated gradients add up the changes along a
 straight way from a *baseline* b, which stands for "nothing", to x. By the fundamental theorem of
 calculus they add up to the whole difference (*completeness*). What "nothing" is, is a choice: a
-grey image of zeros, a black one, the embedding 0. Another baseline gives another map.
+grey image of zeros, a black one, the mean embedding. Another baseline gives another map.
 
 The integral is a sum over ``steps`` midpoints: α = (k + ½)/steps. A step takes a forward and a
 backward. ``completeness_gap`` says how far the sum is from the difference: if it is not small, take
@@ -63,12 +63,13 @@ def integrated_gradients(
     inputs: Any,
     target: Target = None,
     position: int = -1,
-    baseline: Any = 0.0,
+    baseline: Any = None,
     steps: int = 64,
 ) -> np.ndarray:
     """Σ_i is S(x) - S(b): like ``inputs``, or (n, l) for tokens.
 
-    ``baseline`` is b: a number, or an array that broadcasts to the inputs (to their embeddings).
+    ``baseline`` is b: a number, an array that broadcasts to the inputs (to their embeddings), or
+    None: see ``Score.baseline``.
     Raises ValueError for steps of 0; for the other errors see ``Score``.
     """
     if not isinstance(steps, (int, np.integer)) or steps < 1:
@@ -89,7 +90,7 @@ def completeness_gap(
     inputs: Any,
     target: Target = None,
     position: int = -1,
-    baseline: Any = 0.0,
+    baseline: Any = None,
 ) -> np.ndarray:
     """|Σ_i map_i - (S(x) - S(b))| / |S(x) - S(b)| of each input: (n,)."""
     score = Score(model, inputs, target, position)

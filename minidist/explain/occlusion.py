@@ -31,12 +31,14 @@ def occlude(
     position: int = -1,
     patch: int = 4,
     stride: int | None = None,
-    fill: Any = 0.0,
+    fill: Any = None,
 ) -> np.ndarray:
     """The mean drop of S by patches over each pixel: like ``inputs``, or (n, l) for tokens.
 
-    ``patch``: side of the square; ``stride``: from one to the next, None: no overlap; ``fill``:
-    what covers. Raises ValueError for a patch that does not fit; for other errors see ``Score``.
+    ``patch``: side of the square. ``stride``: from one to the next, None: no overlap. ``fill``:
+    what covers, as a baseline: see ``Score.baseline``.
+
+    Raises ValueError for a patch that does not fit; for other errors see ``Score``.
     """
     score = Score(model, inputs, target, position)
     cover = score.baseline(fill)

@@ -64,6 +64,7 @@ class Score:
             x = first(given).data if embeds else given.astype(self.model.flat.data.dtype)
             output = self.rest(Tensor(x)).data
         self.embeds, self.x, self.position = embeds, x, position
+        self.tokens = given if embeds else None
         if output.ndim == 3 and not -output.shape[1] <= position < output.shape[1]:
             raise ValueError(f"explain: position {position} of outputs {output.shape} is not there")
         if output.ndim not in (2, 3):
@@ -111,8 +112,17 @@ class Score:
         found = arrays.to_host(contributions)
         return found.sum(axis=-1) if self.embeds else found
 
-    def baseline(self, value: Any) -> Array:
-        """``value``, a number or an array like the inputs (embeddings), as an array like x."""
+    def baseline(self, value: Any = None) -> Array:
+        """What stands for nothing, like x: ``value``, a number or an array, or None.
+
+        None is 0, the mean of prepared images; of tokens it is the mean of the embedding's table in
+        each position. (The embedding 0 would be a bad one: the layer norm behind it gives the same
+        for all multiples of a vector, so everything would happen next to 0.)
+        """
+        if value is None and self.embeds:
+            table = next(iter(self.model.blocks.values())).weight.data
+            return self.x - table[self.tokens] + table.mean(axis=0)
+        value = 0.0 if value is None else value
         base = self.model.flat.xp.asarray(value, dtype=self.x.dtype)
         try:
             shape = np.broadcast_shapes(base.shape, self.x.shape)

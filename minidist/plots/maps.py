@@ -35,7 +35,8 @@ def draw_text_map(axes: Any, values: np.ndarray, text: str, title: str = "") -> 
     axes.imshow(np.asarray(values)[None], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for place, character in enumerate(text):
         shown = {"\n": "↵", " ": "␣"}.get(character, character)
-        axes.text(place, 0, shown, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono")
+        color = "white" if abs(values[place]) > 0.7 * limit else "black"
+        axes.text(place, 0, shown, ha="center", va="center", fontsize=9, color=color)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 

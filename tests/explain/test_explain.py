@@ -119,7 +119,7 @@ def test_of_tokens_the_embeddings_are_explained():
         np.testing.assert_allclose(lengths, np.sqrt((slope**2).sum(-1)), rtol=1e-12)
     found = gradient_times_input(model, TOKENS, target, position=2)
     assert (found[:, 3:] == 0).all() and (found[:, :3] != 0).all(), "later tokens do not count"
-    covered = occlude(model, TOKENS, target)
+    covered = occlude(model, TOKENS, target, fill=0.0)
     without = score.x.copy()
     without[:, 4] = 0
     last = Score(model, TOKENS, target)
@@ -144,10 +144,18 @@ def test_integrated_gradients_are_complete_on_100_images():
     ("model", "inputs"), [(made(cnn(2, hidden=8)), X), (small_gpt(), TOKENS)], ids=["cnn", "gpt"]
 )
 def test_integrated_gradients_of_other_models_are_complete(model, inputs):
-    found = integrated_gradients(model, inputs, steps=700)
+    found = integrated_gradients(model, inputs, steps=32 if inputs is TOKENS else 700)
     assert completeness_gap(found, model, inputs).max() < 1e-3
     few = integrated_gradients(model, inputs, steps=2)
     assert completeness_gap(few, model, inputs).max() > 1e-3, "and with few steps they are not"
+
+
+def test_nothing_is_zero_or_the_mean_embedding_in_each_position():
+    assert (Score(MLP, X).baseline() == 0).all()
+    model = small_gpt()
+    table, places = model.blocks["0"].weight.data, model.blocks["0"].position.data
+    expected = np.broadcast_to(table.mean(0) + places[:6], (2, 6, 12))
+    np.testing.assert_allclose(Score(model, TOKENS).baseline(), expected, rtol=1e-12)
 
 
 # Occlusion
@@ -265,6 +273,8 @@ def test_the_model_is_not_touched():
 def test_on_a_device_as_on_the_host(monkeypatch):
     monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
 
+    few_steps = partial(integrated_gradients, steps=3)
+
     def maps():
         # Frozen before init: of the stand-in's arrays nobody knows whose memory they are.
         model = gpt(11, context=8, width=12, layers=1, heads=3).freeze().init(0, dtype="float64")
@@ -273,8 +283,8 @@ def test_on_a_device_as_on_the_host(monkeypatch):
         x = image.flat.xp.asarray(X[:, :3, :4])
         return [
             *attention_maps(model, tokens),
-            *(way(model, tokens) for way in (gradient, integrated_gradients, occlude)),
-            *(way(image, x) for way in (gradient, integrated_gradients)),
+            *(way(model, tokens) for way in (gradient, few_steps, occlude)),
+            *(way(image, x) for way in (gradient, few_steps)),
             occlude(image, x, patch=2),
         ]
 
@@ -346,7 +356,7 @@ def at_the_end_of_the_way_alone(monkeypatch):
 
 def no_baseline_in_the_factor(monkeypatch):
     true = Score.baseline
-    monkeypatch.setattr(Score, "baseline", lambda self, value: true(self, 0.0))
+    monkeypatch.setattr(Score, "baseline", lambda self, value=None: true(self, 0.0))
 
 
 def the_first_ones_class_for_all(monkeypatch):
