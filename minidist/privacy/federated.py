@@ -137,7 +137,9 @@ class FederatedAveraging(Method):
     def check_setting(self, name: str, value: Any) -> None:
         super().check_setting(name, value)
         kind = type(self).__name__
-        if name == "fraction" and not (isinstance(value, (int, float)) and 0 < value <= 1):
+        if name == "fraction" and not (
+            isinstance(value, (int, float, np.floating)) and 0 < value <= 1
+        ):
             raise ValueError(
                 f"{kind}: the fraction of clients in a round is in (0, 1], not {value!r}"
             )
@@ -149,6 +151,10 @@ class FederatedAveraging(Method):
         if name == "local_lr" and value is not None and not value > 0:
             raise ValueError(f"{kind}: the clients' learning rate must be positive, not {value!r}")
         if name == "gone":
+            if not isinstance(value, Collection):
+                raise TypeError(
+                    f"{kind}: gone is a set of clients, not {value!r}: write {{{value}}}"
+                )
             unknown = [one for one in value if one not in range(self.client_count)]
             if unknown:
                 raise ValueError(

@@ -247,21 +247,16 @@ def test_a_round_of_nobody_is_noise_alone():
 
 @pytest.mark.parametrize(
     ("key", "ranks", "batch"),
-    [
-        (key, ranks, batch)
-        for key, batch in zip(KINDS, (60, 13, 23), strict=True)
-        for ranks in (2, 3)
-    ]
-    + [("average", 1, 13), ("average", 4, 60)],
+    [("average", 1, 13), ("average", 4, 60), ("prox", 2, 23), ("private", 3, 13)],
 )
 def test_measured_equals_formula(key, ranks, batch, monkeypatch):
     monkeypatch.setitem(METHODS, "federated", partial(KINDS[key], microbatches=2))
-    setting = Setting(batch=batch, steps=3)
+    setting = Setting(batch=batch, steps=2)
     slow_net = Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8)
     launch(lambda comm: check_predictions(comm, "federated", setting), ranks, LocalWorld(slow_net))
 
 
-@pytest.mark.parametrize("key", KINDS)
+@pytest.mark.parametrize("key", ["prox", "private"])
 def test_gives_on_a_device_what_the_host_gives(key, monkeypatch):
     monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
     monkeypatch.setitem(METHODS, "federated", KINDS[key])
@@ -323,6 +318,8 @@ def build(kind=FederatedAveraging, comm=None, **options):
         (FederatedAveraging, {"local_batch": 0}, "a local batch has 1 or more samples, not 0"),
         (FederatedAveraging, {"local_lr": 0.0}, "learning rate must be positive, not 0.0"),
         (FederatedAveraging, {"clients": 0}, "at least 1, not 0"),
+        (FederatedAveraging, {"fraction": float("nan")}, r"in \(0, 1\], not nan"),
+        (FederatedAveraging, {"gone": 3}, r"gone is a set of clients, not 3: write \{3\}"),
         (FederatedAveraging, {"gone": [8]}, "gone has client 8.*from 0 to 7"),
         (FedProx, {"mu": -1}, "FedProx: mu pulls back with 0 or more, not -1"),
         (PrivateFederatedAveraging, {"client_clip": 0}, "limited to S > 0: 0"),
@@ -330,7 +327,7 @@ def build(kind=FederatedAveraging, comm=None, **options):
     ],
 )
 def test_bad_settings_are_refused(kind, options, error):
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises((ValueError, TypeError), match=error):
         launch(lambda comm: build(kind, comm, **options), 2, LocalWorld())
 
 

@@ -84,6 +84,7 @@ def check_uniform(modulus_bits=32):
     messages = messages_of(clients, publics, server, modulus_bits)
     for message in messages.values():
         assert chi_squared(message[10:], modulus_bits) < BELOW_1E_6
+        assert message[10:].max() < 2**modulus_bits
     # Nor does the sum of some, of whom the others are not known.
     some = sum(messages[n][10:] for n in (2, 5, 11)) & np.uint32(2**modulus_bits - 1)
     assert chi_squared(some, modulus_bits) < BELOW_1E_6
