@@ -15,7 +15,7 @@ import numpy as np
 from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import kernel
 from minidist.engine.tensor import Into, Tensor, as_tensor, recording
-from minidist.ops.operands import DTypeError, ShapeError, same_device
+from minidist.ops.operands import DTypeError, ShapeError, by_sample, same_device
 from minidist.ops.sums import dtype_to_add
 
 
@@ -99,7 +99,15 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
             sum_rows(xp, out, grad, flat, len(flat))
             return out
 
-        return (Into(write),)
+        return (
+            Into(
+                write,
+                lambda n: (
+                    by_sample("embedding", flat, shape, n),
+                    by_sample("embedding", grad, shape, n),
+                ),
+            ),
+        )
 
     return Tensor.of(out.reshape(*shape, width), (weight,), backward)
 

@@ -197,3 +197,18 @@ def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
         if length == 1 and grad.shape[extra + axis] != 1
     )
     return summed(module_of(grad), grad, axes, keepdims=True).reshape(shape)
+
+
+def by_sample(name: str, rows: Array, shape: Shape, samples: int) -> Array:
+    """Rows (count, w) of an input of ``shape`` as (samples, count/samples, w).
+
+    Raises ShapeError unless the samples are on the first axis of the input.
+    """
+    if not shape or shape[0] != samples:
+        raise ShapeError(
+            f"{name}: the gradient of each of {samples} samples was asked for, and the input has "
+            f"shape {shape}: the samples must be on its first axis, from the first layer to the "
+            "last"
+        )
+    count = len(rows) // samples if samples else 0
+    return rows.reshape(samples, count, *rows.shape[1:])

@@ -1,5 +1,7 @@
 """What a backward needs and somebody has written meanwhile is an error, never a wrong gradient."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,12 @@ KEEPERS = {  # ops that keep parameters for their backward, also by way of a vie
     "rms_norm": lambda w, x: ops.rms_norm(x, w[0]),
     "batch_norm": lambda w, x: ops.batch_norm(x, w[0], w[1])[0],
     "a user's op": lambda w, x: Tensor.of(x.data * w.data[0], (x, w), own(w.data)),
+    "one with a default": lambda w, x: Tensor.of(
+        x.data * w.data[0], (x, w), lambda grad, kept=w.data: (grad * kept[0], None)
+    ),
+    "a partial": lambda w, x: Tensor.of(
+        x.data * w.data[0], (x, w), partial(lambda kept, grad: (grad * kept[0], None), w.data)
+    ),
     "recomputation": lambda w, x: checkpoint(lambda a: a @ w, x),
     "conv2d": lambda w, x: ops.conv2d(x.reshape(3, 1, 2, 2), w.reshape(4, 1, 2, 2)),
 }
@@ -85,6 +93,19 @@ def test_every_op_that_keeps_a_parameter_is_watched(op):
     model.load(model.state())
     with pytest.raises(ChangedError):
         y.backward()
+
+
+def test_an_op_that_keeps_no_values_or_copies_stays_right_after_a_write():
+    model = One().init(0)
+    number = model.weight.data[0, 0]
+    x = Tensor(np.ones((4, 4), np.float32), requires_grad=True)
+    y = (x + model.weight).sum() + (x * model.weight[0, 0]).sum()  # one number: NumPy copies it
+    model.load({"weight": np.zeros((4, 4))})
+    y.backward()
+    np.testing.assert_array_equal(x.grad, 1 + number)
+    expected = np.ones((4, 4))
+    expected[0, 0] += 16
+    np.testing.assert_array_equal(model.weight.grad, expected)
 
 
 def test_tied_tables_are_watched_through_every_use():
