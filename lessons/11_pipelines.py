@@ -114,7 +114,7 @@ for name in ("gpipe", "1f1b"):
 # pipeline is full after the time of chunks, not of stages: half of the bubble, twice the messages.
 #
 # **Zero bubble.** A backward has two halves. The previous stage waits for the gradient of the
-# *input*. No stage waits for the gradient of the *weights*. So the second half (orange) is done at
+# *input*. No stage waits for the gradient of the *weights*. So the second half (violet) is done at
 # a time when the stage would be idle.
 #
 # **Zero bubble, V.** Both ideas: two chunks for each stage, in the order of a V, down and up again.
