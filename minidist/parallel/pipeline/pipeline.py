@@ -49,8 +49,8 @@ from minidist.parallel.buffers import mean_buffers, with_buffers
 from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
-from minidist.parallel.mesh.mesh import Mesh
-from minidist.parallel.method import Method, StepCost, Unsupported
+from minidist.parallel.mesh.mesh import Mesh, check_batch_norm
+from minidist.parallel.method import Method, StepCost
 from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
 from minidist.parallel.pipeline.executor import Executor, OwnStage
 from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
@@ -127,14 +127,10 @@ class Pipeline(Method):
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines{parts}")
         stages = comm.size // each
         self.mesh = Mesh(comm, dp=replicas, pp=stages, tp=each // replicas)
+        check_batch_norm(type(self).__name__, model, self.mesh)
         self.stage, self.replica = self.mesh.place["pp"], self.mesh.place["dp"]
         self.pipe = self.mesh["pp"]
         copies = self.mesh["dp"] if replicas > 1 else None
-        if tensor is not None and model.frozen():
-            raise Unsupported(
-                f"{type(self).__name__}: frozen parameters are not supported with tensor "
-                "parallelism: its layers make parts of parameters that are trained"
-            )
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
