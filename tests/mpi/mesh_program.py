@@ -27,7 +27,7 @@ def some(ranks):
     yield Combination(2, 1, half, 1, "gpipe", SEQUENCE, "adamw")
     yield Combination(1, 2, half, 0, "zero_bubble_h1", KEPT, "momentum")
     yield Combination(2, half, 1, 3, "interleaved", WHOLE, "adamw")
-    yield Combination(half, 1, 2, 2, "one_f_one_b", WHOLE, "momentum", "mlp")
+    yield Combination(half, 1, 2, 2, "1f1b", WHOLE, "momentum", "mlp")
 
 
 def main(comm):

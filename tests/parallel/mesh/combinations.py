@@ -21,7 +21,7 @@ from tests.parallel.tensor.checks import MLP, Task, adamw, momentum, small_gpt
 
 GPT = partial(small_gpt, layers=2)
 OPTIMIZERS = {"momentum": momentum, "adamw": adamw}
-SCHEDULES = ["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]
+SCHEDULES = ["gpipe", "1f1b", "interleaved", "zero_bubble_h1"]
 WHOLE, SEQUENCE, KEPT = range(3)
 
 
