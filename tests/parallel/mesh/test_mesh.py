@@ -25,6 +25,7 @@ from minidist.parallel import (
 )
 from minidist.parallel.mesh.mesh import describe, parse
 from minidist.parallel.pipeline import executor as executors
+from minidist.parallel.pipeline import stage_sums
 from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.tensor import part as parts
 from minidist.parallel.zero import gathered, stage1
@@ -141,7 +142,7 @@ def test_the_norm_of_the_gradient_is_serials(zero, sequence):
             norms = []
             right = executors.Executor.gradient_norm
             method.update = lambda: norms.append(right(method.run))
-            method.own = executors.OwnStage(**(vars(method.own) | {"update": method.update}))
+            method.own = stage_sums.OwnStage(**(vars(method.own) | {"update": method.update}))
             method.step(task.batches()[0])
             expected = float(np.linalg.norm(oracle.model.flat.grad))
             assert norms[0] == pytest.approx(expected, rel=1e-12)
@@ -375,7 +376,7 @@ def clipped_by_the_norm_of_a_slice(monkeypatch):
 
 
 def clipped_by_the_norm_of_a_stage(monkeypatch):
-    right = executors.ring.all_reduce
+    right = stage_sums.ring.all_reduce
 
     class Ring:
         @staticmethod
@@ -394,7 +395,7 @@ def clipped_by_the_norm_of_a_stage(monkeypatch):
         finally:
             Ring.norm = False
 
-    monkeypatch.setattr(executors, "ring", Ring)
+    monkeypatch.setattr(stage_sums, "ring", Ring)
     monkeypatch.setattr(executors.Executor, "gradient_norm", wrong)
 
 
