@@ -114,7 +114,8 @@ class Job:
     def _attempt(self, ranks: int, hosts: str | None, attempt: int) -> Failure | None:
         """Start all ranks once, and watch them to their end; None if all have finished."""
         began, token = time.time(), secrets.token_hex(8)
-        with Lines(ranks, token, everywhere=hosts is not None or self._several()) as lines:
+        everywhere = hosts is not None or self._several()
+        with leftovers.removed(), Lines(ranks, token, everywhere) as lines:
             program = [sys.executable, *self.python, "-m", "minidist.run.rank", *self.program]
             known = self.environment | {SUPERVISOR: lines.address, RESTART: str(attempt)}
             command = self.launcher.command(ranks, hosts, program)
@@ -130,9 +131,6 @@ class Job:
                 failure = self._watch(lines)
             finally:
                 self._end(lines)
-        if leftovers.leftovers(began, young=0):
-            time.sleep(leftovers.YOUNG)  # a file of another job may not be mapped so far
-            leftovers.remove(leftovers.leftovers(began))
         if failure is not None:
             failure.seconds = failure.at - began
         return failure

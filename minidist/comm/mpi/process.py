@@ -20,7 +20,7 @@ import numpy as np
 
 from minidist.comm import link
 from minidist.comm.calls import users_line
-from minidist.comm.environment import launched_size, rank_in_environment
+from minidist.comm.environment import YIELD, launched_size, rank_in_environment
 from minidist.comm.errors import CommError
 from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
@@ -73,6 +73,7 @@ def initialised() -> Any:
 
         return MPI
     mpi4py.rc.initialize = False
+    os.environ.setdefault(YIELD, "1")
     from mpi4py import MPI
 
     library, given = ctypes.CDLL(MPI.__file__), ctypes.c_int()
