@@ -14,6 +14,7 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from minidist.comm import link
 from minidist.comm.environment import rank_in_environment
@@ -27,6 +28,16 @@ def main() -> None:
     if supervisor is not None:
         # The first to be registered is called last: after MPI's end.
         atexit.register(lambda: supervisor.done(ending["status"]))
+
+        def ignored(found: Any) -> None:
+            """An exception in a function of ``atexit``: Python itself would leave with status 0."""
+            sys.__unraisablehook__(found)
+            if "atexit" in (found.err_msg or "") and found.exc_value is not None:
+                ending["status"] = 1
+                text = "".join(traceback.format_exception(found.exc_value))
+                supervisor.failed(f"rank {rank} failed at its end:\n{text}", 1)
+
+        sys.unraisablehook = ignored
     del sys.argv[0]
     try:
         if sys.argv[0] == "-m":

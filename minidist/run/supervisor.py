@@ -58,6 +58,12 @@ class Job:
         """``extra``: more of the environment; ``python``: options of the interpreter."""
         if ranks < 1:
             raise ValueError(f"a job needs at least one rank, not {ranks}")
+        if restarts < 0:
+            raise ValueError(f"--restarts must be 0 or more, not {restarts}")
+        if isinstance(threads, int) and threads < 1:
+            raise ValueError(f"--threads must be at least 1, not {threads}")
+        if program[0] != "-m" and not Path(program[0]).is_file():
+            raise ValueError(f"there is no script {program[0]}")
         if min_ranks is not None and not 1 <= min_ranks <= ranks:
             raise ValueError(f"--min-ranks must be 1 to {ranks}, the ranks, not {min_ranks}")
         if hosts is not None and not Path(hosts).is_file():

@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -58,6 +59,12 @@ def on_uncaught(
         return
     who, abort = who_and_abort()
     ending.fail(who, error.with_traceback(trace), abort)
+
+
+def on_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+    """``threading.excepthook`` under a launcher: the same. A thread may leave by ``sys.exit``."""
+    if found.exc_type is not SystemExit and found.exc_value is not None:
+        on_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
 def initialised() -> Any:
