@@ -8,9 +8,9 @@ Importing changes nothing in the process, except in one that ``mpirun`` has star
 
 - ``OMP_NUM_THREADS`` is set to 1, unless it is set already or NumPy, which reads it once, is
   loaded. Otherwise every rank would start a thread for each core, and they would slow each other.
-- ``sys.excepthook`` and ``threading.excepthook`` are set: an exception that nobody catches, anywhere
-  in the program, is printed with the rank, and ends all ranks. Otherwise the others would wait for
-  this one for ever.
+- ``sys.excepthook`` and ``threading.excepthook`` are set: an exception that nobody catches,
+  anywhere in the program, is printed with the rank, and ends all ranks. Otherwise the others would
+  wait for this one for ever.
 """
 
 from __future__ import annotations

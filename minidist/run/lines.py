@@ -150,9 +150,9 @@ class Lines:
             self.select.modify(line, selectors.EVENT_READ, known)
             del self.strangers[line]
             return known
-        elif rank.number < 0:
+        if rank.number < 0:
             return rank  # it has not said the token
-        elif "doing" in message:
+        if "doing" in message:
             rank.doing, rank.asked = message["doing"], time.time()
         elif "failed" in message:
             rank.failed, rank.status, rank.at = message["failed"], message["status"], time.time()

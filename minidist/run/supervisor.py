@@ -34,6 +34,7 @@ from minidist.run.lines import Lines, Rank
 from minidist.run.report import Failure, report
 
 RESTART = "MINIDIST_RESTART"
+RANKS = "MINIDIST_RANKS"  # how many were asked for: a launcher may start fewer
 ANSWERING = 1.0  # seconds that ranks have to say what they do
 ENDING = 5.0  # seconds that a launcher has to end, before it is killed
 LINGERING = 10.0  # seconds from the mark of the last rank to the end of the launcher
@@ -123,7 +124,11 @@ class Job:
         everywhere = hosts is not None or self._several()
         with leftovers.removed(), Lines(ranks, token, everywhere) as lines:
             program = [sys.executable, *self.python, "-m", "minidist.run.rank", *self.program]
-            known = self.environment | {SUPERVISOR: lines.address, RESTART: str(attempt)}
+            known = self.environment | {
+                SUPERVISOR: lines.address,
+                RESTART: str(attempt),
+                RANKS: str(ranks),
+            }
             command = self.launcher.command(ranks, hosts, program)
             self.process = subprocess.Popen(
                 command,
@@ -187,7 +192,12 @@ class Job:
         if self.interrupted:
             return Failure(None, self._signal(), 128 + self.interrupted, now)
         said = b"".join(lines.kept[-20:]).decode(errors="replace").strip()
-        text = f"the launcher ended with status {status}, and no rank had called"
+        called = sorted(rank.number for rank in lines.ranks.values() if rank.pid)
+        text = f"the launcher ended with status {status}, and " + (
+            f"of {len(lines.ranks)} ranks only {called} had called"
+            if called
+            else "no rank had called"
+        )
         return Failure(None, f"{text}:\n{said}" if said else text, status or 1, now)
 
     def _signal(self) -> str:

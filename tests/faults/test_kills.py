@@ -59,6 +59,7 @@ def survive(
 
 @needs_mpi
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_five_kills_and_the_same_numbers_bitwise(tmp_path):
     expected = unbroken("zero/3", 2, 60)
     got = survive("zero/3", 2, 60, 5, tmp_path, 1)

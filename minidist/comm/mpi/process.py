@@ -54,7 +54,8 @@ def on_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """``sys.excepthook`` under a launcher: an exception anywhere ends the whole job."""
-    if hasattr(sys, "ps1") or launched_size() is None:  # at a prompt, or no launcher after all
+    launched = launched_size() is not None or ending.supervised()
+    if hasattr(sys, "ps1") or not launched:  # at a prompt, or no launcher after all
         sys.__excepthook__(kind, error, trace)
         return
     who, abort = who_and_abort()
