@@ -75,6 +75,9 @@ class Watch(importlib.abc.MetaPathFinder):
         elif event in PROGRAMS:
             self.tried("it starts another program")
             raise PermissionError("an answer may not start another program")
+        elif event == "ctypes.dlopen":
+            self.tried("it calls C code by ctypes")
+            raise PermissionError("an answer may not call C code by ctypes")
         elif event in SEARCHES or (event == "sys._getframe" and self.asked()):
             self.tried(f"it searches the process by {event}")
             raise PermissionError(f"{event} is not available in this exercise")
@@ -152,8 +155,8 @@ class Counts:
         self.log.append((call, int(peer), int(array.size)))
 
 
-# What is behind each StudentComm: the true comm, the counts, the watch. None of its attributes leads
-# there, so an answer does not come upon it.
+# What is behind each StudentComm: the true comm, the counts, the watch. None of its attributes
+# leads there, so an answer does not come upon it.
 INNER: WeakKeyDictionary[StudentComm, tuple[Any, Counts, Watch | None]] = WeakKeyDictionary()
 
 
