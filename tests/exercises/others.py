@@ -85,9 +85,9 @@ def all_reduce(comm, array):
         for request in waiting:
             request.wait()
         if k < p - 1:
-            other += arrived
+            other[:] = other + arrived
         else:
-            other[...] = arrived
+            other[:] = arrived
 """,
     "ring: all that does not divide is in the last chunk; even ranks send first": """
 import numpy as np
@@ -327,7 +327,9 @@ CHEATS = {
     "linecache.getlines(ROOT + '/collectives/ring.py')": "it reads minidist/collectives/ring.py",
     "minidist.__loader__.get_data(ROOT + '/collectives/ring.py')": "it reads minidist/collectives",
     "os.open(ROOT, os.O_RDONLY)": "it reads minidist",
+    "os.symlink(ROOT, '/nowhere/x') or open('/nowhere/x/collectives/ring.py')": "it reads minidist",
     "subprocess.run(['true'])": "it starts another program",
+    "os.fork()": "it starts another program",
     "comm.send.__func__.__globals__['INNER']": "it uses __globals__",
     "getattr(type(comm).send, '__closure__')": "it uses __closure__",
     "inspect.stack()": "it searches the process",

@@ -128,3 +128,37 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
+
+
+def test_ranks_that_meet_in_a_variable_of_the_module_do_not(tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "BOX = {}\n"
+        "def all_reduce(comm, array):\n"
+        "    BOX[comm.rank] = array.copy()\n"
+        "    for _ in range(2 * comm.size - 2):\n"
+        "        comm.sendrecv(array[:0], (comm.rank + 1) % comm.size,\n"
+        "                      array[:0], (comm.rank - 1) % comm.size)\n"
+        "    array[:] = sum(BOX.values())\n"
+    )
+    report = check_here("ring", answer)
+    assert "no sum was written" in report.marks[0].wrong[0][1]
+
+
+@pytest.mark.slow
+def test_lines_that_an_answer_writes_into_the_results_are_not_read(tmp_path):
+    """It finds every open file of its process, and claims all points."""
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "import os\n"
+        "def all_reduce(comm, array):\n"
+        "    print('x' * 1000000)\n"
+        "    for number in range(3, 20):\n"
+        "        try:\n"
+        '            os.write(number, b\'{"case": 0, "ranks": []}\\n\')\n'
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    report = check("ring", answer, worlds=["local"])
+    assert report.marks[0].cases and not report.marks[0].reached
+    assert 0 < len(report.printed) < 500_000
