@@ -49,7 +49,7 @@ html_math_renderer = "mathml"
 
 html_theme = "furo"
 html_title = f"minidist {release}"
-html_static_path = ["docs/site/static"]
+html_static_path = ["site/static"]
 html_css_files = ["minidist.css"]
 html_show_sphinx = False
 html_copy_source = False

@@ -1,7 +1,7 @@
 """The project's docstrings, which are plain text, as reStructuredText.
 
 A paragraph stays one; what is indented is a drawing or a table of formulas, and is shown as it is;
-double backticks mean code; and no other character means anything.
+double backticks mean code, *stars* stress a word; and no other character means anything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import dedent
 from typing import Any
 
-CODE = re.compile(r"(``.+?``)", re.S)
+CODE = re.compile(r"(``.+?``|(?<!\w)\*\w[^*\n]{0,40}?\*(?!\w))", re.S)
 MEANS_SOMETHING = re.compile(r"([\\*`|]|_(?=\W|$)|(?<!\w)_)")
 
 
@@ -52,7 +52,7 @@ def _convert(lines: Sequence[str]) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Text in which nothing but double backticks means anything."""
+    """Text in which nothing but ``code`` and *stress* means anything."""
     pieces = CODE.split(text)
     return "".join(
         piece if CODE.fullmatch(piece) else _without_meaning(piece) for piece in pieces
