@@ -33,6 +33,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "out" / "docs" / "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # what a lesson writes is thrown away
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
