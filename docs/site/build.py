@@ -23,7 +23,10 @@ def main(arguments: list[str]) -> int:
     os.chdir(ROOT)
     # Kernels of lessons find the package here, and draw without a window.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     generated = ROOT / "docs" / "generated"
     shutil.rmtree(generated, ignore_errors=True)
     api.write(generated)

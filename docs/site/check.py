@@ -1,6 +1,6 @@
 """What is wrong with built pages: dead links, empty pictures, raw TeX, errors, foreign addresses.
 
-    python -m docs.site.check out/docs/html
+python -m docs.site.check out/docs/html
 """
 
 from __future__ import annotations

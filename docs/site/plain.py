@@ -54,9 +54,7 @@ def _convert(lines: Sequence[str]) -> Iterator[str]:
 def escape(text: str) -> str:
     """Text in which nothing but ``code`` and *stress* means anything."""
     pieces = CODE.split(text)
-    return "".join(
-        piece if CODE.fullmatch(piece) else _without_meaning(piece) for piece in pieces
-    )
+    return "".join(piece if CODE.fullmatch(piece) else _without_meaning(piece) for piece in pieces)
 
 
 def _without_meaning(piece: str) -> str:
