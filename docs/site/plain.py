@@ -47,14 +47,23 @@ def _convert(lines: Sequence[str]) -> Iterator[str]:
                 if end == number:
                     in_list = item or (in_list and indent >= 2)
                 end += 1
-            yield from escape("\n".join(lines[number:end])).split("\n")
+            text = lines[number:end] if in_list else [one.strip() for one in lines[number:end]]
+            yield from escape("\n".join(text)).split("\n")
             number = end
 
 
 def escape(text: str) -> str:
     """Text in which nothing but ``code`` and *stress* means anything."""
     pieces = CODE.split(text)
-    return "".join(piece if CODE.fullmatch(piece) else _without_meaning(piece) for piece in pieces)
+    found = ""
+    for piece in pieces:
+        if CODE.fullmatch(piece):
+            found += "\\ " * found[-1:].isalnum() + piece  # ``word``s: markup must end at its end
+        elif found and piece[:1].isalnum():
+            found += "\\ " + _without_meaning(piece)
+        else:
+            found += _without_meaning(piece)
+    return found
 
 
 def _without_meaning(piece: str) -> str:

@@ -104,7 +104,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
+        return value.tolist() if value.dtype.kind in "biuf" else plain(value.tolist())
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 

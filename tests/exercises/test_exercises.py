@@ -95,7 +95,7 @@ def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
     answer.write_text(
         "def all_reduce(comm, array):\n    while comm.rank == 1 and comm.size == 2: pass\n"
     )
-    monkeypatch.setattr(marker, "LIMIT", 3.0)
+    monkeypatch.setattr(marker, "LIMIT", 2.0)
     report = check("ring", answer, worlds=["local"])
     assert report.reached == 0
     assert any("did not end within" in what for _, what in report.marks[0].wrong)
