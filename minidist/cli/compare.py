@@ -13,8 +13,7 @@ from minidist.comm.mpi.world import MpiWorld
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    from minidist.compare.comparison import TASKS
-    from minidist.parallel import METHODS
+    from minidist.compare.comparison import ALL_METHODS, TASKS
 
     compare = commands.add_parser(
         "compare",
@@ -25,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     compare.add_argument(
-        "--methods", default="all", help=f"comma-separated, among: all, {', '.join(METHODS)}"
+        "--methods", default="all", help=f"comma-separated, among: all, {', '.join(ALL_METHODS)}"
     )
     compare.add_argument(
         "--model", default="mlp", choices=sorted(TASKS), help="model to train, with its data"

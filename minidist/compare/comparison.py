@@ -53,6 +53,7 @@ from minidist.parallel.variants import SEQUENCE_METHODS
 from minidist.privacy.variants import PRIVATE_METHODS
 
 SIMULATED = 8  # steps: of more, the median hardly changes
+ALL_METHODS = METHODS | PRIVATE_METHODS
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 Progress = Callable[[str, int, int, float], None]  # method, steps done, steps in all, loss
 
@@ -96,7 +97,7 @@ Rows = dict[str, Callable[..., Method]]
 def rows_of(model: str, mesh: str = "") -> Rows:
     """All rows that a model can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
     task = TASKS[model]
-    rows = METHODS | PRIVATE_METHODS | (SEQUENCE_METHODS if task.sequences else {})
+    rows = ALL_METHODS | (SEQUENCE_METHODS if task.sequences else {})
     if mesh:
         lengths = parse(mesh)
         made = partial(MeshParallel, mesh=lengths, microbatches=4)
@@ -137,16 +138,13 @@ class NotApplicable:
 def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
     """The methods in a selection such as ``"data_parallel,pipeline/gpipe"``.
 
-    The name of a method selects all its variants, and ``"all"`` selects all methods but the private
-    ones, which learn something else on purpose: "private" selects those. Serial is always included,
-    as the first; and so is the row of ``mesh``.
+    The name of a method selects all its variants, and ``"all"`` selects all methods. Serial is
+    always included, as the first; and so is the row of ``mesh``.
     """
     rows = rows_of(model, mesh)
     chosen = {"serial"}
     for part in selection.split(","):
-        found = [key for key in rows if part in (key, key.split("/")[0])]
-        if part == "all":
-            found = [key for key in rows if key not in PRIVATE_METHODS]
+        found = [key for key in rows if part in ("all", key, key.split("/")[0])]
         if not found:
             raise ValueError(f"unknown method {part!r}: choose among {', '.join(rows)}")
         chosen.update(found)
@@ -155,7 +153,7 @@ def names(selection: str, model: str = "mlp", mesh: str = "") -> list[str]:
 
 
 def compare(
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(ALL_METHODS),
     model: str = "mlp",
     ranks: int = 4,
     world: LocalWorld | MpiWorld | None = None,

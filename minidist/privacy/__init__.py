@@ -18,6 +18,8 @@ __getattr__, __dir__, __all__ = offer(
         "accountant": ["CONVERSIONS", "Accountant", "epsilon_of", "noise_for", "rdp_of_step"],
         "dp_sgd": ["BudgetSpent", "DPSGD"],
         "price": [],
+        "attack": ["best_psnr", "invert_each", "invert_linear", "psnr"],
+        "experiment": ["Curve", "accuracy_against_epsilon"],
         "variants": ["PRIVATE_METHODS"],
     },
 )

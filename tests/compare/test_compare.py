@@ -16,7 +16,7 @@ from minidist import LocalWorld, __version__
 from minidist.cli import main
 from minidist.compare import compare, names
 from minidist.compare import report as reports
-from minidist.parallel import METHODS
+from minidist.compare.comparison import ALL_METHODS
 from tests.mpi.run import mpiexec, needs_mpi
 
 KEYS = {"minidist", "world", "library", "model", "dataset", "ranks", "steps", "batch", "dtype"}
@@ -46,7 +46,7 @@ def check_report(report, ranks, bound):
     assert report.keys() >= KEYS | {"seed", "rows"}
     assert report["minidist"] == __version__
     assert [f"{row['method']}/{row['variant']}" for row in report["rows"][1:]] == [
-        key for key in METHODS if key != "serial"
+        key for key in ALL_METHODS if key != "serial"
     ]
     for row in report["rows"]:
         assert row.keys() == ROW, row.keys() ^ ROW
@@ -177,7 +177,7 @@ def test_equal_means_equal_on_every_rank():
 
 
 def test_names():
-    assert names("all") == list(METHODS)
+    assert names("all") == list(ALL_METHODS)
     assert names("pipeline/gpipe") == ["serial", "pipeline/gpipe"]
     assert set(names("pipeline,data_parallel")) > {"serial", "data_parallel/ring"}
 
