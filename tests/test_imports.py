@@ -59,6 +59,7 @@ ALONE = {
     "greenlet": "minidist.comm.local.",
     "torch": "minidist.bench.",
     "autograd": "minidist.bench.",
+    "cryptography": "minidist.privacy.secure_sum",
 }
 
 

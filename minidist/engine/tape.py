@@ -21,7 +21,7 @@ from weakref import ref
 
 from minidist.engine.array import Array
 from minidist.engine.mode import MODE, Mode
-from minidist.engine.versions import ChangedError, Version
+from minidist.engine.versions import ChangedError, Version, keeps
 
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
@@ -49,7 +49,8 @@ class Node:
     ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
     ``leaf`` is a weak reference: a leaf has its node, and if the node had the leaf too, both would
     stay in memory until Python's garbage collector finds the circle. If a leaf is gone, nobody can
-    read its gradient. ``saved`` has the versions of what the backward keeps: see versions.py.
+    read its gradient. ``saved`` has the versions of the tracked memory that the op used: what to
+    compare, its count in the forward, and whether the backward needs it in any case: versions.py.
     """
 
     __slots__ = ("backward", "hooks", "leaf", "parents", "saved", "shape")
@@ -66,7 +67,7 @@ class Node:
         self.shape = shape
         self.leaf = None if leaf is None else ref(leaf)
         self.hooks: list[Callable[[Array], Array | None]] | None = None
-        self.saved: tuple[tuple[Version, int], ...] = ()
+        self.saved: tuple[tuple[Version, int, bool], ...] = ()
 
     @property
     def name(self) -> str:
@@ -154,8 +155,8 @@ class Walk:
             else:
                 if node.hooks is not None:
                     node_grad = _run_hooks(node, node_grad)
-                for version, count in node.saved:
-                    if version.count != count:
+                for version, count, certain in node.saved:
+                    if version.count != count and (certain or keeps(backward, version)):
                         raise _changed(node)
                 parts = backward(node_grad)
             if len(parts) != len(parents):

@@ -136,7 +136,8 @@ def _convolution(
     correlate(x.data, weight.data, out, stride, padding, groups, dilation)
     if bias is not None:
         out += bias.data
-    kernels = weight.data if x.node is not None else None  # for the gradient of x
+    # Kept in any case, as by linear: PipeDream counts on it that a tape holds its own weights.
+    kernels, wants_input_grad = weight.data, x.node is not None
     data: Array = x.data if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
@@ -171,7 +172,7 @@ def _convolution(
             return turned.reshape(n, *kernel_shape)
 
         grad_x = None
-        if kernels is not None:
+        if wants_input_grad:
             work.flops += flops
             rest = dh * (kh - 1) - ph, dw * (kw - 1) - pw
             if stride == (1, 1) and min(rest) >= 0:

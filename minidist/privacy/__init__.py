@@ -2,7 +2,8 @@
 
 Read in this order: ``per_sample.py`` and ``outer.py`` (the gradient of each sample), ``dp_sgd.py``
 (clipped and noisy), ``sampling.py`` (which samples a step sees), ``accountant.py`` (what all steps
-together give away), ``attack.py`` (what a gradient without noise gives away).
+together give away), ``attack.py`` (what a gradient without noise gives away). Then ``federated.py``
+(clients keep their data), ``client_privacy.py``, and ``secure_sum.py`` (a server that sees sums).
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ __getattr__, __dir__, __all__ = offer(
         "price": [],
         "attack": ["best_psnr", "invert_each", "invert_linear", "psnr"],
         "experiment": ["Curve", "accuracy_against_epsilon"],
+        "federated": ["FederatedAveraging", "NoClients"],
+        "fedprox": ["FedProx"],
+        "client_privacy": ["PrivateFederatedAveraging"],
+        "fixed_point": ["FixedPoint"],
+        "secure_sum": ["RoundEnded", "SecureClient", "SecureServer", "Stranger"],
+        "secure_federated": ["SecureFederatedAveraging"],
         "variants": ["PRIVATE_METHODS"],
     },
 )
