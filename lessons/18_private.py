@@ -32,10 +32,13 @@ from minidist.privacy import (
     noise_for,
     per_sample_gradients,
     psnr,
+    search,
 )
 
 LENGTH = os.environ.get("LESSON", "short")
-STEPS, SEEDS = {"quick": (30, 1), "short": (400, 1), "long": (1600, 3)}[LENGTH]
+STEPS, SEEDS, SEARCH = {
+    "quick": (30, 1, 60), "short": (400, 1, 400), "long": (1600, 3, 400),
+}[LENGTH]  # fmt: skip
 training, test = fashion_mnist()
 NOISE, DELTA = 1.2, 1e-5
 
@@ -70,9 +73,9 @@ print(f"one image a step: {sum(db > 40 for db in alike)} of 10 recovered, "
       f"the worst with {min(alike):.0f} dB")  # fmt: skip
 
 # %% [markdown]
-# The gradient of $W$ is $x \otimes \delta$ and that of $b$ is $\delta$. Divide one by the other, and
-# there is the image: from 40 dB on, the eye finds no difference. It is no matter of the loss or of
-# training; any first layer with a bias gives its input away (Phong et al. 2018).
+# The gradient of $W$ is $x \otimes \delta$ and that of $b$ is $\delta$. Divide one by the other:
+# there is the image. From 40 dB on, the eye finds no difference. Neither the loss nor training
+# matters; any first layer with a bias gives its input away (Phong et al. 2018).
 #
 # **Question 2.** Does a larger batch help? The gradients of its images are added up.
 
@@ -97,7 +100,22 @@ for size in (4, 16, 64, 256):
 # %% [markdown]
 # Somewhat. An output $j$ that is active for several images sees a mixture of them. But a ReLU that
 # only *one* image of the batch switches on still sees this image alone, and in a batch of 16 there
-# are such outputs for many. Larger batches make it rarer, and promise nothing.
+# are such outputs for many. And who can compute may *search*: start with random images, and change
+# them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et al. 2020). For
+# that, the backward has to be derived once more: `privacy/matching.py` writes it out as a forward.
+
+# %%
+state = mlp().init(0).state()
+layers = [(state[f"{k}.weight"], state[f"{k}.bias"]) for k in (1, 3, 5, 7)]
+classes = np.eye(10, dtype=np.float32)[training.batch(np.arange(16)).targets]
+found = search(list(sent(np.arange(16)).values()), classes, layers, -0.81, 2.03, steps=SEARCH)
+alike = [best_psnr(training.batch([k]).inputs.reshape(-1), found, span) for k in range(16)]
+print(f"searched for: {np.mean(np.array(alike) > 20):.0%} of 16 images recognised")
+shown["from 16, searched"] = [max(found, key=lambda one: psnr(image, one, span))
+                              for image in images]  # fmt: skip
+
+# %% [markdown]
+# Larger batches make the attack more work. They promise nothing.
 #
 # ## Clip, and add noise
 #
@@ -167,14 +185,14 @@ print(f"largest difference of a weight between 1, 2 and 4 ranks: {gap:.0e}")
 # ## Adding up
 #
 # The promise: with any one image more or less, no result becomes more than $e^\varepsilon$ times
-# likelier, but for a chance of $\delta$. One step is cheap. **Question 5.** What do 1000 steps cost:
-# 1000 times as much?
+# likelier, but for a chance of $\delta$. One step is cheap. **Question 5.** Do 1000 steps cost 1000
+# times as much?
 
 # %%
 rate = 0.0256
 for steps in (1, 10, 100, 1000):
     naive = steps * epsilon_of(rate, NOISE, 1, DELTA / steps)
-    print(f"{steps:4} steps: added up naively ε = {naive:7.2f}, "
+    print(f"{steps:4} steps: each step's ε added up {naive:7.2f}, "
           f"by Rényi's divergence {epsilon_of(rate, NOISE, steps, DELTA):5.2f}")  # fmt: skip
 
 # %% [markdown]
@@ -225,8 +243,16 @@ axes.set_title(f"Fashion-MNIST, MLP, δ = {DELTA:g}")
 print("picture:", save(figure, "out/lessons/18_private.png"))
 
 # %% [markdown]
-# Little noise learns fast and spends fast. At a small ε much noise and many steps win; docs/private.md
-# has the long run. Small models lose less: noise is added to each of their weights.
+# Little noise learns fast and spends fast: at a small ε, much noise and many steps win.
+# docs/private.md has the long run. Small models lose less: each of their weights gets noise.
+#
+# ## Whose data?
+#
+# So far each *image* is hidden from whoever sees the model. In the field the data is often spread
+# over *clients*, such as telephones, and the question is whom a client has to trust. Federated
+# averaging lets each train by itself for a while and send the change of its model; clipped and with
+# noise, the same accountant hides a whole *client*. With secure sums, the server that adds up sees
+# sums alone. `lessons/scripts/federated.py` trains so, and docs/federated.md has what it costs.
 #
 # ## What is not promised
 #
