@@ -37,7 +37,7 @@ from minidist.privacy import (
 
 LENGTH = os.environ.get("LESSON", "short")
 STEPS, SEEDS, SEARCH = {
-    "quick": (30, 1, 60), "short": (400, 1, 400), "long": (1600, 3, 400),
+    "quick": (30, 1, 60), "short": (400, 1, 400), "long": (1200, 3, 400),
 }[LENGTH]  # fmt: skip
 training, test = fashion_mnist()
 NOISE, DELTA = 1.2, 1e-5
