@@ -169,6 +169,9 @@ JOBS = {
     "compress_lora": Job(
         "the GPT learns another text with LoRA, on two ranks", [*COMPRESS, "lora"], ONE_THREAD
     ),
+    "private": Job(
+        "accuracy against ε for three noise levels", ["-m", "tests.long.private"], ONE_THREAD
+    ),
     "many_requests": Job(
         "throughput and waiting times of many requests",
         ["-m", "tests.long.many_requests"],
