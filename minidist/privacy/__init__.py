@@ -7,7 +7,8 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "federated": ["FederatedAveraging", "NoClients"],
+        "rounds": ["NoClients"],
+        "federated": ["FederatedAveraging"],
         "fedprox": ["FedProx"],
         "client_privacy": ["PrivateFederatedAveraging"],
         "fixed_point": ["FixedPoint"],

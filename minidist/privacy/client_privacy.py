@@ -36,7 +36,8 @@ from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.privacy.federated import FederatedAveraging, NoClients
+from minidist.privacy.federated import FederatedAveraging
+from minidist.privacy.rounds import NoClients
 
 
 class PrivateFederatedAveraging(FederatedAveraging):

@@ -26,7 +26,7 @@ from minidist.privacy import (
     NoClients,
     PrivateFederatedAveraging,
     client_privacy,
-    federated,
+    rounds,
 )
 from tests.parallel.checks import Setting, check_device, check_predictions, images
 
@@ -119,7 +119,7 @@ def by_hand(mu=0.0):
                 for epoch in range(2):
                     order = own
                     if len(own) > 4:
-                        random = federated.generator(3, "client", k, round, epoch)
+                        random = rounds.generator(3, "client", k, round, epoch)
                         order = random.permutation(own)
                     for start in range(0, len(own), 4):
                         local = DATA.batch(order[start : start + 4])
@@ -135,7 +135,7 @@ def by_hand(mu=0.0):
 
 
 def drawn_by_hand(round):
-    order = federated.generator(3, "clients", round).permutation(6)
+    order = rounds.generator(3, "clients", round).permutation(6)
     return sorted(order[: round_half_up(0.6 * 6)])
 
 
@@ -397,7 +397,7 @@ def test_private_averaging_refuses_buffers_and_to_leave_out_rounds():
 
 def weights_by_client(monkeypatch):
     monkeypatch.setattr(
-        federated, "shares", lambda samples, drawn: {client: 1 / len(drawn) for client in drawn}
+        rounds, "shares", lambda samples, drawn: {client: 1 / len(drawn) for client in drawn}
     )
 
 
@@ -405,7 +405,7 @@ def weights_over_everybody(monkeypatch):
     def over_all(samples, drawn):
         return {client: samples[client] / sum(samples) for client in drawn}
 
-    monkeypatch.setattr(federated, "shares", over_all)
+    monkeypatch.setattr(rounds, "shares", over_all)
 
 
 def clients_go_on_from_each_other(monkeypatch):
@@ -431,11 +431,9 @@ def orders_by_rank(monkeypatch):
 
 def drawn_by_rank(monkeypatch):
     monkeypatch.setattr(FederatedAveraging, "agree_on", lambda self, drawn: None)
-    true = federated.generator
     monkeypatch.setattr(
         FederatedAveraging, "drawn", lambda self, samples: [self.comm.rank, self.comm.rank + 2]
     )
-    monkeypatch.setattr(federated, "generator", true)
 
 
 def local_losses_divided_by_the_whole_batch(monkeypatch):
