@@ -14,6 +14,7 @@ import numpy as np
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
+from minidist.colours import series
 from minidist.comm import first_process, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
@@ -212,7 +213,7 @@ if first_process():
         axes.set_xlim(0, longest * 1e3)  # one scale for all three
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.add_subplot(rows[3, 0])
-    axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color="#2f6690")
+    axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color=series(0))
     axes.set_title("overlapped: ms a step by bucket size", loc="left")
     axes.set_xlabel("MB a bucket")
     axes.grid(alpha=0.3)

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
+from minidist.colours import MEMORY
 from minidist.comm import first_process, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
@@ -204,7 +205,7 @@ if first_process():
     figure = plt.figure(figsize=(12, 9))
     rows = figure.add_gridspec(3, 1, height_ratios=[2.2, 1, 1], hspace=0.5)
     axes = figure.add_subplot(rows[0])
-    colours = {"parameters": "#2f6690", "gradients": "#4c9f70", "optimizer": "#b5838d"}
+    colours = {kind: MEMORY[kind] for kind in ("parameters", "gradients", "optimizer")}
     for group, (name, by_ranks) in enumerate(bars.items()):
         for index, (held, predicted) in enumerate(by_ranks):
             place, bottom = group * 5 + index, 0.0

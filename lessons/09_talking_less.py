@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from minidist import LocalWorld, launch
+from minidist.colours import SERIES
 from minidist.comm import first_process, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.inspect import accuracy
@@ -173,7 +174,7 @@ if first_process():
     figure, (main, left, right) = plt.subplots(
         1, 3, figsize=(15, 5), width_ratios=[1.8, 1, 1], layout="constrained"
     )
-    colours = dict(zip(ways, ("black", "#2f6690", "#c8553d", "#4c9f70"), strict=True))
+    colours = dict(zip(ways, ("black", *SERIES[:3]), strict=True))
     for group, colour in colours.items():
         chosen = {name: point for name, point in points.items() if point[0] == group}
         main.scatter(

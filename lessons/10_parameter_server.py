@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch, no_grad
+from minidist.colours import SERIES
 from minidist.comm import Crash, Pauses, first_process, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
@@ -186,7 +187,7 @@ for trouble, machine in machines.items():
         print_once(text)
 
 # %%
-COLOURS = dict(zip(rules, ["#2f6690", "#8d6a9f", "#4c9f70", "#c8553d"], strict=True))
+COLOURS = dict(zip(rules, SERIES[1:4] + SERIES[:1], strict=True))
 GRADIENTS = {"BSP": 4, "BSP, 1 backup": 3}  # in an update; else 1
 if first_process():
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))

@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = offer(
         "engine.tensor": ["Tensor", "tensor"],
         "engine.mode": ["no_grad"],
         "inspect.anomalies": ["detect_anomaly"],
+        "comm.comm": ["Comm"],
         "comm.launcher": ["launch"],
         "comm.local.world": ["LocalWorld"],
         "comm.machine": ["Machine"],

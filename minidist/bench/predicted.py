@@ -146,7 +146,7 @@ def methods(job: Job) -> dict[str, Callable[[Comm], Method]]:
     return {
         "data parallel": partial(make, DataParallel),
         "ZeRO-1": partial(make, Zero1),
-        "1F1B": partial(make, Pipeline, schedule="one_f_one_b", microbatches=4),
+        "1F1B": partial(make, Pipeline, schedule="1f1b", microbatches=4),
     }
 
 

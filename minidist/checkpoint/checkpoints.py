@@ -44,6 +44,7 @@ from minidist.checkpoint.manifest import (
     StoredFile,
     file_name,
 )
+from minidist.comm.choices import recorded
 from minidist.data.batches import Batches
 from minidist.engine import array as arrays
 from minidist.parallel.method import Method
@@ -119,7 +120,8 @@ class Checkpoints:
         try:
             together(comm, self._explained(lambda: wait_until_seen(temporary, self.folder)))
             copies = [host_copy(share, self.overlapped) for share in shares]
-            writing = _Writing(temporary, rank, comm.size, copies, self._explained)
+            chosen = recorded([comm.trace.choices])
+            writing = _Writing(temporary, rank, comm.size, copies, chosen, self._explained)
             if rank == 0:
                 writing.commit = lambda: self._commit(temporary, done, dict(notes or {}))
             self._writing = writing
@@ -207,9 +209,11 @@ class _Writing:
         rank: int,
         ranks: int,
         shares: list[Share],
+        chosen: list[dict[str, Any]],
         explained: Callable[[Callable[[], Any]], Callable[[], Any]],
     ) -> None:
         self.temporary, self.rank, self.ranks, self.shares = temporary, rank, ranks, shares
+        self.chosen = chosen  # by "auto", on this rank
         self.explained = explained
         self.commit: Callable[[], None] | None = None  # on rank 0
         self.error: Exception | None = None  # of this rank's file
@@ -230,7 +234,9 @@ class _Writing:
     def write(self) -> None:
         try:
             self.explained(
-                lambda: write_shares(self.temporary, self.rank, self.ranks, self.shares)
+                lambda: write_shares(
+                    self.temporary, self.rank, self.ranks, self.shares, self.chosen
+                )
             )()
         except Exception as error:
             self.error = error
@@ -292,7 +298,13 @@ def host_copy(share: Share, copied: bool) -> Share:
     return Share(share.name, share.shape, share.box, share.span, data)
 
 
-def write_shares(temporary: Path, rank: int, ranks: int, shares: list[Share]) -> None:
+def write_shares(
+    temporary: Path,
+    rank: int,
+    ranks: int,
+    shares: list[Share],
+    chosen: list[dict[str, Any]],
+) -> None:
     """This rank's file, and the note that says what is in it."""
     values, listed, seen = dict[str, np.ndarray](), [], Counter[str]()
     for share in shares:
@@ -307,7 +319,7 @@ def write_shares(temporary: Path, rank: int, ranks: int, shares: list[Share]) ->
     files.write_file(temporary / name, data)
     file = asdict(StoredFile(name, len(data), hashlib.sha256(data).hexdigest()))
     path = temporary / note_name(rank)
-    note = json.dumps({"file": file, "shares": listed})
+    note = json.dumps({"file": file, "shares": listed, "algorithms": chosen})
     files.write_file(path.with_suffix(".new"), note.encode())
     path.with_suffix(".new").rename(path)
 
@@ -325,10 +337,11 @@ def make_manifest(
     batches: Batches | None,
 ) -> Manifest:
     """From the notes of all ranks."""
-    stored, found = [], dict[str, Entry]()
+    stored, found, chosen = [], dict[str, Entry](), dict[str, dict[str, Any]]()
     for rank in range(ranks):
         note = json.loads((temporary / note_name(rank)).read_bytes())
         stored.append(StoredFile(**note["file"]))
+        chosen |= {str(one): one for one in note["algorithms"]}  # once, if ranks chose together
         for name, shape, dtype, raw in note["shares"]:
             box, span = tuple((a, b) for a, b in raw["box"]), (raw["span"][0], raw["span"][1])
             piece = Piece(rank, raw["key"], box, span)
@@ -344,6 +357,7 @@ def make_manifest(
         notes=notes,
         files=tuple(stored),
         arrays=found,
+        algorithms=tuple(chosen.values()),
     )
 
 

@@ -26,6 +26,8 @@ class Windows:
     Window i begins at token ``offset + i · stride``. Nothing is copied until ``windows[indices]``.
     """
 
+    dtype = np.dtype(np.int64)  # of ``windows[indices]``, whatever the tokens are stored as
+
     def __init__(self, tokens: np.ndarray, length: int, stride: int, offset: int = 0) -> None:
         # The last token is left out, so that inputs and targets have the same number of windows.
         count = (len(tokens) - 1 - length) // stride + 1
@@ -48,7 +50,7 @@ class Windows:
         if starts.size and not 0 <= np.min(indices) <= np.max(indices) < len(self):
             raise IndexError(f"windows are counted from 0 to {len(self) - 1}")
         places = starts[..., None] + np.arange(self.shape[1])  # (n, length)
-        return self.tokens[places].astype(np.int64)
+        return self.tokens[places].astype(self.dtype)
 
 
 def token_windows(

@@ -62,22 +62,34 @@ JOBS = {
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
-        [*COMPARE, "--world", "mpi", "--steps", "500", "--out", "out/long/compare"],
+        [*COMPARE, "--world", "mpi", "--task", "mlp", "--methods", "all", "--steps", "500",
+         "--out", "out/long/compare"],
+    ),
+    "every_task": Job(
+        "compare with every task, by every method, on 1 to 8 ranks of both worlds",
+        ["-m", "tests.long.every_task"],
+        ONE_THREAD,
     ),
     "eight_ranks": Job(
         "every method on 8 simulated ranks, in float64",
-        [*COMPARE, "--world", "local", "--ranks", "8", "--steps", "50", "--dtype", "float64",
+        [*COMPARE, "--world", "local", "--ranks", "8", "--task", "mlp", "--steps", "50",
+         "--dtype", "float64",
          "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
          "--out", "out/long/eight_ranks"],
     ),
     "mesh": Job(
         "tensor parallel, sequences and meshes of the GPT on 8 simulated ranks, in float64",
-        [*COMPARE, "--world", "local", "--model", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
+        [*COMPARE, "--world", "local", "--task", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
          "20", "--batch", "32", "--dtype", "float64", "--methods", "zero,pipeline,tensor,mesh",
          "--out", "out/long/mesh"],
     ),
+    "composition": Job(
+        "480 compositions of dp, pp, tp, ZeRO, schedules and sequences against serial training",
+        ["-m", "tests.long.composition"],
+        ONE_THREAD,
+    ),
     "mesh_mpi": Job(
-        "every mesh of 8 real ranks, each against serial training and its formula",
+        "every mesh of 2, 4 and 8 real ranks, against serial training and its formula",
         ["-m", "tests.mpi.mesh_program", "8"],
     ),
     "fuzz_graphs": Job(

@@ -105,6 +105,7 @@ class Process:
         self.number = 0  # of launches
         self.node_rank, self.node_size = 0, 1
         self.tables: dict[Any, Any] = {}  # of algorithms, by the function that reads them
+        self.learned: dict[str, str | None] = {}  # by the launches before: collectives/learn.py
         atexit.register(self._end)
         if self.size == 1:
             self.comm = world
@@ -136,7 +137,7 @@ class Process:
         mine, all_lines = np.zeros(LINE, np.uint8), np.zeros((self.size, LINE), np.uint8)
         mine[: len(here)] = np.frombuffer(here, np.uint8)
         with self.watchdog.waiting(what):
-            self.poll(self.comm.Iallgather(mine, all_lines))
+            poll(self.comm.Iallgather(mine, all_lines))
         texts = [bytes(line).rstrip(b"\0").decode(errors="replace") for line in all_lines]
         if len({text.partition("\0")[0] for text in texts}) > 1:
             if self.rank:
@@ -144,28 +145,6 @@ class Process:
             where = [text.partition(": ")[2].replace("\0", ", ").rstrip(", ") for text in texts]
             lines = [f"  rank {rank}: {line}" for rank, line in enumerate(where)]
             raise CommError("the ranks are not at the same place:\n" + "\n".join(lines))
-
-    def from_rank_0(self, text: str) -> str:
-        """The ``text`` that rank 0 passes, on every rank: its length is sent first, then its bytes.
-
-        What the other ranks pass is not used.
-        """
-        data = np.frombuffer(text.encode(), np.uint8)
-        length = np.array([data.size])
-        self.poll(self.comm.Ibcast(length))
-        sent = data.copy() if self.rank == 0 else np.empty(length[0], np.uint8)
-        self.poll(self.comm.Ibcast(sent))
-        return sent.tobytes().decode()
-
-    @staticmethod
-    def poll(request: Any) -> None:
-        """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
-        start = time.monotonic()
-        while not request.Test():
-            if time.monotonic() - start < 2e-3:
-                os.sched_yield()
-            else:
-                time.sleep(1e-3)
 
     def _end(self) -> None:
         """At the end of the program: no rank may still wait for this one. Then MPI ends."""
@@ -178,3 +157,26 @@ class Process:
         with self.watchdog.waiting("MPI_Finalize"):
             finalise(self.mpi)
         self.watchdog.over.set()
+
+
+def from_rank_0(comm: Any, text: str) -> str:
+    """The ``text`` that rank 0 of ``comm``, mpi4py's, passes, on every rank.
+
+    Its length is sent first, then its bytes. What the other ranks pass is not used.
+    """
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = np.array([data.size])
+    poll(comm.Ibcast(length))
+    sent = data.copy() if comm.Get_rank() == 0 else np.empty(length[0], np.uint8)
+    poll(comm.Ibcast(sent))
+    return sent.tobytes().decode()
+
+
+def poll(request: Any) -> None:
+    """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
+    start = time.monotonic()
+    while not request.Test():
+        if time.monotonic() - start < 2e-3:
+            os.sched_yield()
+        else:
+            time.sleep(1e-3)

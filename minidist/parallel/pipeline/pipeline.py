@@ -111,10 +111,11 @@ class Pipeline(Method):
                 "DataParallel or Zero3"
             )
         if isinstance(schedule, str):
-            if schedule not in SCHEDULES:
+            try:
+                schedule = SCHEDULES[schedule]
+            except KeyError:
                 known = ", ".join(SCHEDULES)
-                raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}")
-            schedule = SCHEDULES[schedule]
+                raise ValueError(f"unknown schedule {schedule!r}: choose one of {known}") from None
         if recompute not in (False, True, "attention"):
             raise ValueError(f'recompute is False, True or "attention", not {recompute!r}')
         if recompute == "attention":
