@@ -3,7 +3,8 @@
 Read in this order: ``per_sample.py`` and ``outer.py`` (the gradient of each sample), ``dp_sgd.py``
 (clipped and noisy), ``sampling.py`` (which samples a step sees), ``accountant.py`` (what all steps
 together give away), ``attack.py`` (what a gradient without noise gives away). Then ``rounds.py``
-and ``federated.py`` (clients keep their data), ``client_privacy.py``, and ``secure_sum.py`` (a server that sees sums).
+and ``federated.py`` (clients keep their data), ``client_privacy.py``, and ``secure_sum.py`` (a
+server that sees sums).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ __getattr__, __dir__, __all__ = offer(
         "accountant": ["CONVERSIONS", "Accountant", "epsilon_of", "noise_for", "rdp_of_step"],
         "dp_sgd": ["BudgetSpent", "DPSGD"],
         "price": [],
+        "attack": ["best_psnr", "invert_each", "invert_linear", "psnr"],
+        "experiment": ["Curve", "accuracy_against_epsilon"],
         "rounds": ["NoClients"],
         "federated": ["FederatedAveraging"],
         "fedprox": ["FedProx"],

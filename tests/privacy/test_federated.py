@@ -229,6 +229,21 @@ def test_each_client_tosses_its_own_coin():
     assert np.var(counts) == pytest.approx(100 * 0.3 * 0.7, rel=0.3)  # a fixed number has none
 
 
+def test_epsilon_is_that_of_dp_sgd_with_clients_for_samples():
+    """Once z and σ, in other words; and the published figure of Abadi et al. 2016."""
+
+    def run(comm):
+        method = PrivateFederatedAveraging(
+            mlp(WIDTHS), CrossEntropy(), SGD(0.1), comm, clients=1000, fraction=0.01, noise=4.0
+        )
+        with pytest.raises(AttributeError, match=r"fraction was used when it was made"):
+            method.fraction = 0.5
+        return method.epsilon_after(10_000, 1e-5, "mironov"), method.epsilon_after(0, 1e-5)
+
+    spent, nothing = launch(run, 1)[0]
+    assert round(spent, 2) == 1.26 and nothing == 0
+
+
 def test_a_round_of_nobody_is_noise_alone():
     def run(comm):
         method = PrivateFederatedAveraging(
