@@ -39,10 +39,13 @@ from minidist.privacy import (
     noise_for,
     per_sample_gradients,
     psnr,
+    search,
 )
 
 LENGTH = os.environ.get("LESSON", "short")
-STEPS, SEEDS, ROUNDS = {"quick": (30, 1, 1), "short": (400, 1, 6), "long": (1600, 3, 20)}[LENGTH]
+STEPS, SEEDS, SEARCH, ROUNDS = {
+    "quick": (30, 1, 60, 1), "short": (400, 1, 400, 6), "long": (1600, 3, 400, 20),
+}[LENGTH]  # fmt: skip
 training, test = fashion_mnist()
 NOISE, DELTA = 1.2, 1e-5
 
@@ -77,9 +80,9 @@ print(f"one image a step: {sum(db > 40 for db in alike)} of 10 recovered, "
       f"the worst with {min(alike):.0f} dB")  # fmt: skip
 
 # %% [markdown]
-# The gradient of $W$ is $x \otimes \delta$ and that of $b$ is $\delta$. Divide one by the other,
-# and there is the image: from 40 dB on, the eye finds no difference. It is no matter of the loss or
-# of training; any first layer with a bias gives its input away (Phong et al. 2018).
+# The gradient of $W$ is $x \otimes \delta$ and that of $b$ is $\delta$. Divide one by the other:
+# there is the image. From 40 dB on, the eye finds no difference. Neither the loss nor training
+# matters; any first layer with a bias gives its input away (Phong et al. 2018).
 #
 # **Question 2.** Does a larger batch help? The gradients of its images are added up.
 
@@ -104,7 +107,22 @@ for size in (4, 16, 64, 256):
 # %% [markdown]
 # Somewhat. An output $j$ that is active for several images sees a mixture of them. But a ReLU that
 # only *one* image of the batch switches on still sees this image alone, and in a batch of 16 there
-# are such outputs for many. Larger batches make it rarer, and promise nothing.
+# are such outputs for many. And who can compute may *search*: start with random images, and change
+# them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et al. 2020). For
+# that, the backward has to be derived once more: `privacy/matching.py` writes it out as a forward.
+
+# %%
+state = mlp().init(0).state()
+layers = [(state[f"{k}.weight"], state[f"{k}.bias"]) for k in (1, 3, 5, 7)]
+classes = np.eye(10, dtype=np.float32)[training.batch(np.arange(16)).targets]
+found = search(list(sent(np.arange(16)).values()), classes, layers, -0.81, 2.03, steps=SEARCH)
+alike = [best_psnr(training.batch([k]).inputs.reshape(-1), found, span) for k in range(16)]
+print(f"searched for: {np.mean(np.array(alike) > 20):.0%} of 16 images recognised")
+shown["from 16, searched"] = [max(found, key=lambda one: psnr(image, one, span))
+                              for image in images]  # fmt: skip
+
+# %% [markdown]
+# Larger batches make the attack more work. They promise nothing.
 #
 # ## Clip, and add noise
 #
@@ -174,14 +192,14 @@ print(f"largest difference of a weight between 1, 2 and 4 ranks: {gap:.0e}")
 # ## Adding up
 #
 # The promise: with any one image more or less, no result becomes more than $e^\varepsilon$ times
-# likelier, but for a chance of $\delta$. One step is cheap. **Question 5.** What do 1000 steps
-# cost: 1000 times as much?
+# likelier, but for a chance of $\delta$. One step is cheap. **Question 5.** Do 1000 steps cost 1000
+# times as much?
 
 # %%
 rate = 0.0256
 for steps in (1, 10, 100, 1000):
     naive = steps * epsilon_of(rate, NOISE, 1, DELTA / steps)
-    print(f"{steps:4} steps: added up naively ε = {naive:7.2f}, "
+    print(f"{steps:4} steps: each step's ε added up {naive:7.2f}, "
           f"by Rényi's divergence {epsilon_of(rate, NOISE, steps, DELTA):5.2f}")  # fmt: skip
 
 # %% [markdown]
@@ -232,11 +250,14 @@ axes.set_title(f"Fashion-MNIST, MLP, δ = {DELTA:g}")
 print("picture:", save(figure, "out/lessons/18_private.png"))
 
 # %% [markdown]
-# Little noise learns fast and spends fast. At a small ε much noise and many steps win;
-# docs/private.md has the long run. Small models lose less: noise is added to each of their weights.
-
-# %% [markdown]
-# ## Data that stays where it is
+# Little noise learns fast and spends fast: at a small ε, much noise and many steps win.
+# docs/private.md has the long run. Small models lose less: each of their weights gets noise.
+#
+# ## Whose data?
+#
+# So far each *image* is hidden from whoever sees the model. In the field the data is often spread
+# over *clients*, such as telephones, and the question is whom a client has to trust.
+# `lessons/scripts/federated.py` trains as follows under `mpirun`.
 #
 # A step of SGD is a small thing to send a gradient for. *Federated averaging* (McMahan et al. 2017)
 # sends less often. In each round the server sends the model to some clients. Each trains it on its
@@ -349,9 +370,7 @@ print(f"picture: {save(figure, 'out/lessons/18_federated.png')}")
 for count, fraction, noise in ((10, 0.5, 0.5), (1_000, 0.05, 1.0), (100_000, 0.01, 1.0)):
     spent = epsilon_of(fraction, noise, ROUNDS, 1 / count**1.1)
     sigma = noise / (fraction * count)
-    print(
-        f"{count:7,} clients, noise {noise}: ε = {spent:6.2f}, σ = {sigma:.5f} on the mean change"
-    )
+    print(f"{count:7,} clients, noise {noise}: ε = {spent:6.2f}, σ = {sigma:.5f} S on the mean")
 
 # %% [markdown]
 # ## What is not promised
