@@ -222,12 +222,12 @@ def test_random_weights_destroy_the_maps():
     model, images = trained()
     limits = {gradient: 0.1, gradient_times_input: 0.35, occlude: 0.25}
     for explain, limit in limits.items():
-        found = cascade(explain, model, images)
+        found = cascade(explain, model, images[:50])
         means = {name: values.mean() for name, values in found.items()}
         print(f"{explain.__name__}: {means}")
         assert list(means) == ["5", "3", "1"]
         assert means["1"] < limit and means["5"] < 0.5
-    assert found["1"].shape == (100,)
+    assert found["1"].shape == (50,)
 
 
 def test_randomised_changes_the_last_blocks_alone():
