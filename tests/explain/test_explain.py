@@ -30,6 +30,7 @@ from minidist.explain import (
 )
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CausalSelfAttention, Conv2d, Flatten, Linear, Sequential, Tanh
+from minidist.nn.parameter import UninitialisedError
 from minidist.plots.maps import draw_attention, draw_map, draw_text_map
 
 RANDOM = np.random.default_rng(4)
@@ -325,6 +326,7 @@ GPT, MLP = small_gpt(), made(mlp((784, 9, 10)))
         (lambda: gradient(GPT, TOKENS, 11), r"class 11 is not in \[0, 11\)"),
         (lambda: gradient(GPT, TOKENS, 3, position=6), "position 6 of outputs"),
         (lambda: gradient(MLP, X[:0]), "no inputs"),
+        (lambda: gradient(mlp((784, 10)), X), "before it was initialised: call model.init"),
         (lambda: gradient(Linear(3, 2).init(0), X), "a Linear is not a Sequential"),
         (lambda: rank_correlation(X, X[:1]), "rank correlation: of"),
         (lambda: draw_map(plt.subplots()[1], X), r"not \(3, 28, 28\): take one image's"),
@@ -332,7 +334,7 @@ GPT, MLP = small_gpt(), made(mlp((784, 9, 10)))
     ],
 )
 def test_bad_input_is_refused_with_the_reason(call, error):
-    with pytest.raises((ValueError, TypeError), match=error):
+    with pytest.raises((ValueError, TypeError, UninitialisedError), match=error):
         call()
     plt.close("all")
 
