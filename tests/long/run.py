@@ -59,6 +59,11 @@ JOBS = {
         ["-m", "tests.long.large_pipeline"],
         ONE_THREAD,
     ),
+    "federated_skew": Job(
+        "accuracy against skew, of federated averaging and FedProx",
+        ["-m", "minidist.privacy.skew", "out/long/skew"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
