@@ -19,7 +19,10 @@ COLUMNS = {
     "idle": "share of the ranks' time in which they do not compute: they send, or wait",
     "ms a step": "of the slowest rank, median of all steps",
 }
-SIGNS = "(=) the formula predicts this very number, on every rank; (other) what is predicted"
+SIGNS = {
+    "(=)": "the method's formula predicts this very number, on every rank",
+    "(other)": "what is predicted: seconds and idle by simulation, with a core for each rank",
+}
 
 FAMILIES = {
     "serial": "one rank alone: what all others are compared with",
@@ -84,7 +87,7 @@ VARIANTS = {
 
 def explained(rows: list[dict[str, Any]], headings: list[str]) -> list[tuple[str, str]]:
     """(word, meaning) of all words in the table of these rows, in its order."""
-    found = [(heading, COLUMNS[heading]) for heading in headings] + [("", SIGNS)]
+    found = [(heading, COLUMNS[heading]) for heading in headings] + [*SIGNS.items()]
     families = list(dict.fromkeys(row["method"] for row in rows))
     for family in families:
         found.append((title(family), FAMILIES[family]))

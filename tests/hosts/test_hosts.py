@@ -43,3 +43,14 @@ def test_two_machines_train_lose_the_cable_and_go_on_with_the_one_that_is_left()
         while running(str(under_way)) and time.monotonic() < until:
             time.sleep(0.5)  # machine1's ranks find out by themselves
         assert running(str(under_way)) == []
+
+
+def test_compare_leaves_out_what_needs_one_machine_and_goes_on():
+    with Machines() as machines:
+        machines.use(OPEN_MPI)
+        program = "tests/hosts/compare_program.py"
+        job = ("run", "-n", "4", "--hosts", machines.hosts, program)
+        with machines.start(*job, open_mpi=OPEN_MPI) as ranks:
+            printed, _ = ranks.communicate(timeout=120)
+        assert ranks.returncode == 0, printed
+        assert "6 rows; left out data_parallel/symmetric: shared(): only 2 of 4 ranks" in printed
