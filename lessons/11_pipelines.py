@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.data import Batches, Dataset
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD
@@ -236,6 +236,44 @@ figure.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))
 legend(figure, chunks=True)
 if first_process():
     print(f"picture: {save(figure, 'out/lessons/11_pipelines.png')}")
+
+# %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/11_pipelines.py
+#
+# As many stages as ranks. **Question.** Microbatches are added up in the same order as in serial
+# training. What must the gap to serial be?
+
+
+# %%
+def on_these_ranks(comm):
+    batches = Batches(words, 64)
+    rows = {}
+    for name in ("gpipe", "1f1b", "zero_bubble_h1"):
+        before = comm.trace.sent.messages
+        method = Pipeline(
+            equal_layers(), CrossEntropy(), SGD(0.1), comm, schedule=name, microbatches=M
+        )
+        losses = [method.step(batches[step]) for step in range(3)]
+        rows[name] = losses, (comm.trace.sent.messages - before) / 3
+    return rows
+
+
+def alone(comm):
+    method = Serial(equal_layers(), CrossEntropy(), SGD(0.1), comm, microbatches=M)
+    return [method.step(Batches(words, 64)[step]) for step in range(3)]
+
+
+found = launch(on_these_ranks, 4)
+serial = launch(alone, 1, LocalWorld())[0]
+kind = "real" if launched_size() else "simulated"
+for name, (losses, messages) in found[0].items():
+    same = "bit for bit serial" if losses == serial else "not serial"
+    print_once(f"{len(found)} {kind} stages, {name:15} {messages:.0f} messages a step, {same}")
 
 # %% [markdown]
 # ## Exercise: write your own schedule

@@ -12,7 +12,7 @@ import numpy as np
 
 from minidist import LocalWorld, Machine, Tensor, launch, ops
 from minidist.collectives import all_reduce
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, shakespeare
 from minidist.engine.array import defaults
@@ -228,6 +228,29 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/16_tensor_parallel.png')}")
 
 # %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/16_tensor_parallel.py
+#
+# **Question 9.** Four heads on three ranks: who gets two? And on eight ranks?
+
+# %%
+found = launch(train, 4)
+kind = "real" if launched_size() else "simulated"
+losses, sent, held, _ = found[0]
+gap = max(abs(x / y - 1) for x, y in zip(losses, rows["serial"][0], strict=True))
+print_once(
+    f"{len(found)} {kind} ranks: loss {losses[-1]:.6f} (gap {gap:.0e}), "
+    f"sends {sent / 1e3:.1f} KB a step, holds {held / 1e3:.1f} KB of parameters"
+)
+
+# %% [markdown]
+# Whole heads are dealt out: the first of three ranks gets two. A rank without a head has nothing to
+# compute in attention, and adds zeros.
+#
 # ## What to take away
 #
 # 1. Columns, then rows: two layers, one sum in the forward and one in the backward.

@@ -18,10 +18,11 @@ from minidist.comm.mpi.world import MpiWorld
 
 def add(commands: argparse._SubParsersAction) -> None:
     from minidist.comm.machine import PROFILES
+    from minidist.compare.rows import rows_of
     from minidist.compare.tasks import DEFAULT_TASK, TASKS
-    from minidist.parallel import METHODS
 
-    families = dict.fromkeys(row.split("/")[0] for row in METHODS)
+    rows = rows_of(TASKS[DEFAULT_TASK])
+    families = dict.fromkeys(row.split("/")[0] for row in rows)
     compare = commands.add_parser(
         "compare",
         help="train one model by every method, and compare",

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from time import sleep
 from typing import Any, TypeVar
 
 import numpy as np
@@ -275,6 +276,15 @@ class Comm(ABC):
     @abstractmethod
     def time(self) -> float:
         """Seconds on this world's clock: virtual in the local world, of the wall under MPI."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let so many seconds pass on this world's clock, in which this rank does nothing."""
+        self.trace.computed(self.time())
+        self._sleep(seconds)
+        self.trace.resume(self._now())
+
+    def _sleep(self, seconds: float) -> None:
+        sleep(max(0.0, seconds))
 
     def step(self, name: str, index: int | None = None, of: int | None = None) -> Step:
         """Name what happens inside, for the trace: ``with comm.step("forward", 3): ...``.

@@ -18,6 +18,7 @@ from minidist.compare.tasks import Task
 from minidist.parallel import METHODS, MeshParallel, Method
 from minidist.parallel.mesh.mesh import parse
 from minidist.parallel.variants import SEQUENCE_METHODS
+from minidist.privacy.variants import PRIVATE_METHODS
 
 Make = Callable[..., Method]
 Rows = dict[str, Make]
@@ -43,7 +44,7 @@ DOZEN = (
 
 def rows_of(task: Task, mesh: str = "") -> Rows:
     """All rows that a task can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
-    rows = METHODS | (SEQUENCE_METHODS if task.sequences else {})
+    rows = METHODS | PRIVATE_METHODS | (SEQUENCE_METHODS if task.sequences else {})
     if mesh:
         lengths = parse(mesh)
         made = partial(MeshParallel, mesh=lengths, microbatches=4)

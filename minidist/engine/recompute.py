@@ -66,7 +66,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = Tru
     parents = [*tensors, *(used.leaves[leaf] for leaf in leaves)]
     out = Tensor.of(y.data, tuple(parents), backward)
     if out.node is not None:
-        out.node.saved = tuple(used.versions.items())
+        out.node.saved = tuple([(version, count, True) for version, count in used.versions.items()])
     return out
 
 

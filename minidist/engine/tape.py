@@ -21,7 +21,7 @@ from weakref import ref
 
 from minidist.engine.array import Array
 from minidist.engine.mode import MODE, Mode
-from minidist.engine.versions import ChangedError, Version
+from minidist.engine.versions import ChangedError, Version, keeps
 
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
@@ -49,7 +49,8 @@ class Node:
     ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
     ``leaf`` is a weak reference: a leaf has its node, and if the node had the leaf too, both would
     stay in memory until Python's garbage collector finds the circle. If a leaf is gone, nobody can
-    read its gradient. ``saved`` has the versions of what the backward keeps: see versions.py.
+    read its gradient. ``saved`` has the versions of the tracked memory that the op used: what to
+    compare, its count in the forward, and whether the backward needs it in any case: versions.py.
     """
 
     __slots__ = ("backward", "hooks", "leaf", "parents", "saved", "shape")
@@ -66,7 +67,7 @@ class Node:
         self.shape = shape
         self.leaf = None if leaf is None else ref(leaf)
         self.hooks: list[Callable[[Array], Array | None]] | None = None
-        self.saved: tuple[tuple[Version, int], ...] = ()
+        self.saved: tuple[tuple[Version, int, bool], ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,12 +83,23 @@ class Into:
     A backward may return one where it may return a callable. ``write(out)`` computes into ``out``
     and returns it, or into new memory if ``out`` is None. The first use of a parameter after
     ``zero_grad`` then writes the gradient where it belongs: no second array, no addition.
+
+    The gradient is a sum over samples. An op of which the samples' own gradients can be asked gives
+    ``each(n)`` too. It returns those of the n samples on the first axis of the op's input: an array
+    (n, *shape of the weight), or a pair (a, b) of arrays (n, t, i) and (n, t, o) of which they are
+    the products Σ_t a_t ⊗ b_t. If ``a`` holds integers (n, t), each stands for a row of the table,
+    (0, ..., 1, ..., 0). See privacy/per_sample.py.
     """
 
-    __slots__ = ("write",)
+    __slots__ = ("each", "write")
 
-    def __init__(self, write: Callable[[Array | None], Array]) -> None:
+    def __init__(
+        self,
+        write: Callable[[Array | None], Array],
+        each: Callable[[int], Any] | None = None,
+    ) -> None:
         self.write = write
+        self.each = each
 
     def __call__(self) -> Array:
         return self.write(None)
@@ -143,8 +155,8 @@ class Walk:
             else:
                 if node.hooks is not None:
                     node_grad = _run_hooks(node, node_grad)
-                for version, count in node.saved:
-                    if version.count != count:
+                for version, count, certain in node.saved:
+                    if version.count != count and (certain or keeps(backward, version)):
                         raise _changed(node)
                 parts = backward(node_grad)
             if len(parts) != len(parents):

@@ -42,7 +42,7 @@ from minidist.engine.tape import (
     Node,
     run_backward,
 )
-from minidist.engine.versions import Version, keeps, owner_of
+from minidist.engine.versions import Version, owner_of
 from minidist.lazy import complete
 
 __all__ = [
@@ -124,25 +124,23 @@ class Tensor:
             out.node = None
         for parent in parents:
             if parent.version is not None:
-                out._keep_versions(parents, backward)
+                out._note_versions(parents)
                 break
         return out
 
-    def _keep_versions(self, parents: tuple[Tensor, ...], backward: Backward) -> None:
-        """This was computed from tracked memory: a view of it is watched, and so is what is saved.
+    def _note_versions(self, parents: tuple[Tensor, ...]) -> None:
+        """This was computed from tracked memory: note its versions, and watch a view of it.
 
         Without a node nothing is saved, but a later op may save the view.
         """
-        found: list[Version] = []
-        for parent in parents:
-            version = parent.version
-            if version is None or version in found:
-                continue
-            found.append(version)
-            if self.data.base is not None and owner_of(self.data) is version.owner:
-                self.version = version
-            if self.node is not None and keeps(backward, version):
-                self.node.saved += ((version, version.count),)
+        used = {parent.version: None for parent in parents if parent.version is not None}
+        if self.node is not None:
+            self.node.saved = tuple([(version, version.count, False) for version in used])
+        if self.data.base is not None:
+            owner = owner_of(self.data)
+            for version in used:
+                if owner is version.owner:
+                    self.version = version
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 

@@ -8,15 +8,16 @@ gradient of nothing. So memory that is written as a whole, a model's flat array,
     written(flat[3:7])           whoever writes into the array adds 1
     keeps(backward, version)     whether an op's backward keeps some of that memory
 
-Then the op's node remembers the count, and the backward compares: see tape.py. Only tracked memory
-is watched. Whoever writes into other arrays in place, such as ``tensor.data`` of an input, does it
-before the forward or after the backward.
+The node of an op that uses tracked memory remembers the count. The backward compares, and if it has
+changed, looks for that memory in what it keeps: see tape.py. (An op that adds a bias keeps no
+values, so it stays right.) Only tracked memory is watched. Whoever writes into other arrays in
+place, such as ``tensor.data`` of an input, does it before the forward or after the backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import FunctionType, ModuleType, NoneType
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -63,34 +64,8 @@ def written(array: Array) -> None:
 
 
 def keeps(function: Any, version: Version) -> bool:
-    """Whether a closure, or one inside it, refers to memory of this version.
-
-    Called for every op that uses a parameter, so it looks at few kinds of things.
-    """
-    owner = version.owner
-    kind = type(owner)
-    stack = [function]
-    while stack:
-        for cell in stack.pop().__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # named in the closure, and without a value yet
-                continue
-            found = type(value)
-            if found is kind:
-                if value is owner or owner_of(value) is owner:
-                    return True
-            elif found is FunctionType:
-                stack.append(value)
-            elif found not in _NO_ARRAYS:
-                for one in value if found in (tuple, list) else (value,):
-                    array = one.data if hasattr(one, "node") else one  # a tensor has both
-                    if type(array) is kind and owner_of(array) is owner:
-                        return True
-    return False
-
-
-_NO_ARRAYS = frozenset((bool, int, float, str, NoneType, ModuleType, type))
+    """Whether a closure, or one inside it, refers to memory of this version."""
+    return any(owner_of(array) is version.owner for array in arrays_in(function))
 
 
 def owner_of(array: Array) -> Array:
@@ -103,18 +78,26 @@ def owner_of(array: Array) -> Array:
 
 def arrays_in(function: Any) -> Iterator[Array]:
     """Every array that a closure refers to, also through tensors, tuples and inner functions."""
-    stack = [function]
+    stack, functions = [function], set[int]()
     while stack:
         value = stack.pop()
         if isinstance(value, type):
             continue
         if hasattr(value, "node") and hasattr(value, "data"):  # a tensor
             yield value.data
-        elif getattr(value, "ndim", 0) and hasattr(value, "nbytes"):
+        elif hasattr(value, "ndim") and hasattr(value, "nbytes"):
             yield value
         elif isinstance(value, (tuple, list)):
             stack.extend(value)
+        elif isinstance(value, partial):
+            stack.extend((value.func, *value.args, *value.keywords.values()))
         elif hasattr(value, "write"):  # an Into
             stack.append(value.write)
-        elif getattr(value, "__closure__", None):
-            stack.extend(cell.cell_contents for cell in value.__closure__)
+        elif hasattr(value, "__code__") and id(value) not in functions:
+            functions.add(id(value))  # one that calls itself is in its own closure
+            stack.extend(value.__defaults__ or ())
+            for cell in value.__closure__ or ():
+                try:
+                    stack.append(cell.cell_contents)
+                except ValueError:  # named in the closure, and without a value yet
+                    continue

@@ -38,8 +38,7 @@ class BlockPool:
     ) -> None:
         if blocks < 1 or block < 1:
             raise ValueError(f"BlockPool: {blocks} blocks of {block} positions: at least 1 of each")
-        self.block = block
-        self.blocks = blocks
+        self.block, self.blocks, self.xp = block, blocks, xp
         # One row for each position of each block, so that a list of rows reads any sequence.
         self.keys = xp.zeros((layers, blocks * block, groups, d), dtype)
         self.values = xp.zeros_like(self.keys)

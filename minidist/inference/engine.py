@@ -27,15 +27,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from minidist.engine.array import to_host
+from minidist.engine.array import Array, module_of, read
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import no_grad
 from minidist.inference.blocks import BlockPool
 from minidist.inference.ragged import Part, forward
 from minidist.inference.requests import Answer, Refused, Request
 from minidist.models.gpt import Block, Embed, Head, pick
+from minidist.nn.attention import CausalSelfAttention
 from minidist.nn.layers import Sequential
 
 
@@ -51,8 +50,8 @@ class Event:
 class _Running:
     """A sequence in the batch."""
 
-    def __init__(self, number: int, answer: Answer, table: list[int]) -> None:
-        self.number, self.answer = number, answer
+    def __init__(self, number: int, answer: Answer, table: list[int], turn: int) -> None:
+        self.number, self.answer, self.turn = number, answer, turn
         self.part = Part(answer.request.prompt, 0, table)
         self.draw = generator(answer.request.seed, "sample")
 
@@ -75,30 +74,23 @@ class Engine:
     ) -> None:
         if at_once < 1:
             raise ValueError(f"Engine: at least one sequence at once, not {at_once}")
-        embed, *inner, head = model.blocks.values()
-        if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
-            isinstance(one, Block) for one in inner
-        ):
-            raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
-        attention = [one.attention for one in inner if isinstance(one, Block)]
-        packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
-                  for a in attention}  # fmt: skip
-        if len(packed) != 1 or any(a.rotary_base is not None for a in attention):
-            raise TypeError(
-                "Engine: all attention layers must have the same number of heads, and no rotary "
-                f"positions; found (groups, d): {sorted(packed)}"
-            )
-        self.model = model.eval()
+        embed, attention, d = parts_of_gpt(model)
         self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
         self.at_once, self.waiting = at_once, waiting
-        (groups, d) = packed.pop()
+        self.places = [at_once]  # of each turn: see MeshEngine
+        self.model = self.share(model).eval()
+        flat, mine = self.model.flat.data, _attention(self.model)
+        groups = mine[0].groups if mine else attention[0].groups
         blocks = at_once * -(-self.context // block) if blocks is None else blocks
-        weight = embed.weight
-        self.pool = BlockPool(len(inner), groups, d, blocks, block, weight.xp, weight.dtype)
+        self.pool = BlockPool(len(mine), groups, d, blocks, block, module_of(flat), flat.dtype)
         self.answers: dict[int, Answer] = {}  # of all requests that were let into the queue
         self._queue: deque[int] = deque()
         self._running: list[_Running] = []
         self._next = 0
+
+    def share(self, model: Sequential) -> Sequential:
+        """What this rank computes of the model."""
+        return model
 
     @property
     def busy(self) -> bool:
@@ -142,22 +134,36 @@ class Engine:
         by_part = {id(one.part): one for one in self._running}
         with no_grad():
             parts, logits = forward(self.model, [one.part for one in self._running], self.pool)
-        host = to_host(logits)
-        events = [self._take(by_part[id(part)], row) for part, row in zip(parts, host, strict=True)]
+        order = [by_part[id(part)] for part in parts]
+        events = [
+            self._take(one, token)
+            for one, token in zip(order, self._draw(order, logits), strict=True)
+        ]
         return sorted(events, key=lambda event: event.number)
 
-    def _let_in(self) -> None:
-        while self._queue and len(self._running) < self.at_once:
+    def _let_in(self, turn: int = 0) -> None:
+        """Into the places of this turn, in the order in which the requests came."""
+        taken = sum(one.turn == turn for one in self._running)
+        for _ in range(self.places[turn] - taken):
+            if not self._queue:
+                return
             answer = self.answers[self._queue[0]]
             if self.pool.needed(answer.request.positions) > self.pool.free:
                 return  # those behind it wait too, so that no request waits for ever
             table = self.pool.take(answer.request.positions)
-            self._running.append(_Running(self._queue.popleft(), answer, table))
+            self._running.append(_Running(self._queue.popleft(), answer, table, turn))
 
-    def _take(self, one: _Running, logits: np.ndarray) -> Event:
-        """Draw the next token of a sequence."""
+    def _draw(self, order: Sequence[_Running], logits: Array) -> list[int]:
+        """The next token of each sequence, from logits (sequences, vocabulary)."""
+        asked = [one.answer.request for one in order]
+        return [
+            pick(row, request.temperature, request.top_k, one.draw.random())
+            for one, request, row in zip(order, asked, read(logits, 0.0), strict=True)
+        ]
+
+    def _take(self, one: _Running, token: int) -> Event:
+        """A token goes to its sequence, which goes on with it or leaves."""
         answer, request = one.answer, one.answer.request
-        token = pick(logits, request.temperature, request.top_k, one.draw.random())
         answer.tokens.append(token)
         if token == request.stop:
             answer.reason = "stop"
@@ -173,6 +179,31 @@ class Engine:
     def _leave(self, one: _Running) -> None:
         self._running.remove(one)
         self.pool.give_back(one.part.table)
+
+
+def parts_of_gpt(model: Sequential) -> tuple[Embed, list[CausalSelfAttention], int]:
+    """The embedding of a GPT, its attention layers, and the features of each of their heads.
+
+    Raises TypeError if the model is another, or its layers need caches of several shapes.
+    """
+    embed, *inner, head = model.blocks.values()
+    if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
+        isinstance(one, Block) for one in inner
+    ):
+        raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
+    attention = _attention(model)
+    packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
+              for a in attention}  # fmt: skip
+    if len(packed) != 1 or any(a.rotary_base is not None for a in attention):
+        raise TypeError(
+            "Engine: all attention layers must have the same number of heads, and no rotary "
+            f"positions; found (groups, d): {sorted(packed)}"
+        )
+    return embed, attention, packed.pop()[1]
+
+
+def _attention(model: Sequential) -> list[CausalSelfAttention]:
+    return [one.attention for one in model.blocks.values() if isinstance(one, Block)]
 
 
 def generate(model: Sequential, requests: Sequence[Request], at_once: int = 8) -> list[Answer]:

@@ -72,7 +72,7 @@ class Counter:
         count.calls += 1
         made = [part for part in parts if part is not None and not callable(part)]
         if any(callable(p) or owner_of(p) is not owner_of(grad) for p in parts if p is not None):
-            saved = {id(array): array.nbytes for array in arrays_in(node.backward)}
+            saved = {id(array): array.nbytes for array in arrays_in(node.backward) if array.ndim}
             count.nbytes += grad.nbytes + sum(saved.values()) + sum(part.nbytes for part in made)
         self._take_flops(count)
         return [self._counted(part, count) if callable(part) else part for part in parts]
@@ -86,7 +86,7 @@ class Counter:
             self._take_flops(count)
             return result
 
-        return Into(compute) if type(part) is Into else compute
+        return Into(compute, part.each) if type(part) is Into else compute
 
     def _take_flops(self, count: Count) -> None:
         count.flops += work.flops - self._mark

@@ -36,7 +36,8 @@ class Meter:
 
     def hold(self, holder: Any, value: Any) -> None:
         """Count the arrays in ``value`` (a closure, a tensor, an array) until ``release``."""
-        owners = {id(owner): owner for owner in map(owner_of, arrays_in(value))}
+        arrays = [array for array in arrays_in(value) if array.ndim]  # a number is no memory
+        owners = {id(owner): owner for owner in map(owner_of, arrays)}
         self._saved[holder] = [pair for pair in owners.items() if pair[0] not in self._exclude]
         for key, owner in self._saved[holder]:
             users = self._users.get(key, 0)

@@ -44,7 +44,11 @@ class Embed(Module):
         context, last = self.position.declared[0], start + tokens.shape[1]
         if last > context:
             raise ValueError(f"gpt: {last} tokens do not fit into a context of {context}")
-        return ops.embedding(tokens, self.weight) + self.position[start:last]
+        return self.look_up(tokens) + self.position[start:last]
+
+    def look_up(self, tokens: Any) -> Tensor:
+        """The vector of each token, without its position: (b, l) integers → (b, l, width)."""
+        return ops.embedding(tokens, self.weight)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the tokens, as int64."""
@@ -116,6 +120,10 @@ class Head(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(self.norm(x), ops.transpose(self.weight))  # (b, l, w) @ (w, v)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """As ``forward``: the logits of the whole vocabulary, also where that is cut over ranks."""
+        return self(x)
+
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         vocabulary = self.weight.declared[0]
         flops = 2 * int(np.prod(shape)) * vocabulary
@@ -175,7 +183,7 @@ def sample(
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"sample: temperature {temperature} or top_k {top_k} is too small")
     embed, *blocks, head = model.blocks.values()
-    assert isinstance(embed, Embed)
+    assert isinstance(embed, Embed) and isinstance(head, Head)
     context = embed.position.declared[0]
     if isinstance(tokens, str):
         raise TypeError("sample: tokens are integers: pass dataset.encode(text), and decode after")
@@ -194,7 +202,8 @@ def sample(
             x = embed(xp.asarray([unread], np.int64), len(caches[0]))
             for block, cache in zip(blocks, caches, strict=True):
                 x = block(x, cache)
-            logits = to_host(head(x[:, -1:]).data)[0, -1]  # of the last position: (vocabulary,)
+            x = x[:, -1:]  # the last position alone
+            logits = to_host(head.logits(x).data)[0, -1]  # (vocabulary,)
             unread = [pick(logits, temperature, top_k, draw.random())]
             text += unread
     model.train(training)

@@ -280,7 +280,7 @@ def _softmax_losses_backward(
     p[xp.arange(len(targets)), targets] -= 1 - smoothing
     if ignoring:
         p[...] = xp.where((targets >= 0)[:, None], p, 0)
-    p *= grad * scale
+    p *= wide(grad) * scale  # in float16, 1/100,000 has two digits
 
 
 def holds_classes(name: str, dtype: DType, classes: int) -> None:

@@ -21,7 +21,7 @@ from minidist.engine.tensor import Into, Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_products, column_sums
-from minidist.ops.operands import ShapeError, same_device, same_dtype
+from minidist.ops.operands import ShapeError, by_sample, same_device, same_dtype
 from minidist.ops.sums import averaged, less_mean, summed
 
 
@@ -73,10 +73,18 @@ def _last_axis(
             _normalise_backward(xp, grad, scale, normed, inverse, filled, centred)
         gradients: tuple[Any, ...] = (
             grad_x,
-            Into(lambda out: column_products(grad, normed, out)),  # Σ over rows of grad · x̂
+            Into(  # Σ over rows of grad · x̂
+                lambda out: column_products(grad, normed, out),
+                lambda n: by_sample(name, grad * normed, shape, n).sum(axis=1),
+            ),
         )
         if biased:
-            gradients += (Into(lambda out: column_sums(grad, out)),)
+            gradients += (
+                Into(
+                    lambda out: column_sums(grad, out),
+                    lambda n: by_sample(name, grad, shape, n).sum(axis=1),
+                ),
+            )
         return gradients
 
     backward.__qualname__ = f"{name}.backward"

@@ -40,7 +40,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
     out.grad = out.node = out.version = None
     if isinstance(value, (bool, int, float, np.generic)):
         # A NumPy scalar works with an array on any device, without a copy.
-        out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]
+        out.data = _number(value, like)
         return out
     if not hasattr(value, "dtype"):
         data = np.asarray(value)
@@ -50,6 +50,25 @@ def constant(value: Any, like: Tensor) -> Tensor:
     else:
         out.data = value
     return out
+
+
+def _number(value: Any, like: Tensor) -> Any:
+    """A number in the dtype of ``like``, or as it is if it is of a higher kind: as in PyTorch."""
+    kind, dtype = like.dtype.kind, like.dtype
+    if kind in "iu" and not isinstance(value, np.generic) and not isinstance(value, float):
+        if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+            raise DTypeError(
+                f"{value} is no {dtype}, as the tensor {like.shape} is: convert the tensor first, "
+                "for example with .data.astype(int)"
+            )
+    elif kind != "f":
+        return np.asarray(value)[()]
+    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > np.finfo(dtype).max:
+        raise DTypeError(
+            f"{value} is beyond {dtype}, which ends at {np.finfo(dtype).max}, and the tensor "
+            f'{like.shape} is {dtype}: convert it first, with .astype("float32")'
+        )
+    return dtype.type(value)
 
 
 def match_number(x: Tensor, number: Any) -> Tensor:
@@ -155,3 +174,18 @@ def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
         if length == 1 and grad.shape[extra + axis] != 1
     )
     return summed(module_of(grad), grad, axes, keepdims=True).reshape(shape)
+
+
+def by_sample(name: str, rows: Array, shape: Shape, samples: int) -> Array:
+    """Rows (count, w) of an input of ``shape`` as (samples, count/samples, w).
+
+    Raises ShapeError unless the samples are on the first axis of the input.
+    """
+    if not shape or shape[0] != samples:
+        raise ShapeError(
+            f"{name}: the gradient of each of {samples} samples was asked for, and the input has "
+            f"shape {shape}: the samples must be on its first axis, from the first layer to the "
+            "last"
+        )
+    count = len(rows) // samples if samples else 0
+    return rows.reshape(samples, count, *rows.shape[1:])

@@ -18,6 +18,7 @@ from minidist.cli import main
 from minidist.compare import DOZEN, compare, names
 from minidist.compare import report as reports
 from minidist.parallel import METHODS
+from minidist.privacy import PRIVATE_METHODS
 from tests.mpi.run import mpiexec, needs_mpi
 
 KEYS = {"minidist", "world", "library", "model", "dataset", "ranks", "steps", "batch", "dtype"}
@@ -52,7 +53,7 @@ def check_report(report, ranks, bound):
     assert report["machine"]["flops"] > 0 and not report["not_applicable"]
     json.dumps(report, allow_nan=False)
     assert [f"{row['method']}/{row['variant']}" for row in report["rows"][1:]] == [
-        key for key in METHODS if key != "serial"
+        key for key in METHODS | PRIVATE_METHODS if key != "serial"
     ]
     for row in report["rows"]:
         assert row.keys() == ROW, row.keys() ^ ROW
@@ -212,9 +213,12 @@ def test_equal_means_equal_on_every_rank():
 
 
 def test_names():
-    assert names("all", "mlp") == list(METHODS)
+    assert names("all", "mlp") == list(METHODS | PRIVATE_METHODS)
     assert names("default") == names("default", "gpt") == list(DOZEN)
-    assert set(names("all", "gpt")) - set(METHODS) == {"tensor/sequence", "mesh/sequence"}
+    assert set(names("all", "gpt")) - set(names("all", "mlp")) == {
+        "tensor/sequence",
+        "mesh/sequence",
+    }
     assert names("pipeline/gpipe") == ["serial", "pipeline/gpipe"]
     assert set(names("pipeline,data_parallel")) > {"serial", "data_parallel/ring"}
 

@@ -85,9 +85,8 @@ class Around(Sequential):
         return last(x + y)
 
     def cost(self, shape, itemsize=4):
-        return LayerCost(
-            (shape[0], self[-1].bias.declared[0]), *[1000 * shape[0]] * 3, saved_bytes=1
-        )
+        outputs = [*self.blocks.values()][-1].bias.declared[0]
+        return LayerCost((shape[0], outputs), *[1000 * shape[0]] * 3, saved_bytes=1)
 
 
 class Recomputed(Module):

@@ -83,8 +83,13 @@ JOBS = {
          "20", "--batch", "32", "--dtype", "float64", "--methods", "zero,pipeline,tensor,mesh",
          "--out", "out/long/mesh"],
     ),
+    "composition": Job(
+        "480 compositions of dp, pp, tp, ZeRO, schedules and sequences against serial training",
+        ["-m", "tests.long.composition"],
+        ONE_THREAD,
+    ),
     "mesh_mpi": Job(
-        "every mesh of 8 real ranks, each against serial training and its formula",
+        "every mesh of 2, 4 and 8 real ranks, against serial training and its formula",
         ["-m", "tests.mpi.mesh_program", "8"],
     ),
     "fuzz_graphs": Job(

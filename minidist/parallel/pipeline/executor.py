@@ -82,6 +82,7 @@ class Executor:
         self.separated = list(stage.separated)  # still to be added
         self.to_sum = set(self.layout.summed)  # over the tensor axis, still
         self.loss = np.zeros(1)
+        self.norm: float | None = None  # of the whole gradient, before it is clipped
         self.completed = False
 
     def do(self, instruction: Any) -> None:
@@ -295,9 +296,9 @@ class Executor:
         stage = self.stage
         assert stage.clip is not None
         self.complete()
-        norm = self.gradient_norm()
-        if norm > stage.clip:
-            stage.sync.scale(stage.clip / norm)
+        self.norm = self.gradient_norm()
+        if self.norm > stage.clip:
+            stage.sync.scale(stage.clip / self.norm)
 
 
 def tag(what: str, microbatch: int, part: int) -> int:

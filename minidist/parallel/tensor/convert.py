@@ -126,7 +126,7 @@ class _Converter:
             if cut is not None and isinstance(layer, Embed):
                 return CutEmbed(layer, self.axis, cut), None
             if cut is not None and isinstance(layer, Head):
-                return CutHead(layer, self.axis), cut
+                return CutHead(layer, self.axis, cut), cut
         return layer, None
 
     def attention(self, layer: nn.CausalSelfAttention) -> nn.CausalSelfAttention:
@@ -140,7 +140,10 @@ class _Converter:
                 f"plan: the attention with {self.name(layer.qkv.weight)} is cut by {kinds}: qkv "
                 "goes by heads, and out.weight by rows"
             )
-        return HeadParallel(layer, self.axis)
+        of_out = self.cuts[id(layer.out.weight)]
+        assert of_out is not None
+        features = of_out.ranges[-1][-1][1]  # of all heads, fewer than the width if some are gone
+        return HeadParallel(layer, self.axis, features // layer.heads)
 
     def block(self, layer: Block) -> None:
         layer.attention = self.attention(layer.attention)

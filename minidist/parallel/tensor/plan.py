@@ -180,7 +180,7 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
 def heads_divide(attention: nn.CausalSelfAttention, ranks: int) -> bool:
     """Whether each rank gets whole query heads, and an equal share of the heads of keys."""
     heads, groups = attention.heads, attention.groups
-    features = attention.width // heads
+    features = attention.out.weight.declared[0] // heads
     if groups >= ranks:
         return True
     return ranks % groups == heads % ranks == features % (ranks // groups) == 0
@@ -189,11 +189,11 @@ def heads_divide(attention: nn.CausalSelfAttention, ranks: int) -> bool:
 def _heads(name: str, attention: nn.CausalSelfAttention, packed: int, axis: int, ranks: int) -> Cut:
     heads, groups = attention.heads, attention.groups
     if not heads_divide(attention, ranks):
+        d = attention.out.weight.declared[0] // heads
         raise ValueError(
-            f"{name}: {heads} heads of {attention.width // heads} features with {groups} heads of "
-            f"keys cannot be cut for {ranks} ranks: with fewer heads of keys than ranks, these "
-            "must divide the ranks, the ranks the heads, and the ranks of one such head its "
-            "features"
+            f"{name}: {heads} heads of {d} features with {groups} heads of keys cannot be cut for "
+            f"{ranks} ranks: with fewer heads of keys than ranks, these must divide the ranks, the "
+            "ranks the heads, and the ranks of one such head its features"
         )
     return by_heads(axis, packed, heads, groups, ranks)
 

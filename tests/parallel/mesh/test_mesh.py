@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
@@ -26,61 +25,35 @@ from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.tensor import part as parts
 from minidist.parallel.zero import gathered, stage1
 from tests.pairs import pairs
+from tests.parallel.mesh.combinations import (
+    GPT,
+    SCHEDULES,
+    Combination,
+    covering_pairs,
+    ranks_of,
+)
 from tests.parallel.tensor.checks import (
-    MLP,
     Task,
     adamw,
     check_equals_serial,
     check_predictions,
     largest_gap,
-    momentum,
     serial,
     small_gpt,
     train,
 )
 
 WORLD = LocalWorld(Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8))
-GPT = partial(small_gpt, layers=2)
 CUBE = {"dp": 2, "pp": 2, "tp": 2}
 ZB_V = {"schedule": "zero_bubble_v", "microbatches": 3}
 EVEN = partial(small_gpt, vocabulary=16)
-OPTIMIZERS = {"momentum": momentum, "adamw": adamw}
 RECOMPUTE = [False, True, "attention"]
-SCHEDULES = ["gpipe", "1f1b", "interleaved", "zero_bubble_h1"]
 
 
-def ranks_of(mesh):
-    return math.prod(mesh.values())
-
-
-def combination(dp, pp, tp, zero, schedule, sequence, optimizer, model="gpt", **options):
-    """The task of a combination; what does not apply is left out."""
-    options |= {"mesh": {"dp": dp, "pp": pp, "tp": tp}, "schedule": schedule, "microbatches": 2}
-    options |= {"zero": zero if dp > 1 else 0}
-    options |= {"sequence": bool(sequence) and tp > 1 and model == "gpt", "keep": sequence == 2}
-    more = MLP if model == "mlp" else {"model": GPT}
-    return Task(**more, optimizer=OPTIMIZERS[optimizer], options=options)
-
-
-@pytest.mark.parametrize(
-    ("dp", "pp", "tp", "zero", "schedule", "sequence", "optimizer"),
-    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, [0, 1, 2], ["momentum", "adamw"]),
-)
-def test_every_mesh_of_a_gpt_equals_serial(dp, pp, tp, zero, schedule, sequence, optimizer):
-    """Tied table, dropout, smoothing, z-loss, ignored targets, clipping, uneven microbatches."""
-    task = combination(dp, pp, tp, zero, schedule, sequence, optimizer)
-    run = partial(check_equals_serial, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]))
-
-
-@pytest.mark.parametrize(
-    ("dp", "pp", "tp", "zero", "schedule", "optimizer"),
-    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, ["momentum", "adamw"]),
-)
-def test_every_mesh_of_an_mlp_equals_serial(dp, pp, tp, zero, schedule, optimizer):
-    task = combination(dp, pp, tp, zero, schedule, 0, optimizer, "mlp")
-    run = partial(check_equals_serial, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]))
+@pytest.mark.parametrize("one", covering_pairs(), ids=str)
+def test_every_mesh_equals_serial(one):
+    """Losses, norms of the gradient, parameters. ``make long`` runs all of the matrix."""
+    launch(partial(check_equals_serial, kind=MeshParallel, task=one.task()), one.ranks)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +63,9 @@ def test_every_mesh_of_an_mlp_equals_serial(dp, pp, tp, zero, schedule, optimize
 def test_messages_bytes_and_memory_equal_the_formula(
     dp, pp, tp, zero, schedule, sequence, recompute
 ):
-    task = combination(dp, pp, tp, zero, schedule, sequence, "adamw", recompute=recompute)
-    run = partial(check_predictions, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]), WORLD)
+    one = Combination(dp, pp, tp, zero, schedule, sequence, "adamw")
+    task = one.task(recompute=recompute)
+    launch(partial(check_predictions, kind=MeshParallel, task=task), one.ranks, WORLD)
 
 
 @pytest.mark.parametrize(

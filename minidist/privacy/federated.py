@@ -1,0 +1,408 @@
+"""Federated averaging: clients train on data that they keep, and send only what they learned.
+
+    server    w ──────┬──────────┬──────────┐                      ┌──▶ w ← w - mean change
+                      ▼          ▼          ▼                      │
+    clients        client 0   client 4   client 7   E epochs each, │    a round; the other clients
+                      └──────────┴──────────┴─ w - w_k, weighted ──┘    are not asked in it
+
+A step is a round. Its batch is the data of all clients: a client's part are the samples that it
+owns (``data/clients.py``). For FedAvg as the paper has it, the batch is the whole dataset. In a
+round, with K clients of which a fraction C takes part, and n_k samples at client k:
+
+    m = max(C·K, 1) clients are drawn, keyed by (seed, round)
+    each:    w_k ← w;  E times through its data in local batches of B:  w_k ← w_k - η ∇F_k(w_k)
+    server:  Δ = Σ_k (n_k / n) (w - w_k),  n over those who took part;     w ← w - Δ
+
+The server's step is the ``optimizer``'s, with Δ/η as the gradient. With SGD at the rate η it is the
+paper's average of models; with another optimizer it is FedOpt (Reddi et al., arXiv 2003.00295).
+Clients keep nothing between rounds. If all clients take one step on all their data (E = 1, B = ∞,
+C = 1), Δ/η is the gradient of the global mean: the method equals synchronous training.
+
+Many clients live on few ranks: rank r has the drawn clients r, r + p, ... With Ψ parameters of e
+bytes, b numbers in buffers, and p ranks:
+
+    messages a rank   2(p - 1) in a ring all-reduce of Δ, of the buffers if b > 0, and of the loss
+    bytes a rank      2(Ψ + b)e(p - 1)/p, and 16(p - 1)/p for the loss, up to uneven chunks
+    memory            2Ψe parameters (w, w_k), 2Ψe gradients (∇F_k, Δ), and the optimizer's state
+    time              the slowest rank's clients, one after the other; then the all-reduces
+
+In the field, where a client is a machine of its own, m clients receive and send Ψe bytes each.
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+AISTATS 2017 (arXiv 1602.05629), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from minidist.collectives import ring
+from minidist.collectives.clocks import Clocks
+from minidist.comm.comm import Comm
+from minidist.comm.machine import Machine
+from minidist.data.batches import Batch
+from minidist.data.clients import Clients, check_count
+from minidist.engine.array import Array, module_of
+from minidist.engine.digests import digest
+from minidist.engine.seeds import draws, generator
+from minidist.nn.loss import Loss
+from minidist.nn.module import Module
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.method import Method, StepCost
+from minidist.parallel.model_costs import (
+    frozen_count,
+    largest_saved,
+    parameter_count,
+    training_seconds,
+)
+from minidist.parallel.shares import Share
+
+
+class NoClients(ValueError):
+    """Nobody is there to train in a round."""
+
+
+class FederatedAveraging(Method):
+    """Each step is a round: drawn clients train alone, and their changes are averaged.
+
+    ``clients``: a ``Clients``, or a number of them that each batch is cut into evenly.
+    ``fraction`` (C) of those with data take part in a round, ``epochs`` (E) times through their
+    data, ``local_batch`` (B) samples at a time, None for all. ``local_lr`` (η): None for the
+    optimizer's rate. Clients in ``gone`` have dropped out; it may be changed between rounds.
+
+    ``step`` returns the mean loss, over those who took part, along their first epoch.
+    """
+
+    exact = False
+    changeable = Method.changeable | {
+        *("microbatches", "fraction", "epochs", "local_batch", "local_lr", "gone")
+    }
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        comm: Comm,
+        seed: int = 0,
+        clients: Clients | int = 8,
+        fraction: float = 1.0,
+        epochs: int = 1,
+        local_batch: int | None = None,
+        local_lr: float | None = None,
+        gone: Collection[int] = (),
+        microbatches: int = 1,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
+        if not isinstance(clients, Clients):
+            check_count(clients)
+        self.clients = clients
+        for name, value in (
+            ("fraction", fraction),
+            ("epochs", epochs),
+            ("local_batch", local_batch),
+            ("local_lr", local_lr),
+            ("gone", gone),
+        ):
+            self.check_setting(name, value)
+            setattr(self, name, value)
+        self.epoch = 0  # the local one that is going on
+        self.nobody = False  # whether the last round had no client
+        self.model = model.init(seed)
+        optimizer.bind(self.model.flat.slices)
+        xp, data = self.model.flat.xp, self.model.flat.data
+        self.start = data.copy()  # w
+        self.change = xp.zeros_like(data)  # Σ of this rank's clients, then Δ
+
+    fraction: float
+    epochs: int
+    local_batch: int | None
+    local_lr: float | None
+    gone: Collection[int]
+
+    @property
+    def client_count(self) -> int:
+        """K."""
+        return self.clients.count if isinstance(self.clients, Clients) else self.clients
+
+    @property
+    def copies(self) -> int:
+        return self.client_count
+
+    def check_setting(self, name: str, value: Any) -> None:
+        super().check_setting(name, value)
+        kind = type(self).__name__
+        if name == "fraction" and not (
+            isinstance(value, (int, float, np.floating)) and 0 < value <= 1
+        ):
+            raise ValueError(
+                f"{kind}: the fraction of clients in a round is in (0, 1], not {value!r}"
+            )
+        counts = isinstance(value, (int, np.integer)) and value >= 1
+        if name == "epochs" and not counts:
+            raise ValueError(f"{kind}: clients train for 1 or more epochs a round, not {value!r}")
+        if name == "local_batch" and not (value is None or counts):
+            raise ValueError(f"{kind}: a local batch has 1 or more samples, not {value!r}")
+        if name == "local_lr" and value is not None and not value > 0:
+            raise ValueError(f"{kind}: the clients' learning rate must be positive, not {value!r}")
+        if name == "gone":
+            if not isinstance(value, Collection):
+                raise TypeError(
+                    f"{kind}: gone is a set of clients, not {value!r}: write {{{value}}}"
+                )
+            unknown = [one for one in value if one not in range(self.client_count)]
+            if unknown:
+                raise ValueError(
+                    f"{kind}: gone has client {unknown[0]!r}, and clients are numbered from 0 to "
+                    f"{self.client_count - 1}"
+                )
+
+    # Who trains on what
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Each client's samples of the batch, in a row: a batch of its own, with its own count."""
+        if isinstance(self.clients, int):
+            cut = [batch.shard(client, self.clients).indices for client in range(self.clients)]
+        else:
+            if len(self.clients.owner) != len(batch.dataset):
+                raise ValueError(
+                    f"{type(self).__name__}: the clients own {len(self.clients.owner)} samples, "
+                    f"and {batch.dataset.name} has {len(batch.dataset)}: share out the dataset "
+                    "that is trained on"
+                )
+            cut = [batch.indices[places] for places in self.clients.places(batch.indices)]
+        firsts = np.cumsum([0, *map(len, cut)]).tolist()
+        return [
+            replace(batch, indices=indices, first=first)
+            for indices, first in zip(cut, firsts[:-1], strict=True)
+        ]
+
+    def samples(self, parts: Sequence[Batch]) -> list[float]:
+        """n_k: how many targets count, of each client."""
+        return [part.own_count(self.loss) if len(part) else 0 for part in parts]
+
+    def drawn(self, samples: Sequence[float]) -> list[int]:
+        """The clients of this round: m of those that are there and have data."""
+        there = [k for k, n in enumerate(samples) if n > 0 and k not in self.gone]
+        if not there:
+            raise NoClients(
+                f"{type(self).__name__}: in round {self.steps} nobody is there to train: of "
+                f"{self.client_count} clients {len(set(self.gone))} are gone, and the others have "
+                "no data in the batch"
+            )
+        m = max(round(self.fraction * len(there)), 1)
+        order = generator(self.seed, "clients", self.steps).permutation(len(there))
+        return sorted(there[place] for place in order[:m])
+
+    def weights(self, samples: Sequence[float], drawn: Sequence[int]) -> dict[int, float]:
+        """n_k / n of those who take part."""
+        return shares(samples, drawn)
+
+    def local_batches(self, client: int, part: Batch, epoch: int) -> list[Batch]:
+        """One epoch of a client: its samples in an order of their own, B at a time."""
+        size, indices = self.local_batch or len(part), part.indices
+        if size < len(part):
+            random = generator(self.seed, "client", client, self.steps, epoch)
+            indices = random.permutation(indices)
+        found = [
+            replace(
+                part,
+                indices=indices[start : start + size],
+                first=part.first + start,
+                step=in_epoch(part.step, epoch),
+            )
+            for start in range(0, len(part), size)
+        ]
+        return [local for local in found if local.own_count(self.loss)]
+
+    # A round
+
+    def train_on(self, batch: Batch) -> float:
+        flat, parts = self.model.flat, self.parts(batch)
+        samples = self.samples(parts)
+        drawn = self.drawn(samples)
+        self.agree_on(drawn)
+        weights, share = self.weights(samples, drawn), shares(samples, drawn)
+        self.start[...] = flat.data
+        self.change.fill(0)
+        buffers, loss = Buffers(self.model), np.zeros(1)
+        self.nobody = not drawn
+        self.begin(drawn)
+        for client in drawn[self.comm.rank :: self.comm.size]:
+            loss[0] += share[client] * self.train_client(client, parts[client])
+            buffers.add(share[client])
+            self.contribute(client, weights[client])
+        with self.comm.step("average"):
+            self.bring_together(drawn)
+        buffers.bring_together(self.comm)
+        self.finish()
+        flat.grad[...] = self.change
+        flat.grad /= self.rate()
+        self.update()
+        ring.all_reduce(self.comm, loss)
+        return float(loss[0])
+
+    def begin(self, drawn: Sequence[int]) -> None:
+        """What is to be agreed on before clients train: nothing here."""
+
+    def agree_on(self, drawn: Sequence[int]) -> None:
+        """Raise Disagreement if other ranks draw other clients, or let them train otherwise."""
+        settings = (self.epochs, self.local_batch, self.rate())
+        shown = f"clients {drawn}, {self.epochs} epochs of batches of {self.local_batch}"
+        self.comm.agree("the round", digest(self.steps, drawn, *settings), shown)
+
+    def rate(self) -> float:
+        """η."""
+        rate = self.local_lr or self.optimizer.rates()[-1].lr
+        if not rate > 0:
+            raise ValueError(
+                f"{type(self).__name__}: the optimizer's rate is {rate} in round {self.steps}, and "
+                "clients cannot train at it: give them a local_lr"
+            )
+        return rate
+
+    def train_client(self, client: int, part: Batch) -> float:
+        """From w to w_k, which is then in the model; the mean loss along the first epoch."""
+        losses, rate = [], self.rate()
+        for epoch in range(self.epochs):
+            self.epoch = epoch
+            for local in self.local_batches(client, part, epoch):
+                self.model.zero_grad()
+                loss = self.accumulate(local)
+                losses.append(loss * local.own_count(self.loss) if epoch == 0 else 0.0)
+                self.local_step(rate)
+        self.epoch = 0
+        return sum(losses) / part.own_count(self.loss)
+
+    def local_step(self, rate: float) -> None:
+        """w_k ← w_k - η ∇F_k(w_k)."""
+        flat = self.model.flat
+        flat.grad *= rate
+        flat.data -= flat.grad
+        flat.written()
+
+    def contribute(self, client: int, weight: float) -> None:
+        """A client has w_k in the model: add its weighted w - w_k, and begin at w again."""
+        flat = self.model.flat
+        flat.grad[...] = self.start  # its memory is free until the next local step
+        flat.grad -= flat.data
+        self.limit(flat.grad)
+        flat.grad *= weight
+        self.send(client, flat.grad)
+        flat.data[...] = self.start
+        flat.written()
+
+    def limit(self, change: Array) -> None:
+        """What a client does to its change before it is sent, in place: nothing here."""
+
+    def send(self, client: int, change: Array) -> None:
+        """To the sum over this rank's clients."""
+        self.change += change
+
+    def bring_together(self, drawn: Sequence[int]) -> None:
+        """Δ on every rank, in ``change``."""
+        ring.all_reduce(self.comm, self.change)
+
+    def finish(self) -> None:
+        """What the server does to Δ: nothing here."""
+
+    def draws_of(self, part: Batch) -> AbstractContextManager[None]:
+        super().draws_of(part)
+        return draws(self.seed, in_epoch(self.steps, self.epoch), part.positions)
+
+    # What it holds, and costs
+
+    def replicated(self) -> dict[str, Array]:
+        return {name: one.data for name, one in self.model.named_parameters().items()}
+
+    def state_shares(self) -> list[Share]:
+        return self.own_shares()
+
+    def arrays(self) -> dict[str, list[Array]]:
+        found = super().arrays()
+        found["parameters"].append(self.start)
+        found["gradients"].append(self.change)
+        return found
+
+    def cost(self, batch: Batch, machine: Machine) -> StepCost:
+        """The clients of each rank one after the other; then the all-reduces of the formula."""
+        p, n = self.comm.size, parameter_count(self.whole) * self.itemsize
+        parts = self.parts(batch)
+        drawn = self.drawn(self.samples(parts))
+        locals_ = [
+            [
+                microbatch
+                for client in drawn[rank::p]
+                for epoch in range(self.epochs)
+                for local in self.local_batches(client, parts[client], epoch)
+                for microbatch in local.microbatches(self.microbatches)
+            ]
+            for rank in range(p)
+        ]
+        clocks = Clocks(machine, p)
+        clocks.compute([training_seconds(self.whole, locals_[r], machine, r) for r in range(p)])
+        timed = self.plan(clocks, drawn)
+        if count := sum(buffer.data.size for buffer in self.model.named_buffers().values()):
+            clocks.all_reduce(count, self.itemsize)
+        clocks.all_reduce(1, 8)
+        activations = [
+            largest_saved(self.whole, own, self.itemsize, self.loss) if own else 0
+            for own in locals_
+        ]
+        peak = {
+            "parameters": [2 * n + frozen_count(self.whole) * self.itemsize] * p,
+            "gradients": [2 * n] * p,
+            "optimizer": [len(self.optimizer.slots) * n] * p,
+            "activations": activations,
+        }
+        end = max(clocks.now) if machine.even and timed else None
+        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, end)
+
+    def plan(self, clocks: Clocks, drawn: Sequence[int]) -> bool:
+        """What ``send`` and ``bring_together`` send; whether the clocks tell the time of it."""
+        clocks.all_reduce(parameter_count(self.whole), self.itemsize)
+        return True
+
+
+def in_epoch(step: int, epoch: int) -> int:
+    """What draws are keyed by in a local epoch: in the first one what serial training draws by."""
+    return step + (epoch << 32)
+
+
+def shares(samples: Sequence[float], drawn: Sequence[int]) -> dict[int, float]:
+    """By client of a round: its part of all samples that take part."""
+    total = sum(samples[client] for client in drawn)
+    return {client: samples[client] / total if total else 0.0 for client in drawn}
+
+
+class Buffers:
+    """The model's buffers in a round: each client begins with the same, and they are averaged."""
+
+    def __init__(self, model: Module) -> None:
+        self.held = list(model.named_buffers().values())
+        self.start = [buffer.data.copy() for buffer in self.held]
+        self.total = [buffer.data * 0 for buffer in self.held]
+
+    def add(self, share: float) -> None:
+        """A client has trained: take its change with this weight, and begin again."""
+        for buffer, start, total in zip(self.held, self.start, self.total, strict=True):
+            total += share * (buffer.data - start)
+            buffer.data[...] = start
+
+    def bring_together(self, comm: Comm) -> None:
+        """The same new values on every rank."""
+        if not self.held:
+            return
+        xp = module_of(self.total[0])
+        flat = xp.concatenate([total.reshape(-1) for total in self.total])
+        ring.all_reduce(comm, flat)
+        first = 0
+        for buffer, start in zip(self.held, self.start, strict=True):
+            change = flat[first : first + start.size].reshape(start.shape)
+            buffer.data[...] = start + change
+            first += start.size
