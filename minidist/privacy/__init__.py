@@ -3,8 +3,8 @@
 Read in this order: ``per_sample.py`` and ``outer.py`` (the gradient of each sample), ``dp_sgd.py``
 (clipped and noisy), ``sampling.py`` (which samples a step sees), ``accountant.py`` (what all steps
 together give away), ``attack.py`` and ``matching.py`` (what a gradient without noise gives away).
-Then ``federated.py`` (clients keep their data), ``client_privacy.py``, and ``secure_sum.py`` (a
-server that sees sums).
+Then ``rounds.py`` and ``federated.py`` (clients keep their data), ``client_privacy.py``, and
+``secure_sum.py`` (a server that sees sums).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ __getattr__, __dir__, __all__ = offer(
         "attack": ["best_psnr", "invert_each", "invert_linear", "psnr"],
         "matching": ["gradients_of_mlp", "search"],
         "experiment": ["Curve", "accuracy_against_epsilon"],
-        "federated": ["FederatedAveraging", "NoClients"],
+        "rounds": ["NoClients"],
+        "federated": ["FederatedAveraging"],
         "fedprox": ["FedProx"],
         "client_privacy": ["PrivateFederatedAveraging"],
         "fixed_point": ["FixedPoint"],

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from minidist.comm.environment import find_mpiexec, mpi_environment
+from minidist.run import leftovers
 from minidist.run.launcher import mpi4py_library
 from tests.mpi.run import ROOT
 
@@ -44,7 +45,7 @@ WORDS = (
 def measure(command: list[str], environment: dict[str, str]) -> dict[str, object]:
     """Run a command: its status, seconds, and the words of its report."""
     start = time.monotonic()
-    with subprocess.Popen(
+    with leftovers.removed(), subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
