@@ -209,7 +209,8 @@ if first_process():
 # with many ranks the latency of the ring grows, and that of the logarithmic algorithms hardly does.
 # Central is the straight line to the top.
 #
-# `algorithm="auto"` evaluates these formulas for your machine, and takes the smallest:
+# In the simulator `algorithm="auto"` evaluates these formulas, and takes the smallest. On real
+# ranks it measures the algorithms before its first call.
 
 # %%
 for length in (10, 10_000, 10_000_000):

@@ -96,7 +96,7 @@ def test_most_imports_were_found():
 
 def test_names_of_modules_are_computed_in_few_places():
     """Faces and what completes a module (lazy), benches by name, and peers of the benches."""
-    allowed = {"minidist.lazy", "minidist.cli.bench", "minidist.bench.engine"}
+    allowed = {"minidist.lazy", "minidist.cli.bench", "minidist.bench.peer"}
     allowed.add("minidist.exercises.exercise")  # a folder each
     assert imports.computed(SOURCES) <= allowed
     # The one module to which a higher package adds: Tensor gets its operators when it is loaded.

@@ -1,9 +1,16 @@
-"""``minidist bench engine``: a training step against PyTorch eager, HIPS autograd and matmul alone.
+"""``minidist bench engine``: a training step against other libraries, and matmul alone.
 
-Every case is one whole step (forward, backward and Adam) on one thread. All libraries run in one
-process, in turn (see ``timing``). ``matmul`` is the time of the step's matrix products at the speed
-of one large product, measured here: the time of a step if everything else took no time. The column
-of a library that is not installed is empty. Outside of the command, set OMP_NUM_THREADS=1.
+Every case is one whole step (forward, backward, and Adam or SGD) on one thread. Libraries run in
+turn (see ``timing.py``), each other one in a process of its own (``peer.py``):
+
+    PyTorch     eager mode
+    fused       the same with an optimizer whose loop is in C++: Adam(fused=True)
+    JAX         the whole step compiled by ``jit``
+    autograd    HIPS autograd, which like minidist is Python around NumPy
+    products    the step's matrix products at the speed of one large product, measured here: the
+                time of a step if everything else took no time
+
+Only what is installed is shown. Outside of the command, set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -12,20 +19,19 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from operator import attrgetter
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from minidist import models, nn, optim
+from minidist import nn, optim
+from minidist.bench.cases import Case, cases
+from minidist.bench.peer import PEERS, Peer, started
 from minidist.bench.timing import (
     CPU,
     WALL,
@@ -45,99 +51,37 @@ from minidist.inspect.summaries import mfu
 CLOCKS: dict[str, Clock] = {"wall": WALL, "cpu": CPU}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model with inputs and targets, and the same model in each other library."""
-
-    name: str
-    model: nn.Module
-    inputs: np.ndarray
-    targets: np.ndarray
-    in_torch: Callable[[Any], Any]
-    in_autograd: Callable[[Any], Any]
-
-
-def _build(name: str, *arguments: Any) -> Any:
-    """Call ``peer.name(*arguments)``; the module ``peer`` is last, for ``partial``."""
-    *given, peer = arguments
-    return getattr(peer, name)(*given)
-
-
-def cases() -> list[Case]:
-    """The cases, from small to large for each kind of model."""
-    generator = np.random.default_rng(0)
-
-    def images(n: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
-        return generator.standard_normal((n, *shape), np.float32), generator.integers(0, 10, n)
-
-    found = []
-    for batch, hidden in ((32, 128), (128, 512), (512, 1024)):
-        widths = (784, hidden, hidden, 10)
-        name = f"MLP {batch}×" + "-".join(map(str, widths))
-        found.append(
-            Case(
-                name,
-                models.mlp(widths),
-                *images(batch, 784),
-                partial(_build, "mlp", widths),
-                attrgetter("mlp"),
-            )
-        )
-    found.append(
-        Case(
-            "CNN 64×28×28, 16-32 channels",
-            models.cnn(16),
-            *images(64, 28, 28),
-            partial(_build, "cnn", 16),
-            attrgetter("cnn"),
-        )
-    )
-    for batch, length, width in ((8, 64, 128), (8, 128, 256), (4, 256, 512)):
-        heads = 4 if width == 128 else 8
-        tokens = generator.integers(0, 96, (2, batch, length))
-        shape = (96, length, width, 4, heads)
-        found.append(
-            Case(
-                f"GPT {batch}×{length}×{width}×4",
-                models.gpt(*shape),
-                tokens[0],
-                tokens[1],
-                partial(_build, "GPT", *shape),
-                partial(_build, "gpt", heads),
-            )
-        )
-    return found
-
-
-def training_step(
-    model: nn.Module, inputs: Any, targets: Any, device: str, dtype: str = "float32"
-) -> Step:
-    """One step of minidist with Adam, as a function.
+def training_step(case: Case, device: str, dtype: str = "float32") -> Step:
+    """One step of minidist, as a function.
 
     In float16 the model and its inputs are float16, the optimizer's master copy and the loss
     float32, and the loss is scaled: see ``optim.MixedPrecision``.
     """
+    model, loss, count = case.model, nn.CrossEntropy(), case.targets.size
     model.init(0, dtype=dtype, device=device)
-    loss = nn.CrossEntropy()
-    if inputs.dtype.kind == "f":
-        inputs = inputs.astype(dtype)
-    inputs, targets = arrays.to_device(inputs, device), arrays.to_device(targets, device)
-    half = optim.MixedPrecision(optim.Adam(1e-3))
-    full = optim.Adam(1e-3)
+    parts = []
+    for inputs, targets in case.parts():
+        inputs = inputs.astype(dtype) if inputs.dtype.kind == "f" else inputs
+        parts.append([arrays.to_device(array, device) for array in (inputs, targets)])
+    full = optim.SGD(1e-3) if case.rule == "sgd" else optim.Adam(1e-3)
+    half = optim.MixedPrecision(full) if dtype == "float16" else None
 
     def in_float32() -> None:
         model.zero_grad()
-        loss(model(inputs), targets).backward()
+        for inputs, targets in parts:
+            loss(model(inputs), targets, count).backward()
         full.step(model.flat.data, model.flat.grad)
         arrays.synchronize(device)
 
     def in_float16() -> None:
+        assert half is not None
         model.zero_grad()
-        half.backward(loss(model(inputs).astype("float32"), targets))
+        for inputs, targets in parts:
+            half.backward(loss(model(inputs).astype("float32"), targets, count))
         half.step(model.flat.data, model.flat.grad)
         arrays.synchronize(device)
 
-    return in_float16 if dtype == "float16" else in_float32
+    return in_float16 if half else in_float32
 
 
 def large_product(device: str, dtype: str = "float32") -> tuple[Step, int]:
@@ -158,54 +102,45 @@ def large_product(device: str, dtype: str = "float32") -> tuple[Step, int]:
     return run, 2 * length**3
 
 
-def peers(device: str) -> dict[str, Any]:
-    """The other libraries that are installed, by name."""
-    wanted = ["torch", "autograd"] if device == "cpu" else ["torch"]
-    return {
-        name: import_module(f"minidist.bench.peer_{name}")
-        for name in wanted
-        if find_spec(name) is not None
-    }
-
-
 def measure(
-    case: Case, device: str, seconds: float, clock: Clock = WALL, dtype: str = "float32"
+    case: Case,
+    device: str,
+    seconds: float,
+    clock: str = "wall",
+    dtype: str = "float32",
+    peers: Sequence[Peer] = (),
 ) -> dict[str, Any]:
     """One row: milliseconds of each library, our ratio to each, and peak memory."""
-    installed = peers(device) if dtype == "float32" or device != "cpu" else {}
-    steps = {"minidist": training_step(case.model, case.inputs, case.targets, device, dtype)}
-    if torch := installed.get("torch"):
-        model = case.in_torch(torch)
-        steps["torch"] = torch.step(model, case.inputs, case.targets, device, dtype)
-    if autograd := installed.get("autograd"):
-        parameters = [p.data.copy() for p in case.model.parameters()]
-        forward = case.in_autograd(autograd)
-        steps["autograd"] = autograd.step(forward, parameters, case.inputs, case.targets)
+    step = training_step(case, device, dtype)
     product, product_flops = large_product(device, dtype)
     before = work.flops
-    steps["minidist"]()
+    step()
     flops = work.flops - before
-    if device.startswith("cuda"):
-        times = interleaved(steps, seconds, clock=clock, in_a_row=5)
-        alone = median(interleaved({"product": product}, 0.2, clock=clock)["product"])
+    timed, on_gpu = CLOCKS[clock], device.startswith("cuda")
+    steps: dict[str, Any] = {"minidist": step} | {one.name: one.load(case.name) for one in peers}
+    if on_gpu:
+        times = interleaved(steps, seconds, clock=timed, in_a_row=5)
+        alone = median(interleaved({"product": product}, 0.2, clock=timed)["product"])
         times["product"] = [alone or 0.0] * len(times["minidist"])
     else:
-        times = interleaved(steps | {"product": product}, seconds, clock=clock)
+        times = interleaved(steps | {"product": product}, seconds, clock=timed)
     times["matmul"] = [second * flops / product_flops for second in times["product"]]
     row: dict[str, Any] = {"case": case.name, "dtype": dtype, "flops": flops}
     row["rounds"] = len(times["minidist"])
-    for name in ("minidist", "torch", "autograd", "matmul"):
+    for name in ("minidist", *PEERS, "matmul"):
         middle = median(times.get(name))
         row[f"{name}_ms"] = None if middle is None else 1e3 * middle
         if name != "minidist":
             row[f"ratio_to_{name}"] = ratio(times, "minidist", name)
     product_seconds = median(times["product"]) or 0.0
     row["mfu"] = mfu(flops, row["minidist_ms"] / 1e3, product_flops / product_seconds)
-    row["peak_bytes"] = peak_bytes(steps["minidist"], device)
+    row["peak_bytes"] = peak_bytes(step, device)
     return row
 
 
-def one_element(device: str, clock: Clock = WALL) -> dict[str, float | None]:
+def one_element(
+    device: str, clock: str = "wall", peers: Sequence[Peer] = ()
+) -> dict[str, float | None]:
     """Microseconds for the forward and backward of one product of two numbers."""
     xp = arrays.module(device)
     x, y = (Tensor(xp.ones(1, np.float32), requires_grad=True) for _ in range(2))
@@ -215,12 +150,10 @@ def one_element(device: str, clock: Clock = WALL) -> dict[str, float | None]:
         if device != "cpu":
             arrays.synchronize(device)
 
-    row: dict[str, float | None] = {"minidist": microseconds(ours, clock=clock)}
-    installed = peers(device)
-    for name in ("torch", "autograd"):
-        peer = installed.get(name)
-        step = None if peer is None else peer.one_element(*([device] if name == "torch" else []))
-        row[name] = None if step is None else microseconds(step, clock=clock)
+    row: dict[str, float | None] = {"minidist": microseconds(ours, clock=CLOCKS[clock])}
+    for peer in peers:
+        if peer.name != "fused":  # there is no optimizer in it
+            row[peer.name] = microseconds(peer.load(""))
     return row
 
 
@@ -228,50 +161,63 @@ def measure_all(
     device: str = "cpu",
     seconds: float = 6.0,
     only: str = "",
-    clock_name: str = "wall",
+    clock: str = "wall",
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """All results of the bench, as in its JSON."""
-    clock = CLOCKS[clock_name]
-    return {
-        "device": device,
-        "clock": clock_name,
-        "machine": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            **{name: import_module(name).__version__ for name in ("torch",) if find_spec(name)},
-        },
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        "one_element_us": one_element(device, clock),
-        "cases": [
-            measure(case, device, seconds, clock, dtype) for case in cases() if only in case.name
-        ],
-    }
+    with started(device, dtype, clock) as peers:
+        return {
+            "device": device,
+            "clock": clock,
+            "machine": platform.platform(),
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                **{PEERS[peer.name][0]: version(PEERS[peer.name][0]) for peer in peers},
+            },
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "one_element_us": one_element(device, clock, peers),
+            "cases": [
+                measure(case, device, seconds, clock, dtype, peers)
+                for case in cases()
+                if only in case.name
+            ],
+        }
+
+
+HEADINGS = {"torch": "PyTorch", "fused": "fused", "jax": "JAX", "autograd": "autograd"}
 
 
 def report(results: dict[str, Any], console: Console) -> None:
-    """Print the results as a table."""
-    table = Table(title=f"one training step on {results['device']}, threads: {results['threads']}")
-    for heading in ("case", "ms", "PyTorch", "autograd", "products", "MFU", "peak MB"):
+    """Print the results as a table of at most 80 columns."""
+    rows = results["cases"]
+    shown = [name for name in PEERS if any(row[f"{name}_ms"] is not None for row in rows)]
+    table = Table(
+        title=f"one training step on {results['device']}, threads: {results['threads']}",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        pad_edge=False,
+    )
+    headings = ["case", "ms", *(HEADINGS[name] for name in shown), "products", "MB"]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}×"
 
-    for row in results["cases"]:
+    for row in rows:
         table.add_row(
             row["case"],
             f"{row['minidist_ms']:.2f}",
-            *(times(row[f"ratio_to_{name}"]) for name in ("torch", "autograd", "matmul")),
-            f"{row['mfu']:.0%}",
+            *(times(row[f"ratio_to_{name}"]) for name in (*shown, "matmul")),
             f"{row['peak_bytes'] / 1e6:.1f}",
         )
     console.print(table)
     console.print(
         "ms: minidist's median; ratios: minidist's time over the other's, below 1 is faster; "
-        "products: the step's matrix products alone; MFU: FLOPs a second over those of one large "
-        "product"
+        "fused: PyTorch with its fused optimizer; products: the step's matrix products alone; MB: "
+        "peak memory of a step"
     )
     each = ", ".join(
         f"{name} {'-' if value is None else f'{value:.1f}'}"

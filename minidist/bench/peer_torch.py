@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from minidist.bench.cases import Case
 from minidist.bench.timing import Step
 
 
@@ -71,36 +71,46 @@ class GPT(nn.Module):
         return functional.linear(self.norm(x), self.embedding.weight)
 
 
-def step(
-    model: nn.Module,
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> Step:
-    """One training step with Adam, as a function; float16 by autocast and a gradient scaler."""
+def build(kind: str, arguments: tuple[Any, ...]) -> nn.Module:
+    """The model of a case."""
+    makers: dict[str, Any] = {"mlp": mlp, "cnn": cnn, "gpt": GPT}
+    return makers[kind](*arguments)
+
+
+def step(case: Case, device: str, dtype: str, fused: bool = False) -> Step:
+    """One training step, as a function; float16 by autocast and a gradient scaler.
+
+    ``fused``: the optimizer's loop over all parameters is one function in C++, not one in Python.
+    """
     torch.set_num_threads(1)
-    model = model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    x, y = torch.tensor(inputs, device=device), torch.tensor(targets, device=device).reshape(-1)
+    model = build(case.kind, case.arguments).to(device)
+    rule = torch.optim.SGD if case.rule == "sgd" else torch.optim.Adam
+    optimizer = rule(model.parameters(), 1e-3, fused=fused or None)
+    parts = [
+        (torch.tensor(x, device=device), torch.tensor(y, device=device).reshape(-1))
+        for x, y in case.parts()
+    ]
+    count = case.targets.size
     scaler = torch.amp.GradScaler(device)
 
-    def loss() -> Any:
-        logits = model(x)
-        return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y)
+    def loss(x: Any, y: Any) -> Any:
+        logits = model(x).reshape(len(y), -1)
+        return functional.cross_entropy(logits, y, reduction="sum") / count
 
     def in_float32() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        for part in parts:
+            loss(*part).backward()
         optimizer.step()
         if device != "cpu":
             torch.cuda.synchronize()
 
     def in_float16() -> None:
         optimizer.zero_grad()
-        with torch.autocast(device, torch.float16):
-            value = loss()
-        scaler.scale(value).backward()
+        for part in parts:
+            with torch.autocast(device, torch.float16):
+                value = loss(*part)
+            scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
         torch.cuda.synchronize()
@@ -108,7 +118,7 @@ def step(
     return in_float16 if dtype == "float16" else in_float32
 
 
-def one_element(device: str = "cpu") -> Step:
+def one_element(device: str) -> Step:
     """The forward and backward of one product of two numbers."""
     torch.set_num_threads(1)
     x, y = (torch.ones(1, requires_grad=True, device=device) for _ in range(2))

@@ -49,6 +49,7 @@ from minidist.parallel import (
     DataParallel,
     Method,
     Overlapped,
+    Pipeline,
     SymmetricDataParallel,
     TensorParallel,
     Zero1,
@@ -101,9 +102,10 @@ class GptJob(Job):
         return Dataset("text", tokens[:, :-1], tokens[:, 1:], vocabulary)
 
 
-# The largest MLP and the middle GPT of ``minidist bench engine``.
+# The largest MLP, the MLP of small layers, and the middle GPT of ``minidist bench engine``.
 JOBS: dict[str, Job] = {
     "mlp": MlpJob((784, 1024, 1024, 10), 512, lambda: SGD(0.05, 0.9)),
+    "small": MlpJob((784, 128, 127, 126, 125, 124, 123, 10), 128, lambda: SGD(0.05)),
     "gpt": GptJob((96, 128, 256, 4, 8), 8, lambda: AdamW(1e-3)),
 }
 
@@ -146,6 +148,7 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
         "overlapped": build(Overlapped, comm, **buckets),
         "ZeRO-1": build(Zero1, comm),
         "tensor": build(TensorParallel, comm),
+        "1F1B": build(Pipeline, comm, schedule="one_f_one_b", microbatches=4),
     }
     if isinstance(job, GptJob):
         methods["tensor, sequence"] = build(TensorParallel, comm, sequence=True)

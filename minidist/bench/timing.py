@@ -1,4 +1,4 @@
-"""Fair timing: paired, interleaved runs in one process, and the median of their ratios.
+"""Fair timing: paired, interleaved runs, and the median of their ratios.
 
 Between two runs, the state of the machine may change: the clock speed, or the load of other
 programs. So one run of each program is timed in turn, many times. The ratio is taken *within* each
@@ -13,8 +13,8 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from minidist.engine import array as arrays
 
@@ -24,8 +24,22 @@ WALL: Clock = time.perf_counter
 CPU: Clock = time.process_time
 
 
+class Elsewhere(Protocol):
+    """A step of another process, which measures it itself: the mean seconds of so many runs."""
+
+    def seconds(self, runs: int) -> float: ...
+
+
+def seconds_of(step: Step, runs: int, clock: Clock) -> float:
+    """The mean seconds of so many runs."""
+    start = clock()
+    for _ in range(runs):
+        step()
+    return (clock() - start) / runs
+
+
 def interleaved(
-    steps: dict[str, Step],
+    steps: Mapping[str, Step | Elsewhere],
     seconds: float,
     rounds: int = 5,
     clock: Clock = WALL,
@@ -36,17 +50,17 @@ def interleaved(
     A turn is ``in_a_row`` runs, and their mean counts. This matters if the host is the limit, as in
     launching a GPU's kernels: directly after another program a run has cold caches.
     """
+
+    def turn(step: Step | Elsewhere, runs: int) -> float:
+        return seconds_of(step, runs, clock) if callable(step) else step.seconds(runs)
+
     for step in steps.values():  # warm up: caches, lazy imports, allocators
-        step()
-        step()
+        turn(step, 2)
     times: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
         for name, step in steps.items():
-            start = clock()
-            for _ in range(in_a_row):
-                step()
-            times[name].append((clock() - start) / in_a_row)
+            times[name].append(turn(step, in_a_row))
     return times
 
 
@@ -97,13 +111,9 @@ def _peak_on_gpu(step: Step, cuda: Any) -> int:
     return peak.most
 
 
-def microseconds(function: Step, calls: int = 500, repeats: int = 21, clock: Clock = WALL) -> float:
-    """Microseconds per call: the median over repeats of the mean over many calls."""
-    function()
-    means = []
-    for _ in range(repeats):
-        start = clock()
-        for _ in range(calls):
-            function()
-        means.append((clock() - start) / calls)
-    return statistics.median(means) * 1e6
+def microseconds(
+    step: Step | Elsewhere, calls: int = 500, repeats: int = 21, clock: Clock = WALL
+) -> float:
+    """Microseconds of a call: the median over repeats of the mean over many calls."""
+    times = interleaved({"step": step}, 0, repeats, clock, calls)
+    return statistics.median(times["step"]) * 1e6

@@ -4,9 +4,11 @@ No algorithm is best everywhere: recursive doubling has the fewest rounds, a rin
 in the longest messages, halving and doubling is in between. So every MPI library chooses by size
 and rank count, from tables measured on other machines. Here the table is measured on yours:
 ``minidist bench collectives --tune`` writes it, and an MPI world reads it when it starts. Until
-then ranks of one machine follow a short table that was measured on two cores. Elsewhere, and in
-the local world, the formulas are evaluated for the machine, and the algorithm with the shortest
-time is taken.
+then the first call for arrays of about a size measures, in a few milliseconds (``learn.py``).
+
+Where time says nothing, there is no measuring. In the local world the formulas are evaluated for
+its machine, and the algorithm with the shortest time is taken. Ranks of one machine that outnumber
+its cores take what was best for two cores: a short table in ``comm/tuning.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
+from minidist.collectives.learn import LIBRARY, learn, size_class
 from minidist.collectives.tables import ALL_REDUCE
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -27,22 +30,35 @@ CANDIDATES = {
     name: ALL_REDUCE[name]
     for name in ("recursive_doubling", "halving_doubling", "ring", "segmented_ring", "double_tree")
 }
+ANY = ALL_REDUCE | {LIBRARY.name: LIBRARY}  # what a table may name, and measuring may choose
 
 
 @algorithm("auto")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place, by the algorithm that is chosen for it."""
     name = comm.chosen.get((array.size, array.itemsize)) or choose(comm, array)
-    ALL_REDUCE[name](comm, array, op)
+    ANY[name].run(comm, array, op)  # what it would check is checked
 
 
 def choose(comm: Comm, array: Array) -> str:
     """The name of the algorithm to take for ``array``; the same on every rank."""
-    name = by_table(array.nbytes, comm.size, comm.tuning) or by_formula(
-        array.size, array.itemsize, comm.size, comm.machine
+    name = (
+        by_table(array.nbytes, comm.size, comm.tuning)
+        or by_measuring(comm, array)
+        or by_formula(array.size, array.itemsize, comm.size, comm.machine)
     )
     comm.chosen[array.size, array.itemsize] = name
     return name
+
+
+def by_measuring(comm: Comm, array: Array) -> str | None:
+    """The fastest, as measured now or before; None where nothing can be measured."""
+    if comm.size == 1 or array.size == 0:
+        return None
+    key = f"{array.dtype} {size_class(array.nbytes)}"
+    if key not in comm.learned:
+        comm.learned[key] = learn(comm, array)
+    return comm.learned[key]
 
 
 def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:

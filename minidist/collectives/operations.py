@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minidist.collectives import auto, library
-from minidist.collectives.algorithm import Algorithm, Choice, cost_of, find
+from minidist.collectives import auto
+from minidist.collectives.algorithm import Choice, cost_of, find
 from minidist.collectives.cost import Cost
 from minidist.collectives.tables import (
     ALL_GATHER,
-    ALL_REDUCE,
     ALL_TO_ALL,
     BROADCAST,
     GATHER,
@@ -26,10 +25,7 @@ from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 # Two more names: the algorithm that ``auto.py`` chooses, and the MPI library's own.
-ANY_ALL_REDUCE = ALL_REDUCE | {
-    "auto": auto.all_reduce,
-    "library": Algorithm("library", library.all_reduce),
-}
+ANY_ALL_REDUCE = auto.ANY | {"auto": auto.all_reduce}
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: Choice = "auto") -> None:

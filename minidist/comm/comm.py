@@ -75,6 +75,7 @@ class Comm(ABC):
         self.label = ""  # such as the axis of a mesh: what this group's rounds are called
         self._main: Comm | None = None  # see ``main``
         self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
+        self.learned: dict[str, str | None] = {}  # what it measured: see collectives/learn.py
         self._remembered: dict[Any, Any] = {}
         self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
@@ -235,6 +236,14 @@ class Comm(ABC):
         counted.
         """
         raise CommError("the local world has no MPI library: run this under mpirun")
+
+    def unrecorded(self) -> Comm | None:
+        """A communicator of the same ranks, for measuring: its messages are counted nowhere.
+
+        Every rank must call it. None where seconds would say nothing about the machine: in the
+        local world, and where ranks outnumber cores.
+        """
+        return None
 
     # Time and names
 

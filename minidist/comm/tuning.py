@@ -12,8 +12,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# For ranks of one machine, which can share memory instead of sending, if nothing was measured. On
-# two cores the first is faster up to 64 KB, and the second from 256 KB on.
+# For ranks of one machine that outnumber its cores: then one cannot measure before the first call,
+# as collectives/learn.py does. On two cores the first was faster up to 64 KB, and the second, which
+# shares memory instead of sending, from 256 KB on.
 ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
 
@@ -69,14 +70,14 @@ def is_table(found: Any) -> bool:
     )
 
 
-def usable(measured: dict[str, Any], one_machine: bool) -> dict[str, Any]:
+def usable(measured: dict[str, Any], one_machine: bool, crowded: bool = False) -> dict[str, Any]:
     """The part of a table that these ranks can use.
 
-    On one machine ``ONE_MACHINE`` fills in for what was not measured. On several, tables that
-    choose shared memory are left out.
+    On one machine, if it is ``crowded``, ``ONE_MACHINE`` fills in for what was not measured. On
+    several, tables that choose shared memory are left out.
     """
     if one_machine:
-        return ONE_MACHINE | measured
+        return ONE_MACHINE | measured if crowded else measured
     return {
         ranks: table
         for ranks, table in measured.items()

@@ -1,21 +1,25 @@
 """The process that runs an answer: started by ``marker.py``, watched by ``watch.py``.
 
-    python -m minidist.exercises.child ring mine.py cases.json results.jsonl
+    python -m minidist.exercises.child ring mine.py cases.json token results.jsonl
 
 For each case of ``cases.json`` it writes a line ``{"start": number}`` and then one with what every
-rank measured, or with the error. So the marker knows which case never ended. What the answer prints
-goes to stdout, where nobody looks for marks.
+rank measured, or with the error. So the marker knows which case never ended. Each line carries the
+token of a file that is removed before the answer is loaded: the marker reads no line without it.
+What the answer prints goes to stdout, where nobody looks for marks.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 import tracemalloc
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from tracemalloc import get_traced_memory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,10 +31,6 @@ from minidist.comm.mpi.world import MpiWorld
 from minidist.exercises.exercise import Case, Exercise
 from minidist.exercises.names import EXERCISES
 from minidist.exercises.watch import Counts, StudentComm, Watch
-
-
-class Unsolved(Exception):
-    """The stub is still a stub."""
 
 
 def load(exercise: Exercise, path: Path, watch: Watch) -> SimpleNamespace:
@@ -47,7 +47,19 @@ def load(exercise: Exercise, path: Path, watch: Watch) -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(module, name) for name in exercise.functions})
 
 
-def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[str, Any]:
+def load_for_each_rank(exercise: Exercise, path: Path, watch: Watch, ranks: int) -> list[Any]:
+    """The answer once for each rank of this process: real ranks share no variables of a module.
+
+    What the file prints where it is loaded is printed once.
+    """
+    answers = [load(exercise, path, watch)]
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        return answers + [load(exercise, path, watch) for _ in range(ranks - 1)]
+
+
+def run_case(
+    exercise: Exercise, answers: Sequence[Any], case: Case, watch: Watch
+) -> dict[str, Any]:
     """What all ranks measured: {"ranks": [...], "peak": bytes, "seconds": virtual}."""
     world = LocalWorld() if case.world == "local" else MpiWorld()
 
@@ -55,6 +67,7 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
 
     def on_a_rank(comm: Any) -> dict[str, Any]:
         counts = Counts()
+        answer = answers[comm.rank if case.world == "local" else 0]
         found = exercise.run(StudentComm(comm, counts, watch), answer, case, given[comm.rank])
         counted = {"messages": counts.messages, "bytes": counts.nbytes, "log": counts.log}
         return counted | found
@@ -63,34 +76,40 @@ def run_case(exercise: Exercise, answer: Any, case: Case, watch: Watch) -> dict[
         tracemalloc.start()  # from here on: what the answer holds besides what it was given
         try:
             ranks = launch(on_a_rank, case.ranks, world)
-            peak = tracemalloc.get_traced_memory()[1]
+            peak = get_traced_memory()[1]
         finally:
             tracemalloc.stop()
     return {"ranks": plain(ranks), "peak": peak, "seconds": getattr(world, "seconds", None)}
 
 
 def plain(value: Any) -> Any:
-    """The same for JSON: arrays as lists, numbers as Python's; floats stay exact."""
+    """The same for JSON: arrays as lists, numbers as Python's; floats stay exact.
+
+    Of what is no data, as of an object that an answer returns by mistake, its repr is left.
+    """
     if isinstance(value, dict):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def run_all(
     exercise: Exercise, path: Path, cases: Sequence[tuple[int, Case]], tell: Callable[..., None]
 ) -> None:
     """Run numbered cases; ``tell`` is called before and after each."""
-    watch = Watch(exercise.forbidden)
+    watch = Watch(exercise.forbidden, path)
+    ranks = max((case.ranks for _, case in cases if case.world == "local"), default=1)
     try:
-        answer = load(exercise, path, watch)
+        answers = load_for_each_rank(exercise, path, watch, ranks)
     except BaseException as error:
         tell({"load": describe(error, path), "unsolved": unsolved(error), "tricks": watch.tricks})
         return
     gc.freeze()  # what is here already need not be looked through whenever garbage is collected
     try:
-        run_each(exercise, path, answer, cases, watch, tell)
+        run_each(exercise, path, answers, cases, watch, tell)
     finally:
         gc.unfreeze()
 
@@ -98,7 +117,7 @@ def run_all(
 def run_each(
     exercise: Exercise,
     path: Path,
-    answer: Any,
+    answers: Sequence[Any],
     cases: Sequence[tuple[int, Case]],
     watch: Watch,
     tell: Callable[..., None],
@@ -106,7 +125,7 @@ def run_each(
     for number, case in cases:
         tell({"start": number})
         try:
-            found = run_case(exercise, answer, case, watch)
+            found = run_case(exercise, answers, case, watch)
             tell({"case": number, **found, "tricks": watch.tricks})
         except BaseException as error:
             tell(
@@ -129,23 +148,31 @@ def describe(error: BaseException, path: Path) -> str:
     """The error, and the line of the answer in which it came."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if Path(frame.filename) == path]
-    where = f", line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    said = f"{type(error).__name__}: {error}"
+    if lines:
+        return f"{said}, line {lines[-1].lineno}: {lines[-1].line}"
+    if frames and isinstance(error, (TypeError, ValueError, AttributeError, IndexError, KeyError)):
+        return f"{said} (where the answer was called, or what it returned was used)"
+    return said
 
 
 def main(arguments: Sequence[str]) -> None:
     from minidist.exercises.exercise import find
 
-    name, answer, cases, results = arguments
+    name, answer, cases, secret, results = arguments
     sys.argv[1:] = []  # the answer need not know where the results go
     listed = [
         (number, Case(**settings)) for number, settings in json.loads(Path(cases).read_text())
     ]
     first = listed[0][1].world == "local" or MpiWorld().rank == 0
-    with open(results if first else "/dev/null", "a") as file:
+    token = ""
+    if first:
+        token = Path(secret).read_text()
+        os.remove(secret)
+    with open(results if first else os.devnull, "a") as file:
 
         def tell(line: dict[str, Any]) -> None:
-            print(json.dumps(line), file=file, flush=True)
+            print(json.dumps({"token": token, **line}), file=file, flush=True)
 
         run_all(find(name, EXERCISES), Path(answer), listed, tell)
 

@@ -8,20 +8,26 @@ NumPy's, counts and memory against the formula of the exercise, never against th
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
+from secrets import token_hex
+from threading import Thread
 from typing import Any
 
 from minidist.comm.launcher import find_mpiexec, mpi_environment
-from minidist.exercises.exercise import Case, Exercise, find
+from minidist.exercises.exercise import Case, Exercise, Verdict, find
 from minidist.exercises.names import EXERCISES
 
 LIMIT = 10.0  # seconds for the cases of one process; an endless loop ends then
+PRINTED = 100_000  # bytes of what an answer prints are kept; the rest is dropped
 HONEST = "own work"  # the mark that every exercise has besides its own
 
 
@@ -76,7 +82,8 @@ def check(
     """
     exercise, path = find(name, EXERCISES), Path(file).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        what = "is a folder, and a Python file is wanted" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}")
     cases = [case for case in exercise.cases(seed) if case.world in worlds]
     skipped = ""
     if find_mpiexec() is None and any(case.world == "mpi" for case in cases):
@@ -135,7 +142,7 @@ def judge(
             case = cases[line["case"]]
             ranks = [rank | {"peak": line["peak"], "seconds": line["seconds"]}
                      for rank in line["ranks"]]  # fmt: skip
-            for name, wrong in exercise.judge(case, ranks):
+            for name, wrong in _verdicts(exercise, case, ranks):
                 marks[name].cases += 1
                 if wrong is not None:
                     marks[name].wrong.append((str(case), wrong))
@@ -143,6 +150,15 @@ def judge(
         for mark in marks.values():
             mark.wrong.append(("", f"not marked: {honest.wrong[0][1]}"))
     return report
+
+
+def _verdicts(exercise: Exercise, case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
+    """What the exercise says; if what came back is no such thing at all, no mark holds."""
+    try:
+        yield from exercise.judge(case, ranks)
+    except Exception as error:
+        why = f"what the answer returned or left behind cannot be read: {error}"
+        yield from ((name, why) for name in exercise.marks)
 
 
 def _in_processes(
@@ -163,7 +179,8 @@ def _in_processes(
             why = (
                 f"it did not end within {LIMIT:.0f} seconds"
                 if not ended
-                else f"its process ended in the middle: {said.strip()[-200:] or 'without a word'}"
+                else "its process ended in the middle, after printing "
+                + (repr(said.strip()[-200:]) if said.strip() else "nothing")
             )
             lines.append({"case": number, "error": why})
             cases = [pair for pair in cases if pair[0] > number]
@@ -181,34 +198,50 @@ def _in_a_process(
     world, ranks = cases[0][1].world, cases[0][1].ranks
     with tempfile.TemporaryDirectory() as folder:
         listed, results = Path(folder, "cases.json"), Path(folder, "results.jsonl")
+        secret, token = Path(folder, "token"), token_hex()
+        secret.write_text(token)
         listed.write_text(json.dumps([(number, asdict(case)) for number, case in cases]))
         results.touch()
         command = [sys.executable, "-m", "minidist.exercises.child"]
         if world == "mpi":
             command = [str(find_mpiexec()), "-n", str(ranks), *command]
         process = subprocess.Popen(
-            [*command, exercise.name, str(path), str(listed), str(results)],
+            [*command, exercise.name, str(path), str(listed), str(secret), str(results)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
             env=mpi_environment(),
             start_new_session=True,
         )
+        printed: list[bytes] = []
+        reader = Thread(target=_keep, args=(process.stdout, printed), daemon=True)
+        reader.start()
         try:
-            printed, _ = process.communicate(timeout=LIMIT)
+            process.wait(LIMIT)
             ended = True
         except subprocess.TimeoutExpired:
-            process.kill()
-            printed, _ = process.communicate()
             ended = False
-        return list(_read(results)), printed, ended
+        with suppress(ProcessLookupError):  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reader.join(5)
+        return list(_read(results, token)), b"".join(printed).decode(errors="replace"), ended
 
 
-def _read(results: Path) -> Iterator[dict[str, Any]]:
-    for line in results.read_text().splitlines():
+def _keep(pipe: Any, printed: list[bytes]) -> None:
+    """Read all that a process prints, and keep the beginning of it."""
+    with pipe:
+        while some := pipe.read1(1 << 16):
+            if sum(map(len, printed)) < PRINTED:
+                printed.append(some)
+
+
+def _read(results: Path, token: str) -> Iterator[dict[str, Any]]:
+    """The lines of a child, without those that somebody else wrote between them."""
+    for line in results.read_text(errors="replace").splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last one, cut off when its process was ended
-            return
+            found = json.loads(line)
+        except json.JSONDecodeError:  # cut off when its process was ended
+            continue
+        if isinstance(found, dict) and found.get("token") == token:
+            yield found

@@ -8,9 +8,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from minidist.exercises.marker import Mark, Report
+from minidist.exercises.marker import HONEST, Mark, Report
 
 
 def explain(mark: Mark) -> str:
@@ -18,7 +19,9 @@ def explain(mark: Mark) -> str:
     if not mark.cases:
         return "not reached"
     if not mark.wrong:
-        return f"holds in {mark.cases} cases" if mark.cases > 1 else "nothing to say"
+        if mark.name == HONEST:
+            return "nothing forbidden was tried"
+        return f"holds in {mark.cases} case{'s' * (mark.cases > 1)}"
     where, what = mark.wrong[0]
     more = f" (and {len(mark.wrong) - 1} more)" if len(mark.wrong) > 1 else ""
     return f"{where}: {what}{more}" if where else what
@@ -26,7 +29,8 @@ def explain(mark: Mark) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print a table with a line for each mark."""
-    console.print(f"[bold]{report.title}[/bold]: {report.file}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{report.title}[/bold]: ", end="", highlight=False)
+    console.print(str(report.file), markup=False, highlight=False, soft_wrap=True)
     if report.unsolved:
         console.print(
             "This is the stub, or part of it: NotImplementedError was raised. Nothing to mark yet: "
@@ -37,7 +41,9 @@ def show(report: Report, console: Console) -> None:
     for mark in report.marks:
         fine = bool(mark.cases and not mark.wrong)
         points = f"{mark.reached}/{mark.points}" if mark.points else ("yes" if fine else "no")
-        table.add_row(mark.name, f"[{'green' if fine else 'red'}]{points}[/]", explain(mark))
+        table.add_row(
+            mark.name, f"[{'green' if fine else 'red'}]{points}[/]", escape(explain(mark))
+        )
     console.print(table)
     if report.skipped:
         console.print(report.skipped, highlight=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-import tracemalloc
 from collections.abc import Iterator
+from tracemalloc import get_traced_memory
 from typing import Any
 
 import numpy as np
 
 from minidist.exercises.exercise import Case, Verdict
+from minidist.exercises.watch import barrier
 
 FORBIDDEN = ("minidist.parallel", "minidist.collectives", "minidist.optim", "minidist.compare")
 STEPS = 3
@@ -52,15 +53,19 @@ def expected(case: Case, each_step: int = 1, divide: float = 1.0) -> np.ndarray:
     return w
 
 
-def held_now(case: Case) -> int:
+def held_now(comm: Any, case: Case) -> int:
     """Bytes that the ranks of this process keep besides what they were given; 0 for short arrays.
 
-    A small array is lost among Python's own objects.
+    All ranks wait until it is looked at: none is in the middle of a step, or has ended. A small
+    array is lost among Python's own objects.
     """
     if case["length"] < LONG:
         return 0
+    barrier(comm)
     gc.collect()
-    return tracemalloc.get_traced_memory()[0]
+    held = get_traced_memory()[0]
+    barrier(comm)
+    return held
 
 
 def judge_result(case: Case, ranks: list[dict[str, Any]], each_step: int = 1) -> Iterator[Verdict]:

@@ -13,23 +13,30 @@ from __future__ import annotations
 import importlib.abc
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
+from contextlib import contextmanager, suppress
+from types import FrameType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 LIBRARIES = ("mpi4py", "torch", "jax", "tensorflow")  # each has what the exercises are about
+MEASURES = ("tracemalloc", "_tracemalloc")  # what is measured with; others may import them
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
+SEARCHES = ("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._current_frames")
 
 
 class Watch(importlib.abc.MetaPathFinder):
     """Refuses the forbidden modules while an answer runs, and remembers what was tried.
 
-    ``forbidden`` are names of modules; what lies inside of them is forbidden too.
+    ``forbidden`` are names of modules; what lies inside of them is forbidden too. ``file`` is the
+    answer: some things are forbidden to it alone, and not to the libraries that it calls.
     """
 
-    def __init__(self, forbidden: Sequence[str]) -> None:
+    def __init__(self, forbidden: Sequence[str], file: str | os.PathLike[str] = "") -> None:
         self.forbidden = (*forbidden, *LIBRARIES, "minidist.exercises")
+        self.file = os.fspath(file)
         self.tricks: list[str] = []
 
     def forbids(self, module: str) -> bool:
@@ -43,25 +50,50 @@ class Watch(importlib.abc.MetaPathFinder):
         if self.forbids(name):
             self.tried(f"it imports {name}")
             raise ImportError(f"{name} is not available in this exercise: write it yourself")
+        if name in MEASURES and self.asked():
+            self.tried(f"it imports {name}, with which its memory is measured")
+            raise ImportError(f"{name} is not available in this exercise")
+
+    def asked(self) -> bool:
+        """Whether the answer itself does what is going on, and not a library that it calls."""
+        before, LOOKING.now = getattr(LOOKING, "now", False), True
+        frame: FrameType | None = sys._getframe(1)
+        LOOKING.now = before
+        while frame and (
+            frame.f_code.co_filename in (__file__, importlib.abc.__file__)
+            or "importlib" in frame.f_code.co_filename
+            or os.path.basename(frame.f_code.co_filename) == "inspect.py"
+        ):
+            frame = frame.f_back
+        return frame is not None and frame.f_code.co_filename == self.file
 
     def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Python's audit events: a file that is opened, a program that is started."""
-        if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            path = os.path.abspath(os.fsdecode(arguments[0]))
-            if path.startswith(ROOT + os.sep):
-                inside = os.path.splitext(os.path.relpath(path, os.path.dirname(ROOT)))[0]
-                if self.forbids(inside.replace(os.sep, ".")):
-                    self.tried(f"it reads {os.path.relpath(path, os.path.dirname(ROOT))}")
-                    raise PermissionError(f"{path} may not be read in this exercise")
-        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
+        """Python's audit events: a file that is opened, a program that is started, and so on."""
+        if event in ("open", "os.link", "os.symlink", "os.rename"):
+            if isinstance(arguments[0], (str, bytes, os.PathLike)):
+                self.reads(os.path.realpath(os.fsdecode(arguments[0])))
+        elif event in PROGRAMS:
             self.tried("it starts another program")
             raise PermissionError("an answer may not start another program")
+        elif event in SEARCHES or (event == "sys._getframe" and self.asked()):
+            self.tried(f"it searches the process by {event}")
+            raise PermissionError(f"{event} is not available in this exercise")
+
+    def reads(self, path: str) -> None:
+        """Refuse the files of forbidden modules, and the folders through which they are opened."""
+        inside = os.path.splitext(os.path.relpath(path, os.path.dirname(ROOT)))[0]
+        within = path.startswith(ROOT + os.sep) and self.forbids(inside.replace(os.sep, "."))
+        if within or (ROOT + os.sep).startswith(path.rstrip(os.sep) + os.sep):
+            self.tried(f"it reads {os.path.relpath(path, os.path.dirname(ROOT))}")
+            raise PermissionError(f"{path} may not be read in this exercise")
 
     @contextmanager
     def over(self) -> Iterator[None]:
         """Inside, the answer runs: forbidden modules that are loaded already are out of reach."""
         hidden: dict[str, ModuleType] = {
-            name: module for name, module in sys.modules.items() if self.forbids(name)
+            name: module
+            for name, module in sys.modules.items()
+            if self.forbids(name) or name in MEASURES
         }
         for name in hidden:
             del sys.modules[name]
@@ -79,18 +111,26 @@ class Watch(importlib.abc.MetaPathFinder):
             yield
         finally:
             ACTIVE.remove(self)
-            sys.meta_path.remove(self)
+            with suppress(ValueError):  # the answer has taken it out
+                sys.meta_path.remove(self)
             for parent, last, value in detached:
                 setattr(parent, last, value)
             sys.modules.update(hidden)
 
 
 ACTIVE: list[Watch] = []  # while an answer runs
+LOOKING = threading.local()  # looking for who calls is an event too
 
 
 def _heard(event: str, arguments: tuple[Any, ...]) -> None:
+    if getattr(LOOKING, "now", False):
+        return
     for watch in ACTIVE:
-        watch.heard(event, arguments)
+        LOOKING.now = True
+        try:
+            watch.heard(event, arguments)
+        finally:
+            LOOKING.now = False
 
 
 sys.addaudithook(_heard)  # one for good: Python cannot take a hook away
@@ -112,44 +152,55 @@ class Counts:
         self.log.append((call, int(peer), int(array.size)))
 
 
+# What is behind each StudentComm: the true comm, the counts, the watch. None of its attributes
+# leads there, so an answer does not come upon it.
+INNER: WeakKeyDictionary[StudentComm, tuple[Any, Counts, Watch | None]] = WeakKeyDictionary()
+
+
+def barrier(comm: StudentComm) -> None:
+    """Wait for all ranks, for what an exercise measures: these messages are not counted."""
+    INNER[comm][0].barrier()
+
+
 class StudentComm:
     """A rank's ``comm`` as an answer sees it: what the exercise offers, and no more."""
 
     def __init__(self, comm: Any, counts: Counts, watch: Watch | None = None) -> None:
-        self.rank, self.size, self._inner = comm.rank, comm.size, lambda: (comm, counts, watch)
+        self.rank, self.size = comm.rank, comm.size
+        INNER[self] = comm, counts, watch
 
     def send(self, array: Any, to: int, tag: int = 0) -> None:
-        comm, counts, _ = self._inner()
+        comm, counts, _ = INNER[self]
         counts.sent("send", array, to)
         comm.send(array, to, tag)
 
     def isend(self, array: Any, to: int, tag: int = 0) -> Any:
-        comm, counts, _ = self._inner()
+        comm, counts, _ = INNER[self]
         counts.sent("isend", array, to)
         return comm.isend(array, to, tag)
 
     def recv(self, array: Any, source: int = -1, tag: int = 0) -> int:
-        comm, counts, _ = self._inner()
+        comm, counts, _ = INNER[self]
         counts.heard("recv", array, source)
         return comm.recv(array, source, tag)
 
     def irecv(self, array: Any, source: int = -1, tag: int = 0) -> Any:
-        comm, counts, _ = self._inner()
+        comm, counts, _ = INNER[self]
         counts.heard("irecv", array, source)
         return comm.irecv(array, source, tag)
 
     def sendrecv(self, send: Any, to: int, recv: Any, source: int, tag: int = 0) -> int:
-        comm, counts, _ = self._inner()
+        comm, counts, _ = INNER[self]
         counts.sent("sendrecv", send, to)
         return comm.sendrecv(send, to, recv, source, tag)
 
     def spawn(self, function: Any, *arguments: Any) -> Any:
         """Run ``function(stream, *arguments)`` on this rank's communication stream."""
-        comm, counts, watch = self._inner()
+        comm, counts, watch = INNER[self]
         return comm.spawn(lambda stream: function(StudentComm(stream, counts, watch), *arguments))
 
     def __getattr__(self, name: str) -> Any:
-        comm, _, watch = self.__dict__["_inner"]()
+        comm, _, watch = INNER[self]
         if watch is not None and hasattr(comm, name):
             watch.tried(f"it uses comm.{name}")
         raise AttributeError(

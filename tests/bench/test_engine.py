@@ -1,5 +1,7 @@
 """The bench's parts: what it times is the same model everywhere, and its numbers are sane."""
 
+import dataclasses
+import io
 import json
 import tracemalloc
 import types
@@ -7,9 +9,10 @@ import types
 import numpy as np
 import pytest
 import strict
+from rich.console import Console
 
 from minidist import models
-from minidist.bench import engine, timing
+from minidist.bench import engine, functional, peer, timing
 from minidist.engine import array as arrays
 from minidist.nn import CrossEntropy
 
@@ -25,6 +28,55 @@ def test_ratios_are_of_the_same_round():
 
     got = timing.interleaved({n: (lambda n=n: step(n)) for n in counts}, 0.0, rounds=4)
     assert counts == {"a": 6, "b": 6} and [len(t) for t in got.values()] == [4, 4]
+
+
+def test_a_step_in_another_process_is_asked_for_its_time():
+    class There:
+        def __init__(self):
+            self.asked = []
+
+        def seconds(self, runs):
+            self.asked.append(runs)
+            return 2.0 * runs
+
+    there = There()
+    times = timing.interleaved({"here": lambda: None, "there": there}, 0.0, rounds=3, in_a_row=4)
+    assert times["there"] == [8.0] * 3 and there.asked == [2, 4, 4, 4]  # 2 warm up
+    assert timing.microseconds(there, 5, 3) == 10e6
+
+
+def test_a_peers_process_answers_each_number_with_seconds(monkeypatch, capsys):
+    calls = []
+    module = types.SimpleNamespace(
+        step=lambda case, device, dtype, **options: lambda: calls.append((case.name, options)),
+        one_element=lambda device: lambda: calls.append(device),
+    )
+    monkeypatch.setattr(peer, "import_module", lambda name: module)
+    monkeypatch.setattr("sys.stdin", io.StringIO("MLP 32×784-128-128-10\n3\n1\n\n2\n"))
+    peer.main("fused", "cpu", "float32", "cpu")
+    assert calls == [("MLP 32×784-128-128-10", {"fused": True})] * 4 + ["cpu"] * 2
+    ready, *seconds, again, last = capsys.readouterr().out.split()
+    assert (ready, again) == ("ready", "ready")
+    assert len(seconds) == 2 and all(float(one) >= 0 for one in (*seconds, last))
+
+
+def test_a_peer_that_ends_says_why():
+    gone = peer.Peer("torch", "cpu", "float32", "wall")
+    with pytest.raises(RuntimeError, match=r"torch's process ended: \w+Error"):
+        gone.load("no such case")
+    assert gone.process.returncode == 1
+    gone.close()
+
+
+def test_the_parts_of_a_case_are_its_batch_and_train_as_one():
+    case = next(one for one in engine.cases() if one.microbatches == 4)
+    parts = case.parts()
+    assert [len(x) for x, _ in parts] == [32] * 4
+    assert np.array_equal(np.concatenate([x for x, _ in parts]), case.inputs)
+    engine.training_step(case, "cpu")()
+    in_parts = case.model.flat.data.copy()
+    engine.training_step(dataclasses.replace(case, microbatches=1), "cpu")()
+    np.testing.assert_allclose(in_parts, case.model.flat.data, rtol=0, atol=1e-7)
 
 
 def test_peak_bytes_sees_arrays_that_come_and_go():
@@ -58,7 +110,7 @@ def test_peak_bytes_on_a_gpu_is_the_most_that_the_pool_handed_out(monkeypatch):
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine, "peers", lambda device: {})
+    monkeypatch.setattr(peer, "PEERS", {})
     monkeypatch.setattr(engine, "microseconds", lambda step, clock: 1.0)
     file = tmp_path / "engine.json"
     assert engine.run(["--seconds", "0", "--only", "MLP 32", "--json", str(file)]) == 0
@@ -66,11 +118,26 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     (row,) = results["cases"]
     assert row["case"] in capsys.readouterr().out
     assert row["ratio_to_torch"] is None and row["minidist_ms"] > 0
+    assert set(results["versions"]) == {"python", "numpy"}
     products = 784 * 128 + 128 * 128 + 128 * 10
     assert row["flops"] == 2 * 32 * (3 * products - 784 * 128), "no gradient of the data"
     parameters_and_gradients = 0  # held before the step
     assert row["peak_bytes"] > parameters_and_gradients
     assert row["mfu"] == pytest.approx(row["matmul_ms"] / row["minidist_ms"])
+
+
+def test_the_table_has_80_columns_with_all_libraries():
+    names = [*engine.PEERS, "matmul"]
+    row = {"peak_bytes": 174.2e6, "minidist_ms": 698.71}
+    row |= {f"{name}_ms": 1.0 for name in names} | {f"ratio_to_{name}": 10.06 for name in names}
+    rows = [row | {"case": case.name} for case in engine.cases()]
+    found = {"device": "cpu", "threads": "1", "cases": rows, "one_element_us": {"minidist": 6.3}}
+    console = Console(width=80, file=io.StringIO())
+    engine.report(found, console)
+    lines = console.file.getvalue().splitlines()
+    for case in engine.cases():
+        (line,) = [line for line in lines if case.name in line]
+        assert line.split()[-7:] == ["698.71", *["10.06×"] * 5, "174.2"] and len(line) <= 80
 
 
 def test_a_device_that_is_not_there_is_an_error_in_one_line(capsys):
@@ -146,16 +213,34 @@ def turned(array, shape):
 @pytest.mark.parametrize("name", PEERS)
 def test_losses_and_gradients_equal_autograd(name):
     pytest.importorskip("autograd")
+    import autograd.numpy as anp
     from autograd import grad
 
     from minidist.bench import peer_autograd
 
-    make, inputs, shape, builder, _ = PEERS[name]
+    check_functional(name, peer_autograd, anp, grad)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_losses_and_gradients_equal_jax(name):
+    jax = pytest.importorskip("jax")
+    from minidist.bench import peer_jax
+
+    with jax.enable_x64(True):
+        check_functional(name, peer_jax, jax.numpy, jax.grad)
+
+
+def check_functional(name, peer, xp, grad):
+    make, inputs, shape, _, arguments = PEERS[name]
     labels = labels_for(shape)
     model, _ = ours(make, inputs, labels)
-    forward = peer_autograd.gpt(2) if name == "gpt" else getattr(peer_autograd, builder)
-    parameters = [parameter.data.copy() for parameter in model.parameters()]
-    gradients = grad(lambda p: peer_autograd.cross_entropy(forward(p, inputs), labels))(parameters)
+    forward = peer.forward_of(name, arguments)
+    parameters = [xp.array(parameter.data) for parameter in model.parameters()]
+
+    def loss(p):
+        return functional.cross_entropy(xp, forward(p, inputs), labels) / labels.size
+
+    gradients = grad(loss)(parameters)
     for parameter, expected in zip(model.parameters(), gradients, strict=True):
         np.testing.assert_allclose(
             parameter.grad, expected, rtol=1e-10, atol=1e-12, err_msg=parameter.name
@@ -172,7 +257,7 @@ LAUNCHES = {"MLP 32": (25, 0), "CNN": (54, 0), "GPT 8×64": (192, 24)}
 def test_a_step_launches_few_kernels_and_never_waits(name, monkeypatch):
     monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
     (case,) = [case for case in engine.cases() if case.name.startswith(name)]
-    step = engine.training_step(case.model, case.inputs, case.targets, "strict")
+    step = engine.training_step(case, "strict")
     step()
     strict.counts.clear()
     step()
@@ -185,7 +270,7 @@ def test_a_step_launches_few_kernels_and_never_waits(name, monkeypatch):
 def test_half_precision_waits_once_a_step(monkeypatch):
     monkeypatch.setitem(arrays.DEVICES, "strict", lambda: strict)
     case = engine.cases()[0]
-    step = engine.training_step(case.model, case.inputs, case.targets, "strict", "float16")
+    step = engine.training_step(case, "strict", "float16")
     step()
     strict.counts.clear()
     step()

@@ -54,6 +54,9 @@ BAD = {
 @pytest.mark.parametrize("found", GOOD.values(), ids=GOOD)
 def test_covers(found):
     check_cover("w", (6, 4), found)
+    for missing in found:
+        with pytest.raises(Damaged):
+            check_cover("w", (6, 4), [piece for piece in found if piece is not missing])
 
 
 @pytest.mark.parametrize("found, reason", BAD.values(), ids=BAD)

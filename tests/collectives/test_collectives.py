@@ -19,9 +19,12 @@ from minidist.collectives import (
     chain,
     double_tree,
     hierarchical,
+    learn,
     ring,
     segmented_ring,
 )
+from minidist.collectives.learn import LARGEST as LARGEST_MEASURED
+from minidist.collectives.learn import size_class
 from minidist.collectives.shared import symmetric_memory
 from minidist.comm import CollectiveMismatch, CommError, LocalWorld, launch
 from minidist.comm.machine import Link
@@ -315,6 +318,32 @@ def test_auto_follows_a_measured_table():
     assert auto.by_table(1, 5, table | {"any": [[8, "ring"]]}) == "ring"
     assert auto.by_table(1, 4, table | {"any": [[8, "ring"]]}) == "central"
     assert auto.by_table(1, 5, None) is None
+
+
+def test_sizes_of_one_class_lie_between_powers_of_four():
+    assert [size_class(n) for n in (0, 1, 4, 5, 16, 17, 1024, 1025)] == [0, 0, 1, 2, 2, 3, 5, 6]
+    largest = size_class(LARGEST_MEASURED)
+    assert [size_class(n) for n in (LARGEST_MEASURED + 1, 1 << 40)] == [largest] * 2
+
+
+def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
+    """The slowest rank counts, the shortest turn counts, and who is far behind is dropped."""
+    names = list(learn.CANDIDATES)
+    calls = []
+
+    def seconds_of(comm, call, repeats):
+        name = next(n for n in names if learn.CANDIDATES[n].run is call.func)
+        calls.append(name)
+        slow_rank = 3.0 if name == "ring" and comm.rank == 1 else 1.0
+        return (1 + names.index(name)) * slow_rank / (2 if len(calls) > 20 else 1)
+
+    monkeypatch.setattr(learn, "seconds_of", seconds_of)
+    found = launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert found[0] == found[1]
+    assert min(found[0], key=found[0].get) == "recursive_doubling"
+    assert "library" not in calls  # which the local world has not
+    assert "ring" not in found[0]
+    assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
 def repeatable():

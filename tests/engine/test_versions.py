@@ -118,8 +118,11 @@ def test_tied_tables_are_watched_through_every_use():
 def test_a_step_of_one_model_does_not_disturb_another():
     one, other = two_layers(), two_layers()
     loss = one(X).sum()
-    other.load(other.state())
+    other.load({name: value + 1 for name, value in other.state().items()})
     loss.backward()
+    alone = two_layers()
+    alone(X).sum().backward()
+    np.testing.assert_array_equal(one.flat.grad, alone.flat.grad)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +172,11 @@ def test_a_list_or_a_mask_may_be_filled_again_after_the_forward():
 
 def test_training_on_mlp_steps_as_before():
     """No false alarm: forward, backward, step, again and again."""
-    model, optimizer = mlp((4, 5, 2)).init(0), SGD(0.1)
+    model, optimizer, losses = mlp((4, 5, 2)).init(0), SGD(0.1), []
     for _ in range(3):
         model.zero_grad()
-        CrossEntropy()(model(X), Y).backward()
+        loss = CrossEntropy()(model(X), Y)
+        loss.backward()
         optimizer.step(model.flat.data, model.flat.grad)
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]

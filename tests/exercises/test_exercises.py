@@ -12,6 +12,7 @@ from minidist.exercises import EXERCISES, check, find, marker
 from minidist.exercises.marker import check_here
 from minidist.exercises.report import explain
 from tests.exercises.answers import WRONG
+from tests.exercises.others import RIGHT, TRICKS
 from tests.mpi.run import needs_mpi
 
 
@@ -100,3 +101,39 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
+
+
+@pytest.mark.parametrize(("name", "what", "answer"), RIGHT, ids=[f"{n}: {w}" for n, w, _ in RIGHT])
+def test_other_right_answers_have_every_mark(name, what, answer, tmp_path):
+    path = tmp_path / "answer.py"
+    path.write_text(answer)
+    report = check_here(name, path, seed=1)
+    assert report.passed, [(mark.name, mark.wrong[:1]) for mark in report.marks if mark.wrong]
+
+
+@pytest.mark.parametrize(("what", "answer", "words"), TRICKS, ids=[what for what, *_ in TRICKS])
+def test_tricks_are_found(what, answer, words, tmp_path):
+    path = tmp_path / "answer.py"
+    path.write_text(answer)
+    report = check_here("ring", path)
+    assert not report.passed
+    assert any(words in why for mark in report.marks for _, why in mark.wrong), report.marks
+
+
+@pytest.mark.slow
+def test_lines_that_an_answer_writes_into_the_results_are_not_read(tmp_path):
+    """It finds every open file of its process, and claims all points."""
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "import os\n"
+        "def all_reduce(comm, array):\n"
+        "    print('x' * 1000000)\n"
+        "    for number in range(3, 20):\n"
+        "        try:\n"
+        '            os.write(number, b\'{"case": 0, "ranks": []}\\n\')\n'
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    report = check("ring", answer, worlds=["local"])
+    assert report.marks[0].cases and not report.marks[0].reached
+    assert 0 < len(report.printed) < 500_000

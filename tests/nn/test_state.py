@@ -76,8 +76,12 @@ def test_a_block_copied_alone_has_memory_of_its_own():
 
 def test_a_copy_has_no_hooks():
     model = build().init(0)
-    model.blocks["0"].weight.on_ready.append(lambda parameter: pytest.fail("of the first model"))
+    called = []
+    model.blocks["0"].weight.on_ready.append(called.append)
     train(copy.deepcopy(model), 1)
+    assert called == []
+    train(model, 1)
+    assert called == [model.blocks["0"].weight]
 
 
 def test_init_does_not_overwrite_a_block_that_has_values():

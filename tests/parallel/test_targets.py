@@ -239,23 +239,18 @@ def accuracy_counts_padding(monkeypatch):
     )
 
 
-def evaluated_by_hand(key="zero/1"):
-    """Accuracy counts what the loss counts: written out."""
-
-    def run(comm):
-        got = trained(key, comm, "padding")
+def test_accuracy_counts_what_the_loss_counts():
+    def run(comm, key):
+        _, parameters, (_, accuracy), *_ = trained(key, comm, "padding")
         kept = np.flatnonzero(PADDED >= 0)
         with defaults(dtype="float64"):
-            whole = model().init(0).load(got[1])
+            whole = model().init(0).load(parameters)
             right = whole(X[kept]).data.argmax(-1) == PADDED[kept]
-        assert got[2][1] == pytest.approx(right.mean())
+        return accuracy, right.mean()
 
-    launch(run, 3, LocalWorld())
-
-
-def test_accuracy_by_hand():
     for key in ("zero/1", "pipeline/gpipe", "parameter_server/bsp"):
-        evaluated_by_hand(key)
+        for got, expected in launch(partial(run, key=key), 3, LocalWorld()):
+            assert got == pytest.approx(expected), key
 
 
 @pytest.mark.parametrize(
@@ -266,7 +261,7 @@ def test_accuracy_by_hand():
         (weights_left_out_of_the_count, test_the_loss_that_serial_takes_is_pytorchs_mean),
         (ignored_targets_counted, test_the_loss_that_serial_takes_is_pytorchs_mean),
         (targets_become_integers, partial(check, "data_parallel/ring", "numbers")),
-        (accuracy_counts_padding, evaluated_by_hand),
+        (accuracy_counts_padding, test_accuracy_counts_what_the_loss_counts),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

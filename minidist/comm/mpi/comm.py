@@ -264,6 +264,17 @@ class MpiComm(Comm):
         self.trace.uncounted += 1
         self._left("library", start, sum(array.nbytes for array, _ in arrays))
 
+    def unrecorded(self) -> Comm | None:
+        return None if self._crowded or self.size == 1 else self.remember("unrecorded", self._copy)
+
+    def _copy(self) -> Comm:
+        """The same ranks, with a record of its own."""
+        own, request = self._comm.Idup()
+        self._complete(request)
+        comm = MpiComm(self._mpi, own, Trace(self.time(), False), False, None, self._resources)
+        comm.compares = False
+        return comm
+
     # The communication stream
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:

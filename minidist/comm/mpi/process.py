@@ -105,6 +105,7 @@ class Process:
         self.number = 0  # of launches
         self.node_rank, self.node_size = 0, 1
         self.tables: dict[Any, Any] = {}  # of algorithms, by the function that reads them
+        self.learned: dict[str, str | None] = {}  # by the launches before: collectives/learn.py
         atexit.register(self._end)
         if self.size == 1:
             self.comm = world

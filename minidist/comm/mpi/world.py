@@ -103,13 +103,16 @@ class MpiWorld:
         if self.tuning not in process.tables:
             found = None
             if self.tuning and self.rank == 0:
-                found = usable(self.tuning(self.library) or {}, process.node_size == self.size)
+                measured = self.tuning(self.library) or {}
+                found = usable(measured, process.node_size == self.size, crowded)
             process.tables[self.tuning] = json.loads(process.from_rank_0(json.dumps(found)))
         share_gpus(process.node_rank)
         trace = Trace(time.perf_counter(), self.record)
         own, request = process.comm.Idup()
         process.poll(request)
-        return MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
+        comm = MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
+        comm.learned = process.learned
+        return comm
 
 
 def clock_offset(comm: Comm, rounds: int = 30) -> float:

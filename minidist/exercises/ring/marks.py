@@ -34,8 +34,9 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     )
     sent = [rank["bytes"] for rank in ranks]
     # Each chunk of the array is sent by all ranks but one in each half: 2(p - 1) times in all. Who
-    # leaves out which chunk is the answer's choice, so only the sum and the spread are fixed.
-    total, longest = 2 * (p - 1) * n * 8, -(-n // p) * 8
+    # leaves out which chunk is the answer's choice. So is which chunks are longer: all n mod p
+    # numbers may be in one. So only the sum and the spread are fixed.
+    total, longest = 2 * (p - 1) * n * 8, min(n, n // p + p - 1) * 8
     low = 2 * (n * 8 - longest) if p > 1 else 0
     formula = "a ring sends 2n(p - 1)/p numbers a rank, a chunk of n/p in each round"
     whole = f"each rank sends the whole array in each round: n(p - 1) numbers or more; {formula}"
@@ -64,6 +65,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             else None
         ),
     )
+    # A chunk that arrives, and one that NumPy makes in ``chunk[:] = chunk + arrived``.
     yield from judge_memory(
-        case, ranks, 1 / p, "a ring needs one chunk more, n/p numbers, and no copy of the array"
+        case, ranks, 2 / p, "a ring needs a chunk or two more, n/p numbers, no copy of the array"
     )

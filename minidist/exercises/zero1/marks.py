@@ -37,7 +37,7 @@ def run(comm: Any, answer: Any, case: Case, given: dict[str, Any]) -> dict[str, 
     optimizer = answer.Zero1(comm, calls.reduce_scatter, calls.all_gather, watched_adam, given["w"])
     for grad in given["grads"]:
         optimizer.step(grad)
-    held = held_now(case)
+    held = held_now(comm, case)
     return {"w": given["w"], "calls": calls.log, "stepped": stepped, "held": held}
 
 

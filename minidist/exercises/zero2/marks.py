@@ -37,7 +37,7 @@ def run(comm: Any, answer: Any, case: Case, given: dict[str, Any]) -> dict[str, 
             grad = given["grads"][t * PARTS + part].copy()  # a microbatch's own memory
             optimizer.add(grad)
             del grad
-            held = max(held, held_now(case))
+            held = max(held, held_now(comm, case))
         optimizer.step()
     return {"w": given["w"], "calls": calls.log, "held": held}
 
@@ -65,7 +65,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     yield "bytes", wrong
     if n >= LONG:
         held = max(rank["held"] for rank in ranks) / 8
-        # While one rank looks, others may be in the middle of theirs: one gradient each.
+        # Besides its shards, a rank may keep one buffer as long as a gradient, and no second one.
         allowed = 3 * n + p * n
         yield (
             "held",

@@ -122,7 +122,8 @@ def test_every_size_can_run(name):
     """Also fewer microbatches than stages, and numbers that divide nothing."""
     for p in range(1, 7):
         for m in range(1, 14):
-            units(name, p, m)  # validates
+            price = units(name, p, m)  # validates
+            assert price.seconds >= 3 * m, (p, m)  # no faster than the work of a rank
 
 
 def test_one_message_under_way_hides_behind_computing():

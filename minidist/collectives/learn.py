@@ -1,0 +1,132 @@
+"""Which all-reduce is the fastest here: measured at the first call, in a few milliseconds.
+
+Which algorithm wins depends on the machine, and even on which of its cores the ranks run: on two
+cores that share a cache, memory that both see is the fastest for long arrays; on two that do not, a
+ring may be. No table made elsewhere knows that. So ``algorithm="auto"`` measures before its first
+call for arrays of about a size, on other arrays of that size:
+
+    sizes            from a quarter of the array's to its own
+    each turn        every candidate, in another order each time, on data just written; short arrays
+                     several times in a row, since ranks do not begin at quite the same moment
+    a call's time    that of its slowest rank; of all turns, the shortest
+    after 2 turns    only candidates within 1.5 times the fastest stay, after 4 within 1.15
+
+All sizes together take less than 50 ms on two ranks of one machine; no size takes longer than
+``LIMIT`` and two turns. Every rank sees the same times, so all choose alike. Messages of these
+measurements are not counted and not in the trace.
+
+The order in which numbers are added depends on the algorithm. A run that must give the same bits
+again names its algorithm, or reads a table: ``minidist bench collectives --tune``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from minidist.collectives import (
+    double_tree,
+    halving_doubling,
+    library,
+    recursive_doubling,
+    ring,
+    segmented_ring,
+)
+from minidist.collectives.algorithm import Algorithm
+from minidist.collectives.shared import shared_memory
+from minidist.comm.comm import Comm
+from minidist.comm.errors import CommError
+from minidist.engine.array import Array, module_of
+
+LIBRARY = Algorithm("library", library.all_reduce)
+CANDIDATES = {
+    one.name: one
+    for one in (
+        recursive_doubling.all_reduce,
+        ring.all_reduce,
+        segmented_ring.all_reduce,
+        halving_doubling.all_reduce,
+        double_tree.all_reduce,
+        shared_memory.all_reduce,
+        LIBRARY,
+    )
+}
+LIMIT = 0.004  # seconds of turns for one size, if two turns do not take longer
+LARGEST = 1 << 22  # bytes that are measured: longer arrays take what is best for this many
+TURNS = 40
+IN_A_ROW = 1 << 17  # bytes that a candidate adds in a turn, in up to 8 calls
+
+
+def size_class(nbytes: int) -> int:
+    """Arrays of one class take the same algorithm: (4ᵏ⁻¹, 4ᵏ] bytes, up to ``LARGEST``.
+
+    >>> size_class(1000), size_class(1024), size_class(1025)
+    (5, 5, 6)
+    """
+    return (min(max(nbytes, 1), LARGEST) - 1).bit_length() + 1 >> 1
+
+
+def learn(comm: Comm, array: Array) -> str | None:
+    """The name of the fastest all-reduce for arrays such as ``array``; the same on every rank.
+
+    None where nothing can be measured: see ``Comm.unrecorded``. Every rank must call it.
+    """
+    probe = comm.unrecorded()
+    if probe is None:
+        return None
+    start = comm._enter("all_reduce, measured before its first call")  # for the watchdog
+    seconds = measure(probe, array)
+    comm._left("barrier", start)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def measure(comm: Comm, array: Array) -> dict[str, float]:
+    """Seconds of each candidate that can add such arrays, the same on every rank."""
+    length = min(array.size, LARGEST // array.itemsize)
+    work = module_of(array).empty(length, array.dtype)
+    calls = {
+        name: partial(one.run, comm, work)
+        for name, one in CANDIDATES.items()
+        if works(partial(one.run, comm, work[:1]))
+    }
+    least = dict.fromkeys(calls, float("inf"))
+    repeats = max(1, min(8, IN_A_ROW // max(1, work.nbytes)))
+    start = time.perf_counter()
+    for turn in range(TURNS):
+        names = list(calls)
+        found = np.zeros(len(names) + 1)
+        for place in range(len(names)):
+            index = (place + turn) % len(names)
+            work.fill(0)  # sums of zeros stay finite; and a gradient, too, has just been written
+            found[index] = seconds_of(comm, calls[names[index]], repeats)
+        found[-1] = time.perf_counter() - start
+        recursive_doubling.all_reduce.run(comm, found, "max")
+        for name, seconds in zip(names, found[:-1].tolist(), strict=True):
+            least[name] = min(least[name], seconds)
+        if turn in (1, 3):
+            best = min(least[name] for name in calls) * (1.5 if turn == 1 else 1.15)
+            calls = {name: call for name, call in calls.items() if least[name] <= best}
+        if len(calls) == 1 or (turn >= 1 and found[-1] > LIMIT):
+            break
+    return {name: least[name] for name in calls}
+
+
+def seconds_of(comm: Comm, call: Callable[[], object], repeats: int) -> float:
+    """Seconds of one of several calls in a row, on this rank; all ranks begin together."""
+    recursive_doubling.all_reduce.run(comm, np.zeros(1), "max")
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def works(call: Callable[[], object]) -> bool:
+    """Whether an algorithm takes such arrays, on such ranks: all ranks find the same."""
+    try:
+        call()
+    except (CommError, KeyError, TypeError, ValueError, NotImplementedError):
+        return False
+    return True
