@@ -17,6 +17,10 @@ BENCHES = {
         "every algorithm at every size, compared with the MPI library and plain messages",
     ),
     "engine": ("minidist.bench.engine", "a training step, against PyTorch's and the matmuls alone"),
+    "predicted": (
+        "minidist.bench.predicted",
+        "the simulated seconds of a step beside those measured on 1 and 2 MPI ranks",
+    ),
     "scaling": ("minidist.bench.scaling", "samples a second on more ranks, against PyTorch's DDP"),
 }
 
