@@ -44,19 +44,20 @@ def jobs(tiny: bool = False) -> dict[str, Job]:
     pixels = random.standard_normal((256, 784), np.float32)
     images, labels = pixels.reshape(-1, 28, 28), random.integers(0, 10, 256)
     tokens = random.integers(0, 64, (64, 65))
+    flat, square = Dataset("pixels", pixels, labels, 10), Dataset("images", images, labels, 10)
     text = Dataset("text", tokens[:, :-1], tokens[:, 1:], 64)
     if tiny:
         small = random.integers(0, 8, (16, 9))
         return {
-            "MLP": Job(lambda: mlp((784, 16, 10)), Dataset("pixels", pixels, labels, 10), 8),
-            "CNN": Job(lambda: cnn(2, hidden=8), Dataset("images", images, labels, 10), 8),
+            "MLP": Job(lambda: mlp((784, 16, 10)), flat, 8),
+            "CNN": Job(lambda: cnn(2, hidden=8), square, 8),
             "GPT": Job(
                 lambda: gpt(8, 8, 8, 2, 2), Dataset("text", small[:, :-1], small[:, 1:], 8), 8
             ),
         }
     return {
-        "MLP": Job(lambda: mlp((784, 512, 512, 512, 10)), Dataset("pixels", pixels, labels, 10), 128),
-        "CNN": Job(lambda: cnn(8), Dataset("images", images, labels, 10), 64),
+        "MLP": Job(lambda: mlp((784, 512, 512, 512, 10)), flat, 128),
+        "CNN": Job(lambda: cnn(8), square, 64),
         "GPT": Job(lambda: gpt(64, 64, 128, 4, 4), text, 8),
     }
 

@@ -108,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--ranks", default="1,2", help="numbers of MPI ranks, 1 or 2")
     parser.add_argument("--tiny", action="store_true", help="small models, few steps: for tests")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
-    parser.add_argument("--page", type=Path, help="put the tables into this page, between its marks")
+    parser.add_argument("--page", type=Path, help="put the tables between this page's marks")
     options = parser.parse_args(arguments)
     found = [row for n in options.ranks.split(",") for row in on_ranks(int(n), options.tiny)]
     Console(width=110).print(table(found))

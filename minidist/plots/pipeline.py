@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidist.comm.trace import Event
+from minidist.parallel.pipeline.pricing import Price, Span
 from minidist.parallel.pipeline.schedules import Backward, Forward, InputGradient, WeightGradient
-from minidist.parallel.pipeline.stopwatch import Price, Span
 
 COLOURS: dict[type, str] = {
     Forward: "#4c9f70",
