@@ -61,7 +61,7 @@ def test_the_measured_picture_is_the_predicted_one(name):
     """Cell for cell: same computation, same begin, same end; drawn with the same colours.
 
     Stages are equal. Each begins with a norm, so that the first one too computes a gradient of its
-    product's input. A part's forward is 2 · 4 · 8 · 8 FLOPs, and so are both halves of its backward.
+    product's input. A part's forward is 2 · 4 · 8 · 8 FLOPs, as both halves of its backward.
     """
     schedule, p, flops = SCHEDULES[name], 3, 1e8
     machine = Machine(latency=0.0, bandwidth=float("inf"), flops=flops)
