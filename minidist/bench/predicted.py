@@ -186,7 +186,7 @@ def inserted(page: str, text: str) -> str:
 
 if __name__ == "__main__":
     small = "--tiny" in sys.argv[1:]
-    least = {"tiny": True, "turns": 2, "steps": 3} if small else {}
-    result = launch(lambda comm: rows(comm, **least), 1)[0]
+    sizes = (True, 2, 3) if small else (False, 30, 60)
+    result = launch(lambda comm: rows(comm, *sizes), 1)[0]
     if "predicted" in result[0]:
         print(MARK + json.dumps(result), flush=True)
