@@ -91,8 +91,11 @@ def _block(
     x = arrays.to_device(x, device)
     grad = xp.ones(block(Tensor(x)).shape, np.float32)
 
+    trained = bool(block.trained())
+
     def run() -> None:
-        block.zero_grad()
+        if trained:
+            block.zero_grad()
         block(Tensor(x, requires_grad=grad_of_input)).backward(grad)
 
     return run
