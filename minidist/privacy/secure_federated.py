@@ -8,8 +8,9 @@
 Keys are new in each round, and random (not drawn by the seed). The masks cancel, so the result does
 not depend on them; and integers add up exactly, so it has the same bits on any number of ranks. The
 only difference to ``FederatedAveraging`` is the rounding of ``FixedPoint``: at most m·r/(2L) in
-each element of Δ. Clients on rank 0 need no message. See ``secure_sum.py`` for what is protected,
-and from whom: buffers and the loss, for example, are averaged in the open.
+each element of Δ, if no value is beyond the limit: ``clipped`` counts those. Clients on rank 0 need
+no message. See ``secure_sum.py`` for what is protected, and from whom: buffers and the loss, for
+example, are averaged in the open.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ SERVER = 0
 
 class SecureFederatedAveraging(FederatedAveraging):
     """``fixed`` says how changes are written as integers. Clients in ``drops`` take part in the
-    exchange of keys and then send nothing: the round ends, on every rank, with ``RoundEnded``."""
+    exchange of keys and then send nothing: the round ends, on every rank, with ``RoundEnded``.
+
+    ``clipped``: how many values of this rank's clients were beyond the limit in the last round. If
+    it is not 0, Δ is too short: take a larger ``limit``.
+    """
 
     changeable = FederatedAveraging.changeable | {"drops"}
 
@@ -74,6 +79,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         )
         self.check_setting("drops", drops)
         self.drops = drops
+        self.clipped = 0
 
     def check_setting(self, name: str, value: Any) -> None:
         super().check_setting("gone" if name == "drops" else name, value)
@@ -94,6 +100,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         """Exchange public keys."""
         check_enough(len(drawn))
         self.fixed.check(len(drawn))
+        self.clipped = 0
         comm = self.comm
         self.secure = {client: SecureClient(client) for client in self.on_rank(drawn, comm.rank)}
         own = [client.public for client in self.secure.values()]
@@ -115,7 +122,9 @@ class SecureFederatedAveraging(FederatedAveraging):
         """Masked and signed, to the server."""
         if client in self.drops:
             return
-        values = self.fixed.encode(arrays.to_host(change))
+        host = arrays.to_host(change)
+        self.clipped += self.fixed.beyond(host)
+        values = self.fixed.encode(host)
         message = self.secure[client].message(
             values, self.steps, self.publics, self.server_key, self.fixed.modulus_bits
         )
