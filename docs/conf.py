@@ -16,7 +16,14 @@ from minidist import __version__  # noqa: E402
 project, author, release = "minidist", "The minidist developers", __version__
 copyright = "The minidist developers, MIT licence"
 root_doc = "docs/index"
-include_patterns = ["docs/**", "lessons/[0-9]*.py", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/**",
+    "lessons/[0-9]*.py",
+    "lessons/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 exclude_patterns = ["docs/site", "docs/conf.py", "minidist", "tests", "out", ".*"]
 
 extensions = [
@@ -48,6 +55,7 @@ maximum_signature_line_length = 88
 add_module_names = False
 html_math_renderer = "mathml"
 
+highlight_language = "none"
 html_theme = "furo"
 html_title = f"minidist {release}"
 html_static_path = ["site/static"]

@@ -63,7 +63,7 @@ def _number(value: Any, like: Tensor) -> Any:
             )
     elif kind != "f":
         return np.asarray(value)[()]
-    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > np.finfo(dtype).max:
+    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
         raise DTypeError(
             f"{value} is beyond {dtype}, which ends at {np.finfo(dtype).max}, and the tensor "
             f'{like.shape} is {dtype}: convert it first, with .astype("float32")'
