@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minidist.collectives.partition import chunks
-from minidist.comm.machine import Machine, Ports
+from minidist.comm.machine import Machine
+from minidist.comm.ports import Ports
 
 
 class Clocks:

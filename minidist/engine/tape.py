@@ -321,10 +321,11 @@ def _run_hooks(node: Node, grad: Array) -> Array:
     for hook in node.hooks or ():
         changed = hook(grad)
         grad = grad if changed is None else changed
-        if changed is not None and changed.shape != node.shape:
+        if changed is not None and getattr(changed, "shape", None) != node.shape:
+            what = getattr(changed, "shape", type(changed).__name__)
             raise GradientShapeError(
-                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of "
-                f"{changed.shape}"
+                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of {what}: an "
+                "array of that shape, or None, is wanted"
             )
     return grad
 

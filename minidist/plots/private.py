@@ -22,7 +22,7 @@ def draw_accuracy_against_epsilon(
             epsilon, percent.min(axis=1), percent.max(axis=1), color=colour, alpha=0.2, lw=0
         )
     if without is not None:
-        axes.axhline(100 * without, color="0.5", ls="--", label="no noise, no clip")
+        axes.axhline(100 * without, color="0.5", ls="--", label="clipped, without noise")
     axes.set(xscale="log", xlabel="ε given away so far", ylabel="accuracy on test images (%)")
     axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3)

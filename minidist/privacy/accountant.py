@@ -84,8 +84,14 @@ def _fractional(q: float, sigma: float, alpha: float) -> float:
     largest = float((log_density + log_power).max())
     if largest > 100:
         return largest + math.log(np.exp(log_density + log_power - largest).sum() * step)
-    u = q * np.expm1(w)
-    more = np.exp(log_density) * (np.expm1(log_power) - alpha * u)
+    density = np.exp(log_density)
+    near = log_power < 1  # of the others the power itself may be too large for a float
+    more = np.where(
+        near,
+        density * np.expm1(np.where(near, log_power, 0)),
+        np.exp(log_density + log_power) - density,
+    )
+    more -= alpha * q * (np.exp(log_density + w) - density)  # αu, of which N(1, σ²) is a part
     return math.log1p(more.sum() * step)
 
 

@@ -1,6 +1,6 @@
 """Accuracy against ε: the same training with different noise, and what it has given away so far.
 
-    curves = accuracy_against_epsilon(noises=(0.7, 1.2, 3.0), steps=1600, seeds=3)
+    curves = accuracy_against_epsilon(noises=(0.7, 1.2, 3.0), steps=1200, seeds=3)
     curves[1.2].epsilon, curves[1.2].accuracy       (points,) and (points, seeds)
 
 All runs take one learning rate: to choose the best one for each noise by looking at private data
@@ -39,7 +39,7 @@ class Curve:
 
 def accuracy_against_epsilon(
     noises: Sequence[float] = (0.7, 1.2, 3.0),
-    steps: int = 1600,
+    steps: int = 1200,
     seeds: int = 3,
     points: int = 20,
     delta: float = 1e-5,

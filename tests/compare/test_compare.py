@@ -141,7 +141,7 @@ def test_command_line_in_the_local_world(tmp_path, capsys):
 def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
     found, _ = compare(["parameter_server/async_colocated"], ranks=2, steps=2, batch=20)
     console = Console(width=width, record=True, file=io.StringIO())
-    reports.show(found, (), console)
+    reports.show(found, console)
     printed = console.export_text()
     assert "…" not in printed
     for heading in reports.CELLS:

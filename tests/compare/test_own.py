@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
 from minidist import LocalWorld, Machine
+from minidist.comm.errors import NoSharedMemory
+from minidist.comm.local.comm import LocalComm
 from minidist.compare import TASKS, Task, compare, names
+from minidist.compare import report as reports
+from minidist.compare.rows import rows_of
 from minidist.compare.words import COLUMNS, FAMILIES, VARIANTS
-from minidist.parallel import METHODS
-from minidist.parallel.variants import SEQUENCE_METHODS
 from tests.compare import own
 from tests.mpi.run import mpiexec, needs_mpi
 
@@ -132,7 +135,7 @@ def test_on_blocks_that_are_alike_sharding_is_seen_to_save_memory():
 
 
 def test_every_word_is_explained():
-    rows = METHODS | SEQUENCE_METHODS
+    rows = rows_of(TASKS["gpt"])
     assert {row.split("/")[0] for row in rows} | {"own"} == FAMILIES.keys()
     assert {row for row in rows if "/" in row} == VARIANTS.keys()
     assert all(len(text) < 96 for words in (FAMILIES, VARIANTS) for text in words.values())
@@ -146,3 +149,17 @@ def test_a_task_says_what_it_is_not():
     for wrong in (f"{HERE}:rows", f"{HERE}:Plain", "telepathy"):
         with pytest.raises((ValueError, TypeError), match=r"Task|unknown task|argument"):
             compare(task=wrong)
+
+
+def test_ranks_that_share_no_memory_leave_out_what_needs_it(monkeypatch, capsys):
+    def shared(comm, length, like):
+        raise NoSharedMemory("shared(): only 1 of 2 ranks share the memory")
+
+    monkeypatch.setattr(LocalComm, "_shared", shared)
+    methods = "data_parallel/symmetric,data_parallel/ring"
+    report, _ = compare(methods, own.narrow, ranks=2, steps=1, batch=8)
+    assert variants(report) == [None, "ring"]
+    reason = "shared(): only 1 of 2 ranks share the memory"
+    assert report["not_applicable"] == {"data_parallel/symmetric": reason}
+    reports.show(report, (), Console(width=100))
+    assert f"left out: data_parallel/symmetric: {reason}" in capsys.readouterr().out

@@ -102,6 +102,16 @@ def test_all_requests_are_cancelled_while_their_tokens_are_under_way():
     found, _ = launch(lambda comm: serve(comm, model(), source, mesh={"pp": 3}), 3)[0]
     assert [answer.reason for answer in found.values()] == ["cancelled"] * 4
 
+    def run(comm):
+        engine = MeshEngine(model(), Mesh(comm, pp=3))
+        numbers = [engine.submit(request) for request in asked]
+        engine.step()
+        assert all(engine.cancel(number) for number in numbers)
+        assert engine.busy, "their tokens are still to be received"
+        assert engine.step() == [] and not engine.busy
+
+    launch(run, 3)
+
 
 def test_bytes_in_front_of_replicas_of_two_ranks():
     """Rank 0 tells each rank of a replica; the first rank of the other one sends tokens back."""

@@ -24,7 +24,7 @@ NOISES = (0.7, 1.2, 3.0)
 
 def main(picture: str = "out/long/private.png") -> None:
     curves = accuracy_against_epsilon(NOISES)
-    plain = accuracy_against_epsilon((0.0,), points=2)[0.0].accuracy[-1].mean()
+    plain = accuracy_against_epsilon((0.0,), seeds=1, points=2)[0.0].accuracy[-1].mean()
     reached = []
     for noise, curve in curves.items():
         for step, epsilon, accuracy in zip(curve.steps, curve.epsilon, curve.accuracy, strict=True):

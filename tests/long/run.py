@@ -122,6 +122,46 @@ JOBS = {
         "the tests on real ranks ten times over: what fails now and then is found",
         ["-m", "tests.long.again", "10", "tests/mpi"],
     ),
+    **{
+        f"kills_{key}": Job(
+            f"200 steps by {key} with 20 kills, started again by themselves, bitwise and on fewer "
+            "ranks",
+            [*PYTEST, "-s", "-m", "long", "-k", key, "tests/faults/test_kills.py"],
+            ONE_THREAD,
+        )
+        for key in ("data_parallel", "zero", "pipeline", "parameter_server")
+    },
+    "corruptions": Job(
+        "1,200 damaged checkpoints, half of them with hashes made right again",
+        [*PYTEST, "-k", "a_corrupted_checkpoint_is_refused", "tests/checkpoint/test_corruption.py"],
+        {"MINIDIST_EXAMPLES": "15"},
+    ),
+    "hosts": Job(
+        "two emulated machines: training, compare and restarts (needs network namespaces)",
+        [*PYTEST, "-m", "long", "tests/hosts"],
+        ONE_THREAD,
+    ),
+    "hosts_cuts": Job(
+        "the cable between two emulated machines cut at ten random moments",
+        ["-m", "tests.hosts.cuts", "10"],
+        ONE_THREAD,
+    ),
+    "shm": Job(
+        "50 jobs that crash in a row, with 64 MB in /dev/shm (needs a private mount)",
+        ["-m", "tests.faults.shm", "50", "--private"],
+        ONE_THREAD,
+    ),
+    "launches": Job(
+        "3,000 launches with two splits each in one process",
+        ["-m", "minidist", "run", "-n", "2", "tests/faults/launches.py", "3000"],
+        ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+    ),
+    "fault_table": Job(
+        "every fault, under minidist run, under mpirun and in the local world: the table of "
+        "docs/faults.md",
+        ["-m", "tests.faults.table", "out/long/faults.json"],
+        ONE_THREAD,
+    ),
     "compress_cnn": Job(
         "every way to make the CNN smaller, after 3000 steps", [*COMPRESS, "cnn"], ONE_THREAD
     ),
@@ -133,6 +173,9 @@ JOBS = {
     ),
     "compress_lora": Job(
         "the GPT learns another text with LoRA, on two ranks", [*COMPRESS, "lora"], ONE_THREAD
+    ),
+    "private": Job(
+        "accuracy against ε for three noise levels", ["-m", "tests.long.private"], ONE_THREAD
     ),
     "many_requests": Job(
         "throughput and waiting times of many requests",

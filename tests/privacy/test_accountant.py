@@ -52,6 +52,14 @@ def test_it_is_that_of_two_densities_integrated_by_hand():
         )
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3, 30.0])
+def test_very_little_and_very_much_noise_give_numbers(noise):
+    for rate in (1e-6, 0.3, 0.999):
+        found = [rdp_of_step(rate, noise, order) for order in (1.1, 3, 3.3, 300)]
+        assert all(0 < a < b < math.inf for a, b in pairwise(found)), (rate, found)
+
+
 def test_steps_add_up():
     accountant = Accountant()
     for _ in range(5):

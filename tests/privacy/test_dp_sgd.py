@@ -11,7 +11,8 @@ from minidist import LocalWorld, Machine, launch
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
 from minidist.models import cnn, gpt, mlp
-from minidist.nn import BatchNorm, CrossEntropy, Linear, Sequential
+from minidist.nn import BatchNorm, CrossEntropy, Embedding, Flatten, Linear, Module, Sequential
+from minidist.ops import ShapeError
 from minidist.optim import SGD
 from minidist.parallel import Serial
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -250,6 +251,45 @@ def test_batches_that_were_not_drawn_so_are_refused():
             unknown.epsilon_after(3)
 
     launch(run, 1, LocalWorld())
+
+
+class Centred(Module):
+    """Each sample less the mean of the batch: no op of it has a weight."""
+
+    def forward(self, x):
+        return x - x.mean(axis=0, keepdims=True)
+
+
+class TimeFirst(Module):
+    """(n, l) tokens with as many steps as samples, which no shape betrays."""
+
+    def __init__(self):
+        self.table, self.linear = Embedding(7, 5), Linear(5, 7)
+
+    def forward(self, x):
+        turned = self.linear(self.table(x).transpose(1, 0, 2))
+        return turned.transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "message"),
+    [
+        (lambda: Sequential(Flatten(), Linear(12, 9), Centred(), Linear(9, 5)), images,
+         NotBySample, "has norm .* alone and .* in a batch of 6"),
+        (lambda: Sequential(TimeFirst()), lambda: tokens(6), ShapeError,
+         "the samples must be on its first axis"),
+    ],
+    ids=["mean of the batch", "time first"],
+)  # fmt: skip
+def test_a_model_that_mixes_samples_without_saying_so_is_found_at_the_first_step(
+    model, data, error, message
+):
+    def run(comm):
+        method = DPSGD(model(), CrossEntropy(), SGD(0.1), comm)
+        method.step(data().batch(np.arange(6)))
+
+    with pytest.raises(error, match=message):
+        launch(run, 1, LocalWorld())
 
 
 # Mutants: wrong versions, which the checks above must reject.

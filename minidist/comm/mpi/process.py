@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -20,7 +21,7 @@ import numpy as np
 
 from minidist.comm import link
 from minidist.comm.calls import users_line
-from minidist.comm.environment import launched_size, rank_in_environment
+from minidist.comm.environment import YIELD, launched_size, rank_in_environment
 from minidist.comm.errors import CommError
 from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
@@ -53,11 +54,18 @@ def on_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """``sys.excepthook`` under a launcher: an exception anywhere ends the whole job."""
-    if hasattr(sys, "ps1") or launched_size() is None:  # at a prompt, or no launcher after all
+    launched = launched_size() is not None or ending.supervised()
+    if hasattr(sys, "ps1") or not launched:  # at a prompt, or no launcher after all
         sys.__excepthook__(kind, error, trace)
         return
     who, abort = who_and_abort()
     ending.fail(who, error.with_traceback(trace), abort)
+
+
+def on_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+    """``threading.excepthook`` under a launcher: the same. A thread may leave by ``sys.exit``."""
+    if found.exc_type is not SystemExit and found.exc_value is not None:
+        on_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
 def initialised() -> Any:
@@ -73,6 +81,7 @@ def initialised() -> Any:
 
         return MPI
     mpi4py.rc.initialize = False
+    os.environ.setdefault(YIELD, "1")
     from mpi4py import MPI
 
     library, given = ctypes.CDLL(MPI.__file__), ctypes.c_int()

@@ -15,7 +15,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidist.comm.machine import Machine, Ports
+from minidist.comm.machine import Machine
+from minidist.comm.ports import Ports
 from minidist.parallel.pipeline.schedules import Compute
 
 Task = Generator[None, None, None]

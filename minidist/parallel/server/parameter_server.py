@@ -39,7 +39,8 @@ from collections.abc import Callable, Iterator
 
 from minidist.collectives import chunks
 from minidist.comm.comm import Comm, Request
-from minidist.comm.machine import Machine, Ports
+from minidist.comm.machine import Machine
+from minidist.comm.ports import Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of, read
 from minidist.nn.loss import Loss
