@@ -16,7 +16,14 @@ from minidist import __version__  # noqa: E402
 project, author, release = "minidist", "The minidist developers", __version__
 copyright = "The minidist developers, MIT licence"
 root_doc = "docs/index"
-include_patterns = ["docs/**", "lessons/[0-9]*.py", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/**",
+    "lessons/[0-9]*.py",
+    "lessons/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 exclude_patterns = ["docs/site", "docs/conf.py", "minidist", "tests", "out", ".*"]
 
 extensions = [
@@ -31,7 +38,7 @@ extensions = [
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "out" / "docs" / "cache")
-nb_execution_timeout = 300
+nb_execution_timeout = 1800  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # what a lesson writes is thrown away
 nb_merge_streams = True
@@ -48,6 +55,7 @@ maximum_signature_line_length = 88
 add_module_names = False
 html_math_renderer = "mathml"
 
+highlight_language = "none"
 html_theme = "furo"
 html_title = f"minidist {release}"
 html_static_path = ["site/static"]

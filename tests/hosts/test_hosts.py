@@ -14,6 +14,7 @@ OPEN_MPI = mpi4py_library() == "Open MPI"
 pytestmark = [
     pytest.mark.mpi,
     pytest.mark.long,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not allowed(), reason="this process may not make network namespaces"),
 ]
 PROGRAM = "tests/hosts/program.py"
@@ -48,7 +49,7 @@ def test_two_machines_train_lose_the_cable_and_go_on_with_the_one_that_is_left()
 
 def test_compare_on_two_machines_leaves_out_what_needs_shared_memory(tmp_path):
     out = tmp_path / "compare"
-    methods = "data_parallel,zero,pipeline,parameter_server,local_sgd"
+    methods = "data_parallel,zero/3,pipeline/1f1b,parameter_server/bsp,local_sgd"
     with Machines() as machines:
         machines.use(OPEN_MPI)
         words = ["run", "-n", "4", "--hosts", machines.hosts, "-m", "minidist", "compare"]
@@ -60,7 +61,7 @@ def test_compare_on_two_machines_leaves_out_what_needs_shared_memory(tmp_path):
     found = json.loads((out / "compare.json").read_text())
     assert list(found["not_applicable"]) == ["data_parallel/symmetric"], found["not_applicable"]
     assert "left out: data_parallel/symmetric: shared(): only 2 of 4 ranks" in printed
-    assert len(found["rows"]) > 10
+    assert len(found["rows"]) > 6
     for row in found["rows"]:
         name = f"{row['method']}/{row['variant']}"
         if row["exact"]:

@@ -184,6 +184,12 @@ def test_no_sample_moves_the_sum_by_more_than_the_clip():
     assert max(moved) == pytest.approx(0.3, rel=1e-4)
 
 
+def test_a_gradient_shorter_than_the_clip_stays_as_it_is():
+    squares = np.array([0.0, 0.25, 4.0, 9.0])
+    np.testing.assert_allclose(clip_factors(squares, 2.0), [1, 1, 1, 2 / 3])
+    np.testing.assert_array_equal(clip_factors(squares, math.inf), 1)
+
+
 def test_it_stops_before_the_budget_is_spent_also_after_a_load():
     noise, steps = 1.0, 6
     data, rate, delta = images(), 0.2, 1e-3
