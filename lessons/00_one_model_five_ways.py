@@ -156,7 +156,7 @@ for name, (method_class, options) in ways.items():
 # %%
 network = Machine("gigabit", latency=30e-6, bandwidth=125e6, reduce_bandwidth=4e9, flops=5e9)
 names = ["data_parallel/ring", "parameter_server/bsp", "pipeline/naive", "pipeline/gpipe"]
-report, timelines = compare(names, steps=3, ranks=4, world=LocalWorld(network))
+report, timelines = compare(names, "mlp", steps=3, ranks=4, world=LocalWorld(network))
 for row in report["rows"]:
     print_once(
         f"{row['method'] + ' ' + (row['variant'] or ''):24}"

@@ -14,7 +14,8 @@ import numpy as np
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
-from minidist.comm import first_process, print_once
+from minidist.colours import series
+from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
 from minidist.inspect import accuracy
@@ -143,7 +144,45 @@ print_once(f"best bucket of those tried: {best} MB, {min(by_size) * 1e3:.2f} ms 
 # %% [markdown]
 # PyTorch's default is 25 MB: its models are a hundred times larger than this one.
 #
-# ## And on real ranks?
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/07_data_parallel.py
+#
+# **Question.** Which of these must be the same on both: messages, loss, seconds?
+
+
+# %%
+def on_these_ranks(comm):
+    rows = {}
+    for name, build in ways.items():
+        method = build(mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm)
+        before, start = comm.trace.sent.messages, comm.time()
+        losses = [method.step(Batches(training, 512)[step]) for step in range(3)]
+        sent = (comm.trace.sent.messages - before) // 3
+        rows[name] = losses[-1], sent, (comm.time() - start) / 3
+    return rows
+
+
+def alone(comm):
+    method = Serial(mlp(WIDTHS), CrossEntropy(), SGD(0.05), comm)
+    return [method.step(Batches(training, 512)[step]) for step in range(3)][-1]
+
+
+found = launch(on_these_ranks, 4)
+serial = launch(alone, 1, LocalWorld())[0]
+kind = "real" if launched_size() else "simulated"
+for name, (loss, sent, seconds) in found[0].items():
+    print_once(
+        f"{len(found)} {kind} ranks, {name:14} {sent:3} messages a step, {seconds * 1e3:6.2f} ms, "
+        f"loss {abs(loss / serial - 1):.0e} from serial"
+    )
+
+# %% [markdown]
+# Messages and losses are those of the simulator, to the last bit. Seconds are those of your
+# machine, and there overlapping may gain nothing.
 #
 # In the local world each rank has a core that computes *and* a network card that sends. Two ranks
 # on one machine use no network card: a core copies the message. If this core also has a batch to
@@ -212,7 +251,7 @@ if first_process():
         axes.set_xlim(0, longest * 1e3)  # one scale for all three
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.add_subplot(rows[3, 0])
-    axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color="#2f6690")
+    axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color=series(0))
     axes.set_title("overlapped: ms a step by bucket size", loc="left")
     axes.set_xlabel("MB a bucket")
     axes.grid(alpha=0.3)

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from minidist import LocalWorld, Machine, launch
 from minidist.collectives import ring
-from minidist.comm import first_process, print_once
+from minidist.colours import MEMORY
+from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
 from minidist.models import gpt, mlp
@@ -183,6 +184,40 @@ for name in ("data parallel", "stage 3"):
     print_once(f"{name:14} {seconds * 1e3:.2f} ms a step")
 
 # %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/08_zero.py
+#
+# **Question.** What does a rank hold with stage 3 if you start it with twice as many ranks?
+
+
+# %%
+def on_these_ranks(comm):
+    rows = {}
+    for name, build in STAGES.items():
+        before = comm.trace.sent.nbytes
+        method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
+        batches = Batches(training, 128, seed=0)
+        losses = [method.step(batches[step]) for step in range(5)]
+        sent = (comm.trace.sent.nbytes - before) / 5
+        held = sum(array.nbytes for arrays in method.arrays().values() for array in arrays)
+        rows[name] = losses, sent, held
+    return rows
+
+
+found = launch(on_these_ranks, 4)
+kind = "real" if launched_size() else "simulated"
+for name, (losses, sent, held_here) in found[0].items():
+    gap = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+    print_once(
+        f"{len(found)} {kind} ranks, {name:14} loss gap to serial {gap:.0e}, "
+        f"{sent / 1e6:5.2f} MB sent a step, {held_here / 1e6:6.2f} MB held"
+    )
+
+# %% [markdown]
 # ## The same formula at another size
 #
 # The paper's example is a model of 7.5 billion parameters on 64 ranks, in mixed precision: 2 bytes
@@ -204,7 +239,7 @@ if first_process():
     figure = plt.figure(figsize=(12, 9))
     rows = figure.add_gridspec(3, 1, height_ratios=[2.2, 1, 1], hspace=0.5)
     axes = figure.add_subplot(rows[0])
-    colours = {"parameters": "#2f6690", "gradients": "#4c9f70", "optimizer": "#b5838d"}
+    colours = {kind: MEMORY[kind] for kind in ("parameters", "gradients", "optimizer")}
     for group, (name, by_ranks) in enumerate(bars.items()):
         for index, (held, predicted) in enumerate(by_ranks):
             place, bottom = group * 5 + index, 0.0

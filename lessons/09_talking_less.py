@@ -19,7 +19,8 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from minidist import LocalWorld, launch
-from minidist.comm import first_process, print_once
+from minidist.colours import SERIES
+from minidist.comm import first_process, launched_size, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.inspect import accuracy
 from minidist.models import mlp
@@ -173,7 +174,7 @@ if first_process():
     figure, (main, left, right) = plt.subplots(
         1, 3, figsize=(15, 5), width_ratios=[1.8, 1, 1], layout="constrained"
     )
-    colours = dict(zip(ways, ("black", "#2f6690", "#c8553d", "#4c9f70"), strict=True))
+    colours = dict(zip(ways, ("black", *SERIES[:3]), strict=True))
     for group, colour in colours.items():
         chosen = {name: point for name, point in points.items() if point[0] == group}
         main.scatter(
@@ -229,6 +230,36 @@ if first_process():
 # 8 in turn. After four rounds all sixteen ranks have the exact mean. The ring, with two neighbours
 # in each round, needs many more rounds.
 #
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/09_talking_less.py
+#
+# **Question.** All-gathered messages grow with the ranks, all-reduced ones hardly do. Which of
+# these ways sends more bytes a rank on 4 ranks than on 2?
+
+
+# %%
+def on_these_ranks(comm):
+    some = {name: build for members in ways.values() for name, build in members.items()}
+    rows = {}
+    for name in ("exact", "float16", "sign", "top 1 %", "rank 2", "H = 4", "gossip exp."):
+        before = comm.trace.sent.nbytes
+        method = some[name](mlp(WIDTHS), CrossEntropy(), SGD(0.1), comm)
+        batches = Batches(training, BATCH, seed=0)
+        loss = [method.step(batches[step]) for step in range(20)][-1]
+        rows[name] = loss, (comm.trace.sent.nbytes - before) / 20
+    return rows
+
+
+found = launch(on_these_ranks, 4)
+kind = "real" if launched_size() else "simulated"
+for name, (loss, sent) in found[0].items():
+    print_once(f"{len(found)} {kind} ranks, {name:12} {sent / 1e3:7.2f} KB a step, loss {loss:.3f}")
+
+# %% [markdown]
 # ## What to take away
 #
 # 1. With error feedback, sending 1 % of the gradient is enough to learn, because nothing is lost.

@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch, no_grad
-from minidist.comm import Crash, Pauses, first_process, print_once
+from minidist.colours import SERIES
+from minidist.comm import Crash, Pauses, first_process, launched_size, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
@@ -186,7 +187,7 @@ for trouble, machine in machines.items():
         print_once(text)
 
 # %%
-COLOURS = dict(zip(rules, ["#2f6690", "#8d6a9f", "#4c9f70", "#c8553d"], strict=True))
+COLOURS = dict(zip(rules, SERIES[1:4] + SERIES[:1], strict=True))
 GRADIENTS = {"BSP": 4, "BSP, 1 backup": 3}  # in an update; else 1
 if first_process():
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
@@ -344,6 +345,42 @@ except ServerLost as error:
     print_once(f"ServerLost: {error}")
 
 # %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/10_parameter_server.py
+#
+# Every rank is a worker with a server beside it. Now nobody simulates who comes first: your
+# operating system decides. **Question.** Run it twice. Which of the two lines is the same again?
+
+
+# %%
+def on_these_ranks(comm):
+    batches = [Batches(training, 128, 0)[step] for step in range(20)]
+    exact = ParameterServer(mlp(WIDTHS), CrossEntropy(), SGD(0.1), comm, colocated=True)
+    waits = [exact.step(batch) for batch in batches][-1]
+    stale = StaleParameterServer(mlp(WIDTHS), CrossEntropy(), SGD(0.1), comm, colocated=True)
+    free = stale.train(batches)[-1]
+    return waits, free, Counter(update.staleness for update in stale.updates)
+
+
+found = launch(on_these_ranks, 4)
+kind = "real" if launched_size() else "simulated"
+print_once(f"{len(found)} {kind} ranks, all wait for all: loss {found[0][0]:.6f}")
+late = sum((staleness for *_, staleness in found), Counter())
+shares = ", ".join(
+    f"{n / late.total():.0%} are {tau} updates old" for tau, n in sorted(late.items())
+)
+print_once(
+    f"{len(found)} {kind} ranks, nobody waits: loss {found[0][1]:.6f}; of the gradients {shares}"
+)
+
+# %% [markdown]
+# The synchronous server gives serial training's numbers each time. The other one depends on who
+# comes first, so a bug in it may show in one run of a hundred: this is why it was simulated above.
+#
 # ## Should you choose it today?
 #
 # For a dense model on equal machines: no. Synchronous all-reduce sends the least, needs no extra

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.data import Batches, Dataset
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD
@@ -41,7 +41,7 @@ P, M = 4, 8  # stages, microbatches
 # microbatches, in two schedules. The list does not contain messages, because they follow from it.
 
 # %%
-for name in ("gpipe", "one_f_one_b"):
+for name in ("gpipe", "1f1b"):
     order = SCHEDULES[name].order(2, P, 4)
     print_once(
         f"{name:12}", " ".join(f"{type(work).__name__[0]}{work.microbatch}" for work in order)
@@ -96,8 +96,8 @@ print_once(
 # makes the bubble smaller. Look at the two pictures: they end at the same time.
 
 # %%
-picture(["gpipe", "one_f_one_b"], M, "out/lessons/11_pipelines_1f1b.png")
-for name in ("gpipe", "one_f_one_b"):
+picture(["gpipe", "1f1b"], M, "out/lessons/11_pipelines_1f1b.png")
+for name in ("gpipe", "1f1b"):
     price = price_units(SCHEDULES[name], P, M)
     print_once(
         f"{name:12} step takes {price.seconds:g}, idle {price.idle_fraction:.1%}, "
@@ -114,7 +114,7 @@ for name in ("gpipe", "one_f_one_b"):
 # pipeline is full after the time of chunks, not of stages: half of the bubble, twice the messages.
 #
 # **Zero bubble.** A backward has two halves. The previous stage waits for the gradient of the
-# *input*. No stage waits for the gradient of the *weights*. So the second half (orange) is done at
+# *input*. No stage waits for the gradient of the *weights*. So the second half (violet) is done at
 # a time when the stage would be idle.
 #
 # **Zero bubble, V.** Both ideas: two chunks for each stage, in the order of a V, down and up again.
@@ -208,7 +208,7 @@ def kept_measured(timelines, chunks):
 print_once(f"p = {P}, m = {M}            idle                 microbatches kept     equal to")
 print_once("schedule          measured  predicted   measured  predicted   serial")
 runs = {}
-for name in ("naive", "gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1", "zero_bubble_v"):
+for name in ("naive", "gpipe", "1f1b", "interleaved", "zero_bubble_h1", "zero_bubble_v"):
     schedule = SCHEDULES[name]
     timelines, idle, equal = measure(schedule)
     price = price_units(schedule, P, M)
@@ -227,7 +227,7 @@ for name in ("naive", "gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1", "
 
 # %%
 figure, rows = plt.subplots(4, 1, figsize=(12, 7.5), layout="constrained")
-for pair, name in zip((rows[:2], rows[2:]), ("one_f_one_b", "zero_bubble_v"), strict=True):
+for pair, name in zip((rows[:2], rows[2:]), ("1f1b", "zero_bubble_v"), strict=True):
     draw_price(pair[0], price_units(SCHEDULES[name], P, M), f"{name}: predicted")
     start = min(event.start for events in runs[name] for event in events if event.kind == "compute")
     draw_run(pair[1], runs[name], f"{name}: measured")
@@ -236,6 +236,44 @@ figure.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))
 legend(figure, chunks=True)
 if first_process():
     print(f"picture: {save(figure, 'out/lessons/11_pipelines.png')}")
+
+# %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/11_pipelines.py
+#
+# As many stages as ranks. **Question.** Microbatches are added up in the same order as in serial
+# training. What must the gap to serial be?
+
+
+# %%
+def on_these_ranks(comm):
+    batches = Batches(words, 64)
+    rows = {}
+    for name in ("gpipe", "1f1b", "zero_bubble_h1"):
+        before = comm.trace.sent.messages
+        method = Pipeline(
+            equal_layers(), CrossEntropy(), SGD(0.1), comm, schedule=name, microbatches=M
+        )
+        losses = [method.step(batches[step]) for step in range(3)]
+        rows[name] = losses, (comm.trace.sent.messages - before) / 3
+    return rows
+
+
+def alone(comm):
+    method = Serial(equal_layers(), CrossEntropy(), SGD(0.1), comm, microbatches=M)
+    return [method.step(Batches(words, 64)[step]) for step in range(3)]
+
+
+found = launch(on_these_ranks, 4)
+serial = launch(alone, 1, LocalWorld())[0]
+kind = "real" if launched_size() else "simulated"
+for name, (losses, messages) in found[0].items():
+    same = "bit for bit serial" if losses == serial else "not serial"
+    print_once(f"{len(found)} {kind} stages, {name:15} {messages:.0f} messages a step, {same}")
 
 # %% [markdown]
 # ## Exercise: write your own schedule

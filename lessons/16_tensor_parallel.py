@@ -12,7 +12,7 @@ import numpy as np
 
 from minidist import LocalWorld, Machine, Tensor, launch, ops
 from minidist.collectives import all_reduce
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, shakespeare
 from minidist.engine.array import defaults
@@ -194,7 +194,21 @@ for name, (ranks, options) in KINDS.items():
 #
 # **Question 8.** "Inputs kept" sends less and stores more. What is traded?
 #
-# The weights' gradient needs the gathered input again. Keep it, or gather it a second time.
+# The weights' gradient needs the gathered input again. Keep it, or gather it a second time. Kept, a
+# block sends 8bsh(t - 1)/t numbers, as without the sequence; gathered again, 10bsh(t - 1)/t.
+#
+# How much a block saves for its backward is in arXiv 2205.05198, in bytes, for numbers of 2 bytes
+# and a heads:
+#
+# | | their formula |
+# |---|---|
+# | cut inside the layers alone | sbh (10 + 24/t + 5as/(ht)) |
+# | along the sequence too | sbh (34 + 5as/h)/t |
+# | and attention computed again | 34sbh/t |
+#
+# Blocks here save just that, but for two differences. Their attention has a dropout of its own and
+# ours has none: 2as/h takes the place of 5as/h. And a norm saves one number more for each row.
+# `tests/parallel/tensor` holds both equal.
 #
 # ## When does it send?
 #
@@ -228,6 +242,29 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/16_tensor_parallel.png')}")
 
 # %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/16_tensor_parallel.py
+#
+# **Question 9.** Four heads on three ranks: who gets two? And on eight ranks?
+
+# %%
+found = launch(train, 4)
+kind = "real" if launched_size() else "simulated"
+losses, sent, held, _ = found[0]
+gap = max(abs(x / y - 1) for x, y in zip(losses, rows["serial"][0], strict=True))
+print_once(
+    f"{len(found)} {kind} ranks: loss {losses[-1]:.6f} (gap {gap:.0e}), "
+    f"sends {sent / 1e3:.1f} KB a step, holds {held / 1e3:.1f} KB of parameters"
+)
+
+# %% [markdown]
+# Whole heads are dealt out: the first of three ranks gets two. For eight ranks four heads are too
+# few, so attention stays whole there: every rank computes all of it, and the rest is cut.
+#
 # ## What to take away
 #
 # 1. Columns, then rows: two layers, one sum in the forward and one in the backward.

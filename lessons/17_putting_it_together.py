@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, shakespeare
 from minidist.engine.array import defaults
@@ -102,6 +102,30 @@ for name, options in MESHES.items():
     losses, got = launch(lambda comm, o=options: train(comm, **o), ranks, LocalWorld())[0]
     gap = max(float(np.abs(got[n] - reference[n]).max()) for n in reference)
     print_once(f"{name:31} loss {losses[-1]:.9f}, serial {expected[-1]:.9f}, parameters {gap:.0e}")
+
+# %% [markdown]
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/17_putting_it_together.py
+#
+# The mesh is what your ranks can be: two stages if they are even, and replicas of them.
+
+
+# %%
+def on_these_ranks(comm):
+    stages = 2 if comm.size % 2 == 0 else 1
+    mesh = {"dp": comm.size // stages, "pp": stages}
+    return mesh, *train(comm, mesh=mesh)
+
+
+found = launch(on_these_ranks, 4)
+kind = "real" if launched_size() else "simulated"
+mesh, losses, got = found[0]
+gap = max(float(np.abs(got[n] - reference[n]).max()) for n in reference)
+print_once(f"{len(found)} {kind} ranks, {mesh}: loss {losses[-1]:.9f}, parameters {gap:.0e}")
 
 # %% [markdown]
 # ## What goes wrong between two axes

@@ -8,14 +8,16 @@ Importing changes nothing in the process, except in one that ``mpirun`` has star
 
 - ``OMP_NUM_THREADS`` is set to 1, unless it is set already or NumPy, which reads it once, is
   loaded. Otherwise every rank would start a thread for each core, and they would slow each other.
-- ``sys.excepthook`` is set: an exception that nobody catches, anywhere in the program, is printed
-  with the rank, and ends all ranks. Otherwise the others would wait for this one for ever.
+- ``sys.excepthook`` and ``threading.excepthook`` are set: an exception that nobody catches,
+  anywhere in the program, is printed with the rank, and ends all ranks. Otherwise the others would
+  wait for this one for ever.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 
 from minidist.lazy import COMPLETED_BY, deferred, offer
 
@@ -29,6 +31,8 @@ if any(name in os.environ for name in LAUNCHER_SIZES):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.excepthook is sys.__excepthook__:  # not against the user's own
         sys.excepthook = deferred("minidist.comm.mpi.process", "on_uncaught")
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = deferred("minidist.comm.mpi.process", "on_uncaught_in_thread")
 
 # Modules that have moved since version 0.1 are found under their old names too: see that folder.
 __path__.append(f"{__path__[0]}/moved")
@@ -43,6 +47,7 @@ __getattr__, __dir__, __all__ = offer(
         "engine.tensor": ["Tensor", "tensor"],
         "engine.mode": ["no_grad"],
         "inspect.anomalies": ["detect_anomaly"],
+        "comm.comm": ["Comm"],
         "comm.launcher": ["launch"],
         "comm.local.world": ["LocalWorld"],
         "comm.machine": ["Machine"],

@@ -29,7 +29,7 @@ class Plan:
     @property
     def label(self) -> str:
         """The schedule's name in table and picture: "zero bubble h1"."""
-        return "1F1B" if self.name == "one_f_one_b" else self.name.replace("_", " ")
+        return "1F1B" if self.name == "1f1b" else self.name.replace("_", " ")
 
     @property
     def kept(self) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minidist.compare.comparison import TASKS
+from minidist.compare import TASKS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

@@ -50,7 +50,7 @@ def methods(job: Job, ranks: int) -> dict[str, Callable[[Comm], Method]]:
     found: dict[str, Callable[[Comm], Method]] = {"data parallel": partial(make, DataParallel)}
     if ranks > 1:
         found["ZeRO-1"] = partial(make, Zero1)
-        found["1F1B"] = partial(make, Pipeline, schedule="one_f_one_b", microbatches=MICROBATCHES)
+        found["1F1B"] = partial(make, Pipeline, schedule="1f1b", microbatches=MICROBATCHES)
     return found
 
 

@@ -148,7 +148,7 @@ def time_job(name: str, comm: Comm, steps: int) -> list[dict[str, Any]]:
         "overlapped": build(Overlapped, comm, **buckets),
         "ZeRO-1": build(Zero1, comm),
         "tensor": build(TensorParallel, comm),
-        "1F1B": build(Pipeline, comm, schedule="one_f_one_b", microbatches=4),
+        "1F1B": build(Pipeline, comm, schedule="1f1b", microbatches=4),
     }
     if isinstance(job, GptJob):
         methods["tensor, sequence"] = build(TensorParallel, comm, sequence=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"minidist": "#2f6690", "torch": "#f2a65a"}
-MACHINE_COLOURS = ("#2f6690", "#c8553d", "#4c9f70")
+from minidist.colours import SERIES, series
+
+COLOURS = {"minidist": series(0), "torch": series(1)}
+MACHINE_COLOURS = SERIES[:3]
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -60,8 +62,8 @@ def _rates(axes: Any, rows: list[dict[str, Any]], model: str) -> None:
 def _hidden(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Draw the hidden communication of each model: in memory, on a link, by the formula."""
     for place, row in enumerate(rows):
-        axes.bar(place - 0.2, row["hidden"], 0.38, color="#b5838d", label="shared memory")
-        axes.bar(place + 0.2, row["hidden_on_link"], 0.38, color="#2f6690", label="1 Gbit/s link")
+        axes.bar(place - 0.2, row["hidden"], 0.38, color=series(2), label="shared memory")
+        axes.bar(place + 0.2, row["hidden_on_link"], 0.38, color=series(3), label="1 Gbit/s link")
         formula = row["hidden_by_formula"]
         axes.hlines(formula, place, place + 0.4, "black", linewidth=2, label="formula")
         if place == 0:

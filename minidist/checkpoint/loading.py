@@ -3,7 +3,8 @@
     1  rank 0 lists the checkpoints, newest first
     2  every rank reads the manifest (manifest.py) and verifies its share of the files (stored.py)
     3  the checkpoint must be of this model, optimizer, dtype, seed and order of batches
-    4  only now anything changes: the method takes its part, for its layout
+    4  only now anything changes: the method takes its part, for its layout, and "auto" the
+       algorithms that it took (collectives/replay.py), so that sums are added in the same order
 
 After each step all ranks agree. A damaged checkpoint is passed over, with a warning, for the one
 before it. One of something else is refused: training on from another model is never what is wanted.
@@ -24,6 +25,7 @@ from minidist.checkpoint.agree import tell, together
 from minidist.checkpoint.files import MANIFEST, NAME, numbered
 from minidist.checkpoint.manifest import CheckpointError, Damaged, Manifest, Mismatch
 from minidist.checkpoint.stored import LAZY, Stored, read_manifest, verify
+from minidist.collectives.replay import replay
 from minidist.data.batches import Batches
 from minidist.parallel.method import Method
 from minidist.parallel.state import check_own, check_state, key
@@ -71,6 +73,7 @@ def load(
             warnings.warn(f"going on from {name}, since: {passed}", stacklevel=2)
         stored = Stored(parent / name, manifest)
         together(comm, partial(check_matches, stored, method, batches, cast))
+        replay(comm, list(manifest.algorithms))
         together(comm, partial(method.load, stored))  # type: ignore[arg-type]
         return Loaded(manifest.step, manifest.notes, parent / name, manifest)
     raise Damaged(f"no checkpoint in {folder} can be loaded: {'; '.join(damaged)}")

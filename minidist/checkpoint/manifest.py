@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.collectives.replay import check as check_records
 from minidist.parallel.shares import Box, size_of
 
 FORMAT = "minidist checkpoint 1"
@@ -115,6 +116,7 @@ class Manifest:
     notes: dict[str, Any]
     files: tuple[StoredFile, ...]
     arrays: dict[str, Entry]
+    algorithms: tuple[dict[str, Any], ...] = ()  # of "auto": see comm/choices.py
 
     def text(self) -> str:
         """As it lies in ``manifest.json``."""
@@ -146,6 +148,7 @@ def parse(text: bytes) -> Manifest:
     if said != (found := digest(body)):
         raise Damaged(f"manifest.json was changed: its SHA-256 is {found}, and it says {said}")
     expected = {"format", *Manifest.__dataclass_fields__}
+    body.setdefault("algorithms", [])  # older ones do not say
     if body.keys() != expected:
         raise Damaged(f"manifest.json: entries differ in {sorted(body.keys() ^ expected)}")
     ranks = whole_number(body["ranks"], "ranks", 1)
@@ -157,6 +160,11 @@ def parse(text: bytes) -> Manifest:
         if not isinstance(body[name], str):
             raise Damaged(f"manifest.json: {name} is no text: {short(body[name])}")
     batches = body["batches"]
+    algorithms = _list(body["algorithms"], "algorithms")
+    try:
+        check_records(algorithms)
+    except ValueError as error:
+        raise Damaged(f"manifest.json: algorithms: {error}") from None
     return Manifest(
         step=whole_number(body["step"], "step"),
         seed=whole_number(body["seed"], "seed", -(1 << 63)),
@@ -167,6 +175,7 @@ def parse(text: bytes) -> Manifest:
         notes=_dict(body["notes"], "notes"),
         files=files,
         arrays=arrays,
+        algorithms=tuple(algorithms),
     )
 
 

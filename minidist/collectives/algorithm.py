@@ -21,7 +21,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from minidist.collectives.cost import Cost
-from minidist.comm.checks import check_array
+from minidist.comm.checks import check_array, no_comm
 from minidist.comm.collective_calls import check_root, describe_collective
 
 P = ParamSpec("P")
@@ -62,12 +62,16 @@ class Algorithm(Generic[P, R]):
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
         comm: Any
         comm, *values = arguments or (options["comm"],)
+        try:
+            folded = comm.folded
+        except AttributeError:
+            raise no_comm(comm, f"{self.operation} by {self.name}") from None
         if values and isinstance(values[0], (int, float, complex, np.generic)):
             check_array(f"rank {comm.rank}: {self.operation}", values[0])  # refuses it
         if self.root is not None:
             root = values[self.root] if len(values) > self.root else options.get("root", 0)
             check_root(comm.rank, comm.size, self.operation, root)
-        if getattr(comm, "folded", False):  # one rank stands for all: see comm/local/folded.py
+        if folded:  # one rank stands for all: see comm/local/folded.py
             return comm.run_folded(self, *values, **options)
         if comm.size > 1 and comm.compares:
             named = dict(zip(self.parameters, values, strict=False)) | options

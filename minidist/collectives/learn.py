@@ -16,7 +16,8 @@ All sizes together take less than 50 ms on two ranks of one machine; no size tak
 measurements are not counted and not in the trace.
 
 The order in which numbers are added depends on the algorithm. A run that must give the same bits
-again names its algorithm, or reads a table: ``minidist bench collectives --tune``.
+again takes the algorithms of the run before (``replay.py``; checkpoints do), names its algorithm,
+or reads a table: ``minidist bench collectives --tune``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = offer(
         "comm": ["Comm"],
         "errors": ["CollectiveMismatch", "CommError", "Crash", "Disagreement", "RankLost"],
         "requests": ["Future", "Request"],
-        "launcher": ["first_process", "launch", "print_once"],
+        "launcher": ["first_process", "launch", "launched_size", "print_once"],
         "local.world": ["LocalWorld"],
         "local.tasks": ["Deadlock"],
         "machine": ["PROFILES", "Link", "Machine", "Pauses"],

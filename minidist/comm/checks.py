@@ -16,6 +16,19 @@ HOST = np.ndarray  # the type of arrays on the host
 LARGEST_TAG = 32767  # the MPI standard promises no more (MPI_TAG_UB)
 
 
+def no_comm(found: object, what: str) -> CommError:
+    """To raise where ``found`` stands in place of a Comm."""
+    kind = type(found)
+    if kind.__module__.startswith("mpi4py"):
+        return CommError(
+            f"{what} needs a Comm of minidist, and this is mpi4py's {kind.__name__}: pass "
+            "Comm.from_mpi(...) of it (from minidist import Comm)"
+        )
+    return CommError(
+        f"{what} needs a Comm, which launch(...) gives to each rank, not {kind.__name__}"
+    )
+
+
 def check_message(
     rank: int, size: int, call: str, array: Array, peer: int, tag: int = 0, into: bool = False
 ) -> None:

@@ -16,7 +16,9 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from hashlib import blake2b
+from time import sleep
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,11 +33,13 @@ from minidist.comm.checks import (
     check_message,
     check_peer,
 )
+from minidist.comm.choices import named
 from minidist.comm.errors import CollectiveMismatch, CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.requests import Future, Request
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
 from minidist.engine.array import Array, module_of, work
+from minidist.lazy import deferred
 
 __all__ = [
     "ANY",
@@ -74,11 +78,37 @@ class Comm(ABC):
         self.world: Sequence[int] = range(size)  # the ranks of this group in the whole world
         self.label = ""  # such as the axis of a mesh: what this group's rounds are called
         self._main: Comm | None = None  # see ``main``
-        self.chosen: dict[tuple[int, int], str] = {}  # what "auto" took, by length and itemsize
         self.learned: dict[str, str | None] = {}  # what it measured: see collectives/learn.py
         self._remembered: dict[Any, Any] = {}
         self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
+
+    def __deepcopy__(self, memo: Any) -> Comm:
+        """The same communicator: a copied layer that sends goes on among the same ranks."""
+        return self
+
+    @staticmethod
+    def from_mpi(comm: Any) -> Comm:
+        """A Comm of the ranks of ``comm``, a communicator of mpi4py, in a program of your own.
+
+        For all that takes a ``comm`` here, where ranks are not started by ``launch``. Every rank
+        of ``comm`` must call it; the same communicator gives the same Comm again. It has messages
+        of its own, so yours and ours do not mix. Needs MPI running, and nothing else; no watchdog
+        ends a job that hangs. ``close()``, on every rank, frees it, and raises CommError if a
+        message was not received.
+
+        Raises CommError for what is no intracommunicator of mpi4py.
+
+        >>> from mpi4py import MPI  # doctest: +SKIP
+        >>> ring.all_reduce(Comm.from_mpi(MPI.COMM_WORLD), array)  # doctest: +SKIP
+        """
+        made: Comm = deferred("minidist.comm.mpi.adopted", "from_mpi")(comm)
+        return made
+
+    @cached_property
+    def chosen(self) -> dict[tuple[int, int], str]:
+        """What "auto" took in this group, by length and itemsize: see choices.py."""
+        return self.trace.choices.setdefault(named(self.world), {})
 
     # Messages
 
@@ -250,6 +280,15 @@ class Comm(ABC):
     @abstractmethod
     def time(self) -> float:
         """Seconds on this world's clock: virtual in the local world, of the wall under MPI."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let so many seconds pass on this world's clock, in which this rank does nothing."""
+        self.trace.computed(self.time())
+        self._sleep(seconds)
+        self.trace.resume(self._now())
+
+    def _sleep(self, seconds: float) -> None:
+        sleep(max(0.0, seconds))
 
     def step(self, name: str, index: int | None = None, of: int | None = None) -> Step:
         """Name what happens inside, for the trace: ``with comm.step("forward", 3): ...``.

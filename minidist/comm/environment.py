@@ -18,7 +18,9 @@ from minidist import LAUNCHER_SIZES
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 # What a process has that can find the others: PMI 1 or 2 (MPICH), or PMIx (Open MPI).
 MANAGERS = ("PMI_FD", "PMI_PORT", "PMI_RANK", "PMIX_RANK")
-
+# A rank of Open MPI that waits in the library's own calls gives up its core. Otherwise each of the
+# messages in them, such as those of ``split``, takes a time slice where other programs run.
+YIELD = "OMPI_MCA_mpi_yield_when_idle"
 
 # How glibc's malloc takes and keeps memory, for processes that allocate large arrays again and
 # again: GLIBC_TUNABLES in the environment, read when a process starts. See docs/collectives.md.
@@ -76,8 +78,8 @@ def find_mpiexec() -> str | None:
 def mpi_environment(threads: int | str = 1) -> dict[str, str]:
     """The environment for an ``mpiexec``: ``threads`` a rank, and more ranks than cores allowed.
 
-    MPICH needs no setting for that; Open MPI must be allowed oversubscription, and root. The C
-    library keeps freed memory, and takes huge pages: see ``TUNABLES``.
+    MPICH needs no setting for that; Open MPI must be allowed oversubscription, and root, and
+    ``YIELD``. The C library keeps freed memory, and takes huge pages: see ``TUNABLES``.
     """
     return os.environ | {
         "GLIBC_TUNABLES": glibc_tunables(os.environ.get("GLIBC_TUNABLES", "")),
@@ -86,6 +88,7 @@ def mpi_environment(threads: int | str = 1) -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        YIELD: os.environ.get(YIELD, "1"),
     }
 
 

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minidist import colours
+from minidist.comm.choices import recorded
 from minidist.comm.trace import SENDING, Event, Trace, span, step_of
 
-# By what the step's name begins with, then by the kind of event.
+# What is drawn of a run whose steps have no colours of their own.
 COLOURS = {
-    "forward": "#4c9f70",
-    "backward": "#2f6690",
-    "optimizer": "#b5838d",
-    "other computing": "#9aa5b1",
-    "sending, receiving, waiting": "#f2a65a",
+    "forward": colours.FORWARD,
+    "backward": colours.BACKWARD,
+    "optimizer": colours.OPTIMIZER,
+    "other computing": colours.OTHER,
+    "sending, receiving, waiting": colours.COMMUNICATION,
 }
-STEP_COLOURS = (
-    *("#2f6690", "#f2a65a", "#4c9f70", "#c8553d", "#8d6a9f", "#b08900"),
-    *("#5c9ead", "#d98cb3", "#6b705c", "#9bc53d", "#3d2c8d", "#a0522d"),
-)
 AXES = ("tensor", "pipeline", "data")  # of a mesh: the labels of its communicators
 RECEIVING = ("recv", "wait recv", "sendrecv")
 MANY = 3000  # arrows: more than this, and they hide the picture
@@ -143,10 +141,15 @@ class Timeline:
         return ordered[first].start, ordered[first + count].start
 
     def save(self, path: str | Path) -> Path:
-        """Write the run as Chrome trace events, which Perfetto opens; returns the path."""
+        """Write the run as Chrome trace events, which Perfetto opens; returns the path.
+
+        ``otherData`` has the algorithms that "auto" took: see choices.py.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"traceEvents": list(self._chrome()), "displayTimeUnit": "ms"}))
+        algorithms = recorded(trace.choices for trace in self.traces)
+        whole = {"traceEvents": list(self._chrome()), "displayTimeUnit": "ms"}
+        path.write_text(json.dumps(whole | {"otherData": {"algorithms": algorithms}}))
         return path
 
     def _chrome(self) -> Iterator[dict[str, Any]]:
@@ -188,6 +191,13 @@ def colour(event: Event) -> str:
     if word in ("input-gradient", "weight-gradient"):  # the two halves of a backward
         word = "backward"
     return COLOURS.get(word, COLOURS["other computing"])
+
+
+def palette_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each step: what has one in ``colours.STEPS`` keeps it, the others differ."""
+    known = {name: colours.STEPS.get(name.split(" ")[0]) for name in names}
+    others = [name for name, found in known.items() if found is None]
+    return {name: found or colours.series(others.index(name)) for name, found in known.items()}
 
 
 def axis_of(event: Event) -> str:
@@ -241,7 +251,7 @@ def draw_timeline(
         for event in events
         if (event.kind != "compute" or event.name) and event.end > event.start
     )
-    palette = {name: STEP_COLOURS[index % len(STEP_COLOURS)] for index, name in enumerate(names)}
+    palette = palette_of(names)
     thin = THIN * (end - start) / max(1.0, axes.get_window_extent().width)  # in seconds
     halves = steps and any(event.stream for events in timelines for event in events)
     for rank, events in enumerate(timelines):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from minidist.comm.calls import Call
+from minidist.comm.choices import Choices
 from minidist.engine.array import work
 
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
@@ -63,6 +64,7 @@ class Trace:
         self._flops: int | None = None  # of ``array.work`` at the mark, if it was recorded
         self.call: Call | None = None  # the call that this rank is in: the watchdog reads it
         self.thread = threading.get_ident()  # in which the calls are made
+        self.choices: Choices = {}  # of "auto", by ranks of a group: see choices.py
         self.streams: list[StreamTrace] = []  # the records of this rank's communication streams
 
     @property
@@ -125,7 +127,7 @@ class StreamTrace(Trace):
         super().__init__(start, rank.record)
         self.rank = rank
         rank.streams.append(self)
-        self.sent, self.events = rank.sent, rank.events
+        self.sent, self.events, self.choices = rank.sent, rank.events, rank.choices
 
     def resume(self, now: float) -> None:
         self.mark, self.record = now, self.rank.record  # switched on or off meanwhile, perhaps

@@ -1,6 +1,7 @@
 """Compare all methods: each trains the same model on the same data.
 
-``comparison.py`` trains and measures, ``report.py`` prints and draws.
+Read ``comparison.py`` first. ``tasks.py`` is what is trained, ``rows.py`` by which methods,
+``measure.py`` trains and measures; ``report.py`` prints, ``picture.py`` draws, ``files.py`` saves.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from minidist.lazy import offer
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "comparison": ["KINDS", "TASKS", "Record", "Task", "compare", "names", "relative_gap"],
+        "comparison": ["KINDS", "compare"],
+        "files": [],
+        "measure": ["Record", "relative_gap"],
+        "picture": [],
         "report": [],
+        "rows": ["DOZEN", "names"],
+        "tasks": ["TASKS", "Task"],
     },
 )

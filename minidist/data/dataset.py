@@ -91,7 +91,9 @@ class Dataset:
     @cached_property
     def prepared(self) -> np.ndarray:
         """No samples, prepared: the shape and dtype of what the model takes, without reading."""
-        return self.prepare(np.empty((0, *self.input_shape), self.inputs.dtype))
+        none = np.empty(0, np.int64)  # of rows that say no dtype, none is read
+        dtype = getattr(self.inputs, "dtype", None) or self.inputs[none].dtype
+        return self.prepare(np.empty((0, *self.input_shape), dtype))
 
     def inputs_for(self, raw: Any) -> Array:
         """What a model takes, of raw samples like ``inputs``: (n, *input_shape), or one sample.

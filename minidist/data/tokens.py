@@ -26,6 +26,8 @@ class Windows:
     Window i begins at token ``offset + i · stride``. Nothing is copied until ``windows[indices]``.
     """
 
+    dtype = np.dtype(np.int64)  # of ``windows[indices]``, whatever the tokens are stored as
+
     def __init__(self, tokens: np.ndarray, length: int, stride: int, offset: int = 0) -> None:
         # The last token is left out, so that inputs and targets have the same number of windows.
         count = (len(tokens) - 1 - length) // stride + 1
@@ -48,7 +50,7 @@ class Windows:
         if starts.size and not 0 <= np.min(indices) <= np.max(indices) < len(self):
             raise IndexError(f"windows are counted from 0 to {len(self) - 1}")
         places = starts[..., None] + np.arange(self.shape[1])  # (n, length)
-        return self.tokens[places].astype(np.int64)
+        return self.tokens[places].astype(self.dtype)
 
 
 def token_windows(
@@ -113,8 +115,11 @@ def open_tokens(path: str | Path) -> np.ndarray:
     """The tokens in a file written by ``write_tokens``, memory-mapped and read-only."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a token file: write it with write_tokens()") from error
+    except (ValueError, EOFError) as error:  # EOFError: it is empty, or being written
+        raise ValueError(
+            f"{path} is not a whole token file: write it with write_tokens(), and let other ranks "
+            "wait for that (comm.barrier())"
+        ) from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not len(tokens):
         raise ValueError(
             f"{path} contains {tokens.dtype} of shape {tokens.shape}, not a 1-D array of tokens: "

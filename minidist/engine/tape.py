@@ -83,12 +83,23 @@ class Into:
     A backward may return one where it may return a callable. ``write(out)`` computes into ``out``
     and returns it, or into new memory if ``out`` is None. The first use of a parameter after
     ``zero_grad`` then writes the gradient where it belongs: no second array, no addition.
+
+    The gradient is a sum over samples. An op of which the samples' own gradients can be asked gives
+    ``each(n)`` too. It returns those of the n samples on the first axis of the op's input: an array
+    (n, *shape of the weight), or a pair (a, b) of arrays (n, t, i) and (n, t, o) of which they are
+    the products Σ_t a_t ⊗ b_t. If ``a`` holds integers (n, t), each stands for a row of the table,
+    (0, ..., 1, ..., 0). See privacy/per_sample.py.
     """
 
-    __slots__ = ("write",)
+    __slots__ = ("each", "write")
 
-    def __init__(self, write: Callable[[Array | None], Array]) -> None:
+    def __init__(
+        self,
+        write: Callable[[Array | None], Array],
+        each: Callable[[int], Any] | None = None,
+    ) -> None:
         self.write = write
+        self.each = each
 
     def __call__(self) -> Array:
         return self.write(None)
@@ -310,10 +321,11 @@ def _run_hooks(node: Node, grad: Array) -> Array:
     for hook in node.hooks or ():
         changed = hook(grad)
         grad = grad if changed is None else changed
-        if changed is not None and changed.shape != node.shape:
+        if changed is not None and getattr(changed, "shape", None) != node.shape:
+            what = getattr(changed, "shape", type(changed).__name__)
             raise GradientShapeError(
-                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of "
-                f"{changed.shape}"
+                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of {what}: an "
+                "array of that shape, or None, is wanted"
             )
     return grad
 

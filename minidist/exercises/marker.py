@@ -25,6 +25,7 @@ from typing import Any
 from minidist.comm.launcher import find_mpiexec, mpi_environment
 from minidist.exercises.exercise import Case, Exercise, Verdict, find
 from minidist.exercises.names import EXERCISES
+from minidist.run import leftovers
 
 LIMIT = 10.0  # seconds for the cases of one process; an endless loop ends then
 PRINTED = 100_000  # bytes of what an answer prints are kept; the rest is dropped
@@ -196,7 +197,7 @@ def _in_a_process(
 ) -> tuple[list[dict[str, Any]], str, bool]:
     """(the lines that the child wrote, what it printed, whether it ended by itself)."""
     world, ranks = cases[0][1].world, cases[0][1].ranks
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, leftovers.removed():
         listed, results = Path(folder, "cases.json"), Path(folder, "results.jsonl")
         secret, token = Path(folder, "token"), token_hex()
         secret.write_text(token)

@@ -2,7 +2,8 @@
 
 Read in this order: ``requests.py`` (what is asked and answered), ``blocks.py`` (the key-value cache
 in blocks), ``ragged.py`` (one forward for sequences of different lengths), ``engine.py``
-(continuous batching), ``timing.py`` (what users wait for), ``replicas.py`` (a model on each rank,
+(continuous batching), ``timing.py`` (what users wait for), ``mesh_engine.py`` (a model on several
+ranks: ``share.py`` is what each has, ``cost.py`` what they send), ``replicas.py`` (several of them,
 and one queue in front).
 """
 
@@ -17,7 +18,10 @@ __getattr__, __dir__, __all__ = offer(
         "blocks": ["BlockPool"],
         "ragged": [],
         "replicas": ["Arrivals", "serve"],
-        "timing": ["Timing", "run"],
+        "mesh_engine": ["MeshEngine"],
+        "share": [],
+        "cost": [],
+        "timing": ["Timing", "run", "run_on"],
         "queueing": ["erlang_c", "mean_wait"],
         "models": ["load_gpt"],
         "engine": ["Engine", "Event", "generate"],

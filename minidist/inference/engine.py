@@ -25,17 +25,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
-
-from minidist.engine.array import to_host
+from minidist.engine.array import Array, module_of, read
 from minidist.engine.seeds import generator
-from minidist.engine.tensor import no_grad
+from minidist.engine.versions import ChangedError
 from minidist.inference.blocks import BlockPool
 from minidist.inference.ragged import Part, forward
 from minidist.inference.requests import Answer, Refused, Request
 from minidist.models.gpt import Block, Embed, Head, pick
+from minidist.nn.attention import CausalSelfAttention
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.layers import Sequential
 
 
@@ -51,8 +52,8 @@ class Event:
 class _Running:
     """A sequence in the batch."""
 
-    def __init__(self, number: int, answer: Answer, table: list[int]) -> None:
-        self.number, self.answer = number, answer
+    def __init__(self, number: int, answer: Answer, table: list[int], turn: int) -> None:
+        self.number, self.answer, self.turn = number, answer, turn
         self.part = Part(answer.request.prompt, 0, table)
         self.draw = generator(answer.request.seed, "sample")
 
@@ -73,32 +74,29 @@ class Engine:
         block: int = 16,
         waiting: int | None = None,
     ) -> None:
-        if at_once < 1:
+        if not isinstance(at_once, int) or at_once < 1:
             raise ValueError(f"Engine: at least one sequence at once, not {at_once}")
-        embed, *inner, head = model.blocks.values()
-        if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
-            isinstance(one, Block) for one in inner
-        ):
-            raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
-        attention = [one.attention for one in inner if isinstance(one, Block)]
-        packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
-                  for a in attention}  # fmt: skip
-        if len(packed) != 1 or any(a.rotary_base is not None for a in attention):
-            raise TypeError(
-                "Engine: all attention layers must have the same number of heads, and no rotary "
-                f"positions; found (groups, d): {sorted(packed)}"
-            )
-        self.model = model.eval()
+        if waiting is not None and waiting < 0:
+            raise ValueError(f"Engine: {waiting} requests may wait: at least 0, or None")
+        embed, attention, d = parts_of_gpt(model)
         self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
         self.at_once, self.waiting = at_once, waiting
-        (groups, d) = packed.pop()
-        blocks = at_once * -(-self.context // block) if blocks is None else blocks
-        weight = embed.weight
-        self.pool = BlockPool(len(inner), groups, d, blocks, block, weight.xp, weight.dtype)
+        self.places = [at_once]  # of each turn: see MeshEngine
+        self.model = self.share(model)
+        flat, mine = self.model.flat.data, _attention(self.model)
+        groups = mine[0].groups if mine else attention[0].groups
+        if blocks is None:
+            blocks = at_once * -(-self.context // max(1, block))
+        self.pool = BlockPool(len(mine), groups, d, blocks, block, module_of(flat), flat.dtype)
         self.answers: dict[int, Answer] = {}  # of all requests that were let into the queue
         self._queue: deque[int] = deque()
         self._running: list[_Running] = []
         self._next = 0
+        self._written: list[int] = []  # the versions of the weights that the cache is of
+
+    def share(self, model: Sequential) -> Sequential:
+        """What this rank computes of the model."""
+        return model
 
     @property
     def busy(self) -> bool:
@@ -107,6 +105,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise Refused, with the reason, if this engine can never answer the request."""
+        if not isinstance(request, Request):
+            raise TypeError(f"Engine: a Request is answered, not a {type(request).__name__}")
         request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
 
     def submit(self, request: Request) -> int:
@@ -136,28 +136,58 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Let requests in, compute one token of each, and say which; none if nothing is to do."""
+        self.check_weights()
         self._let_in()
         if not self._running:
             return []
         by_part = {id(one.part): one for one in self._running}
-        with no_grad():
+        with self.computing():
             parts, logits = forward(self.model, [one.part for one in self._running], self.pool)
-        host = to_host(logits)
-        events = [self._take(by_part[id(part)], row) for part, row in zip(parts, host, strict=True)]
+        order = [by_part[id(part)] for part in parts]
+        events = [
+            self._take(one, token)
+            for one, token in zip(order, self._draw(order, logits), strict=True)
+        ]
         return sorted(events, key=lambda event: event.number)
 
-    def _let_in(self) -> None:
-        while self._queue and len(self._running) < self.at_once:
+    def computing(self) -> AbstractContextManager[None]:
+        """Without a tape, and the model's layers as in evaluation."""
+        return as_in_evaluation(self.model)
+
+    def check_weights(self) -> None:
+        """Raise ChangedError if the cache has keys and values of weights that are gone."""
+        written = [version.count for version in self.model.flat.versions]
+        if self._running and written != self._written:
+            raise ChangedError(
+                f"the model's parameters were written while {len(self._running)} requests are "
+                "being answered, whose cached keys and values are of the old ones: answer or "
+                "cancel them first"
+            )
+        self._written = written
+
+    def _let_in(self, turn: int = 0) -> None:
+        """Into the places of this turn, in the order in which the requests came."""
+        taken = sum(one.turn == turn for one in self._running)
+        for _ in range(self.places[turn] - taken):
+            if not self._queue:
+                return
             answer = self.answers[self._queue[0]]
             if self.pool.needed(answer.request.positions) > self.pool.free:
                 return  # those behind it wait too, so that no request waits for ever
             table = self.pool.take(answer.request.positions)
-            self._running.append(_Running(self._queue.popleft(), answer, table))
+            self._running.append(_Running(self._queue.popleft(), answer, table, turn))
 
-    def _take(self, one: _Running, logits: np.ndarray) -> Event:
-        """Draw the next token of a sequence."""
+    def _draw(self, order: Sequence[_Running], logits: Array) -> list[int]:
+        """The next token of each sequence, from logits (sequences, vocabulary)."""
+        asked = [one.answer.request for one in order]
+        return [
+            pick(row, request.temperature, request.top_k, one.draw.random())
+            for one, request, row in zip(order, asked, read(logits, 0.0), strict=True)
+        ]
+
+    def _take(self, one: _Running, token: int) -> Event:
+        """A token goes to its sequence, which goes on with it or leaves."""
         answer, request = one.answer, one.answer.request
-        token = pick(logits, request.temperature, request.top_k, one.draw.random())
         answer.tokens.append(token)
         if token == request.stop:
             answer.reason = "stop"
@@ -173,6 +203,31 @@ class Engine:
     def _leave(self, one: _Running) -> None:
         self._running.remove(one)
         self.pool.give_back(one.part.table)
+
+
+def parts_of_gpt(model: Sequential) -> tuple[Embed, list[CausalSelfAttention], int]:
+    """The embedding of a GPT, its attention layers, and the features of each of their heads.
+
+    Raises TypeError if the model is another, or its layers need caches of several shapes.
+    """
+    embed, *inner, head = model.blocks.values()
+    if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
+        isinstance(one, Block) for one in inner
+    ):
+        raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
+    attention = _attention(model)
+    packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
+              for a in attention}  # fmt: skip
+    if len(packed) != 1 or any(a.rotary_base is not None for a in attention):
+        raise TypeError(
+            "Engine: all attention layers must have the same number of heads, and no rotary "
+            f"positions; found (groups, d): {sorted(packed)}"
+        )
+    return embed, attention, packed.pop()[1]
+
+
+def _attention(model: Sequential) -> list[CausalSelfAttention]:
+    return [one.attention for one in model.blocks.values() if isinstance(one, Block)]
 
 
 def generate(model: Sequential, requests: Sequence[Request], at_once: int = 8) -> list[Answer]:

@@ -15,7 +15,7 @@ OSDI 2022, section 3.2 ("selective batching").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ from minidist import ops
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.inference.blocks import BlockPool
-from minidist.models.gpt import Block, Embed, Head
+from minidist.models.gpt import Embed, Head
 from minidist.nn.attention import KeyValueCache
 from minidist.nn.layers import Sequential
+from minidist.nn.module import Module
 from minidist.ops.softmax import softmax_array
 
 
@@ -80,7 +81,7 @@ class LayerCache(KeyValueCache):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Tensor:
         """q (1, h, n, d), k and v (1, g, n, d): n rows of several sequences → (1, h, n, d)."""
         if mask is not None:
-            raise NotImplementedError("rows of several sequences take no mask: each has its own")
+            raise ValueError("rows of several sequences take no mask: each has its own")
         step, pool, xp = self.step, self.step.pool, q.xp
         rows_first = [part.data[0].transpose(1, 0, 2) for part in (k, v)]  # (n, g, d)
         pool.write(self.layer, step.rows, *rows_first)
@@ -106,20 +107,33 @@ class LayerCache(KeyValueCache):
         out[...] = mixed.reshape(batch, -1, d).transpose(1, 0, 2)
 
 
+def through(blocks: Iterable[Module], step: Step, x: Tensor | None = None) -> Tensor:
+    """The rows of a step through consecutive blocks of a GPT; keys and values go into the pool.
+
+    ``x``: (1, rows, width), or None if the first block is the embedding. Returns that of the last
+    block; after the head, the logits of the last token of each sequence: (1, parts, vocabulary).
+    """
+    layer = 0
+    for block in blocks:
+        if isinstance(block, Embed):
+            xp = block.weight.xp
+            tokens, positions = xp.asarray(step.tokens[None]), xp.asarray(step.positions[None])
+            x = block.look_up(tokens) + ops.embedding(positions, block.position)  # (1, n, w)
+        elif isinstance(block, Head):
+            assert x is not None
+            x = block.logits(Tensor(x.data[:, x.xp.asarray(step.ends - 1)]))  # of (1, parts, w)
+        else:
+            x = block(x, LayerCache(step, layer))
+            layer += 1
+    assert x is not None
+    return x
+
+
 def forward(model: Sequential, parts: Sequence[Part], pool: BlockPool) -> tuple[list[Part], Array]:
     """One forward of all parts, whose keys and values go into the pool.
 
     Returns the parts in the order in which they were computed, and the logits of the last token
     of each: (parts, vocabulary).
     """
-    embed, *blocks, head = model.blocks.values()
-    assert isinstance(embed, Embed) and isinstance(head, Head)
-    xp = embed.weight.xp
-    step = Step(parts, pool, xp)
-    tokens, positions = xp.asarray(step.tokens[None]), xp.asarray(step.positions[None])
-    x = ops.embedding(tokens, embed.weight) + ops.embedding(positions, embed.position)  # (1, n, w)
-    for layer, block in enumerate(blocks):
-        assert isinstance(block, Block)
-        x = block(x, LayerCache(step, layer))
-    last = Tensor(x.data[:, xp.asarray(step.ends - 1)])  # (1, parts, w)
-    return step.order, head(last).data[0]
+    step = Step(parts, pool, pool.xp)
+    return step.order, through(model.blocks.values(), step).data[0]

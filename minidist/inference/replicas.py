@@ -8,12 +8,15 @@ One queue is better than one for each replica: no request waits behind a long on
 replica has room. Rank 0 gives the next request to the replica with the fewest tokens still to
 compute, among those with a free place.
 
-All ranks work in rounds. In each, rank 0 sends to every other rank its new requests and what is
-cancelled; each engine computes one step; each rank sends the tokens of that step back. With p
-ranks, k sequences at once on each, and payloads of w whole numbers (of 8 bytes):
+A replica may be several ranks: those of a mesh with the same place along dp (mesh_engine.py).
 
-    rank 0 sends a round       (p - 1) · 16 bytes, and 8 w to those that get something
-    another rank sends         24 k bytes
+All ranks work in rounds. In each, rank 0 sends to every other rank its new requests and what is
+cancelled; each engine computes one step; the first rank of each replica sends the tokens of that
+step back. With p ranks, k sequences at once on each replica, and payloads of w whole numbers (of 8
+bytes):
+
+    rank 0 sends a round                       (p - 1) · 16 bytes, and 8 w to those that get any
+    the first rank of another replica sends    24 k bytes
 
 What is drawn depends on the request alone, so the answers do not depend on the number of ranks.
 """
@@ -21,15 +24,18 @@ What is drawn depends on the request alone, so the answers do not depend on the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from minidist.comm.comm import Comm
+from minidist.comm.comm import Request as Sending
 from minidist.inference.engine import Engine, Event
+from minidist.inference.mesh_engine import MeshEngine
 from minidist.inference.requests import Answer, Refused, Request
 from minidist.nn.layers import Sequential
+from minidist.parallel.mesh.mesh import Mesh
 
 REASONS = ("", "count", "stop")
 CANCEL = -1  # in place of a request's number
@@ -53,7 +59,7 @@ class _Front:
     """Rank 0's books: who waits, which replica has what, and all answers."""
 
     engine: Engine  # rank 0's own: it knows what can never be answered
-    ranks: int
+    replicas: int
     at_once: int
     answers: dict[int, Answer] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
@@ -62,8 +68,8 @@ class _Front:
     count: int = 0
 
     def arrive(self, arrivals: Arrivals) -> list[list[int]]:
-        """Take what came; returns for each rank what it is to be told about cancelled requests."""
-        told: list[list[int]] = [[] for _ in range(self.ranks)]
+        """Take what came; returns for each replica what it is told about cancelled requests."""
+        told: list[list[int]] = [[] for _ in range(self.replicas)]
         for request in arrivals.requests:
             number, self.count = self.count, self.count + 1
             try:
@@ -85,22 +91,22 @@ class _Front:
         return told
 
     def assign(self) -> list[list[int]]:
-        """Give waiting requests to replicas with free places; what each rank is told."""
-        told: list[list[int]] = [[] for _ in range(self.ranks)]
+        """Give waiting requests to replicas with free places; what each replica is told."""
+        told: list[list[int]] = [[] for _ in range(self.replicas)]
         while self.queue:
-            places = [list(self.home.values()).count(rank) for rank in range(self.ranks)]
-            free = [rank for rank in range(self.ranks) if places[rank] < self.at_once]
+            places = [list(self.home.values()).count(one) for one in range(self.replicas)]
+            free = [one for one in range(self.replicas) if places[one] < self.at_once]
             if not free:
                 break
             number = self.queue.popleft()
-            rank = min(free, key=self._left)
-            self.home[number] = rank
-            told[rank] += encode(number, self.answers[number].request)
+            replica = min(free, key=self._left)
+            self.home[number] = replica
+            told[replica] += encode(number, self.answers[number].request)
         return told
 
-    def _left(self, rank: int) -> int:
+    def _left(self, replica: int) -> int:
         """Tokens that a replica still has to compute."""
-        answers = (self.answers[number] for number, home in self.home.items() if home == rank)
+        answers = (self.answers[number] for number, home in self.home.items() if home == replica)
         return sum(answer.request.count - len(answer.tokens) for answer in answers)
 
     def take(self, events: np.ndarray) -> list[Event]:
@@ -143,7 +149,7 @@ def decode(numbers: list[int]) -> tuple[list[tuple[int, Request]], list[int]]:
 
 
 class _Replica:
-    """One rank's engine, whose requests have the numbers of the front."""
+    """An engine whose requests have the numbers of the front."""
 
     def __init__(self, engine: Engine, at_once: int) -> None:
         self.engine, self.at_once = engine, at_once
@@ -162,6 +168,11 @@ class _Replica:
             row[:] = [self.outside[event.number], event.token, REASONS.index(event.reason)]
         return rows
 
+    def finish(self) -> None:
+        """Stages have tokens under way of requests that were cancelled: receive them."""
+        while self.engine.busy:
+            self.engine.step()
+
 
 def serve(
     comm: Comm,
@@ -171,45 +182,73 @@ def serve(
     at_once: int = 8,
     blocks: int | None = None,
     block: int = 16,
+    mesh: Mapping[str, int] | None = None,
 ) -> tuple[dict[int, Answer], dict[int, str]]:
     """Answer all that ``source`` brings, on all ranks; every rank must call it.
 
     ``model``: this rank's copy, initialised, equal on all ranks. ``source`` and ``told`` are used
-    on rank 0 only. Requests are numbered from 0 as they come. Returns, on rank 0, the answers and
-    the reasons of those that were refused, by number; on other ranks two empty dictionaries.
+    on rank 0 only. ``mesh``: lengths of the axes dp (replicas), pp and tp, such as ``{"dp": 2,
+    "tp": 2}``; by default every rank is a replica. ``at_once``: sequences on each replica, and
+    ``blocks`` those of each rank's cache. Requests are numbered from 0 as they come.
+
+    Returns, on rank 0, the answers and the reasons of those that were refused, by number; on other
+    ranks two empty dictionaries. Raises ValueError for a mesh of another number of ranks, and for
+    what cannot be cut: see ``share.py``.
     """
-    engine = Engine(model, at_once, blocks, block)
-    replica = _Replica(engine, at_once)
+    grid = Mesh(comm, **(mesh or {"dp": comm.size}))
+    engine = MeshEngine(model, grid, at_once, blocks, block)
+    replica, replicas = _Replica(engine, at_once), grid.lengths["dp"]
     if comm.rank != 0:
-        header = np.empty(2, np.int64)
-        while True:
-            comm.recv(header, 0)
-            length, more = header.tolist()
-            payload = np.empty(length, np.int64)
-            if length:
-                comm.recv(payload, 0)
-            if not more:
-                return {}, {}
-            comm.send(replica.step(payload.tolist()), 0)
-    front = _Front(engine, comm.size, at_once)
-    step, arriving = 0, True
+        _follow(comm, replica, sends=comm.rank == grid.rank_of(dp=grid.place["dp"]))
+        return {}, {}
+    front = _Front(engine, replicas, at_once)
+    step, arriving, leaving = 0, True, list[Sending]()
     while True:
         arrivals = source(step) if arriving else None
+        if not isinstance(arrivals, (Arrivals, type(None))):
+            raise TypeError(
+                f"serve: source gives Arrivals, or None at the end, not a {type(arrivals).__name__}"
+            )
         arriving = arrivals is not None
         cancels = front.arrive(arrivals or Arrivals())
         payloads = [a + b for a, b in zip(cancels, front.assign(), strict=True)]
         more = arriving or bool(front.queue or front.home or any(payloads))
+        for sending in leaving:
+            sending.wait()
+        leaving = []
         for rank in range(1, comm.size):
-            comm.send(np.array([len(payloads[rank]), more], np.int64), rank)
-            if payloads[rank]:
-                comm.send(np.array(payloads[rank], np.int64), rank)
+            payload = payloads[int(np.argwhere(grid.grid == rank)[0][0])]
+            leaving.append(comm.isend(np.array([len(payload), more], np.int64), rank))
+            if payload:
+                leaving.append(comm.isend(np.array(payload, np.int64), rank))
         if not more:
-            return front.answers, front.refused
+            break
         every = [replica.step(payloads[0])]
-        for rank in range(1, comm.size):
+        for one in range(1, replicas):
             every.append(np.empty((at_once, 3), np.int64))
-            comm.recv(every[-1], rank)
+            comm.recv(every[-1], grid.rank_of(dp=one))
         for rows in every:
             for event in front.take(rows):
                 told(event)
         step += 1
+    replica.finish()
+    for sending in leaving:
+        sending.wait()
+    return front.answers, front.refused
+
+
+def _follow(comm: Comm, replica: _Replica, sends: bool) -> None:
+    """What every rank but 0 does: a step in each round; ``sends``: the tokens to rank 0."""
+    header = np.empty(2, np.int64)
+    while True:
+        comm.recv(header, 0)
+        length, more = header.tolist()
+        payload = np.empty(length, np.int64)
+        if length:
+            comm.recv(payload, 0)
+        if not more:
+            replica.finish()
+            return
+        rows = replica.step(payload.tolist())
+        if sends:
+            comm.send(rows, 0)

@@ -10,13 +10,16 @@ sequences at once raise the first and worsen the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from minidist.inference.engine import Engine, Event
+from minidist.comm.comm import Comm
+from minidist.inference.engine import Engine, Event, parts_of_gpt
+from minidist.inference.replicas import Arrivals, serve
 from minidist.inference.requests import Refused, Request
+from minidist.nn.layers import Sequential
 
 
 @dataclass
@@ -66,9 +69,7 @@ def run(
     ``told(index, event)`` is called for each token, with the index of the request. Requests that
     cannot be answered are in ``refused``, and stop no other.
     """
-    times = [0.0] * len(requests) if arrivals is None else list(arrivals)
-    if len(times) != len(requests) or sorted(times) != times:
-        raise ValueError("run: one time of arrival for each request, in order")
+    times = _times(requests, arrivals)
     timing, index_of, coming, start = Timing(), dict[int, int](), 0, clock()
     while coming < len(requests) or engine.busy:
         now = clock() - start
@@ -88,3 +89,58 @@ def run(
             told(index, event)
         timing.seconds = clock() - start
     return timing
+
+
+def run_on(
+    comm: Comm,
+    model: Sequential,
+    requests: Sequence[Request],
+    arrivals: Sequence[float] | None = None,
+    told: Callable[[int, Event], None] = lambda index, event: None,
+    at_once: int = 8,
+    mesh: Mapping[str, int] | None = None,
+) -> Timing:
+    """As ``run``, on all ranks of ``comm``, by its clock; the times are on rank 0. See ``serve``.
+
+    On shapes (device "phantom") in the local world these are the times that a machine would take:
+    each sequence is as long as its request allows, and drawn tokens are all 0.
+    """
+    times, timing, open_ = _times(requests, arrivals), Timing(), set[int]()
+    embed, _, _ = parts_of_gpt(model)
+    vocabulary, context = embed.weight.declared[0], embed.position.declared[0]
+    start, coming = comm.time(), 0
+
+    def source(step: int) -> Arrivals | None:
+        nonlocal coming
+        if coming == len(requests):
+            return None
+        if not open_:
+            comm.sleep(times[coming] - (comm.time() - start))
+        first, now = coming, comm.time() - start
+        while coming < len(requests) and (times[coming] <= now or (first == coming and not open_)):
+            try:
+                requests[coming].check(vocabulary, context, context)
+                open_.add(coming)
+            except Refused:
+                pass  # the front refuses it too, and says why
+            coming += 1
+        return Arrivals(requests[first:coming])
+
+    def noted(event: Event) -> None:
+        index = event.number  # numbered as they come
+        timing.seconds = comm.time() - start
+        timing.times.setdefault(index, []).append(timing.seconds - times[index])
+        if event.reason:
+            open_.remove(index)
+        told(index, event)
+
+    _, timing.refused = serve(comm, model, source, noted, at_once, mesh=mesh)
+    return timing
+
+
+def _times(requests: Sequence[Request], arrivals: Sequence[float] | None) -> list[float]:
+    """When each request comes; ValueError unless there is a time for each, in order."""
+    times = [0.0] * len(requests) if arrivals is None else list(arrivals)
+    if len(times) != len(requests) or sorted(times) != times:
+        raise ValueError("run: one time of arrival for each request, in order")
+    return times

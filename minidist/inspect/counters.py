@@ -86,7 +86,7 @@ class Counter:
             self._take_flops(count)
             return result
 
-        return Into(compute) if type(part) is Into else compute
+        return Into(compute, part.each) if type(part) is Into else compute
 
     def _take_flops(self, count: Count) -> None:
         count.flops += work.flops - self._mark

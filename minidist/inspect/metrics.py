@@ -23,7 +23,7 @@ from minidist.data.dataset import Dataset
 from minidist.engine.array import to_host
 from minidist.engine.tensor import Tensor
 from minidist.nn.cross_entropy import CrossEntropy
-from minidist.nn.evaluating import as_in_evaluation
+from minidist.nn.evaluating import as_in_evaluation, sum_of_losses
 from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 
@@ -75,7 +75,7 @@ def mean_loss(model: Model, loss: Loss, dataset: Dataset, chunk: int = 500) -> f
     total, count = 0.0, 0.0
     with evaluating(model):
         for batch in dataset.chunks(chunk):
-            total += loss(model(batch.inputs), batch.targets, 1).item()
+            total += sum_of_losses(loss, model(batch.inputs), batch.targets)
             count += batch.own_count(loss)
     if not count > 0:
         raise ValueError("mean_loss: the loss ignores every target, and there is no mean over none")

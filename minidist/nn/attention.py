@@ -84,9 +84,13 @@ class CausalSelfAttention(Module):
 
         To leave out padding, pass (batch, 1, 1, keys) booleans, true for the keys that count.
         """
-        if cache is not None:
-            return self._cached(x, cache, mask)
-        return self.out(self.core(self.qkv(x), mask))
+        qkv = self.project(x)
+        mixed = self.core(qkv, mask) if cache is None else self.with_cache(qkv, cache, mask)
+        return self.out(mixed)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: (b, l, (heads + 2 groups) · d)."""
+        return self.qkv(x)
 
     def core(self, qkv: Tensor, mask: Any = None) -> Tensor:
         """Attention itself, between the two products: (b, l, (heads + 2 groups) · d)."""
@@ -95,10 +99,10 @@ class CausalSelfAttention(Module):
             return checkpoint(lambda x: ops.self_attention(x, *settings), qkv, random=False)
         return ops.self_attention(qkv, *settings)
 
-    def _cached(self, x: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
-        """The positions of x follow those in the cache, and are added to it."""
-        batch, length, _ = x.shape
-        parts = self.qkv(x).reshape(batch, length, self.heads + 2 * self.groups, -1)
+    def with_cache(self, qkv: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
+        """As ``core``, of positions that follow those in the cache, and are added to it."""
+        batch, length, _ = qkv.shape
+        parts = qkv.reshape(batch, length, self.heads + 2 * self.groups, -1)
         parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
         q, k, v = ops.split(parts, (self.heads, self.groups, self.groups), axis=1)
         if self.rotary_base is not None:
@@ -106,7 +110,7 @@ class CausalSelfAttention(Module):
             k = ops.rotary(k, self.rotary_base, len(cache))
         out = cache.attend(q, k, v, mask)  # (b, h, l, d)
         merged = out.transpose(0, 2, 1, 3)  # (b, l, h, d)
-        return self.out(merged.reshape(batch, length, merged.shape[2] * merged.shape[3]))
+        return merged.reshape(batch, length, merged.shape[2] * merged.shape[3])
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         first = self.qkv.cost(shape, itemsize)

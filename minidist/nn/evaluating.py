@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minidist.engine.tensor import no_grad
+from minidist import ops
+from minidist.engine.array import Array
+from minidist.engine.kernels import accumulator
+from minidist.engine.tensor import Tensor, no_grad
+from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 
 
@@ -22,3 +26,8 @@ def as_in_evaluation(model: Module | None) -> Iterator[None]:
     finally:
         for module, was in zip(modules, training, strict=True):
             module.training = was
+
+
+def sum_of_losses(loss: Loss, output: Tensor, targets: Array) -> float:
+    """The losses of all targets together; of float16 in float32, where the sum has room."""
+    return loss(ops.astype(output, accumulator(output.dtype)), targets, 1).item()

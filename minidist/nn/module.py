@@ -16,6 +16,7 @@ import numpy as np
 
 from minidist.engine import array as arrays
 from minidist.engine.array import DType
+from minidist.engine.kernels import accumulator
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor
 from minidist.engine.versions import written
@@ -218,7 +219,7 @@ class Module:
             draw = partial(_drawn, parameter, seed)
             parameter.data[...] = arrays.made(draw, parameter.declared, kind, xp)
         for buffer in self.named_buffers().values():
-            dtype = buffer.dtype or self.flat.data.dtype
+            dtype = buffer.dtype or accumulator(self.flat.data.dtype)
             buffer.data = xp.full(buffer.declared, buffer.value, dtype)
         for path, module in self.named_modules().items():
             module.path = path
@@ -270,10 +271,11 @@ class Module:
                 )
             if np.asarray(value).dtype.kind not in "fiub":
                 raise TypeError(f"load: {name} is {np.asarray(value).dtype} in the state")
-        for name, value in state.items():
-            held = named[name].data
-            held[...] = arrays.module_of(held).asarray(np.asarray(value).astype(held.dtype))
-            written(held)
+        held = {name: named[name].data for name in state}
+        cast = {name: narrowed(f"load: {name}", state[name], held[name].dtype) for name in state}
+        for name, into in held.items():
+            into[...] = arrays.module_of(into).asarray(cast[name])
+            written(into)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -319,6 +321,17 @@ def _has_parts(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(isinstance(item, (Parameter, Module)) for item in value)
     return isinstance(value, (Parameter, Module))
+
+
+def narrowed(what: str, value: Any, dtype: DType) -> np.ndarray:
+    """``value`` in a dtype that has every one of its numbers, if rounded; else ValueError."""
+    found, dtype = np.asarray(value), np.dtype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = found.astype(dtype)
+    lost = np.isfinite(found) & ~np.isfinite(cast) if dtype.kind == "f" else cast != found
+    if lost.any():
+        raise ValueError(f"{what} is {dtype} in the model, which has no {found[lost].flat[0]}")
+    return cast
 
 
 def _drawn(parameter: Parameter, seed: int) -> np.ndarray:

@@ -263,7 +263,8 @@ class Buffer:
     """An array that belongs to a layer but is not trained, such as batch norm's running mean.
 
     Declared with a shape and one value; ``Module.init`` allocates it as ``data``, in ``dtype`` or,
-    without one, in the dtype of the parameters. ``state`` and ``load`` include it.
+    without one, in the dtype of the parameters, but float32 for float16: a running variance of
+    numbers above 256 is no float16. ``state`` and ``load`` include it.
     """
 
     def __init__(self, shape: Shape, value: float, dtype: DType | None = None) -> None:

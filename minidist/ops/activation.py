@@ -83,7 +83,7 @@ def tanh(x: Tensor) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e⁻ˣ), accurate for large and small x: see ``sigmoid_array``."""
     x = floating(x)
-    y = sigmoid_array(x.xp, x.data)
+    y = sigmoid_array(x.xp, wide(x.data)).astype(x.dtype, copy=False)
     return Tensor.of(y, (x,), lambda grad: (grad * (y * (1 - y)),))
 
 
@@ -103,6 +103,7 @@ def silu(x: Tensor) -> Tensor:
 
 @fused
 def _silu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+    x = wide(x)
     s = sigmoid_array(xp, x)
     xp.multiply(x, s, out=y)
     if slope is not None:

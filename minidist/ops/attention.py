@@ -31,6 +31,7 @@ from minidist.engine.tensor import Tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
 from minidist.ops.rotary import angles, rotate
+from minidist.ops.sums import summed
 
 BLOCK = 64  # query rows at a time
 WEIGHTS = 1 << 19  # bytes of P at a time: few samples, so that they stay in cache
@@ -157,14 +158,16 @@ def attention_forward(
     k, v = k[:, :, None], v[:, :, None]  # (b, g, 1, s, d)
     saved = []
     for some, rows, seen in _pieces(q, k, causal):
-        asking, read = q[some, ..., rows, :], k[some, ..., :seen, :]
-        p = xp.empty((*asking.shape[:-1], seen), q.dtype)
+        # float16 holds the weights, but not all scores
+        asking, read = wide(q[some, ..., rows, :]), wide(k[some, ..., :seen, :])
+        p = xp.empty((*asking.shape[:-1], seen), asking.dtype)
         # (b, g, h/g, l, d) @ (b, g, 1, d, s) -> (b, g, h/g, l, s)
         product(xp, asking, read.swapaxes(-1, -2), p, scale=1 / math.sqrt(d))
         if mask is None:
             _masked_softmax(xp, p, rows.stop - rows.start, causal)
         else:
             _softmax_with(xp, p, _part(mask, groups, some, rows, seen), causal)
+        p = p.astype(q.dtype, copy=False)
         # (.., l, s) @ (.., s, d) -> (.., l, d)
         product(xp, p, v[some, ..., :seen, :], out[some, ..., rows, :])
         work.flops += 4 * p.size * d
@@ -334,7 +337,7 @@ def _for_keys(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool) 
         return
     part = xp.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
     product(xp, a, b, part, scale)
-    total = part.sum(axis=2, keepdims=True)
+    total = summed(xp, part, axis=2, keepdims=True)
     out[...] = out + total if add else total
 
 

@@ -28,7 +28,7 @@ from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.matmul import column_sums
-from minidist.ops.operands import ShapeError, same_device, same_dtype
+from minidist.ops.operands import ShapeError, by_sample, same_device, same_dtype
 from minidist.ops.shape import reshape
 
 PATCHES = 1 << 20  # bytes of patches at a time
@@ -136,7 +136,8 @@ def _convolution(
     correlate(x.data, weight.data, out, stride, padding, groups, dilation)
     if bias is not None:
         out += bias.data
-    kernels = weight.data if x.node is not None else None  # for the gradient of x
+    # Kept in any case, as by linear: PipeDream counts on it that a tape holds its own weights.
+    kernels, wants_input_grad = weight.data, x.node is not None
     data: Array = x.data if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
@@ -156,8 +157,22 @@ def _convolution(
             out[...] = turned.reshape(kernel_shape)
             return out
 
+        def each(samples: int) -> Array:
+            by_sample(name, grad, shape, samples)  # refuses others
+            work.flops += flops
+            found = xp.empty((n, groups, kh * kw * cg, o // groups), grad.dtype)
+            for part, inputs, outputs, g in _pieces(grad, kernel_shape, groups):
+                images = data[part, inputs]
+                rows = patch_matrix(images, kh, kw, oh, ow, stride, padding, dilation)
+                m = len(images)
+                # (m, kh·kw·c/g, oh·ow) @ (m, oh·ow, o/g) -> (m, kh·kw·c/g, o/g)
+                pixels = rows.reshape(m, oh * ow, kh * kw * cg).swapaxes(1, 2)
+                found[part, g] = pixels @ grad[part].reshape(m, oh * ow, o)[:, :, outputs]
+            turned = found.reshape(n, groups, kh * kw, cg, o // groups).transpose(0, 1, 4, 3, 2)
+            return turned.reshape(n, *kernel_shape)
+
         grad_x = None
-        if kernels is not None:
+        if wants_input_grad:
             work.flops += flops
             rest = dh * (kh - 1) - ph, dw * (kw - 1) - pw
             if stride == (1, 1) and min(rest) >= 0:
@@ -181,11 +196,14 @@ def _convolution(
                 grad_x = grad_x[:, ph : ph + h, pw : pw + w]
             grad_x = grad_x.transpose(0, 3, 1, 2)  # (n, c, h, w)
         if not biased:
-            return grad_x, Into(weight_grad)
+            return grad_x, Into(weight_grad, each)
         return (
             grad_x,
-            Into(weight_grad),
-            Into(lambda out: column_sums(grad.reshape(-1, o), out)),
+            Into(weight_grad, each),
+            Into(
+                lambda out: column_sums(grad.reshape(-1, o), out),
+                lambda n: by_sample(name, grad, shape, n).sum(axis=(1, 2, 3)),
+            ),
         )
 
     backward.__qualname__ = f"{name}.backward"

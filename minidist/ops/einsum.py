@@ -19,6 +19,7 @@ from typing import Any
 from minidist.engine.array import Array, work
 from minidist.engine.tensor import Tensor
 from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
+from minidist.ops.sums import dtype_to_add
 
 
 def einsum(subscripts: str, *operands: Any) -> Tensor:
@@ -44,8 +45,18 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
         ]
 
     wants = [tensor.node is not None for tensor in tensors]
-    y = xp.einsum(f"{','.join(inputs)}->{output}", *arrays)
+    y = _einsum(xp, inputs, output, arrays, lengths)
     return Tensor.of(y, tuple(tensors), backward)
+
+
+def _einsum(
+    xp: Any, inputs: list[str], output: str, arrays: list[Array], lengths: dict[str, int]
+) -> Array:
+    """``xp.einsum``, which adds one product after another: see sums.py for the dtype."""
+    dtype = arrays[0].dtype
+    added = math.prod(lengths[letter] for letter in set("".join(inputs)) - set(output))
+    wider = [array.astype(dtype_to_add(xp, dtype, added), copy=False) for array in arrays]
+    return xp.einsum(f"{','.join(inputs)}->{output}", *wider).astype(dtype, copy=False)
 
 
 def _gradient(
@@ -65,7 +76,7 @@ def _gradient(
     names = [output, *(name for name, _ in others)]
     wanted = inputs[place]
     found = "".join(letter for letter in wanted if any(letter in name for name in names))
-    part = xp.einsum(f"{','.join(names)}->{found}", grad, *(array for _, array in others))
+    part = _einsum(xp, names, found, [grad, *(array for _, array in others)], lengths)
     if found == wanted:
         return part
     shape = [lengths[letter] if letter in found else 1 for letter in wanted]

@@ -39,6 +39,7 @@ def add(x: Any, y: Any) -> Tensor:
 def subtract(x: Any, y: Any) -> Tensor:
     """x - y, with broadcasting."""
     x, y = pair("subtract", x, y)
+    _no_booleans("subtract", x)
     shape_x, shape_y = wanted(x), wanted(y)
 
     def backward(grad: Array) -> Any:
@@ -92,14 +93,14 @@ def power(x: Any, exponent: Any) -> Tensor:
     Integers to an integer power stay integers. DTypeError if that power is negative, as in PyTorch.
     """
     if not isinstance(exponent, (int, float, np.number)):
+        exponent = as_tensor(exponent)
         if isinstance(x, (int, float, np.number)):
-            return exponential(float(x), as_tensor(exponent))
+            whole = isinstance(x, (int, np.integer)) and exponent.dtype.kind in "iub"
+            return _of_integers(x, exponent) if whole else exponential(float(x), exponent)
         return _power_of_tensors(x, exponent)
     x = as_tensor(x)
     if x.data.dtype.kind in "iub" and isinstance(exponent, (int, np.integer)):
-        if exponent < 0:
-            raise DTypeError(f"power: {x.dtype} to {exponent} is no integer: convert x first")
-        return Tensor(x.data ** int(exponent))
+        return _of_integers(x, exponent)
     x = floating(x)
     data, exponent = x.data, float(exponent)
     if exponent == 2:  # NumPy's own power is many times slower than one product
@@ -115,10 +116,20 @@ def power(x: Any, exponent: Any) -> Tensor:
     return Tensor.of(data**exponent, (x,), backward)
 
 
+def _of_integers(x: Any, y: Any) -> Tensor:
+    """Integers to the power of integers, which are integers."""
+    x, y = pair("power", x, y)
+    if (y.data < 0).any():
+        raise DTypeError(f"power: {x.dtype} to {y.data.min()} is no integer: convert x first")
+    if x.dtype.kind == "b":
+        x = Tensor(x.data.astype(np.int64))
+    return Tensor(x.data**y.data)
+
+
 def _power_of_tensors(x: Any, y: Any) -> Tensor:
     x, y = pair("power", x, y)
-    if x.data.dtype.kind in "iub":
-        x, y = floating(x), floating(y)
+    if x.data.dtype.kind in "iub":  # and so is y's
+        return _of_integers(x, y)
     shape_x, shape_y = wanted(x), wanted(y)
     base, exponent = x.data, y.data
     result = base**exponent
@@ -150,7 +161,13 @@ def exponential(base: float, x: Tensor) -> Tensor:
 def negative(x: Tensor) -> Tensor:
     """-x."""
     x = as_tensor(x)
+    _no_booleans("negative", x)
     return Tensor.of(-x.data, (x,), lambda grad: (-grad,))
+
+
+def _no_booleans(name: str, x: Tensor) -> None:
+    if x.data.dtype.kind == "b":
+        raise DTypeError(f"{name}: of booleans {x.shape}: convert them first, or take ~x.data")
 
 
 def exp(x: Tensor) -> Tensor:
@@ -210,6 +227,8 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """x, limited to [low, high]; the derivative is 0 where x was outside."""
     x = as_tensor(x)
     for bound in (low, high):
+        if isinstance(bound, Tensor):
+            raise TypeError("clip: bounds are numbers: take ops.maximum and ops.minimum")
         x = x if bound is None else match_number(x, bound)
     data = x.data
     xp = x.xp

@@ -15,7 +15,8 @@ import numpy as np
 from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import kernel
 from minidist.engine.tensor import Into, Tensor, as_tensor, recording
-from minidist.ops.operands import DTypeError, ShapeError, same_device
+from minidist.ops.operands import DTypeError, ShapeError, by_sample, same_device
+from minidist.ops.sums import dtype_to_add
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -41,12 +42,14 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         raise IndexError(f"indexing a tensor of shape {shape}: {error}") from None
 
     def backward(grad: Array) -> Any:
-        grad_x = xp.zeros(shape, grad.dtype)
         if plain:
+            grad_x = xp.zeros(shape, grad.dtype)
             grad_x[index] = grad  # no element was read twice
-        else:
-            xp.add.at(grad_x, index, grad)
-        return (grad_x,)
+            return (grad_x,)
+        # all of them may have read the same element
+        grad_x = xp.zeros(shape, dtype_to_add(xp, grad.dtype, grad.size))
+        xp.add.at(grad_x, index, grad)
+        return (grad_x.astype(grad.dtype, copy=False),)
 
     return Tensor.of(y, (x,), backward)
 
@@ -96,7 +99,15 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
             sum_rows(xp, out, grad, flat, len(flat))
             return out
 
-        return (Into(write),)
+        return (
+            Into(
+                write,
+                lambda n: (
+                    by_sample("embedding", flat, shape, n),
+                    by_sample("embedding", grad, shape, n),
+                ),
+            ),
+        )
 
     return Tensor.of(out.reshape(*shape, width), (weight,), backward)
 
@@ -145,6 +156,7 @@ def add_rows(table: Array, indices: Array, rows: Array) -> None:
         order = np.argsort(indices, kind="stable")  # stable: sums are in order of position
         ordered = indices[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+        wider = dtype_to_add(np, rows.dtype, len(indices))
+        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0, dtype=wider)
     else:
         module_of(table).add.at(table, indices, rows)

@@ -63,7 +63,7 @@ def divided(
         )
     scale = 1.0 / divisor(name, count, number)
     loss = (losses.sum() * scale).astype(dtype, copy=False)
-    return Tensor.of(loss, inputs, lambda grad: slopes(grad * scale))
+    return Tensor.of(loss, inputs, lambda grad: slopes(wide(grad) * scale))
 
 
 def mean_squared_error(

@@ -11,7 +11,14 @@ from minidist.engine.array import Array, module_of, work
 from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
-from minidist.ops.operands import DTypeError, ShapeError, same_device, same_dtype, unbroadcast
+from minidist.ops.operands import (
+    DTypeError,
+    ShapeError,
+    by_sample,
+    same_device,
+    same_dtype,
+    unbroadcast,
+)
 from minidist.ops.shape import expand_dims, squeeze
 
 ROWS = 512  # to add one after the other: see sums.py
@@ -113,9 +120,17 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             grad_x = xp.empty((len(grad), inputs), grad.dtype)
             product(xp, grad, matrix.T, grad_x)  # (n, o) @ (o, i) -> (n, i)
             grad_x = grad_x.reshape(shape)
+        for_weight = Into(
+            weight_grad,
+            lambda n: (by_sample("linear", kept, shape, n), by_sample("linear", grad, shape, n)),
+        )
         if not biased:
-            return grad_x, Into(weight_grad)
-        return grad_x, Into(weight_grad), Into(lambda out: column_sums(grad, out))
+            return grad_x, for_weight
+        for_bias = Into(
+            lambda out: column_sums(grad, out),
+            lambda n: by_sample("linear", grad, shape, n).sum(axis=1),  # (n, t, o) -> (n, o)
+        )
+        return grad_x, for_weight, for_bias
 
     parents = (x, weight) if bias is None else (x, weight, bias)
     return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)

@@ -40,16 +40,35 @@ def constant(value: Any, like: Tensor) -> Tensor:
     out.grad = out.node = out.version = None
     if isinstance(value, (bool, int, float, np.generic)):
         # A NumPy scalar works with an array on any device, without a copy.
-        out.data = like.data.dtype.type(value) if floating else np.asarray(value)[()]
+        out.data = _number(value, like)
         return out
     if not hasattr(value, "dtype"):
-        data = np.asarray(value)
-        out.data = like.xp.asarray(data.astype(like.dtype) if floating else data)
+        data = Tensor(value).data  # or TypeError, of what are no numbers
+        out.data = data.astype(like.dtype) if floating else data
     elif floating and value.dtype.kind in "iub":
         out.data = value.astype(like.dtype)
     else:
         out.data = value
     return out
+
+
+def _number(value: Any, like: Tensor) -> Any:
+    """A number in the dtype of ``like``, or as it is if it is of a higher kind: as in PyTorch."""
+    kind, dtype = like.dtype.kind, like.dtype
+    if kind in "iu" and not isinstance(value, np.generic) and not isinstance(value, float):
+        if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+            raise DTypeError(
+                f"{value} is no {dtype}, as the tensor {like.shape} is: convert the tensor first, "
+                "for example with .data.astype(int)"
+            )
+    elif kind != "f":
+        return np.asarray(value)[()]
+    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
+        raise DTypeError(
+            f"{value} is beyond {dtype}, which ends at {np.finfo(dtype).max}, and the tensor "
+            f'{like.shape} is {dtype}: convert it first, with .astype("float32")'
+        )
+    return dtype.type(value)
 
 
 def match_number(x: Tensor, number: Any) -> Tensor:
@@ -125,7 +144,7 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         x = match_number(x, y)
         y = constant(y, x)
     if y.data.dtype != x.data.dtype:
-        x, y = constant(x, y), constant(y, x)
+        x, y = _promoted(name, x, y)
     if type(x.data) is not type(y.data):
         same_device(name, x, y)
     if x.data.shape != y.data.shape:
@@ -137,6 +156,29 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
                 "back, lengths must be equal or 1"
             ) from None
     return x, y
+
+
+def _promoted(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands of two dtypes, which NumPy may combine: to what PyTorch does."""
+    x, y = constant(x, y), constant(y, x)
+    kinds = {x.data.dtype.kind, y.data.dtype.kind}
+    if kinds == {"f"} and (x.data.ndim == 0) != (y.data.ndim == 0):
+        # without dimensions, a number, whatever its precision
+        if x.data.ndim == 0:
+            return _as(x, y.data.dtype), y
+        return x, _as(y, x.data.dtype)
+    if kinds == {"i", "u"} and np.result_type(x.dtype, y.dtype).kind == "f":
+        raise DTypeError(
+            f"{name}: {x.dtype} {x.shape} and {y.dtype} {y.shape}: no integers hold both: convert "
+            "one of them, for example with .data.astype(int)"
+        )
+    return x, y
+
+
+def _as(x: Tensor, dtype: Any) -> Tensor:
+    """``x`` in another floating dtype, on the tape."""
+    old = x.data.dtype
+    return Tensor.of(x.data.astype(dtype), (x,), lambda grad: (grad.astype(old),))
 
 
 def wanted(x: Tensor) -> Shape | None:
@@ -155,3 +197,18 @@ def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
         if length == 1 and grad.shape[extra + axis] != 1
     )
     return summed(module_of(grad), grad, axes, keepdims=True).reshape(shape)
+
+
+def by_sample(name: str, rows: Array, shape: Shape, samples: int) -> Array:
+    """Rows (count, w) of an input of ``shape`` as (samples, count/samples, w).
+
+    Raises ShapeError unless the samples are on the first axis of the input.
+    """
+    if not shape or shape[0] != samples:
+        raise ShapeError(
+            f"{name}: the gradient of each of {samples} samples was asked for, and the input has "
+            f"shape {shape}: the samples must be on its first axis, from the first layer to the "
+            "last"
+        )
+    count = len(rows) // samples if samples else 0
+    return rows.reshape(samples, count, *rows.shape[1:])

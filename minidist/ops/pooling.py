@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from minidist.engine.array import Array
-from minidist.engine.kernels import kernel
+from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.tensor import Tensor
 from minidist.ops.convolution import convolved_length, pad_images, window
 from minidist.ops.operands import ShapeError, floating_only
@@ -135,21 +135,22 @@ def avg_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     xp, (n, c, h, w) = x.xp, x.shape
     images = pad_images(x.data, padding)
     places = [window(i, j, oh, ow, stride) for i in range(kernel) for j in range(kernel)]
-    y = images[places[0]].copy()
+    y = images[places[0]].astype(accumulator(x.dtype))
     for place in places[1:]:
         y += images[place]
     scale = 1 / (kernel * kernel)
     y *= scale
 
     def backward(grad: Array) -> Any:
-        grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
+        share = wide(grad) * scale
+        grad_x = xp.zeros((n, h + 2 * padding, w + 2 * padding, c), share.dtype)
         grad_x = grad_x.transpose(0, 3, 1, 2)  # in memory as ``conv2d`` leaves images
-        share = grad * scale
         for place in places:
             grad_x[place] += share
-        return (grad_x[:, :, padding : padding + h, padding : padding + w],)
+        inside = grad_x[:, :, padding : padding + h, padding : padding + w]
+        return (inside.astype(grad.dtype, copy=False),)
 
-    return Tensor.of(y, (x,), backward)
+    return Tensor.of(y.astype(x.dtype, copy=False), (x,), backward)
 
 
 def _check(

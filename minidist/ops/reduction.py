@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from minidist.engine.array import Array
 from minidist.engine.kernels import accumulator, wide
@@ -20,9 +23,13 @@ def keep_axes(name: str, shape: Shape, axis: Axis) -> Shape:
         return (1,) * len(shape)
     axes = axis if isinstance(axis, tuple) else (axis,)
     for one in axes:
+        if not isinstance(one, (int, np.integer)):
+            raise TypeError(f"{name}: an axis is a whole number, several are a tuple, not {axis!r}")
         if not -len(shape) <= one < len(shape):
             raise ShapeError(f"{name}: axis {one} does not exist in shape {shape}")
     reduced = {one % len(shape) for one in axes}
+    if len(reduced) < len(axes):
+        raise ShapeError(f"{name}: axes {axis} of {shape}: one of them comes twice")
     return tuple(1 if i in reduced else length for i, length in enumerate(shape))
 
 
@@ -45,55 +52,76 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     scale = y.size / (x.data.size or 1)
 
     def backward(grad: Array) -> Any:
-        return (xp.broadcast_to((grad * scale).reshape(whole), shape),)
+        share = (wide(grad) * scale).astype(grad.dtype, copy=False)
+        return (xp.broadcast_to(share.reshape(whole), shape),)
 
     return Tensor.of(y, (x,), backward)
 
 
 def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The variance over ``axis``: the sum of (x - mean)², divided by n - ddof as in NumPy."""
-    x = floating_only("var", x)
-    shape, xp, dtype = keep_axes("var", x.shape, axis), x.xp, x.dtype
-    centred = less_mean(xp, wide(x.data), axis)
-    y = summed(xp, centred * centred, axis, keepdims)
-    count = x.data.size / (y.size or 1) - ddof
-    y = (y / count).astype(dtype, copy=False)
+    """The variance over ``axis``: the sum of (x - mean)², divided by n - ddof as in NumPy.
+
+    NaN if n - ddof is 0 or less.
+    """
+    x, centred, count, y = _variance("var", x, axis, ddof)
+    whole, dtype = y.shape, x.dtype
 
     def backward(grad: Array) -> Any:
         # The mean depends on x too, but its part is 0: the values minus their mean sum to 0.
-        return ((centred * (grad.reshape(shape) * (2 / count))).astype(dtype, copy=False),)
+        share = wide(grad).reshape(whole) * (2 / count)
+        return ((centred * share).astype(dtype, copy=False),)
 
-    return Tensor.of(y, (x,), backward)
+    return Tensor.of(_as_result(y, x, axis, keepdims), (x,), backward)
 
 
 def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """The standard deviation over ``axis``: the root of ``var``; the derivative at 0 is 0."""
-    variance = var(x, axis, keepdims, ddof)
-    xp = variance.xp
-    y = xp.sqrt(variance.data)
+    x, centred, count, variance = _variance("std", x, axis, ddof)
+    xp, dtype = x.xp, x.dtype
+    y = xp.sqrt(variance)
 
     def backward(grad: Array) -> Any:
-        return (_over_twice(xp, grad, y),)
+        share = _over(xp, wide(grad).reshape(y.shape), y) / count
+        return ((centred * share).astype(dtype, copy=False),)
 
-    return Tensor.of(y, (variance,), backward)
+    return Tensor.of(_as_result(y, x, axis, keepdims), (x,), backward)
+
+
+def _variance(name: str, x: Any, axis: Axis, ddof: int) -> tuple[Tensor, Array, float, Array]:
+    """x, x - mean, n - ddof, and the variance with its axes kept; float16 in float32."""
+    x = floating_only(name, x)
+    keep_axes(name, x.shape, axis)
+    centred = less_mean(x.xp, wide(x.data), axis)
+    y = summed(x.xp, centred * centred, axis, keepdims=True)
+    count = x.data.size / (y.size or 1) - ddof
+    count = count if count > 0 else math.nan  # as in PyTorch
+    return x, centred, count, y / count
+
+
+def _as_result(y: Array, x: Tensor, axis: Axis, keepdims: bool) -> Array:
+    """What was computed with its axes kept, in the shape and the dtype of the result."""
+    y = y if keepdims else y.reshape(_drop(y.shape, axis))
+    return y.astype(x.dtype, copy=False)
 
 
 def norm(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The Euclidean norm √Σ x² over ``axis`` (all axes if None). The derivative at 0 is 0."""
     x = floating_only("norm", x)
-    shape, xp, data, dtype = keep_axes("norm", x.shape, axis), x.xp, x.data, x.dtype
-    y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims)).astype(dtype, copy=False)
+    keep_axes("norm", x.shape, axis)
+    xp, data, dtype = x.xp, x.data, x.dtype
+    y = xp.sqrt(summed(xp, wide(data) * wide(data), axis, keepdims=True))
 
     def backward(grad: Array) -> Any:
-        return (data * (2 * _over_twice(xp, grad, y)).reshape(shape),)
+        share = _over(xp, wide(grad).reshape(y.shape), y)
+        return ((data * share).astype(dtype, copy=False),)
 
-    return Tensor.of(y, (x,), backward)
+    return Tensor.of(_as_result(y, x, axis, keepdims), (x,), backward)
 
 
-def _over_twice(xp: Any, grad: Array, root: Array) -> Array:
-    """grad / (2 · root), the backward of a square root, but 0 if the root is 0."""
+def _over(xp: Any, grad: Array, root: Array) -> Array:
+    """grad / root, but 0 if the root is 0."""
     zero = root == 0
-    return kept(xp, grad / (2 * xp.where(zero, 1, root)).astype(grad.dtype, copy=False), ~zero)
+    return kept(xp, grad / xp.where(zero, 1, root).astype(grad.dtype, copy=False), ~zero)
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -130,7 +158,8 @@ def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     x = floating_only("logsumexp", x)
     whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
     xp, data = x.xp, wide(x.data)
-    top = data.max(axis=axis, keepdims=True)
+    # nothing has no maximum; the sum of its exponentials is 0
+    top = data.max(axis=axis, keepdims=True) if data.size else xp.zeros(whole, data.dtype)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: log 0, not NaN
     total = summed(xp, xp.exp(data - top), axis, keepdims=True)
     full = xp.log(total) + top

@@ -21,6 +21,8 @@ Axis = int | tuple[int, ...] | None
 
 def summed(xp: Any, x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The sum over ``axis`` (all if None), in the dtype of x."""
+    if x.dtype.kind == "u":  # int64 as in PyTorch: NumPy's uint64 and int64 give float64
+        return x.sum(axis=axis, keepdims=keepdims, dtype=np.int64)
     wider = _wider(xp, x, axis)
     total = x.sum(axis=axis, keepdims=keepdims, dtype=wider)
     return total if wider is None else total.astype(x.dtype, copy=False)
@@ -46,16 +48,19 @@ def less_mean(xp: Any, x: Array, axis: Axis = None) -> Array:
     return centred
 
 
+def dtype_to_add(xp: Any, dtype: Any, count: int) -> Any:
+    """The dtype in which to add ``count`` numbers of ``dtype``, one after another."""
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if xp is np and dtype == np.float32 and count > FEW else dtype
+
+
 def _wider(xp: Any, x: Array, axis: Axis) -> Any:
     """The dtype to add in; None means that of x."""
-    if x.dtype == np.float16:
-        return np.float32
-    if xp is not np or x.dtype != np.float32 or axis is None:
-        return None
     axes = _axes(x.ndim, axis)
-    if x.ndim - 1 in axes or math.prod(x.shape[one] for one in axes) <= FEW:
-        return None
-    return np.float64
+    in_pairs = x.ndim - 1 in axes
+    wider = dtype_to_add(xp, x.dtype, 0 if in_pairs else math.prod(x.shape[one] for one in axes))
+    return None if wider == x.dtype else wider
 
 
 def _axes(ndim: int, axis: Axis) -> set[int]:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidist.engine.array import Array, module_of, read
+from minidist.engine.kernels import wide
 from minidist.optim.adam import Adam
 from minidist.optim.optimizer import Groups, LearningRate, Part, Rates
 from minidist.optim.sgd import Momentum
@@ -58,8 +59,9 @@ class LARS(Momentum):
         xp = module_of(data)
         sums = xp.zeros((2, parameters(part)))
         for piece in part.pieces:
-            sums[0, piece.parameter] += xp.dot(data[piece.part], data[piece.part])
-            sums[1, piece.parameter] += xp.dot(grad[piece.part], grad[piece.part])
+            w, g = wide(data[piece.part]), wide(grad[piece.part])  # squares overflow in float16
+            sums[0, piece.parameter] += xp.dot(w, w)
+            sums[1, piece.parameter] += xp.dot(g, g)
         weights, grads = norms(part, sums)
         found = [0.0] * parameters(part)
         for piece in part.pieces:

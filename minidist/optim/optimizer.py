@@ -229,6 +229,13 @@ class Optimizer:
         """Allocate state at the first step; later, check that the array has the same length."""
         xp = module_of(data)
         part.check_parameters(data)
+        if data.dtype.itemsize < 4 and "square" in self.slots:
+            raise TypeError(
+                f"{type(self).__name__} of {data.dtype} parameters: squares of gradients below "
+                f"0.0002 are 0 in {data.dtype}, and so is ε, so it would divide by 0: wrap it, "
+                f"MixedPrecision({type(self).__name__}(...)), or make the model with "
+                'init(dtype="float32")'
+            )
         for name in self.slots:
             if name not in part.state:
                 part.state[name] = xp.zeros_like(data)

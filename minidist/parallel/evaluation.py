@@ -20,7 +20,7 @@ from minidist.comm.comm import Comm
 from minidist.data.batches import Batch, Dataset
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
-from minidist.nn.evaluating import as_in_evaluation
+from minidist.nn.evaluating import as_in_evaluation, sum_of_losses
 from minidist.nn.losses import Loss
 from minidist.nn.module import Module
 
@@ -57,7 +57,7 @@ def sums_of(
 
 def counts(output: Tensor, loss: Loss, part: Batch) -> list[float]:
     """The sum of losses, what it is to be divided by, right guesses and all guesses of a part."""
-    total = loss(output, part.targets, 1).item()
+    total = sum_of_losses(loss, output, part.targets)
     return [total, part.own_count(loss), *loss.guesses(output, part.targets)]
 
 

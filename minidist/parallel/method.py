@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minidist.comm.agreement import debugging
+from minidist.comm.checks import no_comm
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
@@ -96,6 +97,8 @@ class Method(Saving):
     ) -> None:
         """``clip``: the largest norm that a step's whole gradient may have; None: any."""
         name = type(self).__name__
+        if not isinstance(comm, Comm):
+            raise no_comm(comm, name)
         if model.initialised:
             raise ValueError(
                 "the model is initialised already: pass a declared one, built by each rank itself, "

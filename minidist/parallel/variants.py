@@ -79,7 +79,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "easgd/sync": ElasticAveraging,
     "pipeline/naive": partial(Pipeline, schedule="naive", microbatches=1),
     "pipeline/gpipe": partial(Pipeline, schedule="gpipe", microbatches=4),
-    "pipeline/1f1b": partial(Pipeline, schedule="one_f_one_b", microbatches=4),
+    "pipeline/1f1b": partial(Pipeline, schedule="1f1b", microbatches=4),
     "pipeline/interleaved": partial(Pipeline, schedule="interleaved", microbatches=4),
     "pipeline/zero_bubble_h1": partial(Pipeline, schedule="zero_bubble_h1", microbatches=4),
     "pipeline/zero_bubble_v": partial(Pipeline, schedule="zero_bubble_v", microbatches=4),

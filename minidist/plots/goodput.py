@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidist.checkpoint.goodput import daly_interval, expected_goodput, young_interval
+from minidist.colours import series
 
 
 def draw_goodput(
@@ -17,9 +18,9 @@ def draw_goodput(
     ends = min(measured, default=M / 50), max(measured, default=M)
     tau = np.geomspace(min(*ends, delta) / 1.5, max(ends) * 1.5, 200)
     formula = [100 * expected_goodput(float(t), delta, M, R) for t in tau]
-    axes.plot(tau, formula, color="tab:blue", label="formula (Daly 2006)")
+    axes.plot(tau, formula, color=series(0), label="formula (Daly 2006)")
     points = {t: 100 * goodput for t, goodput in measured.items()}
-    axes.plot([*points], [*points.values()], "o", color="tab:orange", label="simulated")
+    axes.plot([*points], [*points.values()], "o", color=series(1), label="simulated")
     for name, at, style in (
         ("Young", young_interval(delta, M), "--"),
         ("Daly", daly_interval(delta, M), ":"),

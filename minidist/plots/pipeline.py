@@ -10,15 +10,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from minidist import colours
 from minidist.comm.trace import Event
 from minidist.parallel.pipeline.pricing import Price, Span
 from minidist.parallel.pipeline.schedules import Backward, Forward, InputGradient, WeightGradient
 
 COLOURS: dict[type, str] = {
-    Forward: "#4c9f70",
-    Backward: "#2f6690",
-    InputGradient: "#5b94c4",
-    WeightGradient: "#f2a65a",
+    Forward: colours.FORWARD,
+    Backward: colours.BACKWARD,
+    InputGradient: colours.INPUT_GRADIENT,
+    WeightGradient: colours.WEIGHT_GRADIENT,
 }
 NAMES: dict[str, type] = {
     "forward": Forward,
@@ -84,7 +85,7 @@ def draw_spans(axes: Any, spans: Sequence[Sequence[Span]], seconds: float, title
                     color="black" if second else "white",
                     clip_on=True,
                 )
-    axes.set_facecolor("#f1f1ee")  # the background is idle time
+    axes.set_facecolor(colours.IDLE)  # the background is idle time
     axes.set_xlim(0, max(seconds, 1e-12))
     axes.set_ylim(len(spans) - 0.5, -0.5)
     axes.set_yticks(range(len(spans)), [f"stage {stage}" for stage in range(len(spans))])
@@ -114,5 +115,5 @@ def legend(figure: Any, chunks: bool = False) -> None:
     handles: list[Any] = [Patch(color=COLOURS[kind], label=text) for kind, text in words.items()]
     if chunks:
         handles.append(Patch(color=COLOURS[Forward], alpha=0.6, label="paler: second chunk"))
-    handles.append(Patch(facecolor="#f1f1ee", edgecolor="#bbbbbb", label="idle"))
+    handles.append(Patch(facecolor=colours.IDLE, edgecolor="#bbbbbb", label="idle"))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)

@@ -38,7 +38,9 @@ class Launcher:
             return [self.path, "-n", str(ranks), *program]
         where = [] if hosts is None else ["--hostfile" if self.open_mpi else "-f", hosts]
         if self.open_mpi:  # it passes no variables to other machines, unless told to
-            for name in sorted(os.environ.keys() | {SUPERVISOR, "MINIDIST_RESTART"}):
+            for name in sorted(
+                os.environ.keys() | {SUPERVISOR, "MINIDIST_RESTART", "MINIDIST_RANKS"}
+            ):
                 if name.startswith(PASSED):
                     where += ["-x", name]
         return [self.path, "-n", str(ranks), *where, *program]

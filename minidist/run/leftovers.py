@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,3 +79,15 @@ def remove(found: list[Leftover]) -> int:
         except OSError:
             continue
     return freed
+
+
+@contextmanager
+def removed() -> Iterator[None]:
+    """What a job that runs inside leaves is removed at its end, whatever that is."""
+    began = time.time()
+    try:
+        yield
+    finally:
+        if leftovers(began, young=0):
+            time.sleep(YOUNG)  # a file of another job may not be mapped so far
+            remove(leftovers(began))

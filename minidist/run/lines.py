@@ -129,32 +129,36 @@ class Lines:
             return
         *whole, rank.unread = (rank.unread + data).split(b"\n")
         for line in whole:
-            self._take(rank, json.loads(line))
+            rank = self._take(rank, json.loads(line))
 
-    def _take(self, rank: Rank, message: dict[str, Any]) -> None:
+    def _take(self, rank: Rank, message: dict[str, Any]) -> Rank:
+        """Take a message of ``rank``; returns the rank that the next one on this line is of."""
         line = rank.line
         if line is None:
-            return
+            return rank
         if "hello" in message:
             number = message["hello"]
             if message.get("token") != self.token or number not in self.ranks:
                 self.select.unregister(line)
                 del self.strangers[line]
                 line.close()
-                return
+                rank.line = None
+                return rank
             known = self.ranks[number]
             known.line, known.unread = line, rank.unread
             known.pid, known.machine = message["pid"], message["machine"]
             self.select.modify(line, selectors.EVENT_READ, known)
             del self.strangers[line]
-        elif rank.number < 0:
-            return  # it has not said the token
-        elif "doing" in message:
+            return known
+        if rank.number < 0:
+            return rank  # it has not said the token
+        if "doing" in message:
             rank.doing, rank.asked = message["doing"], time.time()
         elif "failed" in message:
             rank.failed, rank.status, rank.at = message["failed"], message["status"], time.time()
         elif "done" in message:
             rank.done = True
+        return rank
 
     def tell(self, **message: Any) -> None:
         """Send a message to all ranks that are there."""

@@ -35,10 +35,10 @@ class Output:
             return True
         *whole, partial = (self.partial + data).split(b"\n")
         for line in whole:
+            self.kept.append(line + b"\n")
+            del self.kept[:-50]
             if self.begun or not (NOISE.match(line) or not line):
                 self._write(self.blank + line + b"\n")
-                self.kept.append(line + b"\n")
-                del self.kept[:-50]
             # Noise has empty lines about it: one is passed on with the next line that is none.
             self.blank = b"\n" if not (line or self.begun) else b""
             self.begun = False

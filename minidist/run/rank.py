@@ -10,13 +10,15 @@ status.
 from __future__ import annotations
 
 import atexit
+import os
 import runpy
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from minidist.comm import link
-from minidist.comm.environment import rank_in_environment
+from minidist.comm.environment import launched_size, rank_in_environment
 
 
 def main() -> None:
@@ -27,6 +29,27 @@ def main() -> None:
     if supervisor is not None:
         # The first to be registered is called last: after MPI's end.
         atexit.register(lambda: supervisor.done(ending["status"]))
+
+        def ignored(found: Any) -> None:
+            """An exception in a function of ``atexit``: Python itself would leave with status 0."""
+            sys.__unraisablehook__(found)
+            if "atexit" in (found.err_msg or "") and found.exc_value is not None:
+                ending["status"] = 1
+                text = "".join(traceback.format_exception(found.exc_value))
+                supervisor.failed(f"rank {rank} failed at its end:\n{text}", 1)
+
+        sys.unraisablehook = ignored
+        launched = launched_size() or 1
+        wanted = int(os.environ.get("MINIDIST_RANKS", launched))
+        if launched != wanted:
+            supervisor.failed(
+                f"{wanted} ranks were asked for, and this process was started as one of "
+                f"{launched}: the launcher (srun --pty, or srun without --mpi) passes no number of "
+                "ranks, or that of an interactive shell. Use the mpiexec of mpi4py's MPI, or "
+                "srun --mpi=pmi2",
+                2,
+            )
+            sys.exit(2)
     del sys.argv[0]
     try:
         if sys.argv[0] == "-m":

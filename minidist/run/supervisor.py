@@ -34,6 +34,7 @@ from minidist.run.lines import Lines, Rank
 from minidist.run.report import Failure, report
 
 RESTART = "MINIDIST_RESTART"
+RANKS = "MINIDIST_RANKS"  # how many were asked for: a launcher may start fewer
 ANSWERING = 1.0  # seconds that ranks have to say what they do
 ENDING = 5.0  # seconds that a launcher has to end, before it is killed
 LINGERING = 10.0  # seconds from the mark of the last rank to the end of the launcher
@@ -58,6 +59,12 @@ class Job:
         """``extra``: more of the environment; ``python``: options of the interpreter."""
         if ranks < 1:
             raise ValueError(f"a job needs at least one rank, not {ranks}")
+        if restarts < 0:
+            raise ValueError(f"--restarts must be 0 or more, not {restarts}")
+        if isinstance(threads, int) and threads < 1:
+            raise ValueError(f"--threads must be at least 1, not {threads}")
+        if program[0] != "-m" and not Path(program[0]).is_file():
+            raise ValueError(f"there is no script {program[0]}")
         if min_ranks is not None and not 1 <= min_ranks <= ranks:
             raise ValueError(f"--min-ranks must be 1 to {ranks}, the ranks, not {min_ranks}")
         if hosts is not None and not Path(hosts).is_file():
@@ -114,9 +121,14 @@ class Job:
     def _attempt(self, ranks: int, hosts: str | None, attempt: int) -> Failure | None:
         """Start all ranks once, and watch them to their end; None if all have finished."""
         began, token = time.time(), secrets.token_hex(8)
-        with Lines(ranks, token, everywhere=hosts is not None or self._several()) as lines:
+        everywhere = hosts is not None or self._several()
+        with leftovers.removed(), Lines(ranks, token, everywhere) as lines:
             program = [sys.executable, *self.python, "-m", "minidist.run.rank", *self.program]
-            known = self.environment | {SUPERVISOR: lines.address, RESTART: str(attempt)}
+            known = self.environment | {
+                SUPERVISOR: lines.address,
+                RESTART: str(attempt),
+                RANKS: str(ranks),
+            }
             command = self.launcher.command(ranks, hosts, program)
             self.process = subprocess.Popen(
                 command,
@@ -130,9 +142,6 @@ class Job:
                 failure = self._watch(lines)
             finally:
                 self._end(lines)
-        if leftovers.leftovers(began, young=0):
-            time.sleep(leftovers.YOUNG)  # a file of another job may not be mapped so far
-            leftovers.remove(leftovers.leftovers(began))
         if failure is not None:
             failure.seconds = failure.at - began
         return failure
@@ -183,7 +192,12 @@ class Job:
         if self.interrupted:
             return Failure(None, self._signal(), 128 + self.interrupted, now)
         said = b"".join(lines.kept[-20:]).decode(errors="replace").strip()
-        text = f"the launcher ended with status {status}, and no rank had called"
+        called = sorted(rank.number for rank in lines.ranks.values() if rank.pid)
+        text = f"the launcher ended with status {status}, and " + (
+            f"of {len(lines.ranks)} ranks only {called} had called"
+            if called
+            else "no rank had called"
+        )
         return Failure(None, f"{text}:\n{said}" if said else text, status or 1, now)
 
     def _signal(self) -> str:

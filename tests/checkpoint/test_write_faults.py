@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minidist import checkpoint
-from minidist.checkpoint import CheckpointError, Checkpoints, checkpoints, files
+from minidist.checkpoint import CheckpointError, Checkpoints, checkpoints, files, writing
 from minidist.checkpoint.files import numbered, remove_old
 from minidist.checkpoint.loading import load
 from minidist.models import mlp
@@ -179,7 +179,7 @@ def test_whatever_fails_at_the_end_the_one_before_stays(tmp_path, monkeypatch, f
 
 
 def test_a_folder_that_other_ranks_do_not_see(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SEEN_AFTER", 0.1)
+    monkeypatch.setattr(writing, "SEEN_AFTER", 0.1)
 
     def blind(comm):
         saves = Checkpoints(tmp_path, method_of("zero/1", comm))

@@ -85,7 +85,7 @@ def test_copies_of_a_pipeline_fold(level):
     """Stages are different, and all alive; of each stage's 8 copies one is."""
 
     def make(*arguments):
-        return Pipeline(*arguments, schedule="one_f_one_b", microbatches=2, replicas=8)
+        return Pipeline(*arguments, schedule="1f1b", microbatches=2, replicas=8)
 
     check(step(make, (64, 64, 64, 64, 64)), 16, MACHINES[level], {"dp": (8, 2)})
 

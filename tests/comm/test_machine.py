@@ -12,7 +12,8 @@ import pytest
 import minidist
 from minidist.collectives import all_reduce
 from minidist.comm import LocalWorld, Machine, launch
-from minidist.comm.machine import PROFILES, Interrupted, Link, Links, Pauses, Ports, profile
+from minidist.comm.machine import PROFILES, Link, Pauses, profile
+from minidist.comm.ports import Interrupted, Links, Ports
 
 
 def test_message_reduce_compute():

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -14,12 +15,14 @@ from rich.console import Console
 
 from minidist import LocalWorld, __version__
 from minidist.cli import main
-from minidist.compare import compare, names
+from minidist.compare import DOZEN, compare, names
 from minidist.compare import report as reports
 from minidist.parallel import METHODS
+from minidist.privacy import PRIVATE_METHODS
 from tests.mpi.run import mpiexec, needs_mpi
 
 KEYS = {"minidist", "world", "library", "model", "dataset", "ranks", "steps", "batch", "dtype"}
+KEYS |= {"task", "versions", "host", "machine", "algorithms", "not_applicable"}
 ROW = {
     "method",
     "variant",
@@ -32,6 +35,7 @@ ROW = {
     "bytes_sent",
     "predicted_bytes_sent",
     "messages_sent",
+    "uncounted",
     "predicted_messages_sent",
     "peak_bytes",
     "predicted_peak_bytes",
@@ -45,8 +49,11 @@ ROW = {
 def check_report(report, ranks, bound):
     assert report.keys() >= KEYS | {"seed", "rows"}
     assert report["minidist"] == __version__
+    assert report["host"]["cores"] >= 1 and report["versions"].keys() >= {"python", "numpy"}
+    assert report["machine"]["flops"] > 0 and not report["not_applicable"]
+    json.dumps(report, allow_nan=False)
     assert [f"{row['method']}/{row['variant']}" for row in report["rows"][1:]] == [
-        key for key in METHODS if key != "serial"
+        key for key in METHODS | PRIVATE_METHODS if key != "serial"
     ]
     for row in report["rows"]:
         assert row.keys() == ROW, row.keys() ^ ROW
@@ -79,7 +86,9 @@ def check_report(report, ranks, bound):
 )
 def test_local_world(ranks, dtype, bound):
     world = LocalWorld()
-    report, timelines = compare(ranks=ranks, world=world, steps=4, batch=50, dtype=dtype)
+    report, timelines = compare(
+        "all", "mlp", ranks=ranks, world=world, steps=4, batch=50, dtype=dtype
+    )
     check_report(report, ranks, bound)
     assert report["library"] is None
     for row in report["rows"]:
@@ -90,19 +99,22 @@ def test_local_world(ranks, dtype, bound):
 
 
 def test_a_short_last_batch_of_an_epoch_is_counted_as_it_is():
-    report, _ = compare(["pipeline/gpipe"], ranks=2, steps=3, batch=7000)
+    report, _ = compare(["pipeline/gpipe"], "mlp", ranks=2, steps=3, batch=7000)
     row = report["rows"][1]
     assert row["bytes_sent"] == row["predicted_bytes_sent"]
-    full, _ = compare(["pipeline/gpipe"], ranks=2, steps=1, batch=7000)
+    full, _ = compare(["pipeline/gpipe"], "mlp", ranks=2, steps=1, batch=7000)
     assert row["bytes_sent"][0] < full["rows"][1]["bytes_sent"][0], "the second batch has 3000"
 
 
 @needs_mpi
 def test_mpi_world_writes_table_picture_and_json(tmp_path):
     command = ["-m", "minidist", "compare", "--steps", "4", "--batch", "50", "--dtype", "float64"]
+    command += ["--methods", "all", "--task", "mlp"]
     done = mpiexec(3, *command, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "data parallel ring" in done.stdout
+    assert "data parallel ring " in done.stdout, "while it trains"
+    assert re.search(r"│ data parallel  +│ +│", done.stdout), "a family in the table"
+    assert "| **data parallel** ring |" in (tmp_path / "compare.md").read_text()
     report = json.loads((tmp_path / "compare.json").read_text())
     check_report(report, 3, 1e-12)
     assert report["world"] == "mpi" and report["library"]
@@ -111,9 +123,15 @@ def test_mpi_world_writes_table_picture_and_json(tmp_path):
 
 def test_command_line_in_the_local_world(tmp_path, capsys):
     command = ["compare", "--world", "local", "--ranks", "2", "--steps", "2", "--batch", "20"]
+    command += ["--model", "mlp"]  # the option's name in version 0.1
     assert main([*command, "--methods", "pipeline", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "local world: 2 ranks in this process" in printed and "pipeline gpipe" in printed
+    assert (
+        "│ pipeline         │" in printed
+        and "│   naive          │" in printed
+        and "  gpipe   " in printed
+    )
     report = json.loads((tmp_path / "compare.json").read_text())
     assert {row["method"] for row in report["rows"]} == {"serial", "pipeline"}
     assert (tmp_path / "compare.png").stat().st_size > 10_000
@@ -123,7 +141,7 @@ def test_command_line_in_the_local_world(tmp_path, capsys):
 def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
     found, _ = compare(["parameter_server/async_colocated"], ranks=2, steps=2, batch=20)
     console = Console(width=width, record=True, file=io.StringIO())
-    reports.show(found, (), console)
+    reports.show(found, console)
     printed = console.export_text()
     assert "…" not in printed
     for heading in reports.CELLS:
@@ -136,7 +154,18 @@ def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
 def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
     terminal, inside = pty.openpty()  # 0 by 0
     command = [sys.executable, "-m", "minidist", "compare", "--world", "mpi", "--ranks", "2"]
-    command += ["--methods", "serial", "--steps", "2", "--batch", "20", "--out", str(tmp_path)]
+    command += [
+        "--methods",
+        "serial",
+        "--task",
+        "mlp",
+        "--steps",
+        "2",
+        "--batch",
+        "20",
+        "--out",
+        str(tmp_path),
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside, env=environment
@@ -160,7 +189,14 @@ def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
         (["--ranks", "0"], "--ranks must be at least 1, not 0"),
         (["--batch", "0"], "--batch must be"),
         (["--steps", "0"], "at least one step, not 0"),
-        (["--ranks", "40", "--methods", "pipeline"], "40 stages need as many blocks"),
+        (["--task", "no_such_module:task"], "No module named 'no_such_module'"),
+        (["--task", "json:dumps_"], "there is no 'dumps_' in"),
+        (["--methods", "json:__name__"], "a str cannot be called"),
+        (["--task", "telepathy"], "unknown task 'telepathy'"),
+        (["--slowdown", "3"], "write RANK=TIMES"),
+        (["--world", "mpi", "--machine", "gigabit"], "--machine and --slowdown are for the local"),
+        (["--algorithms", "/nowhere/compare.json"], "no algorithms can be read"),
+        (["--out", "/proc/nowhere"], "nothing can be written to /proc/nowhere"),
     ],
 )
 def test_bad_options_are_refused_in_a_line(options, message, capsys, tmp_path):
@@ -177,7 +213,12 @@ def test_equal_means_equal_on_every_rank():
 
 
 def test_names():
-    assert names("all") == list(METHODS)
+    assert names("all", "mlp") == list(METHODS | PRIVATE_METHODS)
+    assert names("default") == names("default", "gpt") == list(DOZEN)
+    assert set(names("all", "gpt")) - set(names("all", "mlp")) == {
+        "tensor/sequence",
+        "mesh/sequence",
+    }
     assert names("pipeline/gpipe") == ["serial", "pipeline/gpipe"]
     assert set(names("pipeline,data_parallel")) > {"serial", "data_parallel/ring"}
 
@@ -185,7 +226,7 @@ def test_names():
 @pytest.mark.slow
 def test_regression_has_no_accuracy_and_the_same_formulas():
     """Two numbers a sample: nothing to guess, and every method learns and sends what it should."""
-    report, _ = compare(model="regression", ranks=3, steps=3, batch=50, dtype="float64")
+    report, _ = compare("all", model="regression", ranks=3, steps=3, batch=50, dtype="float64")
     assert report["dataset"] == "synthetic waves"
     assert {row.pop("accuracy") for row in report["rows"]} == {None}
     for row in report["rows"]:

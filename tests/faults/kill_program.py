@@ -1,10 +1,11 @@
 """A run that saves every few steps and kills one of its ranks: started again and again.
 
-    mpiexec -n 3 python tests/faults/kill_program.py METHOD FOLDER STEPS SEED
+    minidist run -n 3 --restarts 60 tests/faults/kill_program.py METHOD FOLDER STEPS KILLS SEED
 
-SEED says who dies, when and in the middle of what: between two instructions (a timer), at the n-th
-message of a step, or at the n-th thing that it does to a file of a checkpoint. A SEED of "none"
-kills nobody. At the end rank 0 exports the parameters to FOLDER/final.safetensors.
+SEED and the number of the restart say who dies, when and in the middle of what: between two
+instructions (a timer), at the n-th message of a step, or at the n-th thing that it does to a file
+of a checkpoint. After KILLS, which are listed in FOLDER/kills, nobody dies any longer. At the end
+rank 0 exports the parameters to FOLDER/final.safetensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ SETTING = Setting(optimizer=lambda: AdamW(1e-2))
 class Killer:
     """Kills this process by SIGKILL where it is told to: ``count`` events after it is armed."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
+        self.log = log
         self.events: dict[str, int] = {}
 
     def arm(self, kind: str, count: int) -> None:
@@ -41,13 +43,12 @@ class Killer:
         if kind in self.events:
             self.events[kind] -= 1
             if self.events[kind] < 0:
-                die(kind)
+                self.die(kind)
 
-
-def die(kind: str = "time") -> None:
-    with open(os.environ["KILLS"], "a") as file:
-        file.write(f"{kind}\n")
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die(self, kind: str = "time") -> None:
+        with self.log.open("a") as file:
+            file.write(f"{kind}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch_files(killer: Killer) -> None:
@@ -81,10 +82,11 @@ def watch_messages(comm, killer: Killer) -> None:
     comm._enter = counted
 
 
-def main(comm, method_name, folder, steps, seed):
-    draw = random.Random(seed)
+def main(comm, method_name, folder, steps, kills, seed):
+    draw, log = random.Random(f"{seed} {os.environ['MINIDIST_RESTART']}"), folder / "kills"
+    killed = len(log.read_text().splitlines()) if log.exists() else 0
     victim, kind = draw.randrange(comm.size), draw.choice(["time", "message", "file", "file"])
-    killer, killed_at = Killer(), draw.randint(1, 16)
+    killer, killed_at = Killer(log), draw.randint(1, 16)
     with defaults(dtype="float64"):
         method = make(method_name, comm, SETTING)
         batches = Batches(SETTING.dataset, SETTING.batch, SETTING.seed)
@@ -94,9 +96,9 @@ def main(comm, method_name, folder, steps, seed):
             watch_files(killer)
             watch_messages(comm, killer)
             for step in range(start, steps):
-                if seed != "none" and comm.rank == victim and step == start + killed_at:
+                if killed < kills and comm.rank == victim and step == start + killed_at:
                     if kind == "time":
-                        threading.Timer(draw.uniform(0, 0.01), die).start()
+                        threading.Timer(draw.uniform(0, 0.01), killer.die).start()
                     else:
                         killer.arm(kind, draw.randrange(12 if kind == "file" else 30))
                 method.step(batches[step])
@@ -106,5 +108,7 @@ def main(comm, method_name, folder, steps, seed):
 
 
 if __name__ == "__main__":
-    method_name, folder, steps, seed = sys.argv[1:]
-    launch(partial(main, method_name=method_name, folder=Path(folder), steps=int(steps), seed=seed))
+    method_name, folder, *numbers = sys.argv[1:]
+    steps, kills, seed = map(int, numbers)
+    arguments = {"method_name": method_name, "folder": Path(folder), "steps": steps}
+    launch(partial(main, **arguments, kills=kills, seed=seed))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
+from threading import Thread
 
 import numpy as np
 
@@ -71,6 +73,13 @@ def first(comm: Comm) -> None:
         all_reduce(comm, array.sum())
     if FAULT == "root out of range":
         broadcast(comm, array, root=comm.size)
+    if here("raise in a thread", comm.rank):
+        Thread(target=lambda: 1 / 0).start()
+        time.sleep(1)
+    if FAULT == "message of another dtype" and comm.rank == FAULTY:
+        comm.send(np.zeros(4, "int64"), 0)
+    if FAULT == "message of another dtype" and comm.rank == 0:
+        comm.recv(np.zeros(4), FAULTY)
     if here("length", comm.rank):
         comm.send(np.zeros(3), 0)
     if FAULT == "length" and comm.rank == 0:
@@ -85,6 +94,8 @@ outside("between two")
 if not here("skip a launch"):
     launch(first, 3)
 outside("after the last")
+if here("raise at exit"):
+    atexit.register(lambda: 1 / 0)
 if here("sleep at the end of MPI") and not LOCAL:
     from minidist.comm.mpi import process
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
+import subprocess
+import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from minidist import LocalWorld, launch
 from minidist.engine.array import defaults
 from tests.checkpoint.runs import gap
 from tests.faults.kill_program import SETTING, make
-from tests.mpi.run import ROOT, mpiexec, needs_mpi
+from tests.mpi.run import ROOT, needs_mpi
 from tests.parallel.checks import Batches
 
 PROGRAM = str(ROOT / "tests" / "faults" / "kill_program.py")
@@ -37,36 +37,32 @@ def unbroken(key: str, ranks: int, steps: int) -> dict[str, np.ndarray]:
 
 
 def survive(
-    key: str, ranks: list[int], steps: int, kills: int, folder: Path, seed: int
+    key: str, ranks: int, steps: int, kills: int, folder: Path, seed: int, *options: str
 ) -> dict[str, np.ndarray]:
-    """Start the program until ``kills`` ranks were killed, then let it end; its parameters."""
-    draw, log = random.Random(seed), folder / "kills"
-    os.environ["KILLS"] = str(log)
-    start = partial(mpiexec, python=())
-    try:
-        for number in range(3 * kills):
-            count = len(log.read_text().splitlines()) if log.exists() else 0
-            if count >= kills or (folder / "final.safetensors").exists():
-                break
-            how = f"{seed} {number}"
-            done = start(draw.choice(ranks), PROGRAM, key, str(folder), str(steps), how)
-            assert "Error" not in done.stderr, done.stderr
-        else:
-            pytest.fail(f"only {count} of {kills} kills in {3 * kills} starts")
-        assert count >= kills, f"the run ended after {count} of {kills} kills"
-        done = start(ranks[0], PROGRAM, key, str(folder), str(steps), "none")
-        assert done.returncode == 0, done.stderr
-        print("killed:", Counter(log.read_text().splitlines()))
-    finally:
-        del os.environ["KILLS"]
+    """One ``minidist run`` in which so many ranks are killed, one after another; its parameters."""
+    command = ("run", "-n", str(ranks), "--restarts", str(3 * kills), *options, PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-m", "minidist", *command, key, folder, *map(str, (steps, kills, seed))],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MINIDIST_TUNING": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr, done.stderr
+    killed = Counter((folder / "kills").read_text().splitlines())
+    assert killed.total() >= kills, f"the run ended after {killed} of {kills} kills"
+    print("killed:", killed, "restarts:", done.stderr.count("minidist run: restart "))
     return load_file(folder / "final.safetensors")
 
 
 @needs_mpi
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_five_kills_and_the_same_numbers_bitwise(tmp_path):
     expected = unbroken("zero/3", 2, 60)
-    got = survive("zero/3", [2], 60, 5, tmp_path, seed=1)
+    got = survive("zero/3", 2, 60, 5, tmp_path, 1)
     assert all(np.array_equal(got[name], values) for name, values in expected.items())
 
 
@@ -79,7 +75,7 @@ FOUR = ["data_parallel/ring", "zero/3", "pipeline/1f1b", "parameter_server/bsp"]
 @pytest.mark.parametrize("key", FOUR)
 def test_200_steps_with_20_kills_are_the_same_run_bitwise(key, tmp_path):
     expected = unbroken(key, 3, 200)
-    got = survive(key, [3], 200, 20, tmp_path, seed=2)
+    got = survive(key, 3, 200, 20, tmp_path, 2)
     assert all(np.array_equal(got[name], values) for name, values in expected.items())
 
 
@@ -87,7 +83,7 @@ def test_200_steps_with_20_kills_are_the_same_run_bitwise(key, tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("key", FOUR)
-def test_200_steps_with_20_kills_on_changing_numbers_of_ranks(key, tmp_path):
+def test_200_steps_with_20_kills_on_fewer_and_fewer_ranks(key, tmp_path):
     expected = unbroken(key, 3, 200)
-    got = survive(key, [3, 2, 4], 200, 20, tmp_path, seed=3)
+    got = survive(key, 4, 200, 20, tmp_path, 3, "--min-ranks", "2")
     assert gap(got, expected) < 1e-12

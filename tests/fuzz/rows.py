@@ -64,7 +64,7 @@ def replicas(random: Random, ranks: int) -> Options:
     """Copies of a pipeline whose gradients come together in one of several ways."""
     copies = int(random.choice([n for n in range(1, ranks + 1) if ranks % n == 0]))
     sync = [None, AllReduce, partial(Buckets, 1e-3, 0), ReduceScatter][int(random.integers(4))]
-    name = str(random.choice(["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]))
+    name = str(random.choice(["gpipe", "1f1b", "interleaved", "zero_bubble_h1"]))
     options = {"replicas": copies, "schedule": name} | schedule(random, ranks)
     return options | ({"sync": sync} if copies > 1 else {})
 
@@ -76,7 +76,7 @@ def a_mesh(random: Random, ranks: int) -> Options:
     dp = int(random.choice([n for n in range(1, rest + 1) if rest % n == 0]))
     pp = rest // dp
     zero, sequence = int(random.integers(4)), bool(random.random() < 0.3)
-    name = str(random.choice(["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]))
+    name = str(random.choice(["gpipe", "1f1b", "interleaved", "zero_bubble_h1"]))
     mesh = {"dp": dp, "pp": pp, "tp": tp}
     return {
         "mesh": mesh,

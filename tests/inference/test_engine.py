@@ -10,35 +10,8 @@ from minidist.compress import keep_largest, quantize_int8, quantize_weights, shr
 from minidist.engine import array as arrays
 from minidist.engine.array import defaults
 from minidist.inference import BlockPool, Engine, Refused, Request, generate
-from minidist.models import gpt, mlp, sample
-from tests.compress.test_pruning import shifted
-
-CONTEXT, VOCABULARY = 24, 11
-
-
-def model(dtype="float64"):
-    """In float64, so that no two logits are equal up to rounding."""
-    return shifted(gpt(VOCABULARY, CONTEXT, 12, 2, 4).init(3, dtype=dtype)).eval()
-
-
-def requests(count, seed=0, longest=CONTEXT):
-    random = np.random.default_rng(seed)
-    made = []
-    for number in range(count):
-        length = int(random.integers(1, longest - 2))
-        prompt = tuple(random.integers(0, VOCABULARY, length).tolist())
-        new = int(random.integers(1, longest + 2 - length))
-        kind = ({"temperature": 0}, {"temperature": 0.8, "top_k": 5}, {"temperature": 1.3})
-        made.append(Request(prompt, new, seed=number, **kind[number % 3]))
-    return made
-
-
-def alone(model, request):
-    drawn = sample(
-        model, request.prompt, request.count, request.temperature, request.top_k, request.seed
-    )
-    return drawn.tolist()
-
+from minidist.models import gpt, mlp
+from tests.inference.checks import CONTEXT, VOCABULARY, alone, model, requests
 
 SMALLER = {
     "as trained": lambda m: m,

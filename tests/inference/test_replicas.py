@@ -9,7 +9,7 @@ from minidist import launch
 from minidist.inference import Arrivals, serve
 from minidist.inference.replicas import decode, encode
 from minidist.inference.requests import Request
-from tests.inference.test_engine import CONTEXT, alone, model, requests
+from tests.inference.checks import CONTEXT, alone, model, requests
 
 AT_ONCE = 3
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
+from functools import partial
 
 import numpy as np
 import pytest
 
-from minidist import cli
+from minidist import LocalWorld, Machine, cli, launch
 from minidist.compress import FileError, keep_largest, quantize_weights, save, shrink
 from minidist.data import shakespeare
-from minidist.inference import Engine, Request, load_gpt, run
+from minidist.engine.array import defaults
+from minidist.inference import Engine, Request, load_gpt, run, run_on
 from minidist.models import gpt, mlp, sample
 from tests.compress.test_pruning import shifted
-from tests.inference.test_engine import model
+from tests.inference.checks import CONTEXT, model
 
 
 class Clock:
@@ -51,6 +54,32 @@ def test_times_are_counted_from_each_arrival():
     assert timing.each_token() == timing.each_token(99) == 1
 
 
+def test_times_on_ranks_are_counted_from_each_arrival_by_their_clock():
+    """On shapes: what a step takes is known, and sleeping takes no work."""
+    machine = Machine(launch=1.0, memory_bandwidth=math.inf, flops=1e30, latency=0, bandwidth=1e30,
+                      reduce_bandwidth=1e30)  # fmt: skip
+    asked = [Request((1,), 2), Request((2, 3), 3), Request((), 1), Request((4,), 1)]
+    arrivals = [0, 0.5, 0.5, 1e6]
+
+    def main(comm, mesh):
+        with defaults(device="phantom"):
+            small = gpt(11, CONTEXT, 12, 2, 4).init(0)
+            timing = run_on(comm, small, asked, arrivals, at_once=1, mesh=mesh)
+            return timing, comm.trace.busy
+
+    for mesh in ({"tp": 1}, {"pp": 2}, {"dp": 2}):
+        (timing, busy), *_ = launch(
+            partial(main, mesh=mesh), math.prod(mesh.values()), LocalWorld(machine)
+        )
+        assert [len(times) for times in timing.times.values()] == [2, 3, 1]
+        assert list(timing.refused) == [2] and "empty" in timing.refused[2]
+        (first,), late = timing.times[3], timing.seconds - 1e6
+        assert first == pytest.approx(late) and first < 500, "no other request was in its way"
+        each = timing.each_token()
+        assert each < 200 and timing.times[0][1] == pytest.approx(timing.times[0][0] + each, 0.5)
+        assert busy < 1e4, "the ranks slept until the last one came"
+
+
 def test_arrivals_that_do_not_fit_are_refused():
     for arrivals in ([0], [1, 0]):
         with pytest.raises(ValueError, match="in order"):
@@ -86,6 +115,14 @@ def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
     assert cli.main([*arguments, "--temperature", "0"]) == 0
     drawn = sample(load_gpt(path), text.encode("To be"), 9, 0)
     assert capsys.readouterr().out.startswith("To be" + text.decode(drawn) + "\n9 tokens in ")
+    for mesh in ("tp=2", "dp=2,pp=2"):
+        meshed = [*arguments, "--prompts", str(tmp_path / "prompts"), "--seed", "5"]
+        assert cli.main([*meshed, "--mesh", mesh, "--world", "local"]) == 1
+        again, _ = capsys.readouterr()
+        assert all(line in again for line in out.splitlines() if " tokens in " not in line)
+        assert f"{mesh}: " in again and " bytes between ranks" in again
+    assert cli.main([*meshed, "--mesh", "pp=7", "--world", "local"]) == 2
+    assert "7 stages need as many blocks, and the model has 3" in capsys.readouterr().err
     small = save(tmp_path / "n", gpt(9, 8, 4, 1, 1).init(0))
     assert cli.main(["generate", "--model", str(small)]) == 2
     assert "has 9 tokens, and Shakespeare's text 63" in capsys.readouterr().err

@@ -17,7 +17,7 @@ STAGES, MICROBATCHES = 64, 64
 
 def make(comm):
     model = gpt(51200, 2048, 25600, 128, 160)
-    options = {"schedule": "one_f_one_b", "microbatches": MICROBATCHES}
+    options = {"schedule": "1f1b", "microbatches": MICROBATCHES}
     return Pipeline(model, CrossEntropy(), Adam(), comm, **options)
 
 

@@ -59,25 +59,42 @@ JOBS = {
         ["-m", "tests.long.large_pipeline"],
         ONE_THREAD,
     ),
+    "federated_skew": Job(
+        "accuracy against skew, of federated averaging and FedProx",
+        ["-m", "minidist.privacy.skew", "out/long/skew"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
-        [*COMPARE, "--world", "mpi", "--steps", "500", "--out", "out/long/compare"],
+        [*COMPARE, "--world", "mpi", "--task", "mlp", "--methods", "all", "--steps", "500",
+         "--out", "out/long/compare"],
+    ),
+    "every_task": Job(
+        "compare with every task, by every method, on 1 to 8 ranks of both worlds",
+        ["-m", "tests.long.every_task"],
+        ONE_THREAD,
     ),
     "eight_ranks": Job(
         "every method on 8 simulated ranks, in float64",
-        [*COMPARE, "--world", "local", "--ranks", "8", "--steps", "50", "--dtype", "float64",
+        [*COMPARE, "--world", "local", "--ranks", "8", "--task", "mlp", "--steps", "50",
+         "--dtype", "float64",
          "--methods", "data_parallel,zero,parameter_server,compression,local_sgd,gossip,easgd",
          "--out", "out/long/eight_ranks"],
     ),
     "mesh": Job(
         "tensor parallel, sequences and meshes of the GPT on 8 simulated ranks, in float64",
-        [*COMPARE, "--world", "local", "--model", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
+        [*COMPARE, "--world", "local", "--task", "gpt", "--mesh", "dp=2,pp=2,tp=2", "--steps",
          "20", "--batch", "32", "--dtype", "float64", "--methods", "zero,pipeline,tensor,mesh",
          "--out", "out/long/mesh"],
     ),
+    "composition": Job(
+        "480 compositions of dp, pp, tp, ZeRO, schedules and sequences against serial training",
+        ["-m", "tests.long.composition"],
+        ONE_THREAD,
+    ),
     "mesh_mpi": Job(
-        "every mesh of 8 real ranks, each against serial training and its formula",
+        "every mesh of 2, 4 and 8 real ranks, against serial training and its formula",
         ["-m", "tests.mpi.mesh_program", "8"],
     ),
     "fuzz_graphs": Job(
@@ -105,6 +122,46 @@ JOBS = {
         "the tests on real ranks ten times over: what fails now and then is found",
         ["-m", "tests.long.again", "10", "tests/mpi"],
     ),
+    **{
+        f"kills_{key}": Job(
+            f"200 steps by {key} with 20 kills, started again by themselves, bitwise and on fewer "
+            "ranks",
+            [*PYTEST, "-s", "-m", "long", "-k", key, "tests/faults/test_kills.py"],
+            ONE_THREAD,
+        )
+        for key in ("data_parallel", "zero", "pipeline", "parameter_server")
+    },
+    "corruptions": Job(
+        "1,200 damaged checkpoints, half of them with hashes made right again",
+        [*PYTEST, "-k", "a_corrupted_checkpoint_is_refused", "tests/checkpoint/test_corruption.py"],
+        {"MINIDIST_EXAMPLES": "15"},
+    ),
+    "hosts": Job(
+        "two emulated machines: training, compare and restarts (needs network namespaces)",
+        [*PYTEST, "-m", "long", "tests/hosts"],
+        ONE_THREAD,
+    ),
+    "hosts_cuts": Job(
+        "the cable between two emulated machines cut at ten random moments",
+        ["-m", "tests.hosts.cuts", "10"],
+        ONE_THREAD,
+    ),
+    "shm": Job(
+        "50 jobs that crash in a row, with 64 MB in /dev/shm (needs a private mount)",
+        ["-m", "tests.faults.shm", "50", "--private"],
+        ONE_THREAD,
+    ),
+    "launches": Job(
+        "3,000 launches with two splits each in one process",
+        ["-m", "minidist", "run", "-n", "2", "tests/faults/launches.py", "3000"],
+        ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+    ),
+    "fault_table": Job(
+        "every fault, under minidist run, under mpirun and in the local world: the table of "
+        "docs/faults.md",
+        ["-m", "tests.faults.table", "out/long/faults.json"],
+        ONE_THREAD,
+    ),
     "compress_cnn": Job(
         "every way to make the CNN smaller, after 3000 steps", [*COMPRESS, "cnn"], ONE_THREAD
     ),
@@ -116,6 +173,9 @@ JOBS = {
     ),
     "compress_lora": Job(
         "the GPT learns another text with LoRA, on two ranks", [*COMPRESS, "lora"], ONE_THREAD
+    ),
+    "private": Job(
+        "accuracy against ε for three noise levels", ["-m", "tests.long.private"], ONE_THREAD
     ),
     "many_requests": Job(
         "throughput and waiting times of many requests",

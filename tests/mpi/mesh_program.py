@@ -1,64 +1,60 @@
-"""Meshes of real ranks, each against serial training and its own formula.
+"""Meshes of real ranks: training against serial and its formula, and answers to requests.
 
-python -m tests.mpi.mesh_program 8      starts 1, 2, 4 and 8 ranks: a job of make long
+python -m tests.mpi.mesh_program 8      starts 2, 3, 4 and 8 ranks: a job of make long
 mpiexec -n 4 python -m mpi4py -m tests.mpi.mesh_program      one of each kind, in make test
+
+The job runs every combination (combinations.py) on its number of ranks, all of them in one start.
 """
 
 from __future__ import annotations
 
 import sys
-from itertools import product
+from time import perf_counter
 
 from minidist import launch
 from minidist.comm.launcher import launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.parallel import MeshParallel
-from tests.parallel.tensor.checks import MLP, Task, adamw, check_equals_serial, check_predictions
-
-SCHEDULES = ("gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1")
+from tests.inference.checks import check_answers, check_serving, model, requests
+from tests.parallel.mesh import combinations
+from tests.parallel.mesh.combinations import KEPT, SEQUENCE, WHOLE, Combination
+from tests.parallel.tensor.checks import check_equals_serial, check_predictions
 
 
 def some(ranks):
     """A few meshes in which each choice occurs."""
     half = ranks // 2
-    yield {"dp": 2, "tp": half}, {"zero": 1, "sequence": half > 1}, {}
-    yield {"pp": 2, "tp": half}, {"schedule": "zero_bubble_h1", "sequence": half > 1}, {}
-    yield {"dp": 2, "pp": half}, {"zero": 3, "schedule": "interleaved"}, {}
-    yield {"dp": half, "tp": 2}, {"zero": 2 * (half > 1)}, MLP
-
-
-def every(ranks):
-    for dp, pp, tp in product((1, 2), repeat=3):
-        if dp * pp * tp != ranks:
-            continue
-        for zero, schedule, sequence in product(range(4), SCHEDULES, (False, True)):
-            if (zero and dp == 1) or (sequence and tp == 1):
-                continue
-            options = {"zero": zero, "schedule": schedule, "sequence": sequence}
-            yield {"dp": dp, "pp": pp, "tp": tp}, options, {}
-            if not sequence:
-                yield {"dp": dp, "pp": pp, "tp": tp}, options, MLP
+    yield Combination(2, 1, half, 1, "gpipe", SEQUENCE, "adamw")
+    yield Combination(1, 2, half, 0, "zero_bubble_h1", KEPT, "momentum")
+    yield Combination(2, half, 1, 3, "interleaved", WHOLE, "adamw")
+    yield Combination(half, 1, 2, 2, "1f1b", WHOLE, "momentum", "mlp")
 
 
 def main(comm):
-    count = 0
-    for mesh, options, more in (every if "every" in sys.argv else some)(comm.size):
-        options = {"mesh": mesh, "microbatches": 2, **options}
-        for optimizer in {} if more else {"optimizer": adamw}, {}:
-            check_equals_serial(comm, MeshParallel, Task(**more | optimizer, options=options))
-        check_predictions(comm, MeshParallel, Task(**more, options=options))
-        count += 1
-        if comm.rank == 0 and "every" in sys.argv:
-            print("passed", options, "mlp" if more else "gpt", flush=True)
+    every = "every" in sys.argv
+    chosen = list(some(comm.size))
+    if every:
+        chosen = [one for one in combinations.every() if one.ranks == comm.size]
+    start = perf_counter()
+    for one in chosen:
+        check_equals_serial(comm, MeshParallel, one.task())
+        check_predictions(comm, MeshParallel, one.task())
+        if comm.rank == 0 and every:
+            print(f"{perf_counter() - start:.0f} s: passed {one}", flush=True)
+    inside = [{"tp": comm.size}, {"pp": comm.size}] if comm.size <= 4 else []
+    if comm.size == 4:
+        inside.append({"pp": 2, "tp": 2})
+    check_answers(comm, inside, model(), requests(6))
+    check_serving(comm, {"dp": 3} if comm.size == 3 else {"dp": 2, "pp": comm.size // 2})
     if comm.rank == 0:
-        print(f"passed {count} meshes of {comm.size} ranks")
+        print(f"passed {len(chosen)} meshes of {comm.size} ranks")
 
 
 if __name__ == "__main__":
     if launched_size() is None:
         from tests.mpi.run import mpiexec
 
-        for ranks in (1, 2, 4, 8):
+        for ranks in (2, 3, 4, 8):
             if ranks <= int(sys.argv[1]):
                 done = mpiexec(ranks, "-m", "tests.mpi.mesh_program", "every", timeout=7200)
                 print(done.stdout, done.stderr, sep="", flush=True)

@@ -1,6 +1,7 @@
 """Every check of every method, on the ranks that mpiexec started: run by test_methods_mpi.py."""
 
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from minidist.engine.array import defaults
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import METHODS, Overlapped
+from minidist.privacy import PRIVATE_METHODS, FederatedAveraging, SecureFederatedAveraging
 from tests.parallel.checks import (
     Setting,
     check_equals_serial,
@@ -40,9 +42,20 @@ def check_recomputed(comm, key):
         np.testing.assert_allclose(values, expected[name], rtol=1e-10, atol=1e-13, err_msg=key)
 
 
+def check_federated(comm):
+    """One local step of all clients is synchronous training; secure sums send what they should."""
+    METHODS["one step"] = partial(FederatedAveraging, clients=7)
+    check_equals_serial(comm, "one step", Setting(batch=13))
+    if find_spec("cryptography"):
+        METHODS["secure"] = partial(SecureFederatedAveraging, clients=7, local_batch=1)
+        check_predictions(comm, "secure", Setting(batch=13, steps=2))
+
+
 def main(comm):
+    check_federated(comm)
+    METHODS.update(PRIVATE_METHODS)
     for key in METHODS:
-        if key == "serial":
+        if "/" not in key:
             continue
         if is_exact(key):
             for dtype in ("float64", "float32"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minidist.comm.launcher import find_mpiexec, mpi_environment
+from minidist.run import leftovers
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +26,13 @@ def mpiexec(
     environment = mpi_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment.setdefault("MINIDIST_TUNING", os.devnull)  # whatever was measured here before
-    return subprocess.run(
-        [launcher, "-n", str(ranks), sys.executable, *python, *command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    with leftovers.removed():
+        return subprocess.run(
+            [launcher, "-n", str(ranks), sys.executable, *python, *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )

@@ -202,12 +202,13 @@ def test_parameters_that_stay_readable_are_rejected(monkeypatch):
 
 
 def test_compare_says_why_a_method_is_not_exact(monkeypatch):
-    from minidist.compare import compare
-    from minidist.compare.comparison import TASKS, Task
+    from minidist.compare import TASKS, Task, compare
     from minidist.compare.report import notes
 
     monkeypatch.setitem(TASKS, "normed", Task("normed", normed, lambda: (DATA, DATA), SGD_TENTH))
     report, _ = compare(["data_parallel/ring", "zero/1"], model="normed", ranks=2, steps=2, batch=8)
     assert [row["exact"] for row in report["rows"]] == [True, False, False]
     (note,) = notes(report)
-    assert note.startswith("data parallel ring, zero 1: not exact, since BatchNorm '2' normalises")
+    assert note.startswith(
+        "data parallel ring, ZeRO stage 1: not exact, since BatchNorm '2' normalises"
+    )

@@ -27,11 +27,13 @@ from minidist.parallel import (
 from minidist.parallel.data_parallel import Buckets
 from minidist.parallel.evaluation import evaluate
 from minidist.parallel.method import Method, StepCost, Unsupported
-from tests.parallel.checks import Setting, check_predictions, images, is_exact, train
+from minidist.privacy import PRIVATE_METHODS
+from tests.parallel.checks import Setting, check_predictions, images, train
 
-ROWS = [key for key in METHODS if key != "serial"]
+ALL = METHODS | PRIVATE_METHODS  # the rows of compare
+ROWS = [key for key in ALL if key != "serial"]
 REFUSED = {  # what each row does not support
-    "mixed precision": set(METHODS),
+    "mixed precision": set(ALL),
     "clip": {
         *("local_sgd/average", "local_sgd/diloco", "gossip/ring", "gossip/exponential"),
         *("easgd/sync", "pipeline/pipedream"),
@@ -50,12 +52,12 @@ MORE = {
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    for key, factory in MORE.items():
+    for key, factory in (PRIVATE_METHODS | MORE).items():
         monkeypatch.setitem(METHODS, key, factory)
 
 
 def class_of(key):
-    return getattr(METHODS[key], "func", METHODS[key])
+    return getattr(ALL[key], "func", ALL[key])
 
 
 def build(key, comm, setting, **options):
@@ -67,7 +69,7 @@ def ranks_for(key):
     return 1 if key == "serial" else 4
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ALL)
 def test_every_method_defines_every_point(key):
     def run(comm):
         setting = Setting()
@@ -85,7 +87,7 @@ def test_every_method_defines_every_point(key):
     launch(run, ranks_for(key), LocalWorld())
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ALL)
 @pytest.mark.parametrize(
     ("what", "options"),
     [
@@ -113,7 +115,7 @@ def test_what_is_not_supported_is_refused_by_name_with_the_reason(key, what, opt
 
 
 @pytest.mark.parametrize("bad", [{"clip": 0.0}, {"clip": -1.0}, {"microbatches": 0}], ids=str)
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ALL)
 def test_nonsense_is_refused_by_name(key, bad):
     name = class_of(key).__name__
     with pytest.raises(ValueError, match=rf"^{name}.*(must be positive|at least one microbatch)"):
@@ -157,7 +159,7 @@ def test_microbatches(key):
     checks_with(key, microbatches=3)
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ALL)
 def test_evaluate_looks_at_the_model_that_parameters_gives(key):
     setting = Setting(dataset=images(50))
 
@@ -193,7 +195,7 @@ def trained(key, setting, first, last, saved=None, ranks=None):
 
 
 @pytest.mark.parametrize("optimizer", [lambda: SGD(0.1, momentum=0.9), lambda: Adam(1e-2)])
-@pytest.mark.parametrize("key", [key for key in [*METHODS, *MORE] if key not in TIMED])
+@pytest.mark.parametrize("key", [key for key in [*ALL, *MORE] if key not in TIMED])
 def test_on_as_many_ranks_training_goes_on_as_if_nothing_had_happened(key, optimizer):
     setting = Setting(optimizer=optimizer, dtype="float32")
     _, (first, *others) = zip(*trained(key, setting, 0, 3), strict=True)
@@ -207,10 +209,10 @@ def test_on_as_many_ranks_training_goes_on_as_if_nothing_had_happened(key, optim
         assert np.array_equal(again[1][name], values), name
 
 
-@pytest.mark.parametrize("key", [*METHODS, *MORE])
+@pytest.mark.parametrize("key", [*ALL, *MORE])
 def test_an_exact_methods_state_goes_on_in_any_other(key):
     """On another number of ranks: what it saved is what serial training would have saved."""
-    if not METHODS_EXACT.get(key, "diloco" not in key):
+    if not EXACT.get(key, "diloco" not in key):
         pytest.skip("it is not serial training that it goes on with")
     setting = Setting(optimizer=lambda: Adam(1e-2))
     straight = trained("serial", setting, 0, 6)[0]
@@ -238,10 +240,10 @@ def test_diloco_on_more_ranks_begins_at_the_average():
     launch(run, 5, LocalWorld())
 
 
-METHODS_EXACT = {key: is_exact(key) for key in METHODS}
+EXACT = {key: class_of(key).exact for key in ALL}
 
 
-@pytest.mark.parametrize("key", [key for key in METHODS if not METHODS_EXACT[key]])
+@pytest.mark.parametrize("key", [key for key in ALL if not EXACT[key]])
 def test_an_inexact_methods_state_can_be_loaded_by_all_on_another_number_of_ranks(key):
     """They begin with its parameters and the mean of its ranks' optimizer states."""
     setting = Setting(optimizer=lambda: Adam(1e-2))
@@ -264,7 +266,7 @@ def test_an_inexact_methods_state_can_be_loaded_by_all_on_another_number_of_rank
                     np.testing.assert_allclose(again[name], state[name], rtol=1e-12)
 
 
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", ALL)
 def test_another_models_or_optimizers_state_is_refused(key):
     state = trained("serial", Setting(), 0, 2)[0][1]
     for setting, name in [
@@ -290,7 +292,11 @@ class Count(Module):
         return ReLU().cost(shape, itemsize)
 
 
-@pytest.mark.parametrize("key", METHODS)
+# Its clients' statistics would leave them without noise: refused, see tests/privacy.
+WITHOUT_BUFFERS = {"federated/private"}
+
+
+@pytest.mark.parametrize("key", [key for key in ALL if key not in WITHOUT_BUFFERS])
 def test_buffers_travel_with_the_state_and_stand_still_in_evaluation(key):
     setting = Setting()
 

@@ -234,7 +234,7 @@ def check_cost(comm, method, dataset, batch=13, steps=2):
 
 
 @pytest.mark.parametrize("ranks", [4, 6])
-@pytest.mark.parametrize("schedule", ["one_f_one_b", "interleaved", "zero_bubble_h1"])
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zero_bubble_h1"])
 @pytest.mark.parametrize("sync", sorted(EXACT.keys() - {"a function"}))
 def test_messages_bytes_and_memory_of_a_pipeline_equal_the_formula(sync, schedule, ranks):
     model, dataset = MODELS["mlp"]

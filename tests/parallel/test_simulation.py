@@ -126,7 +126,7 @@ def test_formulas_of_time_are_the_simulated_time(key):
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), [(2, 4), (4, 4), (4, 8)])
-@pytest.mark.parametrize("schedule", ["gpipe", "one_f_one_b"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_a_pipelines_bubble_is_that_of_the_paper(schedule, stages, microbatches):
     """(p - 1) / (m + p - 1) of the time, with equal stages and messages that take none.
 

@@ -52,7 +52,7 @@ def test_bad_sizes_are_refused(capsys):
 
 def test_plan_orders_the_schedules_from_most_to_least_idle():
     idle = {plan.name: plan.price.idle_fraction for plan in plan_pipeline(4, 8)}
-    assert idle["naive"] > idle["gpipe"] == idle["one_f_one_b"] > idle["interleaved"]
+    assert idle["naive"] > idle["gpipe"] == idle["1f1b"] > idle["interleaved"]
     assert idle["interleaved"] > idle["zero_bubble_h1"] > idle["zero_bubble_v"]
 
 

@@ -44,6 +44,9 @@ class LocalComm(Comm):
     def _now(self) -> float:
         return self._simulator.current.clock
 
+    def _sleep(self, seconds: float) -> None:
+        self._simulator.advance(self._now() + max(0.0, seconds))
+
     def _charge_reduction(self, nbytes: int) -> None:
         self._simulator.current.clock += self._simulator.machine.reduce(nbytes)
 

@@ -24,7 +24,8 @@ import greenlet
 
 from minidist.comm.errors import Crash
 from minidist.comm.local.tasks import Deadlock, Task, describe
-from minidist.comm.machine import Interrupted, Machine
+from minidist.comm.machine import Machine
+from minidist.comm.ports import Interrupted
 from minidist.engine.array import work
 
 

@@ -14,7 +14,8 @@ from minidist.comm.checks import ANY
 from minidist.comm.errors import CommError, RankLost
 from minidist.comm.local.scheduler import Scheduler
 from minidist.comm.local.tasks import Group, Meeting, Transfer
-from minidist.comm.machine import Links, Machine, Ports
+from minidist.comm.machine import Machine
+from minidist.comm.ports import Links, Ports
 from minidist.comm.trace import Trace
 from minidist.engine.array import module_of, work
 

@@ -6,6 +6,9 @@ GPU-aware. With ``MINIDIST_GPU_AWARE_MPI=1`` in the environment MPI is given the
 
 Dtypes that MPI does not know go as bytes, and long messages in pieces, because not every library
 counts past 2³¹.
+
+MPI itself does not see that a sender's float64 are received as int64. So in debug mode each message
+has a label behind its numbers, the dtype, and both sides use a copy of the array with room for it.
 """
 
 from __future__ import annotations
@@ -15,14 +18,21 @@ import os
 import numpy as np
 
 from minidist.comm.trace import Sent
-from minidist.engine.array import Array, finish_kernels, host_buffer, stage_in, stage_out
+from minidist.engine.array import Array, finish_kernels, host_buffer, stage_in, stage_out, to_host
 
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 GPU_AWARE = os.environ.get("MINIDIST_GPU_AWARE_MPI") == "1"
+LABEL = 16  # bytes of a dtype's name behind a message, in debug mode
 
 
-def outgoing(array: Array, sent: Sent) -> list[Array]:
+def outgoing(array: Array, sent: Sent, labelled: bool = False) -> list[Array]:
     """``array`` on the host, in pieces; a copy from a device is added to ``sent.staged``."""
+    if labelled:
+        host = np.empty(array.nbytes + LABEL, np.uint8)
+        host[:-LABEL] = to_host(array).reshape(-1).view(np.uint8)
+        host[-LABEL:] = label(array)
+        sent.staged += 0 if isinstance(array, np.ndarray) else array.nbytes
+        return pieces(host)
     if GPU_AWARE and not isinstance(array, np.ndarray):
         finish_kernels(array)  # MPI does not wait for what is still to be computed
         return pieces(array)
@@ -32,8 +42,16 @@ def outgoing(array: Array, sent: Sent) -> list[Array]:
     return pieces(host)
 
 
-def incoming(array: Array) -> tuple[Array, list[Array]]:
+def label(array: Array) -> np.ndarray:
+    """The dtype of ``array`` as ``LABEL`` bytes."""
+    return np.frombuffer(array.dtype.name.encode().ljust(LABEL), np.uint8)
+
+
+def incoming(array: Array, labelled: bool = False) -> tuple[Array, list[Array]]:
     """A buffer for what ``array`` is to receive, whole and in pieces: the array if MPI can."""
+    if labelled:
+        host = np.empty(array.nbytes + LABEL, np.uint8)
+        return host, pieces(host)
     if GPU_AWARE and not isinstance(array, np.ndarray):
         finish_kernels(array)  # that may still read or write what will be overwritten
         return array, pieces(array)
@@ -41,11 +59,23 @@ def incoming(array: Array) -> tuple[Array, list[Array]]:
     return host, pieces(host)
 
 
-def arrived(array: Array, host: Array, sent: Sent) -> None:
-    """Copy what was received in ``host`` to ``array``, if that is on a device."""
+def arrived(array: Array, host: Array, sent: Sent) -> str:
+    """Copy what was received in ``host`` to ``array``, if that is not the same; returns its dtype.
+
+    Without a label it is taken for that of ``array``; with the label of another, nothing is copied.
+    """
+    if host.nbytes != array.nbytes:
+        name = host[-LABEL:].tobytes().decode(errors="replace").strip()
+        if name != array.dtype.name:
+            return name
+        host = host[:-LABEL].view(array.dtype).reshape(array.shape)
+        if isinstance(array, np.ndarray):
+            array[...] = host
+            return name
     if array is not host:
         stage_in(array, host)
         sent.staged += array.nbytes
+    return array.dtype.name
 
 
 def pieces(host: Array) -> list[Array]:

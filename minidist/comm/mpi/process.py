@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -20,7 +21,7 @@ import numpy as np
 
 from minidist.comm import link
 from minidist.comm.calls import users_line
-from minidist.comm.environment import launched_size, rank_in_environment
+from minidist.comm.environment import YIELD, launched_size, rank_in_environment
 from minidist.comm.errors import CommError
 from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
@@ -53,11 +54,18 @@ def on_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """``sys.excepthook`` under a launcher: an exception anywhere ends the whole job."""
-    if hasattr(sys, "ps1") or launched_size() is None:  # at a prompt, or no launcher after all
+    launched = launched_size() is not None or ending.supervised()
+    if hasattr(sys, "ps1") or not launched:  # at a prompt, or no launcher after all
         sys.__excepthook__(kind, error, trace)
         return
     who, abort = who_and_abort()
     ending.fail(who, error.with_traceback(trace), abort)
+
+
+def on_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+    """``threading.excepthook`` under a launcher: the same. A thread may leave by ``sys.exit``."""
+    if found.exc_type is not SystemExit and found.exc_value is not None:
+        on_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
 def initialised() -> Any:
@@ -73,6 +81,7 @@ def initialised() -> Any:
 
         return MPI
     mpi4py.rc.initialize = False
+    os.environ.setdefault(YIELD, "1")
     from mpi4py import MPI
 
     library, given = ctypes.CDLL(MPI.__file__), ctypes.c_int()
@@ -137,7 +146,7 @@ class Process:
         mine, all_lines = np.zeros(LINE, np.uint8), np.zeros((self.size, LINE), np.uint8)
         mine[: len(here)] = np.frombuffer(here, np.uint8)
         with self.watchdog.waiting(what):
-            self.poll(self.comm.Iallgather(mine, all_lines))
+            poll(self.comm.Iallgather(mine, all_lines))
         texts = [bytes(line).rstrip(b"\0").decode(errors="replace") for line in all_lines]
         if len({text.partition("\0")[0] for text in texts}) > 1:
             if self.rank:
@@ -145,28 +154,6 @@ class Process:
             where = [text.partition(": ")[2].replace("\0", ", ").rstrip(", ") for text in texts]
             lines = [f"  rank {rank}: {line}" for rank, line in enumerate(where)]
             raise CommError("the ranks are not at the same place:\n" + "\n".join(lines))
-
-    def from_rank_0(self, text: str) -> str:
-        """The ``text`` that rank 0 passes, on every rank: its length is sent first, then its bytes.
-
-        What the other ranks pass is not used.
-        """
-        data = np.frombuffer(text.encode(), np.uint8)
-        length = np.array([data.size])
-        self.poll(self.comm.Ibcast(length))
-        sent = data.copy() if self.rank == 0 else np.empty(length[0], np.uint8)
-        self.poll(self.comm.Ibcast(sent))
-        return sent.tobytes().decode()
-
-    @staticmethod
-    def poll(request: Any) -> None:
-        """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
-        start = time.monotonic()
-        while not request.Test():
-            if time.monotonic() - start < 2e-3:
-                os.sched_yield()
-            else:
-                time.sleep(1e-3)
 
     def _end(self) -> None:
         """At the end of the program: no rank may still wait for this one. Then MPI ends."""
@@ -179,3 +166,26 @@ class Process:
         with self.watchdog.waiting("MPI_Finalize"):
             finalise(self.mpi)
         self.watchdog.over.set()
+
+
+def from_rank_0(comm: Any, text: str) -> str:
+    """The ``text`` that rank 0 of ``comm``, mpi4py's, passes, on every rank.
+
+    Its length is sent first, then its bytes. What the other ranks pass is not used.
+    """
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = np.array([data.size])
+    poll(comm.Ibcast(length))
+    sent = data.copy() if comm.Get_rank() == 0 else np.empty(length[0], np.uint8)
+    poll(comm.Ibcast(sent))
+    return sent.tobytes().decode()
+
+
+def poll(request: Any) -> None:
+    """Wait for a request of MPI, and leave the cores to other ranks meanwhile."""
+    start = time.monotonic()
+    while not request.Test():
+        if time.monotonic() - start < 2e-3:
+            os.sched_yield()
+        else:
+            time.sleep(1e-3)

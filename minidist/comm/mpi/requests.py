@@ -9,7 +9,6 @@ import numpy as np
 from minidist.comm.calls import describe_message
 from minidist.comm.checks import ANY
 from minidist.comm.errors import CommError
-from minidist.comm.mpi import buffers
 from minidist.comm.requests import Request
 from minidist.engine.array import Array
 
@@ -93,7 +92,7 @@ class MpiRecv(Request):
         if not self._left:
             counts.received += 1
             counts.open.pop(id(self), None)
-            buffers.arrived(self._array, self._host, self._comm.trace.sent)
+            self._comm._arrived(self._array, self._host, self._source)
 
     def cancel(self) -> None:
         """Nobody sends: give up."""

@@ -31,7 +31,7 @@ def allocate(mpi: Any, comm: Any, length: int, like: Array) -> tuple[Any, list[n
     left = np.array([shared_memory_left()])
     comm.Allreduce(mpi.IN_PLACE, left, mpi.MIN)
     if left[0] < nbytes * size:
-        raise CommError(
+        raise NoSharedMemory(
             f"shared(): {size} ranks ask for {nbytes} bytes each, and /dev/shm has not as "
             "much left: make it larger (docker run --shm-size=1g), or choose an algorithm that "
             "sends messages, such as 'ring'"

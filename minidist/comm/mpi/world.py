@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from minidist.comm.comm import Comm
 from minidist.comm.mpi.comm import MpiComm
 from minidist.comm.mpi.ending import abort_on_error
-from minidist.comm.mpi.process import join
+from minidist.comm.mpi.process import from_rank_0, join, poll
 from minidist.comm.trace import Trace
 from minidist.comm.tuning import load_table, usable
 from minidist.engine.array import share_gpus
@@ -55,10 +56,11 @@ class MpiWorld:
     @property
     def library(self) -> str:
         """The MPI library and its version, such as "MPICH 5.0.2" or "Open MPI 5.0.11"."""
-        text = self.mpi.Get_library_version().replace("\x00", "")
-        if text.startswith("MPICH"):
-            return f"MPICH {text.split('Version:')[1].split()[0]}"
-        return " ".join(text.split(",")[0].split()[:3]).replace(" v", " ")
+        return library_of(self.mpi)
+
+    def from_rank_0(self, text: str) -> str:
+        """The ``text`` of rank 0, on every rank: for what is to be known before a launch."""
+        return from_rank_0(self.process.comm, text)
 
     def check_size(self, launched: int) -> None:
         """Raise LauncherError if the MPI library does not see the ``launched`` processes."""
@@ -101,18 +103,35 @@ class MpiWorld:
         process = self.process
         crowded = process.node_size > len(os.sched_getaffinity(0))
         if self.tuning not in process.tables:
-            found = None
-            if self.tuning and self.rank == 0:
-                measured = self.tuning(self.library) or {}
-                found = usable(measured, process.node_size == self.size, crowded)
-            process.tables[self.tuning] = json.loads(process.from_rank_0(json.dumps(found)))
+            read = partial(self.tuning, self.library) if self.tuning else None
+            process.tables[self.tuning] = agreed_table(
+                process.comm, read, process.node_size == self.size, crowded
+            )
         share_gpus(process.node_rank)
         trace = Trace(time.perf_counter(), self.record)
         own, request = process.comm.Idup()
-        process.poll(request)
+        poll(request)
         comm = MpiComm(self.mpi, own, trace, crowded, process.tables[self.tuning])
         comm.learned = process.learned
         return comm
+
+
+def library_of(mpi: Any) -> str:
+    """The MPI library and its version, such as "MPICH 5.0.2" or "Open MPI 5.0.11"."""
+    text = mpi.Get_library_version().replace("\x00", "")
+    if text.startswith("MPICH"):
+        return f"MPICH {text.split('Version:')[1].split()[0]}"
+    return " ".join(text.split(",")[0].split()[:3]).replace(" v", " ")
+
+
+def agreed_table(
+    comm: Any, read: Callable[[], Any] | None, one_machine: bool, crowded: bool
+) -> Any:
+    """The table of algorithms that rank 0 of mpi4py's ``comm`` reads, on every rank."""
+    found = None
+    if read and comm.Get_rank() == 0:
+        found = usable(read() or {}, one_machine, crowded)
+    return json.loads(from_rank_0(comm, json.dumps(found)))
 
 
 def clock_offset(comm: Comm, rounds: int = 30) -> float:

@@ -87,9 +87,12 @@ def asarray(value: Any, dtype: Any = None) -> ndarray:
     return new(host.shape, kind, layout)
 
 
-def array(value: Any, dtype: Any = None, copy: bool = True) -> ndarray:
+def array(value: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> ndarray:
     if type(value) is not ndarray:
         return asarray(value, dtype)
+    if order == "C":  # stored by rows, however the original is
+        out = value.copy()
+        return out if dtype is None else out.astype(dtype, copy=False)
     out = like_array(value, np.dtype(dtype or value.dtype))
     work.kernel(value.nbytes + out.nbytes)
     return out

@@ -1,3 +1,3 @@
 from minidist.moved import now
 
-now("minidist.comm.mpi.comm", __name__)
+now("minidist.comm.mpi.requests", __name__)

@@ -24,6 +24,7 @@ from minidist.collectives import ring
 from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, made, module_of, work
+from minidist.engine.kernels import wide
 from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -90,7 +91,7 @@ class PowerSGD(Compressor):
         owed += grad
         xp = module_of(grad)
         for part, shape, p, q in self.factors(self.left, self.right):
-            q[...] = xp.linalg.qr(q)[0]  # else a gradient of low rank leaves a Q of low rank
+            q[...] = xp.linalg.qr(wide(q))[0]  # else a gradient of low rank leaves a Q of low rank
             xp.matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
         work.flops += self.flops()
 
@@ -98,7 +99,7 @@ class PowerSGD(Compressor):
         """Orthogonalise P; Q ← Mᵀ P. What these two do not say stays owed."""
         owed = self.residual
         for part, shape, p, q in self.factors(self.left, self.right):
-            p[...] = xp.linalg.qr(p)[0]
+            p[...] = xp.linalg.qr(wide(p))[0]
             q[...] = owed[part].reshape(shape).T @ p  # (m, n) @ (n, r) -> (m, r)
             owed[part].reshape(shape)[...] -= p @ q.T  # own part, before any sum
         for part, place in self.whole_parts(self.right):

@@ -72,7 +72,7 @@ class MeshParallel(Pipeline):
         mesh: Lengths | Callable[[int], Lengths] | None = None,
         zero: int = 0,
         sync: Sync | None = None,
-        schedule: str | Schedule = "one_f_one_b",
+        schedule: str | Schedule = "1f1b",
         microbatches: int = 1,
         bounds: Bounds | None = None,
         recompute: bool | str = False,

@@ -13,7 +13,7 @@ microbatches and v chunks a stage (all stages equal, messages free, idle as a sh
     schedule         idle                          activations kept by a stage, in microbatches
     naive            (p - 1)/p                     1
     gpipe            (p - 1)/(m + p - 1)           m                      arXiv 1811.06965, 2.3
-    one_f_one_b      (p - 1)/(m + p - 1)           min(p - stage, m)      arXiv 2104.04473, 2.2.1
+    1f1b             (p - 1)/(m + p - 1)           min(p - stage, m)      arXiv 2104.04473, 2.2.1
     interleaved      (p - 1)/(v·m + p - 1)         up to p + (p - 1)/v    arXiv 2104.04473, 2.2.2
     zero_bubble_h1   (p - 1)/(3m + p - 1)          p                      arXiv 2401.10241, 2.1
     zero_bubble_v    (p - 1)/(6m + p - 1), m ≥ 2p  p                      arXiv 2401.10241, 6
@@ -281,12 +281,23 @@ def pipedream(stage: int, stages: int, microbatches: int) -> Iterator[Compute | 
             yield Step()
 
 
-SCHEDULES: dict[str, Schedule] = {
-    "naive": Schedule(naive),
-    "gpipe": Schedule(gpipe),
-    "one_f_one_b": Schedule(one_f_one_b),
-    "interleaved": Schedule(partial(interleaved, chunks=2), chunks=2),
-    "zero_bubble_h1": Schedule(zero_bubble_h1),
-    "zero_bubble_v": Schedule(zero_bubble_v, chunks=2, vee=True),
-    "pipedream": Schedule(pipedream),
-}
+class Named(dict[str, Schedule]):
+    """Schedules by name; in version 0.1 "1f1b" was called "one_f_one_b", and still may be."""
+
+    def __missing__(self, name: str) -> Schedule:
+        if name == "one_f_one_b":
+            return self["1f1b"]
+        raise KeyError(name)
+
+
+SCHEDULES = Named(
+    {
+        "naive": Schedule(naive),
+        "gpipe": Schedule(gpipe),
+        "1f1b": Schedule(one_f_one_b),
+        "interleaved": Schedule(partial(interleaved, chunks=2), chunks=2),
+        "zero_bubble_h1": Schedule(zero_bubble_h1),
+        "zero_bubble_v": Schedule(zero_bubble_v, chunks=2, vee=True),
+        "pipedream": Schedule(pipedream),
+    }
+)

@@ -39,19 +39,25 @@ class CutEmbed(Embed):
         self.weight, self.position, self.axis = embed.weight, embed.position, axis
         self.first, self.rows = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
 
+    def summand(self, tokens: Any) -> Tensor:
+        """The vectors of this rank's tokens, and 0 for those of others."""
+        return vocabulary_embedding(tokens, self.weight, self.first, self.rows)
+
+    def look_up(self, tokens: Any) -> Tensor:
+        return messages.reduce_from(self.summand(tokens), self.axis.group)
+
     def forward(self, tokens: Any, start: int = 0) -> Tensor:
+        if not self.axis.sequence:
+            return super().forward(tokens, start)
         tokens = self.weight.xp.asarray(tokens)
         if len(tokens.shape) != 2:
             raise ops.ShapeError(f"gpt: tokens must be (batch, length), not {tokens.shape}")
         context, last = self.position.declared[0], start + tokens.shape[1]
         if last > context:
             raise ValueError(f"gpt: {last} tokens do not fit into a context of {context}")
-        x = vocabulary_embedding(tokens, self.weight, self.first, self.rows)  # a summand
-        if self.axis.sequence:
-            mine = self.axis.part_of_sequence(tokens.shape[1])
-            x = messages.reduce_scatter(x, self.axis.group, SEQUENCE)
-            return x + self.position[start + mine.start : start + mine.stop]
-        return messages.reduce_from(x, self.axis.group) + self.position[start:last]
+        mine = self.axis.part_of_sequence(tokens.shape[1])
+        x = messages.reduce_scatter(self.summand(tokens), self.axis.group, SEQUENCE)
+        return x + self.position[start + mine.start : start + mine.stop]
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the tokens, as int64."""
@@ -77,11 +83,16 @@ class CutEmbed(Embed):
 class CutHead(Head):
     """Norm, then the logits of this rank's tokens: (b, l, width) → (b, l, own tokens)."""
 
-    def __init__(self, head: Head, axis: Axis) -> None:
-        self.norm, self.weight, self.axis = head.norm, head.weight, axis
+    def __init__(self, head: Head, axis: Axis, cut: Cut) -> None:
+        self.norm, self.weight, self.axis, self.cut = head.norm, head.weight, axis, cut
 
     def forward(self, x: Tensor) -> Tensor:
         return columns(self.norm(x), ops.transpose(self.weight), None, self.axis)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of all ranks' tokens, the same bits on every rank: an all-gather."""
+        lengths = [self.cut.length(rank) for rank in range(self.axis.size)]
+        return messages.gather(self(x), self.axis.group, -1, lengths)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         trained = self.weight.requires_grad

@@ -166,9 +166,9 @@ class HeadParallel(nn.CausalSelfAttention):
     computes some of its features, and they gather: so no weight is on two ranks.
     """
 
-    def __init__(self, attention: nn.CausalSelfAttention, axis: Axis) -> None:
+    def __init__(self, attention: nn.CausalSelfAttention, axis: Axis, d: int) -> None:
         vars(self).update(vars(attention))
-        self.axis, self.d = axis, attention.width // attention.heads
+        self.axis, self.d = axis, d
         self.sharers = max(1, axis.size // attention.groups)  # ranks that need one head of keys
         self.qkv = ColumnParallel(attention.qkv, axis)  # of which the weight is cut already
         self.out = RowParallel(attention.out, axis)
@@ -177,12 +177,19 @@ class HeadParallel(nn.CausalSelfAttention):
         self.groups = max(1, keys // (2 * self.d))
 
     def forward(self, x: Tensor, cache: Any = None, mask: Any = None) -> Tensor:
-        if cache is not None or mask is not None:
-            raise NotImplementedError(
-                "tensor parallelism takes neither cache nor mask: load method.parameters() into a "
-                "serial model to sample from it"
+        if mask is not None:
+            raise ValueError(
+                "tensor parallelism takes no mask: load method.parameters() into a serial model"
             )
-        return self.out(self.core(self.with_all_keys(self.qkv(x))))
+        if cache is not None and self.axis.sequence:
+            raise ValueError(
+                "a cache has whole sequences, and sequence parallelism cuts them: cut the model "
+                "without sequence=True to sample from it"
+            )
+        return super().forward(x, cache)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.with_all_keys(self.qkv(x))
 
     def with_all_keys(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values side by side, with all features of the shared keys."""
@@ -215,14 +222,14 @@ class HeadParallel(nn.CausalSelfAttention):
 
     def traffic(self, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
         first = self.qkv.cost(shape, itemsize).shape
-        found = self.qkv.traffic(shape, itemsize, input_grad)
+        found = traffic_of(self.qkv, shape, itemsize, input_grad)
         if self.sharers > 1:
             n = first[0] * first[1] * 2 * self.d
             found += Traffic(
                 [Sum("all_gather", n, itemsize, self.sharers)],
                 [Sum("reduce_scatter", n, itemsize, self.sharers)],
             )
-        return found + self.out.traffic((*first[:2], self.heads * self.d), itemsize)
+        return found + traffic_of(self.out, (*first[:2], self.heads * self.d), itemsize)
 
 
 class CutDropout(nn.Dropout):

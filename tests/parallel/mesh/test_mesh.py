@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
 import pytest
 
-from minidist import LocalWorld, Machine, launch
+from minidist import LocalWorld, Machine, launch, nn
+from minidist.compress import adapt, keep_largest, shrink
+from minidist.compress.rebuild import declared
 from minidist.engine.array import defaults
+from minidist.models import gpt
 from minidist.optim import LAMB, SGD
 from minidist.parallel import (
     Buckets,
@@ -18,14 +20,23 @@ from minidist.parallel import (
     GatheredUnits,
     Mesh,
     MeshParallel,
+    Serial,
     TensorParallel,
 )
 from minidist.parallel.mesh.mesh import describe, parse
 from minidist.parallel.pipeline import executor as executors
+from minidist.parallel.pipeline import stage_sums
 from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.tensor import part as parts
 from minidist.parallel.zero import gathered, stage1
 from tests.pairs import pairs
+from tests.parallel.mesh.combinations import (
+    GPT,
+    SCHEDULES,
+    Combination,
+    covering_pairs,
+    ranks_of,
+)
 from tests.parallel.tensor.checks import (
     MLP,
     Task,
@@ -33,54 +44,22 @@ from tests.parallel.tensor.checks import (
     check_equals_serial,
     check_predictions,
     largest_gap,
-    momentum,
     serial,
     small_gpt,
     train,
 )
 
 WORLD = LocalWorld(Machine(latency=1e-5, bandwidth=1e8, reduce_bandwidth=3e8, flops=1e8))
-GPT = partial(small_gpt, layers=2)
 CUBE = {"dp": 2, "pp": 2, "tp": 2}
 ZB_V = {"schedule": "zero_bubble_v", "microbatches": 3}
 EVEN = partial(small_gpt, vocabulary=16)
-OPTIMIZERS = {"momentum": momentum, "adamw": adamw}
 RECOMPUTE = [False, True, "attention"]
-SCHEDULES = ["gpipe", "one_f_one_b", "interleaved", "zero_bubble_h1"]
 
 
-def ranks_of(mesh):
-    return math.prod(mesh.values())
-
-
-def combination(dp, pp, tp, zero, schedule, sequence, optimizer, model="gpt", **options):
-    """The task of a combination; what does not apply is left out."""
-    options |= {"mesh": {"dp": dp, "pp": pp, "tp": tp}, "schedule": schedule, "microbatches": 2}
-    options |= {"zero": zero if dp > 1 else 0}
-    options |= {"sequence": bool(sequence) and tp > 1 and model == "gpt", "keep": sequence == 2}
-    more = MLP if model == "mlp" else {"model": GPT}
-    return Task(**more, optimizer=OPTIMIZERS[optimizer], options=options)
-
-
-@pytest.mark.parametrize(
-    ("dp", "pp", "tp", "zero", "schedule", "sequence", "optimizer"),
-    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, [0, 1, 2], ["momentum", "adamw"]),
-)
-def test_every_mesh_of_a_gpt_equals_serial(dp, pp, tp, zero, schedule, sequence, optimizer):
-    """Tied table, dropout, smoothing, z-loss, ignored targets, clipping, uneven microbatches."""
-    task = combination(dp, pp, tp, zero, schedule, sequence, optimizer)
-    run = partial(check_equals_serial, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]))
-
-
-@pytest.mark.parametrize(
-    ("dp", "pp", "tp", "zero", "schedule", "optimizer"),
-    pairs([1, 2], [1, 2], [1, 2], [0, 1, 2, 3], SCHEDULES, ["momentum", "adamw"]),
-)
-def test_every_mesh_of_an_mlp_equals_serial(dp, pp, tp, zero, schedule, optimizer):
-    task = combination(dp, pp, tp, zero, schedule, 0, optimizer, "mlp")
-    run = partial(check_equals_serial, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]))
+@pytest.mark.parametrize("one", covering_pairs(), ids=str)
+def test_every_mesh_equals_serial(one):
+    """Losses, norms of the gradient, parameters. ``make long`` runs all of the matrix."""
+    launch(partial(check_equals_serial, kind=MeshParallel, task=one.task()), one.ranks)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +69,9 @@ def test_every_mesh_of_an_mlp_equals_serial(dp, pp, tp, zero, schedule, optimize
 def test_messages_bytes_and_memory_equal_the_formula(
     dp, pp, tp, zero, schedule, sequence, recompute
 ):
-    task = combination(dp, pp, tp, zero, schedule, sequence, "adamw", recompute=recompute)
-    run = partial(check_predictions, kind=MeshParallel, task=task)
-    launch(run, ranks_of(task.options["mesh"]), WORLD)
+    one = Combination(dp, pp, tp, zero, schedule, sequence, "adamw")
+    task = one.task(recompute=recompute)
+    launch(partial(check_predictions, kind=MeshParallel, task=task), one.ranks, WORLD)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +142,7 @@ def test_the_norm_of_the_gradient_is_serials(zero, sequence):
             norms = []
             right = executors.Executor.gradient_norm
             method.update = lambda: norms.append(right(method.run))
-            method.own = executors.OwnStage(**(vars(method.own) | {"update": method.update}))
+            method.own = stage_sums.OwnStage(**(vars(method.own) | {"update": method.update}))
             method.step(task.batches()[0])
             expected = float(np.linalg.norm(oracle.model.flat.grad))
             assert norms[0] == pytest.approx(expected, rel=1e-12)
@@ -219,6 +198,83 @@ def test_saved_on_one_mesh_loaded_on_five_others(origin):
         if index != origin:
             losses, _ = run_on(options, task, saved, 3, 6)[0]
             assert losses == pytest.approx(straight[3:], rel=1e-12), options
+
+
+def partly_frozen():
+    model = GPT()
+    for name, parameter in model.named_parameters().items():
+        parameter.requires_grad = "up" not in name and "embedding" not in name
+    return model
+
+
+def adapted():
+    return adapt(gpt(13, 8, 16, 2, 4), rank=2, alpha=4.0)
+
+
+def with_fewer_heads():
+    """Two heads of four features, of a width that four of them would have."""
+    model = GPT().init(0)
+    return declared(shrink(model, keep_largest(model, {"1.attention": 2, "2.attention": 2})))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (partly_frozen, {"mesh": {"dp": 2, "tp": 2}, "zero": 2}),
+        (partly_frozen, {"mesh": {"pp": 2, "tp": 2}, "schedule": "zero_bubble_h1"}),
+        (adapted, {"mesh": {"dp": 2, "tp": 2}, "zero": 3}),
+        (with_fewer_heads, {"mesh": {"pp": 2, "tp": 2}}),
+    ],
+)
+def test_models_that_were_changed_train_on_a_mesh(model, options):
+    task = Task(model=model, options={"microbatches": 2, **options})
+
+    def run(comm):
+        check_equals_serial(comm, MeshParallel, task)
+        if model is not adapted:  # memory is counted block by block, as if all of one were trained
+            check_predictions(comm, MeshParallel, task)
+
+    launch(run, ranks_of(options["mesh"]), WORLD)
+
+
+@pytest.mark.parametrize("mesh", [{"dp": 2, "tp": 2}, {"dp": 2, "pp": 2}], ids=str)
+def test_batch_norm_over_other_ranks_than_the_replicas_is_refused(mesh):
+    """Over all ranks it would count samples twice, or wait for a stage that has no such layer."""
+
+    def run(comm):
+        model = nn.Sequential(nn.Linear(6, 5), nn.SyncBatchNorm(5, comm), nn.Linear(5, 3),
+                              input_shape=(6,))  # fmt: skip
+        MeshParallel(model, Task().loss(), SGD(0.1), comm, mesh=mesh)
+
+    with pytest.raises(
+        ValueError, match=r"1 is synchronised over ranks \[0, 1, 2, 3\], and the rep"
+    ):
+        launch(run, 4)
+
+
+def test_synchronised_batch_norm_on_a_mesh_is_that_of_the_whole_batch():
+    """Given the communicator of the data axis; on the tensor axis it is the same layer twice."""
+
+    def model(norm):
+        layers = nn.Flatten(), nn.Linear(12, 7), norm, nn.ReLU(), nn.Linear(7, 5)
+        return nn.Sequential(*layers, input_shape=(3, 4))
+
+    task = Task(**MLP)
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            grid = Mesh(comm, dp=2, tp=2)
+            build = task.loss(), task.optimizer()
+            alone = Serial(model(nn.BatchNorm(7)), *build, comm.split(comm.rank), task.seed)
+            norm = nn.SyncBatchNorm(7, grid["dp"])
+            build = task.loss(), task.optimizer()
+            method = MeshParallel(model(norm), *build, comm, task.seed, mesh={"dp": 2, "tp": 2})
+            for got, expected in zip(train(method, task), train(alone, task), strict=True):
+                if isinstance(got, dict):
+                    assert largest_gap(got, expected)[0] < 1e-12
+            assert largest_gap(method.buffers(), alone.buffers())[0] < 1e-12
+
+    launch(run, 4)
 
 
 def test_evaluation_on_a_mesh():
@@ -320,7 +376,7 @@ def clipped_by_the_norm_of_a_slice(monkeypatch):
 
 
 def clipped_by_the_norm_of_a_stage(monkeypatch):
-    right = executors.ring.all_reduce
+    right = stage_sums.ring.all_reduce
 
     class Ring:
         @staticmethod
@@ -339,7 +395,7 @@ def clipped_by_the_norm_of_a_stage(monkeypatch):
         finally:
             Ring.norm = False
 
-    monkeypatch.setattr(executors, "ring", Ring)
+    monkeypatch.setattr(stage_sums, "ring", Ring)
     monkeypatch.setattr(executors.Executor, "gradient_norm", wrong)
 
 

@@ -27,7 +27,7 @@ def test_a_layout_is_made_once_for_all_ranks_that_declare_the_same(monkeypatch):
     def both(comm):
         first = run(comm, (8, 7, 6, 5))
         again = run(comm, (8, 7, 6, 5))
-        other = run(comm, (8, 7, 7, 5), schedule="one_f_one_b")
+        other = run(comm, (8, 7, 7, 5), schedule="1f1b")
         by_hand = run(comm, (8, 7, 6, 5), bounds=[(0, 1), (1, 2), (2, len(mlp((8, 7, 6, 5))))])
         return first, again, other, by_hand
 

@@ -180,7 +180,7 @@ def test_a_real_run_idles_as_the_formula_says(name, p, m):
     expected = {
         "naive": (p - 1) / p,
         "gpipe": (p - 1) / (m + p - 1),
-        "one_f_one_b": (p - 1) / (m + p - 1),
+        "1f1b": (p - 1) / (m + p - 1),
         "interleaved": (p - 1) / (2 * m + p - 1),
         "zero_bubble_h1": (p - 1) / (3 * m + p - 1),
         "zero_bubble_v": (p - 1) / (6 * m + p - 1),
@@ -248,7 +248,7 @@ def test_recomputation_saves_memory():
 
 
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 2), (4, 2), (6, 3)])
-@pytest.mark.parametrize("schedule", ["gpipe", "one_f_one_b", "interleaved", "zero_bubble_v"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble_v"])
 @pytest.mark.parametrize("name", MODELS)
 def test_data_parallel_pipelines_equal_serial(name, schedule, ranks, replicas):
     model, dataset = MODELS[name]
@@ -308,7 +308,7 @@ def test_buffers_are_reused():
     model, dataset = MODELS["mlp"]
 
     def run(comm):
-        method = pipeline(comm, model, schedule="one_f_one_b", microbatches=8)
+        method = pipeline(comm, model, schedule="1f1b", microbatches=8)
         train(method, dataset, batch=16, steps=2)
         return sum(len(buffers) for buffers in method.own.buffers.values())
 

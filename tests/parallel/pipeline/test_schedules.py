@@ -45,7 +45,7 @@ def units(name, p, m, **times):
 @pytest.mark.parametrize("m", [1, 2, 5, 32])
 def test_idle_share_is_the_formula(p, m):
     assert units("naive", p, m).idle_fraction == pytest.approx((p - 1) / p, abs=1e-12)
-    for name in ("gpipe", "one_f_one_b", "pipedream"):
+    for name in ("gpipe", "1f1b", "pipedream"):
         idle = units(name, p, m).idle_fraction
         assert idle == pytest.approx((p - 1) / (m + p - 1), abs=1e-12), name
 
@@ -74,7 +74,7 @@ def test_zero_bubble_h1_waits_a_third_and_keeps_as_1f1b(p, times):
     assert got.seconds <= m * (f + i + w) + bubble + 1e-9, "more than arXiv 2401.10241, table 2"
     if f == i == w:
         assert got.seconds == pytest.approx(m * (f + i + w) + bubble, abs=1e-9)
-    assert max(got.peak_saved) == max(units("one_f_one_b", p, m).peak_saved) == p
+    assert max(got.peak_saved) == max(units("1f1b", p, m).peak_saved) == p
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 8])
@@ -96,7 +96,7 @@ def test_zero_bubble_v_waits_only_for_its_first_microbatch(p, extra):
 def test_memory_is_the_formula(p, m):
     assert units("naive", p, m).peak_saved == [1] * p, "naive keeps one microbatch"
     assert units("gpipe", p, m).peak_saved == [m] * p, "GPipe keeps all of them"
-    for name in ("one_f_one_b", "pipedream"):
+    for name in ("1f1b", "pipedream"):
         kept = [min(p - stage, m) for stage in range(p)]
         assert units(name, p, m).peak_saved == kept, "1F1B keeps what is on the way"
 
@@ -301,7 +301,7 @@ def test_what_zb_h1_and_1f1b_wait_for_halves_of_any_length(
     """(p - 1)(F + I - W), if W is no longer than F and I, and (p - 1)(F + I + W)."""
     p, m = 4, 8
     units = forward, input_gradient, weight_gradient
-    for name, sign in (("zero_bubble_h1", -1), ("one_f_one_b", 1)):
+    for name, sign in (("zero_bubble_h1", -1), ("1f1b", 1)):
         waits = price_units(SCHEDULES[name], p, m, *units).seconds - m * sum(units)
         expected = (p - 1) * (forward + input_gradient + sign * weight_gradient)
         assert waits == pytest.approx(expected, abs=1e-12), name

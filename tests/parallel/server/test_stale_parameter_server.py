@@ -440,7 +440,7 @@ def test_convergence_on_fashion_mnist(options):
 def compared():
     """Compare's rows of this method, of its own settings, in the local world."""
     keys = [key for key in METHODS if key.startswith("parameter_server/")]
-    report, _ = compare(keys, world=LocalWorld())
+    report, _ = compare(keys, "mlp", world=LocalWorld())
     return {str(row["variant"]): row for row in report["rows"]}
 
 
@@ -464,7 +464,7 @@ def test_momentum_needs_the_remedies(monkeypatch):
     losses = []
     for kind in (partial(LookAhead, staleness_aware=True), aware, StaleParameterServer):
         monkeypatch.setitem(METHODS, "parameter_server/async", kind)
-        report, _ = compare(["parameter_server/async"], world=LocalWorld())
+        report, _ = compare(["parameter_server/async"], "mlp", world=LocalWorld())
         losses.append(np.mean(report["rows"][1]["loss"][-10:]))
     print(losses)
     assert losses[0] < 0.95 * losses[1] < 0.9 * losses[2], losses

@@ -19,6 +19,7 @@ from minidist.models.gpt import gpt
 from minidist.nn import CrossEntropy
 from minidist.nn.init import normal
 from minidist.optim import SGD, AdamW, Optimizer
+from minidist.optim.clip import norm_of
 from minidist.parallel import Serial
 
 IGNORE = 63
@@ -112,9 +113,15 @@ class Task:
 MLP = {"model": small_mlp, "data": images, "loss": CrossEntropy}
 
 
-def train(method: Any, task: Task, first: int = 0) -> tuple[list[float], dict[str, np.ndarray]]:
-    batches = task.batches()
-    losses = [method.step(batches[step]) for step in range(first, task.steps)]
+def train(
+    method: Any, task: Task, first: int = 0, norms: list[float | None] | None = None
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """``norms`` gets those of the gradient by which a mesh or a pipeline has clipped."""
+    batches, losses = task.batches(), []
+    for step in range(first, task.steps):
+        losses.append(method.step(batches[step]))
+        if norms is not None and hasattr(method, "run"):
+            norms.append(method.run.norm)
     return losses, method.parameters()
 
 
@@ -145,14 +152,28 @@ def largest_gap(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 ORACLES: dict[Any, Any] = {}  # serial training, once for all ranks in this process
 
 
-def oracle(comm: Comm, task: Task) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses and parameters of serial training."""
+def with_norms(
+    method: Serial, task: Task
+) -> tuple[list[float], dict[str, np.ndarray], list[float]]:
+    """Losses, parameters, and the norm of each step's gradient before it is clipped."""
+    norms, update = list[float](), method.update
+
+    def noted() -> None:
+        norms.append(norm_of(method.model.flat.grad))
+        update()
+
+    method.update = noted  # type: ignore[method-assign]
+    return *train(method, task), norms
+
+
+def oracle(comm: Comm, task: Task) -> tuple[list[float], dict[str, np.ndarray], list[float]]:
+    """Losses, parameters and norms of the gradient in serial training."""
     made = repr((task.model, task.data, task.loss, task.optimizer))
     key = made, task.clip, task.batch, task.steps, task.seed
     alone, local = comm.split(comm.rank), isinstance(comm, LocalComm)
     if key not in ORACLES and (comm.rank == 0 or not local):
         # With the task, so that no other function gets its address, and so its key.
-        ORACLES[key] = task, train(serial(alone, task), task)
+        ORACLES[key] = task, with_norms(serial(alone, task), task)
     comm.barrier()
     return ORACLES[key][1]
 
@@ -160,9 +181,10 @@ def oracle(comm: Comm, task: Task) -> tuple[list[float], dict[str, np.ndarray]]:
 def check_equals_serial(
     comm: Comm, kind: Callable[..., Any], task: Task, bound: float = 1e-10
 ) -> None:
-    """Losses, and parameters after five steps, are those of serial training."""
+    """Losses, norms, and parameters after five steps, are those of serial training."""
+    norms: list[float | None] = []
     with defaults(dtype="float64"):
-        expected_losses, expected = oracle(comm, task)
+        expected_losses, expected, expected_norms = oracle(comm, task)
         method = kind(
             task.model(),
             task.loss(),
@@ -172,7 +194,10 @@ def check_equals_serial(
             clip=task.clip,
             **task.options,
         )
-        losses, got = train(method, task)
+        losses, got = train(method, task, norms=norms)
+    if task.clip is not None and norms:
+        gap = max(abs(a - b) / b for a, b in zip(norms, expected_norms, strict=True))
+        assert gap <= bound, f"norm {norms}, serial {expected_norms}: {gap}"
     gap = max(abs(a - b) / abs(b) for a, b in zip(losses, expected_losses, strict=True))
     assert gap <= bound, f"loss {losses}, serial {expected_losses}: {gap}"
     gap, name = largest_gap(got, expected)

@@ -1,0 +1,213 @@
+"""What ``minidist bench requests`` measures, on the ranks that it starts; and the predictions.
+
+Each way of answering is measured on the wall, by ``inference.run_on``, and predicted by the same
+call on arrays without numbers, in the simulator. The machine that is simulated is calibrated before
+and then left alone: bytes and FLOPs a second on parts of a GPT's step (``calibration.py``),
+messages between two ranks, and the price of a kernel on the steps of a tiny GPT. That price is
+mostly the time that Python takes around an op.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minidist.bench.calibration import calibrated, middle
+from minidist.bench.parts import jobs
+from minidist.collectives import central
+from minidist.collectives.calibrate import calibrate
+from minidist.comm.comm import Comm
+from minidist.comm.launcher import launch
+from minidist.comm.local.world import LocalWorld
+from minidist.comm.machine import Machine
+from minidist.compress import files, quantize_weights
+from minidist.compress.rebuild import declared
+from minidist.engine.array import defaults, work
+from minidist.inference import Engine, MeshEngine, Request, Timing, run_on
+from minidist.models import gpt
+from minidist.nn.layers import Sequential
+from minidist.parallel import Mesh
+
+MARK = "minidist-requests:"  # the beginning of the line with the results
+VOCABULARY, CONTEXT = 63, 128
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to answer: on a mesh of ranks, ``at_once`` sequences on each replica."""
+
+    name: str
+    at_once: int
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    bits: int | None = None  # of weights quantized in groups
+
+    @property
+    def ranks(self) -> int:
+        return prod(self.mesh.values())
+
+
+def ways(ranks: int, at_once: int) -> list[Way]:
+    """On one rank, and on ``ranks`` of them."""
+    found = [
+        Way("one after the other", 1),
+        Way(f"{at_once} at once", at_once),
+        Way(f"{at_once} at once, int8 weights", at_once, bits=8),
+        Way(f"{at_once} at once, int4 weights", at_once, bits=4),
+    ]
+    if ranks > 1:
+        found += [
+            Way(f"{ranks} replicas", at_once, {"dp": ranks}),
+            Way(f"layers cut over {ranks} ranks", at_once, {"tp": ranks}),
+            Way(f"{ranks} stages", at_once, {"pp": ranks}),
+        ]
+    return found
+
+
+def requests(count: int, new: int, seed: int = 0) -> list[Request]:
+    """Prompts of 4 to 59 tokens, each to be continued by ``new``."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, 60, count)
+    prompts = [tuple(random.integers(0, VOCABULARY, int(n)).tolist()) for n in lengths]
+    return [Request(prompt, new, seed=number) for number, prompt in enumerate(prompts)]
+
+
+def model_of(way: Way, trained: str) -> Sequential:
+    model = gpt(VOCABULARY, CONTEXT).init(0)
+    if trained:
+        model.load(files.parameters(trained))
+    return model if way.bits is None else quantize_weights(model, way.bits)
+
+
+def answered(
+    comm: Comm, way: Way, model: Sequential, asked: Sequence[Request], arrivals: Any = None
+) -> dict[str, Any]:
+    """What users of one way notice, and what it takes; on rank 0 of ``comm``."""
+    engine = MeshEngine(model, Mesh(comm, **way.mesh), way.at_once)
+    held = engine.pool.nbytes + sum(one.data.nbytes for one in parts(engine.model))
+    sent = comm.trace.sent.nbytes
+    timing: Timing = run_on(comm, model, asked, arrivals, at_once=way.at_once, mesh=way.mesh)
+    every = np.zeros((comm.size, 2))
+    every[comm.rank] = comm.trace.sent.nbytes - sent, held
+    central.gather(comm, every)
+    return {
+        "tokens_a_second": timing.tokens_a_second,
+        "first": [timing.first_token(), timing.first_token(99)],
+        "each": [timing.each_token(), timing.each_token(99)],
+        "waited": timing.first_token_mean() - timing.each_token(),
+        "sent": float(every[:, 0].sum()),
+        "memory": float(every[:, 1].max()),
+    }
+
+
+def parts(model: Sequential) -> list[Any]:
+    """Parameters and buffers."""
+    return [*model.named_parameters().values(), *model.named_buffers().values()]
+
+
+def simulated(
+    way: Way, machine: Machine, asked: Sequence[Request], arrivals: Any = None
+) -> dict[str, Any]:
+    """The same on arrays without numbers, in virtual time."""
+    shape = model_of(way, "")
+
+    def run(comm: Comm) -> dict[str, Any]:
+        with defaults(device="phantom"):
+            model: Any = declared(shape).init(0)
+            return answered(comm, way, model, asked, arrivals)
+
+    return launch(run, way.ranks, LocalWorld(machine))[0]
+
+
+def launch_seconds() -> float:
+    """Seconds that a kernel takes in a step of a GPT too small for anything else to count."""
+
+    def step() -> Engine:
+        engine = Engine(gpt(11, CONTEXT, 16, 2, 4).init(0), 4)
+        for number in range(4):
+            engine.submit(Request((1, 2, 3), CONTEXT - 3, seed=number))
+        engine.step()
+        return engine
+
+    seconds = middle(step().step, 0.3)
+    with defaults(device="phantom"):
+        engine = step()
+        _, before, *_ = work.counts()
+        engine.step()
+        _, after, *_ = work.counts()
+    return seconds / (after - before)
+
+
+def calibrate_all(comm: Comm) -> Machine:
+    """This machine: kernels and bytes measured on rank 0 alone, messages between two ranks."""
+    machine, alone = Machine(), comm.split(comm.rank)
+    if comm.rank == 0:
+        machine = calibrated(alone, jobs()["GPT"], (2, 8), 20, time.thread_time)
+        machine = replace(machine, launch=launch_seconds())
+    between = calibrate(comm, machine.flops)
+    links = {n: getattr(between, n) for n in ("latency", "bandwidth", "reduce_bandwidth")}
+    return replace(machine, **links) if comm.size > 1 else machine
+
+
+def main(comm: Comm, settings: dict[str, Any]) -> None:
+    """Rank 0 prints all rows. Ranks that a way does not need sleep meanwhile."""
+    rows: list[dict[str, Any]] = []
+    streams: list[dict[str, Any]] = []
+    machine = calibrate_all(comm)
+    asked, new = requests(settings["count"], settings["new"]), settings["new"]
+    stream = requests(settings["stream"], new, seed=2)
+    groups = {size: comm.split(comm.rank < size) for size in (1, comm.size)}
+    for way in ways(comm.size, settings["at_once"]):
+        model = model_of(way, settings["trained"])
+        alone(comm, groups, way, model, asked[:2])  # to warm up
+        found = [alone(comm, groups, way, model, asked) for _ in range(settings["turns"])]
+        if comm.rank == 0:
+            middle = sorted(found, key=lambda one: one["tokens_a_second"])[len(found) // 2]
+            rows.append({"way": way.name, "ranks": way.ranks, "measured": middle,
+                         "predicted": simulated(way, machine, asked)})  # fmt: skip
+        if way.at_once == 1 or way.bits is not None:
+            continue
+        speeds = np.array([rows[-1][kind]["tokens_a_second"] if rows else 0.0
+                           for kind in ("measured", "predicted")])  # fmt: skip
+        central.broadcast(comm, speeds)
+        places = way.at_once * way.mesh.get("dp", 1)
+        for load in settings["loads"]:
+            rate = load * float(speeds[0]) / new
+            gaps = np.random.default_rng(1).exponential(1 / rate, len(stream))
+            times = np.cumsum(gaps).tolist()
+            measured = alone(comm, groups, way, model, stream, times)
+            if comm.rank == 0:
+                streams.append({
+                    "way": way.name, "load": load, "rate": rate, "places": places,
+                    "service": [places * new / float(speed) for speed in speeds],
+                    "measured": measured,
+                    "predicted": simulated(way, machine, stream, times),
+                })  # fmt: skip
+    if comm.rank == 0:
+        result = {"machine": vars(machine), "rows": rows, "streams": streams}
+        print(MARK + json.dumps(result, default=str), flush=True)
+
+
+def alone(comm: Comm, groups: dict[int, Comm], way: Way, *rest: Any) -> dict[str, Any]:
+    """``answered`` on the ranks that the way needs; the others sleep until it is done."""
+    done, found = np.zeros(1, np.int64), {}
+    comm.barrier()
+    if comm.rank < way.ranks:
+        found = answered(groups[way.ranks], way, *rest)
+    if comm.rank == 0:
+        for rank in range(way.ranks, comm.size):
+            comm.send(done, rank)
+    elif comm.rank >= way.ranks:
+        comm.wait_for(0)
+        comm.recv(done, 0)
+    return found
+
+
+if __name__ == "__main__":
+    launch(lambda comm: main(comm, json.loads(sys.argv[1])), 1)

@@ -1,0 +1,65 @@
+"""On what a comparison ran: cores, versions and the machine, as compare.json records them."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import socket
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from minidist.comm.machine import Link, Machine
+
+PACKAGES = ("numpy", "mpi4py", "cupy")
+
+
+def versions() -> dict[str, str]:
+    """Python and what the numbers depend on, by name, of what is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def host() -> dict[str, Any]:
+    """This process's computer: its name, system and processor; the cores that it may use."""
+    return {
+        "host": socket.gethostname(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def processor() -> str:
+    """The processor's name as Linux tells it, or what Python knows."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def in_json(machine: Machine) -> dict[str, Any]:
+    """A machine's numbers; what is without limit is None."""
+    found: dict[str, Any] = {}
+    for one in fields(machine):
+        value = getattr(machine, one.name)
+        if isinstance(value, float) and math.isinf(value):
+            value = None
+        elif isinstance(value, Link):
+            value = {"latency": value.latency, "bandwidth": value.bandwidth}
+        elif isinstance(value, dict):
+            value = {str(key): str(link) for key, link in value.items()}
+        elif not isinstance(value, (str, int, float, type(None))):
+            value = str(value)
+        found[one.name] = value
+    return found
