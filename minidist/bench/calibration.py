@@ -63,6 +63,16 @@ def timed(comm: Comm, found: Sequence[Part], turns: int, clock: Clock) -> list[f
     return [median(own) for own in times]
 
 
+def middle(run: Callable[[], object], seconds: float) -> float:
+    """The median processor time of a call, among those that fit into ``seconds``."""
+    times, end = list[float](), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.thread_time()
+        run()
+        times.append(time.thread_time() - start)
+    return median(times)
+
+
 def kernels_of(part: Part) -> np.ndarray:
     """Bytes and FLOPs of each kernel of a part: an array (kernels, 2)."""
     run = part.make("phantom")

@@ -2,9 +2,9 @@
 
 Each way of answering is measured on the wall, by ``inference.run_on``, and predicted by the same
 call on arrays without numbers, in the simulator. The machine that is simulated is calibrated before
-and then left alone: bytes and FLOPs a second on layers (``bench.predicted``), messages between two
-ranks, and the price of a kernel on the steps of a tiny GPT. That price is mostly the time that
-Python takes around an op.
+and then left alone: bytes and FLOPs a second on parts of a GPT's step (``calibration.py``),
+messages between two ranks, and the price of a kernel on the steps of a tiny GPT. That price is
+mostly the time that Python takes around an op.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from minidist.bench.calibration import calibrated, wall_or_processor
+from minidist.bench.calibration import calibrated, middle
 from minidist.bench.parts import jobs
 from minidist.collectives import central
+from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalWorld
@@ -145,19 +145,14 @@ def launch_seconds() -> float:
 
 
 def calibrate_all(comm: Comm) -> Machine:
-    """This machine: kernels and bytes on all ranks at once, launches of an engine's step here."""
-    machine = calibrated(comm, jobs()["GPT"], (1, 8), 10, wall_or_processor(comm))
-    return replace(machine, launch=launch_seconds()) if comm.rank == 0 else machine
-
-
-def middle(run: Callable[[], object], seconds: float) -> float:
-    """The median processor time of a call, among those that fit into ``seconds``."""
-    times, end = list[float](), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 5:
-        start = time.thread_time()
-        run()
-        times.append(time.thread_time() - start)
-    return median(times)
+    """This machine: kernels and bytes measured on rank 0 alone, messages between two ranks."""
+    machine, alone = Machine(), comm.split(comm.rank)
+    if comm.rank == 0:
+        machine = calibrated(alone, jobs()["GPT"], (2, 8), 20, time.thread_time)
+        machine = replace(machine, launch=launch_seconds())
+    between = calibrate(comm, machine.flops)
+    links = {n: getattr(between, n) for n in ("latency", "bandwidth", "reduce_bandwidth")}
+    return replace(machine, **links) if comm.size > 1 else machine
 
 
 def main(comm: Comm, settings: dict[str, Any]) -> None:

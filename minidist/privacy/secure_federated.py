@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minidist.collectives import binomial, ring
+from minidist.collectives.cost import Cost
 from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.data.clients import Clients
@@ -153,12 +154,12 @@ class SecureFederatedAveraging(FederatedAveraging):
         """The messages of the drawing. Their time depends on when each client is ready."""
         length = parameter_count(self.whole)
         keys = [part.stop - part.start for part in self.keys(drawn)]
-        for rank in range(series.size):
-            if series.size > 1:  # uneven parts around a ring: all but the right neighbour's
-                series.messages[rank] += series.size - 1
-                series.nbytes[rank] += sum(keys) - keys[(rank + 1) % series.size]
+        p, costs = series.size, []
+        for rank in range(p):
             sent = 0 if rank == SERVER else len(self.on_rank(drawn, rank))
-            tree = binomial.broadcast.cost(length, 4, rank, series.size, series.machine)
-            series.messages[rank] += sent + tree.messages
-            series.nbytes[rank] += sent * 4 * (WORDS + length) + tree.nbytes
+            tree = binomial.broadcast.cost(length, 4, rank, p, series.machine)
+            others = sum(keys) - keys[(rank + 1) % p]  # a ring passes on all but its right one's
+            nbytes = others + sent * 4 * (WORDS + length) + tree.nbytes
+            costs.append(Cost(p - 1 + sent + tree.messages, nbytes, 0.0))
+        series.add(costs)
         series.seconds = None
