@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from minidist.bench.predicted import calibrated, middle
+from minidist.bench.calibration import calibrated, wall_or_processor
+from minidist.bench.parts import jobs
 from minidist.collectives import central
-from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalWorld
@@ -143,13 +145,19 @@ def launch_seconds() -> float:
 
 
 def calibrate_all(comm: Comm) -> Machine:
-    """This machine: kernels and bytes measured on rank 0 alone, messages between two ranks."""
-    machine = Machine()
-    if comm.rank == 0:
-        machine = replace(calibrated(), launch=launch_seconds())
-    between = calibrate(comm, machine.flops)
-    links = {n: getattr(between, n) for n in ("latency", "bandwidth", "reduce_bandwidth")}
-    return replace(machine, **links) if comm.size > 1 else machine
+    """This machine: kernels and bytes on all ranks at once, launches of an engine's step here."""
+    machine = calibrated(comm, jobs()["GPT"], (1, 8), 10, wall_or_processor(comm))
+    return replace(machine, launch=launch_seconds()) if comm.rank == 0 else machine
+
+
+def middle(run: Callable[[], object], seconds: float) -> float:
+    """The median processor time of a call, among those that fit into ``seconds``."""
+    times, end = list[float](), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.thread_time()
+        run()
+        times.append(time.thread_time() - start)
+    return median(times)
 
 
 def main(comm: Comm, settings: dict[str, Any]) -> None:

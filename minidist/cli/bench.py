@@ -21,6 +21,10 @@ BENCHES = {
         "minidist.bench.requests",
         "many requests to a GPT, on one rank and on several: throughput and waiting times",
     ),
+    "predicted": (
+        "minidist.bench.predicted",
+        "the simulated seconds of a step beside those measured on 1 and 2 MPI ranks",
+    ),
     "scaling": ("minidist.bench.scaling", "samples a second on more ranks, against PyTorch's DDP"),
 }
 

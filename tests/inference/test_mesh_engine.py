@@ -37,7 +37,8 @@ def ranks_of(mesh):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_answers_are_those_of_each_request_alone_and_bytes_the_formula(mesh):
     """Greedy and drawn, ragged, more requests than places; four heads on three ranks too."""
-    launch(lambda comm: check_answers(comm, [mesh], model(), requests(8)), ranks_of(mesh))
+    asked = [*requests(8), *[Request((4,), 3)] * 5]
+    launch(lambda comm: check_answers(comm, [mesh], model(), asked), ranks_of(mesh))
 
 
 SMALL = {
