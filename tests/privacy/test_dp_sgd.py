@@ -55,6 +55,10 @@ def gap(got, expected):
 def test_one_two_and_four_ranks_give_the_same_parameters():
     alone = train(1)[0]
     assert len({len(PoissonBatches(images(), 0.2, 3)[step]) for step in range(4)}) > 2
+    with defaults(dtype="float64"):
+        batch = PoissonBatches(images(), 0.2, 3)[0]
+        mean = CrossEntropy()(mlp(WIDTHS).init(3)(batch.inputs), batch.targets)
+    assert alone[0][0] == pytest.approx(mean.item(), rel=1e-12), "the mean over this batch"
     for ranks in (2, 4):
         for losses, parameters, _ in train(ranks, microbatches=ranks):
             assert losses == pytest.approx(alone[0], rel=1e-10)
