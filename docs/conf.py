@@ -46,7 +46,8 @@ nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-# A short name in a signature may mean two classes (a package offers it too): the link takes the first.
+# A short name in a signature may mean two classes (a package offers it too). The link takes the
+# first.
 suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
