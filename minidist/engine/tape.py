@@ -167,7 +167,7 @@ class Walk:
             if mode.watchers and node_grad is not None:
                 for watcher in mode.watchers:
                     parts = watcher.after_backward(node, node_grad, parts)
-            node.parents, node.backward, node.hooks = (), _released, None
+            node.parents, node.backward, node.hooks, node.saved = (), _released, None, ()
             if mode.meter is not None:
                 mode.meter.release(node)
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
