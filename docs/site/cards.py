@@ -145,8 +145,8 @@ def chooser(found: dict[str, Entry]) -> Iterator[str]:
                 made = ROWS[entry["rows"][0]]
                 exact = (made.func if isinstance(made, partial) else made).exact
                 yield (
-                    f"| {first} | [{entry['title']}](generated/cards/{name}.rst) | {entry['when']} | "
-                    f"{'yes' if exact else 'no'} |"
+                    f"| {first} | [{entry['title']}](generated/cards/{name}.rst) "
+                    f"| {entry['when']} | {'yes' if exact else 'no'} |"
                 )
                 first = ""
 
