@@ -4,8 +4,10 @@
 """
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -46,8 +48,12 @@ nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
+<<<<<<< HEAD
 # A short name in a signature may mean two classes (a package offers it too). The link takes the
 # first.
+=======
+# A short name in a signature may be found in two modules; the link then takes the first.
+>>>>>>> w21
 suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
@@ -67,3 +73,14 @@ html_copy_source = False
 html_show_sourcelink = False
 pygments_style = "tango"
 pygments_dark_style = "monokai"
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", files_that_are_no_pages)
+
+
+def files_that_are_no_pages(app: Any, name: str, source: list[str]) -> None:
+    """Links to scripts and notices: those files are no pages of the site, but can be downloaded."""
+    file = r"(?:\.\./)*(?:lessons/scripts|minidist)/[\w/]+\.(?:py|md)"
+    link = re.compile(rf"\[`?([^\]`]+)`?\]\(({file})\)")
+    source[0] = link.sub(r"{download}`\1 <\2>`", source[0])

@@ -53,7 +53,7 @@ def test_the_chooser_leads_to_every_card_and_names_each_problem_once():
     assert len(rows) == len(found)
     problems = [row.split("|")[1].strip() for row in rows]
     assert sorted(filter(None, problems)) == sorted({e["answers"] for e in found.values()})
-    assert all(f"(cards/{name}.rst)" in "\n".join(rows) for name in found)
+    assert all(f"(generated/cards/{name}.rst)" in "\n".join(rows) for name in found)
 
 
 def test_solutions_and_old_names_are_not_in_the_api():

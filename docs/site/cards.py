@@ -36,13 +36,13 @@ def entries() -> dict[str, Entry]:
 
 
 def write(folder: Path) -> None:
-    """All cards as ``folder/cards/NAME.rst``, and the chooser's table as ``folder/chooser.md``."""
+    """All cards as ``folder/cards/NAME.rst``, and the chooser's table as ``folder/chooser.txt``."""
     (folder / "cards").mkdir(parents=True, exist_ok=True)
     found = entries()
     for name, entry in found.items():
         (folder / "cards" / f"{name}.rst").write_text("\n".join(card(name, entry)) + "\n")
         draw_schedule(entry, folder / "cards")
-    (folder / "chooser.md").write_text("\n".join(chooser(found)) + "\n")
+    (folder / "chooser.txt").write_text("\n".join(chooser(found)) + "\n")
 
 
 def card(name: str, entry: Entry) -> Iterator[str]:
@@ -145,8 +145,8 @@ def chooser(found: dict[str, Entry]) -> Iterator[str]:
                 made = ROWS[entry["rows"][0]]
                 exact = (made.func if isinstance(made, partial) else made).exact
                 yield (
-                    f"| {first} | [{entry['title']}](cards/{name}.rst) | {entry['when']} | "
-                    f"{'yes' if exact else 'no'} |"
+                    f"| {first} | [{entry['title']}](generated/cards/{name}.rst) "
+                    f"| {entry['when']} | {'yes' if exact else 'no'} |"
                 )
                 first = ""
 

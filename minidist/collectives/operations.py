@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from minidist.collectives import auto
 from minidist.collectives.algorithm import Choice, cost_of, find
 from minidist.collectives.cost import Cost
+from minidist.collectives.learn import LIBRARY
 from minidist.collectives.tables import (
     ALL_GATHER,
+    ALL_REDUCE,
     ALL_TO_ALL,
     BROADCAST,
     GATHER,
@@ -25,7 +27,7 @@ from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
 # Two more names: the algorithm that ``auto.py`` chooses, and the MPI library's own.
-ANY_ALL_REDUCE = auto.ANY | {"auto": auto.all_reduce}
+ANY_ALL_REDUCE = ALL_REDUCE | {"auto": auto.all_reduce, "library": LIBRARY}
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: Choice = "auto") -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import socket
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -56,7 +56,7 @@ def in_json(machine: Machine) -> dict[str, Any]:
         if isinstance(value, float) and math.isinf(value):
             value = None
         elif isinstance(value, Link):
-            value = {"latency": value.latency, "bandwidth": value.bandwidth}
+            value = asdict(value)
         elif isinstance(value, dict):
             value = {str(key): str(link) for key, link in value.items()}
         elif not isinstance(value, (str, int, float, type(None))):

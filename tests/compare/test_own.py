@@ -161,5 +161,5 @@ def test_ranks_that_share_no_memory_leave_out_what_needs_it(monkeypatch, capsys)
     assert variants(report) == [None, "ring"]
     reason = "shared(): only 1 of 2 ranks share the memory"
     assert report["not_applicable"] == {"data_parallel/symmetric": reason}
-    reports.show(report, (), Console(width=100))
+    reports.show(report, Console(width=100))
     assert f"left out: data_parallel/symmetric: {reason}" in capsys.readouterr().out

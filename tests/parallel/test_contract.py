@@ -362,9 +362,9 @@ def test_a_wrong_state_is_rejected(key, mutant, monkeypatch):
 def evaluates_what_workers_pulled_last(monkeypatch):
     from contextlib import nullcontext
 
-    from minidist.parallel.server import key_ranges
+    from minidist.parallel.server import served_model
 
-    monkeypatch.setattr(key_ranges, "with_values", lambda data, values: nullcontext())
+    monkeypatch.setattr(served_model, "with_values", lambda data, values: nullcontext())
 
 
 def test_evaluating_old_parameters_is_rejected(monkeypatch):

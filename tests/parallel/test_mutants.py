@@ -133,17 +133,6 @@ def weight_gradients_never_run(monkeypatch):
     monkeypatch.setattr(Deferred, "run", lambda self: self.clear())
 
 
-def sends_wait_at_once(monkeypatch):
-    """Right numbers, but a stage stands still until its message has been received."""
-    send = executor.Executor.send
-
-    def waiting(self, what, microbatch, peer, part):
-        send(self, what, microbatch, peer, part)
-        self.leaving.pop((what, microbatch, part)).wait()
-
-    monkeypatch.setattr(executor.Executor, "send", waiting)
-
-
 def buffers_freed_too_early(monkeypatch):
     """An activation's memory is received into again while its backward still needs it."""
     recv = executor.Executor.recv
@@ -200,7 +189,6 @@ MUTANTS = [
     ("pipeline/gpipe", receives_before_it_sends),
     ("pipeline/zero_bubble_h1", both_halves_of_the_backward_at_once),
     ("pipeline/zero_bubble_v", weight_gradients_never_run),
-    ("pipeline/1f1b", sends_wait_at_once),
     ("pipeline/gpipe", buffers_freed_too_early),
     ("pipeline/interleaved", swapped_microbatches),
     ("pipeline/gpipe", loss_counted_on_every_microbatch_alone),

@@ -74,7 +74,7 @@ CASES = [key for key in METHODS if key != "serial"]
 
 
 SEQUENCES = [
-    ("gpt", "tensor/sequence", 4),
+    ("gpt", "tensor/sequence", 2),  # of as many ranks as heads
     ("gpt", "mesh/sequence", 4),
     ("gpt", "mesh/sequence", 2),
 ]

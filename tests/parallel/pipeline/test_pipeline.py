@@ -390,3 +390,21 @@ def test_mutant_is_rejected(mutant, options, monkeypatch):
     with pytest.raises(AssertionError) as rejection:
         launch(run, 4, LocalWorld())
     print(f"{mutant.__name__}: {rejection.value}")
+
+
+def sends_wait_at_once(monkeypatch):
+    """Right numbers, but a stage stands still until its message has been received."""
+    send = Executor.send
+
+    def waiting(self, what, microbatch, peer, part):
+        send(self, what, microbatch, peer, part)
+        self.leaving.pop((what, microbatch, part)).wait()
+
+    monkeypatch.setattr(Executor, "send", waiting)
+
+
+def test_sends_that_wait_at_once_are_rejected(monkeypatch):
+    """Only the time shows it: the simulation runs the same source, so the formulas must."""
+    sends_wait_at_once(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_a_real_run_idles_as_the_formula_says("1f1b", 4, 8)
