@@ -48,12 +48,7 @@ nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-<<<<<<< HEAD
-# A short name in a signature may mean two classes (a package offers it too). The link takes the
-# first.
-=======
 # A short name in a signature may be found in two modules; the link then takes the first.
->>>>>>> w21
 suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
