@@ -235,6 +235,4 @@ def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -
         below[np.argsort(-below, kind="stable")[top_k:]] = -np.inf
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is 0
         cumulative = np.exp(below / temperature).cumsum()
-    # never behind the last token that has a chance, also if the product is rounded up
-    last = int(np.searchsorted(cumulative, cumulative[-1]))
-    return min(last, int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")))
+    return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))

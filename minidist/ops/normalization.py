@@ -301,6 +301,6 @@ def _of_all_ranks(
     rest = data - mean.reshape(channel)  # float64
     sums = xp.concatenate([rest.sum(axis=axes), xp.square(rest).sum(axis=axes)])
     total(sums)
-    off, square = sums[:channels] / max(1, count), sums[channels:] / max(1, count)
-    variance = xp.maximum(square - off * off, 0)  # off: how far the rounded mean is off
+    off, variance = sums[:channels] / max(1, count), sums[channels:] / max(1, count)
+    # off: how far the rounded mean is off
     return (mean + off).astype(data.dtype), variance.astype(data.dtype), count
