@@ -38,7 +38,7 @@ extensions = [
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "out" / "docs" / "cache")
-nb_execution_timeout = 300
+nb_execution_timeout = 1800  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # what a lesson writes is thrown away
 nb_merge_streams = True
@@ -46,7 +46,9 @@ nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-suppress_warnings = ["misc.highlighting_failure"]
+# A short name in a signature may mean two classes (a package offers it too). The link takes the
+# first.
+suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
 autoclass_content = "both"

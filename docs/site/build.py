@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
 
     from sphinx.cmd.build import main as sphinx
 
-    options = ["-b", "html", "-c", "docs", "-d", str(OUT / "doctrees"), "-W", "--keep-going", "-q", "-j", "2"]
+    options = ["-b", "html", "-c", "docs", "-d", str(OUT / "doctrees")]
+    options += ["-W", "--keep-going", "-q", "-j", "2"]
     failed = sphinx([*options, *arguments, str(ROOT), str(OUT / "html")])
     if failed:
         return failed

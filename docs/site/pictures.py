@@ -1,17 +1,17 @@
-"""Show a picture of each lesson in the repository: ``python -m docs.site.pictures`` after a build.
+"""Show a picture of each lesson in the repository: ``python -m docs.site.pictures [FOLDER]``.
 
-Takes the first picture of each lesson's page, makes it small, and writes lessons/README.md: titles,
-first paragraphs and pictures.
+Takes the first picture that each lesson has left in FOLDER (out/lessons, where a lesson that is run
+leaves its pictures), makes it small, and writes lessons/README.md: titles, first paragraphs and
+pictures. A lesson that was not run keeps the picture that it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 from PIL import Image
 
-from docs.site.check import Page
 from minidist.cli.lessons import title
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ lesson 5 on mostly also `mpirun -n 4 python lessons/06_all_reduce.py`. As notebo
 `jupytext --to notebook lessons/*.py`. `make docs` builds pages with everything that they print and
 draw. `scripts/` has a short program for each method, to copy from.
 
-This page is written by `python -m docs.site.pictures`.
+This page is written by `python -m docs.site.pictures`, after lessons were run.
 """
 
 
@@ -35,26 +35,21 @@ def first_paragraph(lesson: Path) -> str:
     return "\n".join(line[2:] for line in lines[start:end])
 
 
-def pictures(lesson: Path, html: Path) -> Iterator[Path]:
-    page = html / "lessons" / f"{lesson.stem}.html"
-    for loaded in Page(page).loads:
-        if loaded.endswith(".png"):
-            yield (page.parent / loaded).resolve()
-
-
-def main() -> None:
-    html, target = ROOT / "out" / "docs" / "html", ROOT / "docs" / "images" / "lessons"
+def main(folder: Path) -> None:
+    target = ROOT / "docs" / "images" / "lessons"
     target.mkdir(parents=True, exist_ok=True)
     text = [HEAD]
     for lesson in sorted((ROOT / "lessons").glob("[0-9]*.py")):
-        picture = Image.open(next(pictures(lesson, html))).convert("RGB")
-        picture.thumbnail((WIDTH, WIDTH))
         into = target / f"{lesson.stem}.png"
-        picture.quantize(64).save(into, optimize=True)
+        for found in sorted(folder.glob(f"{lesson.stem[:3]}*.png"))[:1]:
+            picture = Image.open(found).convert("RGB")
+            picture.thumbnail((WIDTH, WIDTH))
+            picture.quantize(64).save(into, optimize=True)
         text.append(f"## [{title(lesson)}]({lesson.name})\n\n{first_paragraph(lesson)}\n")
-        text.append(f"![{title(lesson)}](../docs/images/lessons/{into.name})\n")
+        if into.exists():
+            text.append(f"![{title(lesson)}](../docs/images/lessons/{into.name})\n")
     (ROOT / "lessons" / "README.md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "out" / "lessons")

@@ -23,6 +23,7 @@ from typing import Any
 SUPERVISOR = (
     "MINIDIST_RUN"  # addresses separated by commas, port and token: "10.0.0.1,vm:4711:a1b2"
 )
+STARTING = "MPI_Init, which waits for all ranks"  # what a rank does that waits for the others
 UNREACHABLE = 15  # seconds without a sign of the other machine
 HELPERS = ("hydra_pmi_proxy", "prted", "orted")  # processes of launchers that start ranks
 

@@ -11,7 +11,8 @@ COLUMNS = {
     "loss": "the model's error on the last batch: smaller is better",
     "accuracy": "share of the test images, or letters, that are guessed right after the last step",
     "loss gap": "largest difference to serial's loss over all steps, relative",
-    "parameter gap": "the same of any parameter: an exact method differs by rounding alone",
+    "parameter gap": "the same of any parameter: of an exact method it is rounding, which a long "
+    "training can enlarge",
     "KB sent a step": "by the rank that sends most, on average",
     "messages": "that this rank sends a step",
     "MB held": "by the fullest rank, at most: parameters, gradients, optimizer state, activations "

@@ -129,25 +129,24 @@ class Tensor:
                 mode.meter.hold(out.node, backward)
         else:
             out.node = None
+        used: list[Version] = []
         for parent in parents:
-            if parent.version is not None:
-                out._note_versions(parents)
-                break
+            version = parent.version
+            if version is not None and version not in used:
+                used.append(version)
+        if used:  # it was computed from tracked memory: note its versions
+            if out.node is not None:
+                out.node.saved = tuple([(version, version.count, False) for version in used])
+            if data.base is not None:
+                out._watch(used)
         return out
 
-    def _note_versions(self, parents: tuple[Tensor, ...]) -> None:
-        """This was computed from tracked memory: note its versions, and watch a view of it.
-
-        Without a node nothing is saved, but a later op may save the view.
-        """
-        used = {parent.version: None for parent in parents if parent.version is not None}
-        if self.node is not None:
-            self.node.saved = tuple([(version, version.count, False) for version in used])
-        if self.data.base is not None:
-            owner = owner_of(self.data)
-            for version in used:
-                if owner is version.owner:
-                    self.version = version
+    def _watch(self, used: list[Version]) -> None:
+        """If this is a view of tracked memory, whoever uses it uses that memory."""
+        owner = owner_of(self.data)
+        for version in used:
+            if owner is version.owner:
+                self.version = version
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 

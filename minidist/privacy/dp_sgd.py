@@ -246,7 +246,7 @@ class DPSGD(DataParallel):
             nbytes=plan.nbytes,
             peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now) if self.sync.timed and machine.even else None,
+            seconds=plan.seconds,
         )
 
 

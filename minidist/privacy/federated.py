@@ -38,7 +38,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -162,12 +162,12 @@ class FederatedAveraging(Rounds):
             ]
             for rank in range(p)
         ]
-        clocks = Clocks(machine, p)
-        clocks.compute([training_seconds(self.whole, locals_[r], machine, r) for r in range(p)])
-        timed = self.plan(clocks, drawn)
+        series = Series(machine, p)
+        series.compute([training_seconds(self.whole, locals_[r], machine, r) for r in range(p)])
+        self.plan(series, drawn)
         if count := sum(buffer.data.size for buffer in self.model.named_buffers().values()):
-            clocks.all_reduce(count, self.itemsize)
-        clocks.all_reduce(1, 8)
+            series.all_reduce(count, self.itemsize)
+        series.all_reduce(1, 8)
         activations = [
             largest_saved(self.whole, own, self.itemsize, self.loss) if own else 0
             for own in locals_
@@ -178,13 +178,11 @@ class FederatedAveraging(Rounds):
             "optimizer": [len(self.optimizer.slots) * n] * p,
             "activations": activations,
         }
-        end = max(clocks.now) if machine.even and timed else None
-        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, end)
+        return StepCost(series.messages, series.nbytes, peak, series.busy, series.seconds)
 
-    def plan(self, clocks: Clocks, drawn: Sequence[int]) -> bool:
-        """What ``send`` and ``bring_together`` send; whether the clocks tell the time of it."""
-        clocks.all_reduce(parameter_count(self.whole), self.itemsize)
-        return True
+    def plan(self, series: Series, drawn: Sequence[int]) -> None:
+        """What ``send`` and ``bring_together`` send, added to ``series``."""
+        series.all_reduce(parameter_count(self.whole), self.itemsize)
 
 
 class Buffers:

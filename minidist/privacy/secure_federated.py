@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from minidist.collectives import binomial, ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.cost import Cost
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.data.clients import Clients
 from minidist.engine import array as arrays
@@ -149,13 +150,16 @@ class SecureFederatedAveraging(FederatedAveraging):
         sums = self.fixed.decode(total).astype(self.change.dtype)
         self.change[...] = arrays.module_of(self.change).asarray(sums)
 
-    def plan(self, clocks: Clocks, drawn: Sequence[int]) -> bool:
+    def plan(self, series: Series, drawn: Sequence[int]) -> None:
         """The messages of the drawing. Their time depends on when each client is ready."""
         length = parameter_count(self.whole)
-        clocks.all_gather(self.keys(drawn), 1)
-        for rank in range(clocks.size):
+        keys = [part.stop - part.start for part in self.keys(drawn)]
+        p, costs = series.size, []
+        for rank in range(p):
             sent = 0 if rank == SERVER else len(self.on_rank(drawn, rank))
-            tree = binomial.broadcast.cost(length, 4, rank, clocks.size, clocks.machine)
-            clocks.messages[rank] += sent + tree.messages
-            clocks.nbytes[rank] += sent * 4 * (WORDS + length) + tree.nbytes
-        return False
+            tree = binomial.broadcast.cost(length, 4, rank, p, series.machine)
+            others = sum(keys) - keys[(rank + 1) % p]  # a ring passes on all but its right one's
+            nbytes = others + sent * 4 * (WORDS + length) + tree.nbytes
+            costs.append(Cost(p - 1 + sent + tree.messages, nbytes, 0.0))
+        series.add(costs)
+        series.seconds = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from minidist.comm.link import SUPERVISOR, keep_alive
+from minidist.comm.link import STARTING, SUPERVISOR, keep_alive
 from minidist.run.output import Output
 
 UNREACHABLE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
@@ -30,7 +30,7 @@ class Rank:
     done: bool = False
     failed: str | None = None  # why, in its own words
     status: int = 1
-    at: float = 0.0  # when it failed, or its line ended
+    at: float = 0.0  # when it failed, had finished, or its line ended
     unreachable: bool = False
     doing: str = ""
     asked: float = 0.0  # when it last said what it does
@@ -45,6 +45,10 @@ class Rank:
             "killed (perhaps for want of memory), crashed in a library, or called os._exit"
             + (f". What it did last: {self.doing}" if self.doing else "")
         )
+
+    def waits_for_all(self, since: float) -> bool:
+        """Whether it has said after ``since`` that it waits until all ranks are there."""
+        return not self.done and self.asked > since and self.doing.startswith(STARTING)
 
     def last(self, now: float) -> str:
         """What it does, or did when it was last asked."""
@@ -157,7 +161,7 @@ class Lines:
         elif "failed" in message:
             rank.failed, rank.status, rank.at = message["failed"], message["status"], time.time()
         elif "done" in message:
-            rank.done = True
+            rank.done, rank.at = True, time.time()
         return rank
 
     def tell(self, **message: Any) -> None:
@@ -172,6 +176,12 @@ class Lines:
 
     def first_failure(self) -> Rank | None:
         """The rank that failed first, or was lost first."""
+        for rank in self.ranks.values():
+            if rank.done and any(one.waits_for_all(rank.at) for one in self.ranks.values()):
+                rank.failed = (
+                    f"rank {rank.number} has ended with status 0 before its first launch, and the "
+                    "others wait for it in theirs"
+                )
         gone = [
             rank
             for rank in self.ranks.values()

@@ -127,7 +127,7 @@ def test_buffers_are_saved(tmp_path):
 
 def test_saving_overlapped_copies_and_does_not_wait(tmp_path, monkeypatch):
     """While the file is held back, training goes on; what is saved is the state at the save."""
-    from minidist.checkpoint import checkpoints as module
+    from minidist.checkpoint import writing as module
 
     hold, original = threading.Event(), module.write_shares
 

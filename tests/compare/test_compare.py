@@ -114,7 +114,7 @@ def test_mpi_world_writes_table_picture_and_json(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data parallel ring " in done.stdout, "while it trains"
     assert re.search(r"│ data parallel  +│ +│", done.stdout), "a family in the table"
-    assert "| **data parallel** ring |" in (tmp_path / "compare.md").read_text()
+    assert "| **data parallel** per parameter |" in (tmp_path / "compare.md").read_text()
     report = json.loads((tmp_path / "compare.json").read_text())
     check_report(report, 3, 1e-12)
     assert report["world"] == "mpi" and report["library"]

@@ -1,6 +1,6 @@
 """Thousands of launches and splits in one process: MPI libraries have few communicators.
 
-minidist run -n 2 tests/faults/launches.py 3000
+minidist run -n 2 tests/faults/launches.py 1000
 """
 
 from __future__ import annotations

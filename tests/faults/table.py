@@ -47,6 +47,7 @@ WORDS = (
     "Deadlock", "where it expected", "ranks are 0 to", "takes an array", "lost my way",
     "raised before", "raised between", "raised after", "SystemExit", "has crashed",
     "Stack (most recent call first)", "must agree on dtype", "failed at its end",
+    "before its first launch",
     "ZeroDivisionError",
 )  # fmt: skip
 

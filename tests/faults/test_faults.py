@@ -47,6 +47,9 @@ SUPERVISED = {
     r'rank 1: in no call of communication, at .*program.py:\d+ in "first"',
     "skip a launch": r"rank 0: launch of first, at .*\n  rank 1: the end of the program",
     "exit 3": "rank 1 of 3 failed",
+    # Open MPI ends the others before they can say that they wait.
+    "exit before the first": "rank 1 has ended with status 0 before its first launch, and the|"
+    "rank 1: had finished",
     "sleep at the end of MPI": r"rank \d of 3 has waited more than 3 s in one call(.|\n)*"
     r"MPI_Finalize\(\), for ",
 }

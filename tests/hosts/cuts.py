@@ -28,7 +28,7 @@ def main(cuts: int, seed: int = 0) -> int:
             marker = str(machines.folder / "job")
             command = ("run", "-n", "4", "--hosts", machines.hosts, "tests/hosts/program.py")
             with machines.start(*command, "600", marker, open_mpi=open_mpi) as job:
-                wait = moments.uniform(0.5, 8)
+                wait = moments.uniform(0.5, 15)
                 time.sleep(wait)
                 machines.cut()
                 start = time.monotonic()

@@ -152,8 +152,8 @@ JOBS = {
         ONE_THREAD,
     ),
     "launches": Job(
-        "3,000 launches with two splits each in one process",
-        ["-m", "minidist", "run", "-n", "2", "tests/faults/launches.py", "3000"],
+        "1,000 launches with two splits each in one process",
+        ["-m", "minidist", "run", "-n", "2", "tests/faults/launches.py", "1000"],
         ONE_THREAD | {"PYTHONPATH": str(ROOT)},
     ),
     "fault_table": Job(

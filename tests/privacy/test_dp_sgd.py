@@ -55,6 +55,10 @@ def gap(got, expected):
 def test_one_two_and_four_ranks_give_the_same_parameters():
     alone = train(1)[0]
     assert len({len(PoissonBatches(images(), 0.2, 3)[step]) for step in range(4)}) > 2
+    with defaults(dtype="float64"):
+        batch = PoissonBatches(images(), 0.2, 3)[0]
+        mean = CrossEntropy()(mlp(WIDTHS).init(3)(batch.inputs), batch.targets)
+    assert alone[0][0] == pytest.approx(mean.item(), rel=1e-12), "the mean over this batch"
     for ranks in (2, 4):
         for losses, parameters, _ in train(ranks, microbatches=ranks):
             assert losses == pytest.approx(alone[0], rel=1e-10)
@@ -182,6 +186,12 @@ def test_no_sample_moves_the_sum_by_more_than_the_clip():
 
     launch(run, 1, LocalWorld())
     assert max(moved) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_a_gradient_shorter_than_the_clip_stays_as_it_is():
+    squares = np.array([0.0, 0.25, 4.0, 9.0])
+    np.testing.assert_allclose(clip_factors(squares, 2.0), [1, 1, 1, 2 / 3])
+    np.testing.assert_array_equal(clip_factors(squares, math.inf), 1)
 
 
 def test_it_stops_before_the_budget_is_spent_also_after_a_load():

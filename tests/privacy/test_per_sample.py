@@ -14,6 +14,7 @@ from minidist.engine.array import defaults
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.privacy import NotBySample, per_sample, per_sample_gradients
+from minidist.privacy.outer import gram
 from minidist.privacy.per_sample import backward_by_sample, loss_of_samples
 
 N = 4
@@ -108,6 +109,17 @@ def test_the_gradient_of_each_sample_is_that_of_the_sample_alone(name):
         for key, expected in weighted.items():
             got_sum = uses[key].weighted(factors)
             np.testing.assert_allclose(got_sum, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_products_of_all_pairs_of_rows_are_those_of_rows_written_out():
+    """Integers stand for rows (0, ..., 1, ..., 0), on either side."""
+    draw = np.random.default_rng(4)
+    places, rows, others = (
+        draw.integers(0, 5, (N, 3)), draw.random((N, 2, 5)), draw.integers(0, 5, (N, 2)),
+    )  # fmt: skip
+    for x, y in ((places, rows), (rows, places), (rows, rows), (places, others)):
+        full = [np.eye(5)[one] if one.dtype.kind == "i" else one for one in (x, y)]
+        np.testing.assert_allclose(gram(x, y), np.einsum("nti,nsi->nts", *full))
 
 
 def test_norms_of_sequences_are_found_without_gradients_where_that_takes_less():

@@ -105,7 +105,7 @@ class Process:
         if launched > 1:
             self._watch()
             room.check_room(launched)
-        with self.watchdog.waiting("MPI_Init, which waits for all ranks"):
+        with self.watchdog.waiting(link.STARTING):
             MPI = initialised()
         self.mpi = MPI
         world = MPI.COMM_WORLD

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, made, module_of, read
 from minidist.engine.kernels import accumulator, wide
@@ -43,8 +43,8 @@ class Float16(Compressor):
         ring.all_reduce(comm, half)
         grad[...] = half
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        clocks.all_reduce(self.size, 2)
+    def plan(self, series: Series, itemsize: int) -> None:
+        series.all_reduce(self.size, 2)
 
 
 class BFloat16(Compressor):
@@ -131,8 +131,8 @@ class RandomK(TopK):
         grad.fill(0)
         self.decode([values], grad, step)
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        clocks.all_reduce(self.count(), itemsize)
+    def plan(self, series: Series, itemsize: int) -> None:
+        series.all_reduce(self.count(), itemsize)
 
 
 class Sign(Compressor):

@@ -21,7 +21,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, made, module_of, work
 from minidist.engine.kernels import wide
@@ -141,13 +141,13 @@ class PowerSGD(Compressor):
     def decode_flops(self) -> int:
         return self.flops()
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        once = [clocks.machine.compute(self.flops(), rank) for rank in range(clocks.size)]
-        clocks.compute(once)
-        clocks.all_reduce(self.left_size, itemsize)
-        clocks.compute([2 * seconds for seconds in once])
-        clocks.all_reduce(self.right_size, itemsize)
-        clocks.compute(once)
+    def plan(self, series: Series, itemsize: int) -> None:
+        once = [series.machine.compute(self.flops(), rank) for rank in range(series.size)]
+        series.compute(once)
+        series.all_reduce(self.left_size, itemsize)
+        series.compute([2 * seconds for seconds in once])
+        series.all_reduce(self.right_size, itemsize)
+        series.compute(once)
 
     def arrays(self) -> list[Array]:
         return [*super().arrays(), self.left, self.right]

@@ -7,12 +7,12 @@ A stage receives its input, computes, and sends its output on; backward the same
 the backward of a send is a receive. To keep all stages at work the batch is cut into
 microbatches; in which order a stage works on them is its schedule (``schedules.py``). Any schedule
 will do: here it becomes a program for each stage, is proved to be one that can run (``prover.py``),
-priced (``cost.py``) and run (``executor.py``).
+counted (``cost.py``) and run (``executor.py``).
 
 A rank sends activations and their gradients only, never parameters: for each microbatch of b rows
 and a boundary of h values, b·h elements to the right and as many to the left, and one element,
 the loss, at the end. Memory: a stage's own parameters, gradients and optimizer state, and what the
-schedule keeps of activations. Time: see ``pricing.price``, which reads the same program.
+schedule keeps of activations. Time: ``parallel.simulate``; of a schedule alone: ``price_units``.
 
 Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
 and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
@@ -43,7 +43,7 @@ from minidist.parallel.data_parallel.all_reduce import AllReduce
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
 from minidist.parallel.mesh.mesh import Mesh, check_batch_norm
 from minidist.parallel.method import StepCost
-from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
+from minidist.parallel.pipeline.cost import replicas_of, step_cost, tally_step
 from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
 from minidist.parallel.pipeline.mesh_cost import machine_of, mesh_cost
@@ -51,7 +51,7 @@ from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
 from minidist.parallel.pipeline.stage_sums import OwnStage
 from minidist.parallel.pipeline.stages import Bounds
-from minidist.parallel.pipeline.stopwatch import Price
+from minidist.parallel.pipeline.tally import Tally
 from minidist.parallel.pipeline.whole_model import WholeModel
 from minidist.parallel.shared_parameters import separate
 from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms
@@ -175,7 +175,7 @@ class Pipeline(WholeModel):
             self.draws_of,
             self.tensor,
         )
-        self._prices: dict[Any, Price] = {}
+        self._tallies: dict[Any, Tally] = {}
         self._layouts: list[Layout] = []  # of each rank of the tensor axis
 
     def check_setting(self, name: str, value: Any) -> None:
@@ -187,12 +187,12 @@ class Pipeline(WholeModel):
             )
 
     def changed(self, name: str) -> None:
-        """Another limit or another loss: the programs and their prices follow."""
+        """Another limit or another loss: the programs and their counts follow."""
         self.layout = self.layout.clipped(self.clip is not None)
         self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
         self.sync.clips(self.clip is not None)
         self._layouts = []
-        self._prices.clear()
+        self._tallies.clear()
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""
@@ -250,11 +250,11 @@ class Pipeline(WholeModel):
     # What it costs
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Priced from the programs themselves; and what ``sync`` sends and keeps."""
+        """Counted over the programs themselves; and what ``sync`` sends and keeps."""
         if self.tensor is not None:
             return self._mesh_cost(self.tensor, batch, machine)
-        priced = self.price(batch, machine)
-        return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, priced, machine)
+        counts = self._tally(self.layout, self.loss, batch, machine)
+        return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, counts, machine)
 
     def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
         """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
@@ -264,8 +264,8 @@ class Pipeline(WholeModel):
         costs, replicas = [], [self.stage_replicas(layout) for layout in self._layouts]
         for place, (layout, loss) in enumerate(zip(self._layouts, tensor.losses, strict=True)):
             seen = machine_of(machine, place, tensor.comm.size)
-            priced = self.price_of(layout, loss, batch, seen)
-            costs.append(step_cost(layout, replicas[place], self.sync, priced, seen))
+            counts = self._tally(layout, loss, batch, seen)
+            costs.append(step_cost(layout, replicas[place], self.sync, counts, seen))
         return mesh_cost(
             tensor,
             self._layouts,
@@ -286,16 +286,12 @@ class Pipeline(WholeModel):
             for stage in range(layout.stages)
         ]
 
-    def price(self, batch: Batch, machine: Machine) -> Price:
-        """What a step on ``batch`` should take, with every computation's start and end."""
-        return self.price_of(self.layout, self.loss, batch, machine)
-
-    def price_of(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Price:
-        """The price of any layout of this method's: each rank of a tensor axis has its own."""
+    def _tally(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Tally:
+        """The counts of any layout of this method's: each rank of a tensor axis has its own."""
         parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine), id(layout)
-        if key not in self._prices:
-            self._prices[key] = price_step(
+        if key not in self._tallies:
+            self._tallies[key] = tally_step(
                 layout, self.stage_replicas(layout), self.sync, loss, parts, machine
             )
-        return self._prices[key]
+        return self._tallies[key]
