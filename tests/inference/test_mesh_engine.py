@@ -10,7 +10,7 @@ import pytest
 
 from minidist import launch
 from minidist.compress import factor, quantize_weights
-from minidist.inference import Arrivals, MeshEngine, Request, serve
+from minidist.inference import Arrivals, MeshEngine, Request, replicas, serve
 from minidist.inference.cost import told_bytes
 from minidist.models import gpt, sample
 from minidist.nn import CrossEntropy
@@ -94,7 +94,15 @@ def test_requests_that_are_cancelled_in_flight_or_too_long_disturb_no_other(mesh
     assert all(other == ({}, {}, []) for other in others)
 
 
-def test_all_requests_are_cancelled_while_their_tokens_are_under_way():
+def test_all_requests_are_cancelled_while_their_tokens_are_under_way(monkeypatch):
+    engines = []
+
+    class Kept(MeshEngine):
+        def __init__(self, *args):
+            super().__init__(*args)
+            engines.append(self)
+
+    monkeypatch.setattr(replicas, "MeshEngine", Kept)
     asked = [Request((1, 2), 9)] * 4
 
     def source(step):
@@ -102,6 +110,7 @@ def test_all_requests_are_cancelled_while_their_tokens_are_under_way():
 
     found, _ = launch(lambda comm: serve(comm, model(), source, mesh={"pp": 3}), 3)[0]
     assert [answer.reason for answer in found.values()] == ["cancelled"] * 4
+    assert len(engines) == 3 and not any(engine.busy for engine in engines), "all was received"
 
     def run(comm):
         engine = MeshEngine(model(), Mesh(comm, pp=3))
