@@ -46,7 +46,8 @@ WORDS = (
     "has waited more than", "left with status", "left by sys.exit", "messages were not received",
     "Deadlock", "where it expected", "ranks are 0 to", "takes an array", "lost my way",
     "raised before", "raised between", "raised after", "SystemExit", "has crashed",
-    "Stack (most recent call first)", "must agree on dtype", "failed at its end", "before its first launch",
+    "Stack (most recent call first)", "must agree on dtype", "failed at its end",
+    "before its first launch",
     "ZeroDivisionError",
 )  # fmt: skip
 
