@@ -1,6 +1,7 @@
 # make compare   train one model in a dozen ways and compare the results
 # make test      run every test
 # make check     what to run after each change: the linters, and a few cases of each quick test
+# make docs      the site, into out/docs/html: lessons run, pages checked
 # make long      jobs too long for every day; a second call goes on where the first one ended
 # Each makes .venv and installs into it first, once. Nothing else on the machine is needed
 # but Python >= 3.11: MPI itself comes as a wheel.
@@ -20,6 +21,7 @@ help:
 	@echo "make test           run every test"
 	@echo "make check          the linters, and a few cases of each quick test"
 	@echo "make test-openmpi   the tests on real ranks, with Open MPI in place of MPICH"
+	@echo "make docs           the site with its lessons run and its pages checked (out/docs/html/)"
 	@echo "make long           what takes too long for every day; goes on where it ended (out/long/)"
 	@echo "make lint           ruff and mypy"
 	@echo "make clean          remove .venv, .venv-openmpi and out/"
@@ -61,6 +63,13 @@ check: lint
 
 test-openmpi: $(OPENMPI)/installed
 	$(OPENMPI)/bin/python -m pytest tests/mpi
+
+.venv/docs: .venv/installed
+	$(BIN)/python $(INSTALL) '.[mpich,docs]'
+	@touch $@
+
+docs: .venv/docs
+	$(BIN)/python -m docs.site.build
 
 long: .venv/installed
 	$(BIN)/python -m tests.long.run

@@ -7,7 +7,8 @@
 # - **a cache**: keys and values of earlier tokens are kept, so that a token is one short forward;
 # - **one batch for many sequences**, although they have different lengths;
 # - **continuous batching**: requests join and leave the batch at each step;
-# - **a queue**, and what theory says about the time in it.
+# - **a queue**, and what theory says about the time in it;
+# - **several ranks**, cut as in training.
 #
 # You need: lesson 4. The model here is trained very little: what it writes does not matter.
 
@@ -17,10 +18,22 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
+from minidist import LocalWorld, launch
 from minidist.compress import fit
 from minidist.data import Batches, shakespeare
-from minidist.inference import Engine, Refused, Request, mean_wait, run
+from minidist.inference import (
+    Arrivals,
+    Engine,
+    MeshEngine,
+    Refused,
+    Request,
+    mean_wait,
+    run,
+    serve,
+)
+from minidist.inference.cost import bytes_of
 from minidist.models import gpt, sample
+from minidist.parallel import Mesh
 from minidist.plots import save
 
 LENGTH = os.environ.get("LESSON", "short")
@@ -168,6 +181,42 @@ for axes in (left, right):
 print("picture:", save(figure, "out/lessons/15_many_requests.png"))
 
 # %% [markdown]
+# ## Several ranks
+#
+# A model may be on several ranks, as in training: replicas (dp), parts of each layer (tp), stages
+# (pp). Every rank keeps the same books: it knows which requests are in the batch, and gives them
+# the same blocks of its own cache. So only numbers are sent, and no decisions.
+#
+# - **tp**: the sums of a cut layer, in each layer, for each token. All ranks work on each token, so
+#   it may come sooner, if the links are fast.
+# - **pp**: rows go from stage to stage, and tokens come back from the last. Few bytes, but a token
+#   passes through all stages: the batch is cut into turns, so that all stages have something to do.
+# - **dp**: the answers of one replica need nothing from another. Throughput, and no faster token.
+#
+# How much is sent follows from the requests alone, whatever shares the batch. The answers do not
+# change:
+
+# %%
+few = [Request((1 + number, 2, 3), 5, seed=number) for number in range(6)]
+expected = [sample(model, request.prompt, 5, seed=request.seed).tolist() for request in few]
+
+
+def on_ranks(comm, mesh):
+    answers, _ = serve(comm, model, lambda round: None if round else Arrivals(few), mesh=mesh)
+    grid = Mesh(comm, **mesh)
+    return [answers[number].tokens for number in answers], bytes_of(MeshEngine(model, grid), few)
+
+
+for mesh in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "tp": 2}):
+    results = launch(lambda comm, mesh=mesh: on_ranks(comm, mesh), int(np.prod([*mesh.values()])),
+                     world=LocalWorld())  # fmt: skip
+    assert results[0][0] == expected
+    inside = sum(formula for _, formula in results) if "dp" not in mesh else 0
+    print(f"{mesh!s:20} the same answers; {inside:6,} bytes between the ranks of a replica")
+
+# %% [markdown]
+# `minidist bench requests` measures this on real ranks, with the simulator's predictions beside.
+#
 # ## What to take away
 #
 # 1. Only attention needs to know which tokens belong together; all other layers see rows.
@@ -175,6 +224,7 @@ print("picture:", save(figure, "out/lessons/15_many_requests.png"))
 #    longest, and nothing is reserved for what does not come.
 # 3. An answer must not depend on who else is in the batch: test it.
 # 4. Near full load the wait explodes. Plan for 70 %, not for 99 %.
+# 5. On several ranks the books are the same on all of them: numbers are sent, no decisions.
 #
 # **Try it:** run `lessons/scripts/many_requests.py` on several ranks: one queue, a replica on each.
 # Quantize the model first (`minidist.compress.quantize_weights`): is it faster here? Give the

@@ -194,7 +194,21 @@ for name, (ranks, options) in KINDS.items():
 #
 # **Question 8.** "Inputs kept" sends less and stores more. What is traded?
 #
-# The weights' gradient needs the gathered input again. Keep it, or gather it a second time.
+# The weights' gradient needs the gathered input again. Keep it, or gather it a second time. Kept, a
+# block sends 8bsh(t - 1)/t numbers, as without the sequence; gathered again, 10bsh(t - 1)/t.
+#
+# How much a block saves for its backward is in arXiv 2205.05198, in bytes, for numbers of 2 bytes
+# and a heads:
+#
+# | | their formula |
+# |---|---|
+# | cut inside the layers alone | sbh (10 + 24/t + 5as/(ht)) |
+# | along the sequence too | sbh (34 + 5as/h)/t |
+# | and attention computed again | 34sbh/t |
+#
+# Blocks here save just that, but for two differences. Their attention has a dropout of its own and
+# ours has none: 2as/h takes the place of 5as/h. And a norm saves one number more for each row.
+# `tests/parallel/tensor` holds both equal.
 #
 # ## When does it send?
 #
@@ -248,8 +262,8 @@ print_once(
 )
 
 # %% [markdown]
-# Whole heads are dealt out: the first of three ranks gets two. A rank without a head has nothing to
-# compute in attention, and adds zeros.
+# Whole heads are dealt out: the first of three ranks gets two. For eight ranks four heads are too
+# few, so attention stays whole there: every rank computes all of it, and the rest is cut.
 #
 # ## What to take away
 #

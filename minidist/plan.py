@@ -13,9 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
-from minidist.parallel.pipeline.pricing import price_units
+from minidist.parallel.pipeline.pricing import Price, price_units
 from minidist.parallel.pipeline.schedules import SCHEDULES
-from minidist.parallel.pipeline.stopwatch import Price
 from minidist.plots.pipeline import draw_price, legend
 
 

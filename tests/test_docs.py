@@ -30,6 +30,7 @@ def test_names_in_documents_exist(document):
         "docs/collectives.md",
         "docs/scaling.md",
         "docs/smaller.md",
+        "docs/private.md",
         "docs/federated.md",
         "docs/explain.md",
         "README.md",

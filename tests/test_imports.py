@@ -26,7 +26,6 @@ LAYERS = [
     "compare",
     "plan",  # prices and pictures of pipelines without running them
     "inference",
-    "privacy",
     "compress",
     "privacy",
     "explain",

@@ -2,15 +2,16 @@
 
 Each way of answering is measured on the wall, by ``inference.run_on``, and predicted by the same
 call on arrays without numbers, in the simulator. The machine that is simulated is calibrated before
-and then left alone: bytes and FLOPs a second on layers (``bench.predicted``), messages between two
-ranks, and the price of a kernel on the steps of a tiny GPT. That price is mostly the time that
-Python takes around an op.
+and then left alone: bytes and FLOPs a second on parts of a GPT's step (``calibration.py``),
+messages between two ranks, and the price of a kernel on the steps of a tiny GPT. That price is
+mostly the time that Python takes around an op.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.bench.predicted import calibrated, middle
+from minidist.bench.calibration import calibrated, middle
+from minidist.bench.parts import jobs
 from minidist.collectives import central
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
@@ -144,9 +146,10 @@ def launch_seconds() -> float:
 
 def calibrate_all(comm: Comm) -> Machine:
     """This machine: kernels and bytes measured on rank 0 alone, messages between two ranks."""
-    machine = Machine()
+    machine, alone = Machine(), comm.split(comm.rank)
     if comm.rank == 0:
-        machine = replace(calibrated(), launch=launch_seconds())
+        machine = calibrated(alone, jobs()["GPT"], (2, 8), 20, time.thread_time)
+        machine = replace(machine, launch=launch_seconds())
     between = calibrate(comm, machine.flops)
     links = {n: getattr(between, n) for n in ("latency", "bandwidth", "reduce_bandwidth")}
     return replace(machine, **links) if comm.size > 1 else machine

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from minidist import __version__
-from minidist.cli import bench, compare, compress, generate, plan, trace
+from minidist.cli import bench, compare, compress, generate, lessons, plan, trace
 from minidist.comm.launcher import launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.exercises import command as exercises
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run a script on MPI ranks, and report what goes wrong")
     commands.add_parser("doctor", help="what this machine has for MPI, and what to do")
-    for command in (compare, trace, bench, plan, exercises, compress, generate):
+    for command in (compare, trace, bench, plan, lessons, exercises, compress, generate):
         command.add(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in bench.BENCHES:
         return bench.run(arguments)

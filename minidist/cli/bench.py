@@ -17,6 +17,10 @@ BENCHES = {
         "every algorithm at every size, compared with the MPI library and plain messages",
     ),
     "engine": ("minidist.bench.engine", "a training step, against PyTorch's and the matmuls alone"),
+    "predicted": (
+        "minidist.bench.predicted",
+        "the simulated seconds of a step beside those measured on 1 and 2 MPI ranks",
+    ),
     "requests": (
         "minidist.bench.requests",
         "many requests to a GPT, on one rank and on several: throughput and waiting times",

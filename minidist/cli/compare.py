@@ -18,10 +18,11 @@ from minidist.comm.mpi.world import MpiWorld
 
 def add(commands: argparse._SubParsersAction) -> None:
     from minidist.comm.machine import PROFILES
+    from minidist.compare.rows import rows_of
     from minidist.compare.tasks import DEFAULT_TASK, TASKS
-    from minidist.parallel import METHODS
 
-    families = dict.fromkeys(row.split("/")[0] for row in METHODS)
+    rows = rows_of(TASKS[DEFAULT_TASK])
+    families = dict.fromkeys(row.split("/")[0] for row in rows)
     compare = commands.add_parser(
         "compare",
         help="train one model by every method, and compare",
@@ -94,7 +95,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace, arguments: list[str]) -> int:
-    from minidist.compare import comparison, report
+    from minidist.compare import comparison, files, report
     from minidist.compare.tasks import task_of
 
     # What is wrong is said before anything is launched.
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     algorithms = algorithms_of(options.algorithms)
     launched = launched_size()
     if launched is None:
-        report.try_folder(options.out)
+        files.try_folder(options.out)
     mpiexec = find_mpiexec()
     local = options.world == "local" or machine is not None
     if launched is None and not local and (options.world == "mpi" or mpiexec):
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         )
     if console.quiet:
         return 0
-    report.show(result, (), console)  # first: files may fail
+    report.show(result, console)  # first: files may fail
     cores = result["host"]["cores"]
     if isinstance(world, MpiWorld) and ranks > cores:
         console.print(
@@ -163,7 +164,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
             "the predictions assume one core for each rank. Bytes, messages and memory are exact."
         )
     try:
-        paths = report.save(result, timelines, options.out)
+        paths = files.save(result, timelines, options.out)
     except OSError as error:
         raise ValueError(f"nothing can be written to {options.out}: {error.strerror}") from error
     for path in paths:

@@ -16,7 +16,7 @@ LARGE = 1 << 20  # bytes: enough for bandwidth to dominate
 
 
 def calibrate(comm: Comm, flops: float, repeats: int = 30) -> Machine:
-    """The machine as ranks 0 and 1 see it: medians of ``repeats`` ping-pongs of 1 B and 1 MiB.
+    """The machine as rank 0 sees it: medians of ``repeats`` exchanges of 1 B and of 1 MiB.
 
     ``flops``: operations a second, measured by the caller on its own kind of work (rank 0's is
     taken). Every rank must call it; every rank gets the same machine. One rank alone has no
@@ -24,9 +24,9 @@ def calibrate(comm: Comm, flops: float, repeats: int = 30) -> Machine:
     """
     default = Machine()
     found = np.array([default.latency, default.bandwidth, default.reduce_bandwidth, flops])
-    if comm.size > 1 and comm.rank < 2:
-        small = _one_way(comm, 1, repeats)
-        large = _one_way(comm, LARGE, repeats)
+    if comm.size > 1:
+        small = _exchange(comm, 1, repeats)
+        large = _exchange(comm, LARGE, repeats)
         found[0] = small
         found[1] = LARGE / max(large - small, 1e-9)
         into, other = np.zeros(LARGE // 4, np.float32), np.ones(LARGE // 4, np.float32)
@@ -36,19 +36,15 @@ def calibrate(comm: Comm, flops: float, repeats: int = 30) -> Machine:
     return Machine("this machine", latency, bandwidth, reduce_bandwidth, rate)
 
 
-def _one_way(comm: Comm, nbytes: int, repeats: int) -> float:
-    """Seconds from rank 0 to rank 1: half of there and back."""
-    buffer = np.zeros(nbytes, np.uint8)
+def _exchange(comm: Comm, nbytes: int, repeats: int) -> float:
+    """Seconds of passing ``nbytes`` to the next rank while as many come from the last one.
 
-    def there_and_back() -> None:
-        if comm.rank == 0:
-            comm.send(buffer, 1)
-            comm.recv(buffer, 1)
-        else:
-            comm.recv(buffer, 0)
-            comm.send(buffer, 0)
-
-    return _median_seconds(there_and_back, repeats) / 2
+    This is what rings do. Ranks that share a memory copy both at the same time: a message alone
+    would be faster.
+    """
+    out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    return _median_seconds(lambda: comm.sendrecv(out, right, into, left), repeats)
 
 
 def _median_seconds(function: Callable[[], object], repeats: int) -> float:

@@ -83,6 +83,10 @@ class Comm(ABC):
         self._common: dict[Any, Any] = {}  # of ``once``
         self._scratch: dict[tuple[Any, ...], Array] = {}
 
+    def __deepcopy__(self, memo: Any) -> Comm:
+        """The same communicator: a copied layer that sends goes on among the same ranks."""
+        return self
+
     @staticmethod
     def from_mpi(comm: Any) -> Comm:
         """A Comm of the ranks of ``comm``, a communicator of mpi4py, in a program of your own.

@@ -1,7 +1,7 @@
 """Compare all methods: each trains the same model on the same data.
 
 Read ``comparison.py`` first. ``tasks.py`` is what is trained, ``rows.py`` by which methods,
-``measure.py`` trains and measures; ``report.py`` prints, and ``picture.py`` draws.
+``measure.py`` trains and measures; ``report.py`` prints, ``picture.py`` draws, ``files.py`` saves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = offer(
     __name__,
     {
         "comparison": ["KINDS", "compare"],
+        "files": [],
         "measure": ["Record", "relative_gap"],
         "picture": [],
         "report": [],

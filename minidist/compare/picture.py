@@ -140,9 +140,11 @@ def _losses(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(steps, row["loss"], dashes, color=colours.series(index), linewidth=1.4)
         ends.append((row["loss"][-1], label(row), colours.series(index)))
     low, high = axes.get_ylim()
+    high = min(high, 1.15 * max(row["loss"][0] for row in rows))  # a row that diverges leaves it
     apart = (high - low) * 0.15 / (LOSSES - 0.35)  # of lines of text, in the loss's units
     at = low - apart
     for end, text, face in sorted(ends):
+        end = min(end, high)
         at = max(end, at + apart)
         axes.annotate(
             text,

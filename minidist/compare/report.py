@@ -1,16 +1,13 @@
-"""The results of ``compare``: a table with its words, also in Markdown, and a JSON file."""
+"""The results of ``compare`` in words: a table, also in Markdown, and what is in it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from minidist.comm.trace import Event
 from minidist.compare.words import explained, label, title, variant
 
 
@@ -25,14 +22,7 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
 
     ``headings`` selects columns of ``CELLS``; all of them if empty.
     """
-    caption = [
-        "largest rank's share; (predicted: by formula, idle and seconds simulated)",
-        *notes(report),
-    ]
-    view = Table(
-        title=subject(report),
-        caption="\n".join(caption),
-    )
+    view = Table()
     headings = headings or list(CELLS)
     view.add_column("method")
     for heading in headings:
@@ -115,33 +105,6 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def try_folder(folder: str | Path) -> None:
-    """Before training: raise ValueError, with the reason, unless files can be written there."""
-    folder = Path(folder)
-    probe = folder / ".minidist-can-write"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"nothing can be written to {folder}: {error.strerror}") from error
-
-
-def save(
-    report: dict[str, Any], timelines: dict[str, list[list[Event]]], folder: str | Path
-) -> tuple[Path, ...]:
-    """Write compare.json, compare.md and compare.png into ``folder``; returns their paths."""
-    from minidist.compare.picture import draw
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers, text, picture = (folder / f"compare.{kind}" for kind in ("json", "md", "png"))
-    numbers.write_text(json.dumps(report, indent=1) + "\n")
-    text.write_text(markdown(report))
-    draw(report, timelines, picture)
-    return numbers, text, picture
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The table, its words, and on what it was measured, as a page in Markdown."""
     headings = list(CELLS)
@@ -176,23 +139,24 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *notes(report)]) + "\n"
 
 
-def show(report: dict[str, Any], paths: tuple[Path, ...], console: Console) -> None:
-    """Print the table, in parts if it is wider than the console, what its words mean, which rows
-    were left out and why, and the paths of the files."""
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the table, in parts if it is wider than the console, what its words mean, and which
+    rows were left out and why."""
     endless = console.options.update(max_width=1000)
-    part: list[str] = []
+    parts: list[list[str]] = [[]]
     for heading in CELLS:
-        wider = table(report, [*part, heading])
-        if part and console.measure(wider, options=endless).maximum > console.width:
-            console.print(table(report, part))
-            part = []
-        part.append(heading)
-    console.print(table(report, part))
+        wider = table(report, [*parts[-1], heading])
+        if parts[-1] and console.measure(wider, options=endless).maximum > console.width:
+            parts.append([])
+        parts[-1].append(heading)
+    console.print(f"[bold]{subject(report)}[/bold]", highlight=False)
+    for part in parts:
+        console.print(table(report, part))
+    for line in notes(report):
+        console.print(line, highlight=False)
     words = Table.grid(padding=(0, 2))
     for word, meaning in explained(report["rows"], list(CELLS)):
         words.add_row(word, meaning)
     console.print(words)
     for key, reason in report.get("not_applicable", {}).items():
         console.print(f"left out: {key}: {reason}", highlight=False, soft_wrap=True)
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)

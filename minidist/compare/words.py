@@ -11,7 +11,8 @@ COLUMNS = {
     "loss": "the model's error on the last batch: smaller is better",
     "accuracy": "share of the test images, or letters, that are guessed right after the last step",
     "loss gap": "largest difference to serial's loss over all steps, relative",
-    "parameter gap": "the same of any parameter: an exact method differs by rounding alone",
+    "parameter gap": "the same of any parameter: of an exact method it is rounding, which a long "
+    "training can enlarge",
     "KB sent a step": "by the rank that sends most, on average",
     "messages": "that this rank sends a step",
     "MB held": "by the fullest rank, at most: parameters, gradients, optimizer state, activations "
@@ -19,7 +20,10 @@ COLUMNS = {
     "idle": "share of the ranks' time in which they do not compute: they send, or wait",
     "ms a step": "of the slowest rank, median of all steps",
 }
-SIGNS = "(=) the formula predicts this very number, on every rank; (other) what is predicted"
+SIGNS = {
+    "(=)": "the method's formula predicts this very number, on every rank",
+    "(other)": "what is predicted: seconds and idle by simulation, with a core for each rank",
+}
 
 FAMILIES = {
     "serial": "one rank alone: what all others are compared with",
@@ -36,6 +40,8 @@ FAMILIES = {
     "(microbatches)",
     "tensor": "each layer is cut, and each rank has a slice of it",
     "mesh": "several at once: the ranks stand in a grid, with a method along each axis",
+    "private": "data parallel whose model does not tell whether any one sample was in the data",
+    "federated": "each client trains on samples of its own for some steps; models are averaged",
     "own": "methods of your own",
 }
 VARIANTS = {
@@ -77,6 +83,10 @@ VARIANTS = {
     "pipeline/pipedream": "stages never wait: each steps at once, with weights of several ages",
     "tensor/parallel": "each layer's columns or rows",
     "tensor/sequence": "and what is between the layers is cut along the sequence",
+    "private/dp_sgd": "each sample's gradient is cut to a length, and noise is added to the sum",
+    "federated/average": "half of eight clients in each round",
+    "federated/prox": "clients are pulled back towards the common model",
+    "federated/private": "what a client changes is cut to a length, and noise is added to the sum",
     "mesh/every_axis": "data, pipeline and tensor parallel",
     "mesh/sequence": "the same, and cut along the sequence",
 }
@@ -84,7 +94,7 @@ VARIANTS = {
 
 def explained(rows: list[dict[str, Any]], headings: list[str]) -> list[tuple[str, str]]:
     """(word, meaning) of all words in the table of these rows, in its order."""
-    found = [(heading, COLUMNS[heading]) for heading in headings] + [("", SIGNS)]
+    found = [(heading, COLUMNS[heading]) for heading in headings] + [*SIGNS.items()]
     families = list(dict.fromkeys(row["method"] for row in rows))
     for family in families:
         found.append((title(family), FAMILIES[family]))

@@ -44,6 +44,7 @@ class Int8Layer(Module):
     """What both layers share: codes of the weights, their scales, and the grid of the inputs."""
 
     def __init__(self, shape: Shape, outputs: int, bias: bool, per_channel: bool) -> None:
+        self.outputs = outputs
         self.codes = Buffer(shape, 0, np.int8)  # q_w
         self.scale = Buffer((outputs if per_channel else 1,), 1)  # S_w
         self.input_scale = Buffer((1,), 1)  # S_x
@@ -59,7 +60,7 @@ class Int8Layer(Module):
                 "the model before it is quantized, or with minidist.compress.prepare"
             )
         codes = self.grid().encode(x.data)
-        products = self.codes.data.size // self._outputs()
+        products = self.codes.data.size // self.outputs
         exact = np.float32 if products * LARGEST <= 1 << 24 else np.float64
         return codes.astype(exact) - self.input_zero.data.astype(exact)
 
@@ -72,9 +73,6 @@ class Int8Layer(Module):
         """S_x S_w · sums + b, for sums (..., outputs)."""
         y = sums.astype(self.scale.data.dtype) * (self.input_scale.data * self.scale.data)
         return y if self.bias is None else y + self.bias.data
-
-    def _outputs(self) -> int:
-        raise NotImplementedError
 
 
 class Int8Linear(Int8Layer):
@@ -104,11 +102,7 @@ class Int8Linear(Int8Layer):
         return Tensor(self.real(rows @ codes.astype(rows.dtype)))  # (.., i) @ (i, o) -> (.., o)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        outputs = self._outputs()
-        return LayerCost((*shape[:-1], outputs), 2 * int(np.prod(shape)) * outputs)
-
-    def _outputs(self) -> int:
-        return self.codes.declared[1]
+        return LayerCost((*shape[:-1], self.outputs), 2 * int(np.prod(shape)) * self.outputs)
 
     def __repr__(self) -> str:
         return f"Int8Linear{self.codes.declared}"
@@ -143,7 +137,7 @@ class Int8Conv2d(Int8Layer):
             "dilation": self.dilation,
             "groups": self.groups,
             "bias": self.bias is not None,
-            "per_channel": self.scale.declared == (self._outputs(),),
+            "per_channel": self.scale.declared == (self.outputs,),
         }
 
     def forward(self, x: Any) -> Tensor:
@@ -173,9 +167,6 @@ class Int8Conv2d(Int8Layer):
         settings = zip(shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True)
         height, width = (convolved_length(*one) for one in settings)
         return height, width
-
-    def _outputs(self) -> int:
-        return self.codes.declared[0]
 
     def __repr__(self) -> str:
         outputs, inputs, kernel, _ = self.codes.declared

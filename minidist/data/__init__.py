@@ -4,6 +4,7 @@ from minidist.data.augment import Augment
 from minidist.data.batches import Batches
 from minidist.data.dataset import Batch, Dataset
 from minidist.data.fashion_mnist import fashion_mnist
+from minidist.data.prefetch import Prefetch
 from minidist.data.synthetic import waves
 from minidist.data.tables import csv_file, npz_file
 from minidist.data.text import (
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Dataset",
+    "Prefetch",
     "Vocabulary",
     "characters",
     "csv_file",

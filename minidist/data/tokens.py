@@ -115,8 +115,11 @@ def open_tokens(path: str | Path) -> np.ndarray:
     """The tokens in a file written by ``write_tokens``, memory-mapped and read-only."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a token file: write it with write_tokens()") from error
+    except (ValueError, EOFError) as error:  # EOFError: it is empty, or being written
+        raise ValueError(
+            f"{path} is not a whole token file: write it with write_tokens(), and let other ranks "
+            "wait for that (comm.barrier())"
+        ) from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not len(tokens):
         raise ValueError(
             f"{path} contains {tokens.dtype} of shape {tokens.shape}, not a 1-D array of tokens: "

@@ -299,17 +299,22 @@ class Work:
     ``kernels`` and ``moved``: kernels launched, and bytes that they read and wrote.
     """
 
-    __slots__ = ("beyond", "flops", "kernels", "launch", "moved", "per_byte", "per_flop")
+    __slots__ = (
+        *("beyond", "flops", "kernels", "launch", "listed", "moved", "per_byte", "per_flop"),
+    )
 
     def __init__(self) -> None:
         self.flops = self.kernels = self.moved = 0
         self.beyond = 0.0
         self.launch = self.per_byte = self.per_flop = 0.0  # seconds: see ``Machine``
+        self.listed: list[tuple[int, int]] | None = None
 
     def kernel(self, nbytes: int, flops: int = 0) -> None:
         """A kernel ran that moved ``nbytes``, and whose ``flops`` the op has counted."""
         self.kernels += 1
         self.moved += nbytes
+        if self.listed is not None:
+            self.listed.append((nbytes, flops))
         waits = nbytes * self.per_byte - flops * self.per_flop
         self.beyond += self.launch + waits if waits > 0 else self.launch
 
@@ -320,6 +325,15 @@ class Work:
     def set_prices(self, prices: tuple[float, float, float]) -> None:
         """From now on kernels cost this: see ``Machine.kernel_prices``."""
         self.launch, self.per_byte, self.per_flop = prices
+
+    @contextmanager
+    def listing(self) -> Iterator[list[tuple[int, int]]]:
+        """Inside, each kernel's bytes and FLOPs are added to the list that this gives."""
+        outer, self.listed = self.listed, []
+        try:
+            yield self.listed
+        finally:
+            self.listed = outer
 
     def counts(self) -> tuple[int, int, int, float]:
         """All counters, for ``reset``."""

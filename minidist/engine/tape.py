@@ -167,7 +167,7 @@ class Walk:
             if mode.watchers and node_grad is not None:
                 for watcher in mode.watchers:
                     parts = watcher.after_backward(node, node_grad, parts)
-            node.parents, node.backward, node.hooks = (), _released, None
+            node.parents, node.backward, node.hooks, node.saved = (), _released, None, ()
             if mode.meter is not None:
                 mode.meter.release(node)
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
@@ -321,10 +321,11 @@ def _run_hooks(node: Node, grad: Array) -> Array:
     for hook in node.hooks or ():
         changed = hook(grad)
         grad = grad if changed is None else changed
-        if changed is not None and changed.shape != node.shape:
+        if changed is not None and getattr(changed, "shape", None) != node.shape:
+            what = getattr(changed, "shape", type(changed).__name__)
             raise GradientShapeError(
-                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of "
-                f"{changed.shape}"
+                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of {what}: an "
+                "array of that shape, or None, is wanted"
             )
     return grad
 

@@ -96,6 +96,13 @@ class Tensor:
             if data.dtype.kind == "f" and dtype is None:
                 dtype = arrays.default_dtype()
             data = arrays.to_device(data)
+        elif type(data) is not np.ndarray:
+            data = _plain(data)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(
+                f"Tensor: floating numbers, integers or truth values, not {data.dtype} of "
+                f"shape {data.shape}"
+            )
         self.data = data if dtype is None else data.astype(dtype, copy=False)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
@@ -122,25 +129,24 @@ class Tensor:
                 mode.meter.hold(out.node, backward)
         else:
             out.node = None
+        used: list[Version] = []
         for parent in parents:
-            if parent.version is not None:
-                out._note_versions(parents)
-                break
+            version = parent.version
+            if version is not None and version not in used:
+                used.append(version)
+        if used:  # it was computed from tracked memory: note its versions
+            if out.node is not None:
+                out.node.saved = tuple([(version, version.count, False) for version in used])
+            if data.base is not None:
+                out._watch(used)
         return out
 
-    def _note_versions(self, parents: tuple[Tensor, ...]) -> None:
-        """This was computed from tracked memory: note its versions, and watch a view of it.
-
-        Without a node nothing is saved, but a later op may save the view.
-        """
-        used = {parent.version: None for parent in parents if parent.version is not None}
-        if self.node is not None:
-            self.node.saved = tuple([(version, version.count, False) for version in used])
-        if self.data.base is not None:
-            owner = owner_of(self.data)
-            for version in used:
-                if owner is version.owner:
-                    self.version = version
+    def _watch(self, used: list[Version]) -> None:
+        """If this is a view of tracked memory, whoever uses it uses that memory."""
+        owner = owner_of(self.data)
+        for version in used:
+            if owner is version.owner:
+                self.version = version
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 
@@ -255,6 +261,16 @@ class Tensor:
             )
         return self.item()
 
+    def __reduce__(self) -> Any:
+        """Copy or pickle the numbers, and of a leaf that it is one."""
+        if self.node is not None and self.node.leaf is None:
+            raise TypeError(
+                f"a tensor {self.shape} that was computed from others cannot be copied or pickled "
+                "with its history: copy tensor.detach()"
+            )
+        grad = None if self.grad is None else self.grad.copy()
+        return _copied, (self.data.copy(), self.requires_grad, grad)
+
     def __repr__(self) -> str:
         body = repr(self.data)
         if arrays.has_numbers(self.data):
@@ -283,8 +299,13 @@ class Tensor:
                 )
             grad = self.xp.empty(self.data.shape, self.data.dtype)
             grad.fill(1)  # a third of the time of xp.ones
-        elif grad.shape != self.data.shape:
-            raise ValueError(f"backward(): gradient of {grad.shape} for a tensor of {self.shape}")
+        else:
+            grad = grad.data if isinstance(grad, Tensor) else self.xp.asarray(grad)
+            if grad.shape != self.data.shape:
+                raise ValueError(
+                    f"backward(): gradient of {grad.shape} for a tensor of {self.shape}"
+                )
+            grad = grad.astype(self.data.dtype, copy=False)
         run_backward(self.node, grad)
 
     def accumulate(self, grad: Any) -> None:
@@ -339,6 +360,20 @@ def tensor(data: Any, dtype: DType | None = None, requires_grad: bool = False) -
     if isinstance(data, Tensor):
         data = data.data
     return Tensor(data.copy() if hasattr(data, "dtype") else data, requires_grad, dtype)
+
+
+def _copied(data: Array, requires_grad: bool, grad: Array | None) -> Tensor:
+    """A tensor from what ``Tensor.__reduce__`` gave."""
+    made = Tensor(data, requires_grad)
+    made.grad = grad
+    return made
+
+
+def _plain(data: Any) -> Any:
+    """NumPy's scalars and matrices as arrays: * of two matrices would be their matrix product."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: a masked array would lose its mask: pass x.filled(value)")
+    return np.asarray(data) if isinstance(data, (np.generic, np.matrix)) else data
 
 
 def as_tensor(x: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minidist.exercises.exercise import Case, Verdict
+from minidist.exercises.single import unequal
 from minidist.exercises.watch import barrier
 
 FORBIDDEN = ("minidist.parallel", "minidist.collectives", "minidist.optim", "minidist.compare")
@@ -87,9 +88,10 @@ def judge_result(case: Case, ranks: list[dict[str, Any]], each_step: int = 1) ->
             wrong = f"rank {number}'s parameters have not changed: w is to be changed in place"
         else:
             first = int(np.argmax(~np.isclose(got, right, rtol=1e-9, atol=1e-11)))
+            is_now, should = unequal(got[first], right[first])
             wrong = (
-                f"after {STEPS} steps rank {number} has w[{first}] = {got[first]:.6g}, and serial "
-                f"training has {right[first]:.6g}"
+                f"after {STEPS} steps rank {number} has w[{first}] = {is_now}, and serial training "
+                f"has {should}"
             )
         break
     yield "result", wrong

@@ -33,7 +33,14 @@ def compare(
         return f"{what} has NaN in it"
     worst = np.unravel_index(np.argmax(gap), gap.shape)
     where = f" at {[int(index) for index in worst]}" if gap.ndim else ""
-    return f"{what} is {array[worst]:.6g}{where}, and should be {expected[worst]:.6g}"
+    is_now, should = unequal(array[worst], expected[worst])
+    return f"{what} is {is_now}{where}, and should be {should}"
+
+
+def unequal(got: Any, expected: Any) -> tuple[str, str]:
+    """Both numbers, with as many digits as it takes to see that they differ."""
+    pairs = ((f"{got:.{digits}g}", f"{expected:.{digits}g}") for digits in (6, 10, 14))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (repr(got), repr(expected)))
 
 
 def close(got: np.ndarray, expected: np.ndarray) -> bool:

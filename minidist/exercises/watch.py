@@ -36,11 +36,12 @@ class Watch(importlib.abc.MetaPathFinder):
 
     def __init__(self, forbidden: Sequence[str], file: str | os.PathLike[str] = "") -> None:
         self.forbidden = (*forbidden, *LIBRARIES, "minidist.exercises")
+        self._inside = tuple(f"{name}." for name in self.forbidden)
         self.file = os.fspath(file)
         self.tricks: list[str] = []
 
     def forbids(self, module: str) -> bool:
-        return any(module == name or module.startswith(name + ".") for name in self.forbidden)
+        return f"{module}.".startswith(self._inside)
 
     def tried(self, what: str) -> None:
         if what not in self.tricks:
@@ -75,6 +76,9 @@ class Watch(importlib.abc.MetaPathFinder):
         elif event in PROGRAMS:
             self.tried("it starts another program")
             raise PermissionError("an answer may not start another program")
+        elif event == "ctypes.dlopen":
+            self.tried("it calls C code by ctypes")
+            raise PermissionError("an answer may not call C code by ctypes")
         elif event in SEARCHES or (event == "sys._getframe" and self.asked()):
             self.tried(f"it searches the process by {event}")
             raise PermissionError(f"{event} is not available in this exercise")

@@ -137,4 +137,5 @@ class Score:
 
 def frozen(model: Sequential) -> Sequential:
     """A copy that computes as in evaluation and has no gradients: ``model`` is not written to."""
+    _ = [parameter.data for parameter in model.parameters()]  # or the reason why there are none
     return copy.deepcopy(model).freeze().eval()

@@ -36,8 +36,10 @@ class BlockPool:
         xp: Any = np,
         dtype: Any = np.float32,
     ) -> None:
-        if blocks < 1 or block < 1:
-            raise ValueError(f"BlockPool: {blocks} blocks of {block} positions: at least 1 of each")
+        if not all(isinstance(one, (int, np.integer)) and one >= 1 for one in (blocks, block)):
+            raise ValueError(
+                f"BlockPool: {blocks} blocks of {block} positions: at least 1 of each, and whole"
+            )
         self.block, self.blocks, self.xp = block, blocks, xp
         # One row for each position of each block, so that a list of rows reads any sequence.
         self.keys = xp.zeros((layers, blocks * block, groups, d), dtype)
@@ -59,6 +61,8 @@ class BlockPool:
 
     def take(self, positions: int) -> list[int]:
         """A table of blocks for that many positions; MemoryError if too few are free."""
+        if positions < 0:
+            raise ValueError(f"BlockPool: {positions} positions")
         count = self.needed(positions)
         if count > self.free:
             raise MemoryError(f"{count} blocks are needed and {self.free} are free")
@@ -68,6 +72,8 @@ class BlockPool:
         """Free the blocks of a sequence."""
         if twice := set(table) & set(self._free):
             raise ValueError(f"blocks {sorted(twice)} are free already")
+        if len(set(table)) < len(table) or not set(table) <= set(range(self.blocks)):
+            raise ValueError(f"{table} is no table of one sequence: {self.blocks} different blocks")
         self._free += table[::-1]
 
     def rows(self, table: list[int], positions: np.ndarray) -> np.ndarray:

@@ -25,16 +25,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from minidist.engine.array import Array, module_of, read
 from minidist.engine.seeds import generator
-from minidist.engine.tensor import no_grad
+from minidist.engine.versions import ChangedError
 from minidist.inference.blocks import BlockPool
 from minidist.inference.ragged import Part, forward
 from minidist.inference.requests import Answer, Refused, Request
 from minidist.models.gpt import Block, Embed, Head, pick
 from minidist.nn.attention import CausalSelfAttention
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.layers import Sequential
 
 
@@ -72,21 +74,25 @@ class Engine:
         block: int = 16,
         waiting: int | None = None,
     ) -> None:
-        if at_once < 1:
+        if not isinstance(at_once, int) or at_once < 1:
             raise ValueError(f"Engine: at least one sequence at once, not {at_once}")
+        if waiting is not None and waiting < 0:
+            raise ValueError(f"Engine: {waiting} requests may wait: at least 0, or None")
         embed, attention, d = parts_of_gpt(model)
         self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
         self.at_once, self.waiting = at_once, waiting
         self.places = [at_once]  # of each turn: see MeshEngine
-        self.model = self.share(model).eval()
+        self.model = self.share(model)
         flat, mine = self.model.flat.data, _attention(self.model)
         groups = mine[0].groups if mine else attention[0].groups
-        blocks = at_once * -(-self.context // block) if blocks is None else blocks
+        if blocks is None:
+            blocks = at_once * -(-self.context // max(1, block))
         self.pool = BlockPool(len(mine), groups, d, blocks, block, module_of(flat), flat.dtype)
         self.answers: dict[int, Answer] = {}  # of all requests that were let into the queue
         self._queue: deque[int] = deque()
         self._running: list[_Running] = []
         self._next = 0
+        self._written: list[int] = []  # the versions of the weights that the cache is of
 
     def share(self, model: Sequential) -> Sequential:
         """What this rank computes of the model."""
@@ -99,6 +105,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise Refused, with the reason, if this engine can never answer the request."""
+        if not isinstance(request, Request):
+            raise TypeError(f"Engine: a Request is answered, not a {type(request).__name__}")
         request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
 
     def submit(self, request: Request) -> int:
@@ -128,11 +136,12 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Let requests in, compute one token of each, and say which; none if nothing is to do."""
+        self.check_weights()
         self._let_in()
         if not self._running:
             return []
         by_part = {id(one.part): one for one in self._running}
-        with no_grad():
+        with self.computing():
             parts, logits = forward(self.model, [one.part for one in self._running], self.pool)
         order = [by_part[id(part)] for part in parts]
         events = [
@@ -140,6 +149,21 @@ class Engine:
             for one, token in zip(order, self._draw(order, logits), strict=True)
         ]
         return sorted(events, key=lambda event: event.number)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Without a tape, and the model's layers as in evaluation."""
+        return as_in_evaluation(self.model)
+
+    def check_weights(self) -> None:
+        """Raise ChangedError if the cache has keys and values of weights that are gone."""
+        written = [version.count for version in self.model.flat.versions]
+        if self._running and written != self._written:
+            raise ChangedError(
+                f"the model's parameters were written while {len(self._running)} requests are "
+                "being answered, whose cached keys and values are of the old ones: answer or "
+                "cancel them first"
+            )
+        self._written = written
 
     def _let_in(self, turn: int = 0) -> None:
         """Into the places of this turn, in the order in which the requests came."""

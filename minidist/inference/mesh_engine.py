@@ -32,7 +32,7 @@ import numpy as np
 
 from minidist.collectives.partition import chunk_lengths
 from minidist.comm.comm import Request as Sending
-from minidist.engine.tensor import Tensor, no_grad
+from minidist.engine.tensor import Tensor
 from minidist.inference.engine import Engine, Event, _Running
 from minidist.inference.ragged import Step, through
 from minidist.nn.layers import Sequential
@@ -79,8 +79,9 @@ class MeshEngine(Engine):
         """As ``Engine.step``; with stages, the tokens are those of the step before."""
         if self.stages == 1:
             return super().step()
+        self.check_weights()
         events: list[Event] = []
-        with no_grad():
+        with self.computing():
             for turn in range(self.stages):
                 events += self._arrive(turn)
                 self._let_in(turn)

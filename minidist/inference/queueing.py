@@ -24,7 +24,7 @@ def erlang_c(rate: float, service: float, places: int) -> float:
 
     1 if there are more requests than can be served.
     """
-    if rate < 0 or service <= 0 or places < 1:
+    if not (rate >= 0 and service > 0 and isinstance(places, int) and places >= 1):
         raise ValueError(
             f"queueing: need a rate of at least 0, a service time above 0 and at least one place, "
             f"not {rate}, {service} and {places}"

@@ -205,6 +205,10 @@ def serve(
     step, arriving, leaving = 0, True, list[Sending]()
     while True:
         arrivals = source(step) if arriving else None
+        if not isinstance(arrivals, (Arrivals, type(None))):
+            raise TypeError(
+                f"serve: source gives Arrivals, or None at the end, not a {type(arrivals).__name__}"
+            )
         arriving = arrivals is not None
         cancels = front.arrive(arrivals or Arrivals())
         payloads = [a + b for a, b in zip(cancels, front.assign(), strict=True)]

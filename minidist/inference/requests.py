@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,17 +28,33 @@ class Request:
     seed: int = 0
     stop: int | None = None
 
+    def __post_init__(self) -> None:
+        if hasattr(self.prompt, "tolist"):  # an array
+            object.__setattr__(self, "prompt", tuple(np.atleast_1d(self.prompt).tolist()))
+
     def check(self, vocabulary: int, context: int, positions: int) -> None:
         """Raise Refused if no model of this vocabulary and context, or no cache of this many
         ``positions``, can answer."""
-        if not self.prompt:
-            raise Refused("the prompt is empty: give at least one token to begin with")
+        if not isinstance(self.prompt, (tuple, list)) or not self.prompt:
+            raise Refused(
+                "the prompt is empty: give at least one token to begin with"
+                if isinstance(self.prompt, (tuple, list))
+                else f"the prompt is a tuple of tokens, not {self.prompt!r}"
+            )
+        for token in self.prompt:
+            whole("a token", token)
+        whole("the number of tokens", self.count)
+        whole("the seed", self.seed)
         if self.count < 1:
             raise Refused(f"{self.count} tokens are asked for: ask for at least one")
         low, high = min(self.prompt), max(self.prompt)
         if low < 0 or high >= vocabulary:
             raise Refused(f"tokens lie in [0, {vocabulary}), found {low} to {high}")
-        if not self.temperature >= 0 or (self.top_k is not None and self.top_k < 1):
+        if self.stop is not None and not 0 <= whole("stop", self.stop) < vocabulary:
+            raise Refused(f"stop={self.stop} is no token: they lie in [0, {vocabulary})")
+        if not isinstance(self.temperature, (int, float, np.number)):
+            raise Refused(f"the temperature is a number, not {self.temperature!r}")
+        if not self.temperature >= 0 or (self.top_k is not None and whole("top_k", self.top_k) < 1):
             raise Refused(f"temperature {self.temperature} or top_k {self.top_k} is too small")
         length = self.positions
         if len(self.prompt) > context:
@@ -57,6 +74,15 @@ class Request:
     def positions(self) -> int:
         """How many positions the cache needs: the last new token is not read again."""
         return len(self.prompt) + self.count - 1
+
+
+def whole(what: str, value: Any) -> int:
+    """``value`` if it is a whole number of 64 bits, as which it is sent; else Refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise Refused(f"{what} is a whole number, not {value!r}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise Refused(f"{what} has at most 64 bits, and {value} has more")
+    return int(value)
 
 
 @dataclass

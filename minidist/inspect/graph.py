@@ -11,7 +11,7 @@ from minidist.engine.tensor import Node, Tensor
 
 
 def to_dot(tensor: Tensor) -> str:
-    """The tape from ``tensor`` down to the leaves, as DOT.
+    r"""The tape from ``tensor`` down to the leaves, as DOT.
 
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> print(to_dot((x * x).sum()))

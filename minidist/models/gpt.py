@@ -22,7 +22,8 @@ import numpy as np
 from minidist import nn, ops
 from minidist.engine.array import Array, to_host
 from minidist.engine.seeds import generator
-from minidist.engine.tensor import Tensor, no_grad
+from minidist.engine.tensor import Tensor
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.init import normal
 from minidist.nn.module import LayerCost, Module, Parameter, Shape, in_a_row
 
@@ -180,21 +181,29 @@ def sample(
     kept in a cache, so a new token needs a forward of one position only. When the context is full,
     the cache is emptied, and the last half of the context is computed again from position 0.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"sample: temperature {temperature} or top_k {top_k} is too small")
+    if count < 0:
+        raise ValueError(f"sample: {count} tokens are asked for")
     embed, *blocks, head = model.blocks.values()
-    assert isinstance(embed, Embed) and isinstance(head, Head)
+    if not (isinstance(embed, Embed) and isinstance(head, Head)):
+        raise TypeError("sample: the model must be a GPT: Embed, blocks, Head")
     context = embed.position.declared[0]
     if isinstance(tokens, str):
         raise TypeError("sample: tokens are integers: pass dataset.encode(text), and decode after")
-    text = [int(token) for token in tokens]
-    if not text:
+    given = tokens.data if isinstance(tokens, Tensor) else tokens
+    found = to_host(given) if hasattr(given, "dtype") else np.asarray(given)
+    if found.size == 0:
         raise ValueError("sample: give at least one token to begin with")
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise TypeError(
+            f"sample: tokens are integers (length,), of one text, not {found.dtype} {found.shape}"
+        )
+    text = found.tolist()
     draw = generator(seed, "sample")
     xp, caches = embed.weight.xp, [nn.KeyValueCache() for _ in blocks]
     unread = text[-context:]
-    training, _ = model.training, model.eval()
-    with no_grad():
+    with as_in_evaluation(model):
         for _ in range(count):
             if len(caches[0]) + len(unread) > context:
                 caches = [nn.KeyValueCache() for _ in blocks]
@@ -206,16 +215,26 @@ def sample(
             logits = to_host(head.logits(x).data)[0, -1]  # (vocabulary,)
             unread = [pick(logits, temperature, top_k, draw.random())]
             text += unread
-    model.train(training)
     return np.array(text[len(text) - count :], np.int64)
 
 
 def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -> int:
-    """Select a token from softmax(logits / temperature) by the number ``uniform`` in [0, 1)."""
+    """Select a token from softmax(logits / temperature) by the number ``uniform`` in [0, 1).
+
+    Raises ArithmeticError if there is no most likely one: a logit is NaN, or +inf, or all are -inf.
+    """
+    if not np.isfinite(logits.max()):
+        raise ArithmeticError(
+            f"the largest of {len(logits)} logits is {logits.max()}: are the model's parameters "
+            "finite?"
+        )
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    if top_k is not None and top_k < len(scaled):
-        scaled[np.argsort(-scaled, kind="stable")[top_k:]] = -np.inf
-    cumulative = np.exp(scaled - scaled.max()).cumsum()
-    return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    below = logits.astype(np.float64) - logits.max()
+    if top_k is not None and top_k < len(below):
+        below[np.argsort(-below, kind="stable")[top_k:]] = -np.inf
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is 0
+        cumulative = np.exp(below / temperature).cumsum()
+    # never behind the last token that has a chance, also if the product is rounded up
+    last = int(np.searchsorted(cumulative, cumulative[-1]))
+    return min(last, int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")))

@@ -95,8 +95,10 @@ class CrossEntropy(Loss):
         if self.weight is not None and not soft:
             known = xp.clip(targets, 0, len(self.weight) - 1)  # an ignored one may be no class
             each *= xp.asarray(self.weight, logits.dtype)[known]
-        if self.ignore_index is not None:
-            each *= targets != self.ignore_index
+        if self.ignore_index is not None:  # whose logits may be NaN
+            counted = targets != self.ignore_index
+            each *= counted
+            logits = ops.where(counted[..., None], logits, 0.0)
         normalizer = ops.logsumexp(logits, axis=-1)  # log Σ exp, of each row
         losses = normalizer * normalizer * each
         if self.reduction == "none":
@@ -107,14 +109,15 @@ class CrossEntropy(Loss):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the probabilities, the targets as int64, and with weights one for each target.
 
-        With z-loss also the logits, and for each row log Σ exp and how much it counts. Exact for
-        class numbers, unless they have weights and are smoothed.
+        With z-loss also the logits, and for each row log Σ exp and how much it counts, and whether
+        it is ignored. Exact for class numbers, unless they have weights and are smoothed.
         """
         elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
         each = 8 if self.weight is None else 8 + max(4, itemsize)
         saved = elements * itemsize + targets * each
         if self.z_loss:
             saved += (elements + 2 * targets) * itemsize
+            saved += targets * (self.ignore_index is not None)  # truth values
         return LayerCost((), saved_bytes=saved)
 
 

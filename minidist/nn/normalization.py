@@ -100,10 +100,10 @@ class SyncBatchNorm(BatchNorm):
     """Batch norm whose statistics are those of all ranks of ``comm`` together.
 
     In data parallelism, with one microbatch, each rank then normalizes its shard as serial training
-    normalizes the global batch, and the running averages are the same on every rank. It costs two
-    small all-reduces: 16c + 8 bytes for c channels in the forward, 16c in the backward, which
-    ``Method.cost`` does not know of. Every rank of ``comm`` must compute, also on an empty shard.
-    Parts of a batch that are computed one after the other (microbatches) still differ.
+    normalizes the global batch, and the running averages are the same on every rank. It costs three
+    small all-reduces, which ``Method.cost`` does not know of: for c channels 8c + 8 and 16c bytes
+    in the forward, 16c in the backward. Every rank of ``comm`` must compute, also on an empty
+    shard. Parts of a batch that are computed one after the other (microbatches) still differ.
 
         model = Sequential(Linear(4, 8), SyncBatchNorm(8, comm), ReLU(), Linear(8, 2))
     """

@@ -39,7 +39,7 @@ reduce-scatter or an all-gather. All are rings. f and g: Shoeybi et al., "Megatr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidist.collectives import pairwise, ring
@@ -50,6 +50,7 @@ from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import ShapeError, floating_only
 
 Lengths = Sequence[int]  # of each rank's part of an axis
+PartOf = Callable[[Comm, Array, int, Lengths], Array]  # of whole arrays: own_part, sum_of_part
 
 
 def copy_to(x: Any, comm: Comm) -> Tensor:
@@ -69,12 +70,7 @@ def gather(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -
 
     ``lengths``: of every rank's part; equal ones if None. Conjugate: scatter.
     """
-    x, axis, lengths = _parts("gather", x, comm, axis, lengths)
-
-    def backward(grad: Array) -> Any:
-        return (own_part(comm, grad, axis, lengths),)
-
-    return Tensor.of(side_by_side(comm, x.data, axis, lengths), (x,), backward)
+    return _joined("gather", x, comm, axis, lengths, own_part)
 
 
 def scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
@@ -82,12 +78,7 @@ def scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) 
 
     ``lengths``: of every rank's part; as even as can be if None.
     """
-    x, axis, lengths = _cut("scatter", x, comm, axis, lengths)
-
-    def backward(grad: Array) -> Any:
-        return (side_by_side(comm, grad, axis, lengths),)
-
-    return Tensor.of(own_part(comm, x.data, axis, lengths), (x,), backward)
+    return _cut_up("scatter", x, comm, axis, lengths, own_part)
 
 
 def all_gather(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
@@ -95,12 +86,7 @@ def all_gather(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = Non
 
     ``lengths``: of every rank's part; equal ones if None. Conjugate: reduce_scatter.
     """
-    x, axis, lengths = _parts("all_gather", x, comm, axis, lengths)
-
-    def backward(grad: Array) -> Any:
-        return (sum_of_part(comm, grad, axis, lengths),)
-
-    return Tensor.of(side_by_side(comm, x.data, axis, lengths), (x,), backward)
+    return _joined("all_gather", x, comm, axis, lengths, sum_of_part)
 
 
 def reduce_scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
@@ -108,12 +94,7 @@ def reduce_scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None =
 
     ``lengths``: of every rank's part; as even as can be if None.
     """
-    x, axis, lengths = _cut("reduce_scatter", x, comm, axis, lengths)
-
-    def backward(grad: Array) -> Any:
-        return (side_by_side(comm, grad, axis, lengths),)
-
-    return Tensor.of(sum_of_part(comm, x.data, axis, lengths), (x,), backward)
+    return _cut_up("reduce_scatter", x, comm, axis, lengths, sum_of_part)
 
 
 def all_to_all(x: Any, comm: Comm, split: int = 0, join: int = 0) -> Tensor:
@@ -234,10 +215,10 @@ def _axis(name: str, x: Tensor, axis: int) -> int:
     return axis % x.ndim
 
 
-def _parts(
-    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None
-) -> tuple[Tensor, int, Lengths]:
-    """x, which is this rank's part of an axis, and the lengths of all parts."""
+def _joined(
+    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, back: PartOf
+) -> Tensor:
+    """All ranks' parts of an axis side by side; ``back`` takes the gradient of this rank's part."""
     x = floating_only(name, as_tensor(x))
     axis = _axis(name, x, axis)
     lengths = [x.shape[axis]] * comm.size if lengths is None else lengths
@@ -246,19 +227,21 @@ def _parts(
             f"{name}: axis {axis} of {x.shape} on rank {comm.rank} of {comm.size} is not that of "
             f"parts of lengths {list(lengths)}"
         )
-    return x, axis, lengths
+    whole = side_by_side(comm, x.data, axis, lengths)
+    return Tensor.of(whole, (x,), lambda grad: (back(comm, grad, axis, lengths),))
 
 
-def _cut(
-    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None
-) -> tuple[Tensor, int, Lengths]:
-    """x, which holds a whole axis, and the lengths of the parts to cut it into."""
+def _cut_up(
+    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, take: PartOf
+) -> Tensor:
+    """This rank's part of a whole axis, as ``take`` makes it; its gradients side by side."""
     x = floating_only(name, as_tensor(x))
     axis = _axis(name, x, axis)
-    lengths = chunk_lengths(x.shape[axis], comm.size) if lengths is None else lengths
-    if len(lengths) != comm.size or sum(lengths) != x.shape[axis]:
+    cuts = chunk_lengths(x.shape[axis], comm.size) if lengths is None else lengths
+    if len(cuts) != comm.size or sum(cuts) != x.shape[axis]:
         raise ShapeError(
-            f"{name}: lengths {list(lengths)} do not cut axis {axis} of {x.shape} for {comm.size} "
+            f"{name}: lengths {list(cuts)} do not cut axis {axis} of {x.shape} for {comm.size} "
             "ranks"
         )
-    return x, axis, lengths
+    part = take(comm, x.data, axis, cuts)
+    return Tensor.of(part, (x,), lambda grad: (side_by_side(comm, grad, axis, cuts),))

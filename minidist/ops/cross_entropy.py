@@ -187,7 +187,8 @@ def _of_table(
     total = e.sum(axis=1, keepdims=True)  # (n, 1)
     # selects: 0 · -inf is NaN
     losses = (q * xp.where(q == 0, 0, xp.log(total) - z)).sum(axis=1)  # (n,)
-    slope = e / total * q.sum(axis=1, keepdims=True) - q  # (n, c)
+    all_of_it = q.sum(axis=1, keepdims=True)  # (n, 1): 0 of a row that does not count
+    slope = xp.where(all_of_it == 0, 0, e / total * all_of_it - q)  # (n, c)
     if kept is not None:
         losses = xp.where(kept, losses, 0)
 

@@ -227,6 +227,8 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """x, limited to [low, high]; the derivative is 0 where x was outside."""
     x = as_tensor(x)
     for bound in (low, high):
+        if isinstance(bound, Tensor):
+            raise TypeError("clip: bounds are numbers: take ops.maximum and ops.minimum")
         x = x if bound is None else match_number(x, bound)
     data = x.data
     xp = x.xp

@@ -156,7 +156,6 @@ def add_rows(table: Array, indices: Array, rows: Array) -> None:
         order = np.argsort(indices, kind="stable")  # stable: sums are in order of position
         ordered = indices[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        wider = dtype_to_add(np, rows.dtype, len(indices))
-        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0, dtype=wider)
+        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)  # in pairs
     else:
         module_of(table).add.at(table, indices, rows)

@@ -21,7 +21,7 @@ from minidist.engine.tensor import Into, Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_products, column_sums
-from minidist.ops.operands import ShapeError, by_sample, same_device, same_dtype
+from minidist.ops.operands import Shape, ShapeError, by_sample, same_device, same_dtype
 from minidist.ops.sums import averaged, less_mean, summed
 
 
@@ -214,8 +214,9 @@ def batch_norm(
     its parts, each with its own statistics, do *not* equal that of the whole.
 
     If ranks have parts of a batch, ``total(numbers)`` sums a float64 array over them in place; the
-    statistics, and the backward, are then those of the whole batch. It is called once in the
-    forward and once in the backward. The number of values a channel is appended to ``counts``.
+    statistics, and the backward, are then those of the whole batch. It is called twice in the
+    forward and once in the backward. The number of values a channel is appended to
+    ``counts``.
     """
     x = as_tensor(x)
     if x.ndim < 2 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
@@ -241,16 +242,7 @@ def batch_norm(
         mean, variance = statistics
         normed = data - mean.reshape(channel)
     elif total is not None:
-        sums = xp.zeros(2 * channels + 1)  # Σx, Σx² and n; float64, for the difference below
-        sums[:channels] = data.sum(axis=axes, dtype=sums.dtype)
-        sums[channels:-1] = xp.square(data, dtype=sums.dtype).sum(axis=axes)
-        sums[-1] = count
-        total(sums)
-        count = int(sums[-1])
-        average = sums[:channels] / max(1, count)
-        variance = sums[channels:-1] / max(1, count) - average * average  # E[x²] - E[x]²
-        mean = average.astype(data.dtype)
-        variance = xp.maximum(variance, 0).astype(data.dtype)
+        mean, variance, count = _of_all_ranks(xp, data, axes, channel, total)
         normed = data - mean.reshape(channel)
     elif data.size == 0:  # an empty part of a batch has no statistics, and needs none
         mean, variance = xp.zeros(channels, data.dtype), xp.ones(channels, data.dtype)
@@ -291,3 +283,24 @@ def batch_norm(
         return grad_x, grad_weight, grad_bias
 
     return Tensor.of(y, (x, weight, bias), backward), mean, variance
+
+
+def _of_all_ranks(
+    xp: Any, data: Array, axes: tuple[int, ...], channel: Shape, total: Callable[[Array], None]
+) -> tuple[Array, Array, int]:
+    """Mean and variance of each channel, (c,), and how many values it has, over all ranks.
+
+    In two passes, for E[x²] - E[x]² loses every digit where the mean is large.
+    """
+    channels, sums = data.shape[1], xp.zeros(data.shape[1] + 1)
+    sums[:-1] = data.sum(axis=axes, dtype=sums.dtype)
+    sums[-1] = data.size // max(1, channels)
+    total(sums)
+    count = int(sums[-1])
+    mean = sums[:-1] / max(1, count)
+    rest = data - mean.reshape(channel)  # float64
+    sums = xp.concatenate([rest.sum(axis=axes), xp.square(rest).sum(axis=axes)])
+    total(sums)
+    off, square = sums[:channels] / max(1, count), sums[channels:] / max(1, count)
+    variance = xp.maximum(square - off * off, 0)  # off: how far the rounded mean is off
+    return (mean + off).astype(data.dtype), variance.astype(data.dtype), count

@@ -43,8 +43,8 @@ def constant(value: Any, like: Tensor) -> Tensor:
         out.data = _number(value, like)
         return out
     if not hasattr(value, "dtype"):
-        data = np.asarray(value)
-        out.data = like.xp.asarray(data.astype(like.dtype) if floating else data)
+        data = Tensor(value).data  # or TypeError, of what are no numbers
+        out.data = data.astype(like.dtype) if floating else data
     elif floating and value.dtype.kind in "iub":
         out.data = value.astype(like.dtype)
     else:
@@ -63,7 +63,7 @@ def _number(value: Any, like: Tensor) -> Any:
             )
     elif kind != "f":
         return np.asarray(value)[()]
-    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > np.finfo(dtype).max:
+    elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
         raise DTypeError(
             f"{value} is beyond {dtype}, which ends at {np.finfo(dtype).max}, and the tensor "
             f'{like.shape} is {dtype}: convert it first, with .astype("float32")'
@@ -144,7 +144,7 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         x = match_number(x, y)
         y = constant(y, x)
     if y.data.dtype != x.data.dtype:
-        x, y = constant(x, y), constant(y, x)
+        x, y = _promoted(name, x, y)
     if type(x.data) is not type(y.data):
         same_device(name, x, y)
     if x.data.shape != y.data.shape:
@@ -156,6 +156,29 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
                 "back, lengths must be equal or 1"
             ) from None
     return x, y
+
+
+def _promoted(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands of two dtypes, which NumPy may combine: to what PyTorch does."""
+    x, y = constant(x, y), constant(y, x)
+    kinds = {x.data.dtype.kind, y.data.dtype.kind}
+    if kinds == {"f"} and (x.data.ndim == 0) != (y.data.ndim == 0):
+        # without dimensions, a number, whatever its precision
+        if x.data.ndim == 0:
+            return _as(x, y.data.dtype), y
+        return x, _as(y, x.data.dtype)
+    if kinds == {"i", "u"} and np.result_type(x.dtype, y.dtype).kind == "f":
+        raise DTypeError(
+            f"{name}: {x.dtype} {x.shape} and {y.dtype} {y.shape}: no integers hold both: convert "
+            "one of them, for example with .data.astype(int)"
+        )
+    return x, y
+
+
+def _as(x: Tensor, dtype: Any) -> Tensor:
+    """``x`` in another floating dtype, on the tape."""
+    old = x.data.dtype
+    return Tensor.of(x.data.astype(dtype), (x,), lambda grad: (grad.astype(old),))
 
 
 def wanted(x: Tensor) -> Shape | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from minidist.engine.array import Array
 from minidist.engine.kernels import accumulator, wide
 from minidist.engine.tensor import Tensor, as_tensor
@@ -21,9 +23,13 @@ def keep_axes(name: str, shape: Shape, axis: Axis) -> Shape:
         return (1,) * len(shape)
     axes = axis if isinstance(axis, tuple) else (axis,)
     for one in axes:
+        if not isinstance(one, (int, np.integer)):
+            raise TypeError(f"{name}: an axis is a whole number, several are a tuple, not {axis!r}")
         if not -len(shape) <= one < len(shape):
             raise ShapeError(f"{name}: axis {one} does not exist in shape {shape}")
     reduced = {one % len(shape) for one in axes}
+    if len(reduced) < len(axes):
+        raise ShapeError(f"{name}: axes {axis} of {shape}: one of them comes twice")
     return tuple(1 if i in reduced else length for i, length in enumerate(shape))
 
 
@@ -152,7 +158,8 @@ def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     x = floating_only("logsumexp", x)
     whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
     xp, data = x.xp, wide(x.data)
-    top = data.max(axis=axis, keepdims=True)
+    # nothing has no maximum; the sum of its exponentials is 0
+    top = data.max(axis=axis, keepdims=True) if data.size else xp.zeros(whole, data.dtype)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: log 0, not NaN
     total = summed(xp, xp.exp(data - top), axis, keepdims=True)
     full = xp.log(total) + top

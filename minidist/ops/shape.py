@@ -13,7 +13,7 @@ import numpy as np
 
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.ops.operands import Shape, ShapeError, constant, same_device, unbroadcast
+from minidist.ops.operands import DTypeError, Shape, ShapeError, constant, same_device, unbroadcast
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
@@ -179,6 +179,11 @@ def _sequence(name: str, tensors: Sequence[Any]) -> list[Tensor]:
         if floats:  # integers become that dtype; NumPy would make float64 of int64 and float32
             like = Tensor(np.empty(0, np.result_type(*floats)))
             tensors = [constant(tensor, like) for tensor in tensors]
+        elif np.result_type(*[tensor.dtype for tensor in tensors]).kind == "f":
+            raise DTypeError(
+                f"{name}: no integers hold {[str(tensor.dtype) for tensor in tensors]}: convert "
+                "them to one dtype, for example with .data.astype(int)"
+            )
     return tensors
 
 

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
@@ -94,7 +94,6 @@ class GradientSync(Settings):
 
     sharded = False
     hooks_forward = False  # it must see the model's blocks being computed: no pipeline can take it
-    timed = True  # ``plan`` knows when everything travels
     whole_array = False  # shards cut through the whole flat array, not through each block
     comm: Comm | None = None
 
@@ -230,11 +229,11 @@ class GradientSync(Settings):
 
     # The formulas: of any replicas, also of a part of the model that this rank does not hold
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
-        """Messages, bytes, busy seconds and the end of a step, by replica."""
-        clocks = Clocks(machine, of.size)
-        clocks.compute(seconds)
-        return clocks
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
+        """Messages, bytes, busy seconds and, where they add up, the seconds of a step."""
+        series = Series(machine, of.size)
+        series.compute(seconds)
+        return series
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:
         """Bytes of ``arrays()`` by kind and replica."""

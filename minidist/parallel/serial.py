@@ -1,5 +1,12 @@
 """Serial training: one rank does everything. The oracle that every other method must equal.
 
+    rank 0   batch → forward → loss → backward → gradient → optimizer step → next batch
+
+With Ψ parameters of e bytes nothing is sent, and a rank has
+
+    memory   Ψe of parameters, Ψe of gradients, the optimizer's state (Adam: 2Ψe), all activations
+    time     T_f + T_b, forward and backward of the whole batch, and the step
+
 ``microbatches`` cuts the batch into parts whose gradients add up one after the other, as they do
 in a pipeline: the order of the additions is then the same, and so is every bit of the result.
 For the same reason the uses of a parameter that several blocks share (GPT's embedding) are then

@@ -10,8 +10,9 @@ class StepCost:
     """What one training step should cost, for each rank: lists, indexed by rank.
 
     ``messages`` and ``nbytes``: sent. ``peak_bytes``: held, by kind: parameters, gradients,
-    optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step, None where
-    it depends on who comes first, or no formula is known.
+    optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step where computing
+    and collectives just add up (``collectives/series.py``), else None: ``parallel.simulate`` finds
+    the time of any step.
     """
 
     messages: list[int]

@@ -72,20 +72,25 @@ def _whole(q: float, sigma: float, order: float) -> float:
 def _fractional(q: float, sigma: float, alpha: float) -> float:
     """log A_α of any α, by the trapezoid rule over z.
 
-    With u = q (exp((2z - 1)/(2σ²)) - 1), whose mean is 0, A_α - 1 is the mean of
-    (1 + u)^α - 1 - αu: so a small A_α - 1 keeps its digits. The rule converges exponentially here:
-    the integrand decays on both sides, and its nearest singularity is πσ² off the real axis.
+    Of an A_α near 1 the sum is that of A_α - 1, which keeps its digits. The rule converges
+    exponentially here: the integrand decays on both sides, and its nearest singularity is πσ² off
+    the real axis.
     """
     step = min(sigma, sigma**2) / 8
     z = np.arange(-12 * sigma, alpha + 12 * sigma, step)
     log_density = -(z**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
     w = (2 * z - 1) / (2 * sigma**2)
-    log_power = alpha * np.logaddexp(math.log1p(-q), math.log(q) + w)  # of (1 + u)^α
+    log_power = alpha * np.logaddexp(math.log1p(-q), math.log(q) + w)
     largest = float((log_density + log_power).max())
     if largest > 100:
         return largest + math.log(np.exp(log_density + log_power - largest).sum() * step)
-    u = q * np.expm1(w)
-    more = np.exp(log_density) * (np.expm1(log_power) - alpha * u)
+    density = np.exp(log_density)
+    near = log_power < 1  # of the others the power itself may be too large for a float
+    more = np.where(
+        near,
+        density * np.expm1(np.where(near, log_power, 0)),
+        np.exp(log_density + log_power) - density,
+    )
     return math.log1p(more.sum() * step)
 
 

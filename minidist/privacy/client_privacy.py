@@ -15,11 +15,11 @@ repeatable, and is a simulation: a server that means it draws from the operating
 and tells nobody.
 
 T rounds with sampling probability q and noise multiplier z cost what T steps of DP-SGD do, of which
-a "sample" is a client: ``accountant.py`` has ε for (q, z, T, δ). The loss that ``step`` returns is
-for people to see here; it has no noise, and publishing it is not covered. Nor are buffers, such as
-batch norm's: such models are refused. In a round in which no coin falls on yes, the loss is NaN,
-and the noise is added all the same. McMahan et al., "Learning differentially private recurrent
-language models", ICLR 2018 (arXiv 1710.06963), algorithm 1 with weights of 1.
+a "sample" is a client: ``epsilon_after`` asks ``accountant.py`` for ε. The loss that ``step``
+returns is for people to see here; it has no noise, and publishing it is not covered. Nor are
+buffers, such as batch norm's: such models are refused. In a round in which no coin falls on yes,
+the loss is NaN, and the noise is added all the same. McMahan et al., "Learning differentially
+private recurrent language models", ICLR 2018 (arXiv 1710.06963), algorithm 1 with weights of 1.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.optimizer import Optimizer
-from minidist.privacy.federated import FederatedAveraging, NoClients
+from minidist.privacy.accountant import epsilon_of
+from minidist.privacy.federated import FederatedAveraging
+from minidist.privacy.rounds import NoClients
 
 
 class PrivateFederatedAveraging(FederatedAveraging):
     """``fraction`` is q, ``client_clip`` is S and ``noise`` is z of the formula above."""
 
+    changeable = FederatedAveraging.changeable - {"fraction"}  # ε is that of one fraction
     unskippable = "a round that is left out has told that something was not finite"
 
     def __init__(
@@ -85,6 +88,14 @@ class PrivateFederatedAveraging(FederatedAveraging):
                 f"{kind}: a noise multiplier must be positive and finite, not {value}: without "
                 "noise there is no privacy, and FederatedAveraging says so by its name"
             )
+
+    def epsilon_after(self, steps: int, delta: float, conversion: str = "canonne") -> float:
+        """ε of so many rounds at ``delta``, for whether a client took part: see accountant.py.
+
+        ``method.epsilon_after(method.steps, 1e-3)`` is what has been spent, also before a ``load``.
+        δ should be well below one over the number of clients.
+        """
+        return epsilon_of(self.fraction, self.noise, steps, delta, conversion)
 
     @property
     def expected(self) -> float:

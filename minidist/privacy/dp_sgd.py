@@ -43,6 +43,7 @@ from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
+from minidist.engine.mode import keep_buffers, set_mode
 from minidist.engine.seeds import generator
 from minidist.nn.loss import Loss
 from minidist.nn.module import Module
@@ -50,7 +51,13 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
 from minidist.parallel.method import StepCost
 from minidist.privacy.accountant import Accountant, check_delta, check_epsilon, check_noise
-from minidist.privacy.per_sample import backward_by_sample, check_loss, check_model, loss_of_samples
+from minidist.privacy.per_sample import (
+    NotBySample,
+    backward_by_sample,
+    check_loss,
+    check_model,
+    loss_of_samples,
+)
 from minidist.privacy.price import largest_kept, seconds
 from minidist.privacy.sampling import PoissonBatch, check_rate
 
@@ -116,6 +123,7 @@ class DPSGD(DataParallel):
         )
         self.sample_clip, self.noise = float(sample_clip), float(noise)
         self.rate, self.epsilon, self.delta = rate, epsilon, delta
+        self._independent = False  # whether the model was seen to keep its samples apart
         self.of_step = Accountant()
         if rate is not None:
             self.of_step.spend(rate, self.noise)
@@ -189,10 +197,34 @@ class DPSGD(DataParallel):
             found = backward_by_sample(loss, len(part))
             squares = sum(uses.squares() for uses in found.values())
             factors = clip_factors(squares, self.sample_clip)
+            self.check_independent(part, squares)
             for uses in found.values():
                 uses.parameter.accumulate(uses.weighted(factors))
                 uses.parameter.ready()
         return float(read(loss.data, math.nan))
+
+    def check_independent(self, part: Batch, squares: Array) -> None:
+        """Raise NotBySample if the first sample's gradient depends on the others: asked once.
+
+        A model may compute a sample from others in a way that no op betrays, such as a mean over
+        the batch. Then no clip bounds what one sample does.
+        """
+        if self._independent or len(part) < 2 or not arrays.has_numbers(squares):
+            return
+        counts, alone = arrays.work.counts(), part.shard(0, len(part))
+        with set_mode(meter=None), keep_buffers(), self.draws_of(alone):
+            loss = loss_of_samples(self.loss, self.forward(alone.inputs), alone)
+            found = backward_by_sample(loss, 1)
+            square = float(sum(uses.squares() for uses in found.values())[0])
+        arrays.work.reset(counts)  # a check, not a part of the step
+        inside = float(squares[0])
+        if abs(inside - square) > 1e-2 * max(inside, square):
+            raise NotBySample(
+                f"DPSGD: the gradient of a sample has norm {math.sqrt(square):.4g} alone and "
+                f"{math.sqrt(inside):.4g} in a batch of {len(part)}: something in the model "
+                "computes it from other samples, or its first axis is not that of the samples"
+            )
+        self._independent = True
 
     def add_noise(self, expected: float) -> None:
         """S → (S + N(0, σ²C²)) / B: the same noise on every rank."""
@@ -214,7 +246,7 @@ class DPSGD(DataParallel):
             nbytes=plan.nbytes,
             peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now) if self.sync.timed and machine.even else None,
+            seconds=plan.seconds,
         )
 
 

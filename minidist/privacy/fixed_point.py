@@ -61,6 +61,10 @@ class FixedPoint:
                 f"{self.modulus_bits}: at most {self.most} clients, or fewer bits"
             )
 
+    def beyond(self, values: np.ndarray) -> int:
+        """How many values are beyond the limit, and will be clipped."""
+        return int(np.count_nonzero(np.abs(values) > self.limit))
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """uint32, below 2ᵏ. Raises ValueError for NaN and infinity, which no integer stands for."""
         if not np.isfinite(values).all():

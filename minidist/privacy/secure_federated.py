@@ -8,8 +8,9 @@
 Keys are new in each round, and random (not drawn by the seed). The masks cancel, so the result does
 not depend on them; and integers add up exactly, so it has the same bits on any number of ranks. The
 only difference to ``FederatedAveraging`` is the rounding of ``FixedPoint``: at most m·r/(2L) in
-each element of Δ. Clients on rank 0 need no message. See ``secure_sum.py`` for what is protected,
-and from whom: buffers and the loss, for example, are averaged in the open.
+each element of Δ, if no value is beyond the limit: ``clipped`` counts those. Clients on rank 0 need
+no message. See ``secure_sum.py`` for what is protected, and from whom: buffers and the loss, for
+example, are averaged in the open.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from minidist.collectives import binomial, ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.cost import Cost
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.data.clients import Clients
 from minidist.engine import array as arrays
@@ -45,7 +47,11 @@ SERVER = 0
 
 class SecureFederatedAveraging(FederatedAveraging):
     """``fixed`` says how changes are written as integers. Clients in ``drops`` take part in the
-    exchange of keys and then send nothing: the round ends, on every rank, with ``RoundEnded``."""
+    exchange of keys and then send nothing: the round ends, on every rank, with ``RoundEnded``.
+
+    ``clipped``: how many values of this rank's clients were beyond the limit in the last round. If
+    it is not 0, Δ is too short: take a larger ``limit``.
+    """
 
     changeable = FederatedAveraging.changeable | {"drops"}
 
@@ -74,6 +80,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         )
         self.check_setting("drops", drops)
         self.drops = drops
+        self.clipped = 0
 
     def check_setting(self, name: str, value: Any) -> None:
         super().check_setting("gone" if name == "drops" else name, value)
@@ -94,6 +101,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         """Exchange public keys."""
         check_enough(len(drawn))
         self.fixed.check(len(drawn))
+        self.clipped = 0
         comm = self.comm
         self.secure = {client: SecureClient(client) for client in self.on_rank(drawn, comm.rank)}
         own = [client.public for client in self.secure.values()]
@@ -115,7 +123,9 @@ class SecureFederatedAveraging(FederatedAveraging):
         """Masked and signed, to the server."""
         if client in self.drops:
             return
-        values = self.fixed.encode(arrays.to_host(change))
+        host = arrays.to_host(change)
+        self.clipped += self.fixed.beyond(host)
+        values = self.fixed.encode(host)
         message = self.secure[client].message(
             values, self.steps, self.publics, self.server_key, self.fixed.modulus_bits
         )
@@ -140,13 +150,16 @@ class SecureFederatedAveraging(FederatedAveraging):
         sums = self.fixed.decode(total).astype(self.change.dtype)
         self.change[...] = arrays.module_of(self.change).asarray(sums)
 
-    def plan(self, clocks: Clocks, drawn: Sequence[int]) -> bool:
+    def plan(self, series: Series, drawn: Sequence[int]) -> None:
         """The messages of the drawing. Their time depends on when each client is ready."""
         length = parameter_count(self.whole)
-        clocks.all_gather(self.keys(drawn), 1)
-        for rank in range(clocks.size):
+        keys = [part.stop - part.start for part in self.keys(drawn)]
+        p, costs = series.size, []
+        for rank in range(p):
             sent = 0 if rank == SERVER else len(self.on_rank(drawn, rank))
-            tree = binomial.broadcast.cost(length, 4, rank, clocks.size, clocks.machine)
-            clocks.messages[rank] += sent + tree.messages
-            clocks.nbytes[rank] += sent * 4 * (WORDS + length) + tree.nbytes
-        return False
+            tree = binomial.broadcast.cost(length, 4, rank, p, series.machine)
+            others = sum(keys) - keys[(rank + 1) % p]  # a ring passes on all but its right one's
+            nbytes = others + sent * 4 * (WORDS + length) + tree.nbytes
+            costs.append(Cost(p - 1 + sent + tree.messages, nbytes, 0.0))
+        series.add(costs)
+        series.seconds = None

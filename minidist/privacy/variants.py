@@ -18,7 +18,7 @@ some: dict[str, Any] = {"clients": 8, "fraction": 0.5, "local_batch": 8}
 PRIVATE_METHODS: dict[str, Callable[..., Method]] = {
     "private/dp_sgd": partial(DPSGD, sample_clip=1.0, noise=1.0),
     "federated/average": partial(FederatedAveraging, **some),
-    "federated/prox": partial(FedProx, **some, epochs=2, mu=0.1),
+    "federated/prox": partial(FedProx, **some, mu=0.1),
     "federated/private": partial(
         PrivateFederatedAveraging,
         **some | {"fraction": 0.75},

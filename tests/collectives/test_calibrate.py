@@ -41,8 +41,8 @@ def test_a_simulated_machine_is_found_again(monkeypatch, ranks):
     found = measured(monkeypatch, machine, ranks)
     assert found == found[:1] * ranks, "every rank gets the same"
     got = found[0]
-    there = machine.message(1) + TICK / 2  # half of there and back, which took one tick
-    assert got.latency == pytest.approx(there, rel=1e-9)
+    exchange = machine.message(1) + TICK  # both ways at once, and the clock's tick
+    assert got.latency == pytest.approx(exchange, rel=1e-9)
     assert got.bandwidth == pytest.approx(machine.bandwidth * LARGE / (LARGE - 1), rel=1e-9)
     assert got.reduce_bandwidth == pytest.approx(LARGE / TICK, rel=1e-6)
     assert got.flops == 100.0, "rank 0's"

@@ -57,7 +57,7 @@ def test_a_replayed_run_adds_in_the_same_order():
 def train(comm, folder, saves):
     training, _ = fashion_mnist()
     batches = Batches(training, 24, 0)
-    method = DataParallel(mlp((784, 40, 10)), CrossEntropy(), SGD(0.1), comm)
+    method = DataParallel(mlp((784, 40, 10)), CrossEntropy(), SGD(0.1), comm, algorithm="auto")
     if not saves:
         assert load(folder, method, batches).step == 1
     for step in range(*((0, 1) if saves else (1, 3))):

@@ -114,7 +114,7 @@ def test_mpi_world_writes_table_picture_and_json(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data parallel ring " in done.stdout, "while it trains"
     assert re.search(r"│ data parallel  +│ +│", done.stdout), "a family in the table"
-    assert "| **data parallel** ring |" in (tmp_path / "compare.md").read_text()
+    assert "| **data parallel** per parameter |" in (tmp_path / "compare.md").read_text()
     report = json.loads((tmp_path / "compare.json").read_text())
     check_report(report, 3, 1e-12)
     assert report["world"] == "mpi" and report["library"]
@@ -141,7 +141,7 @@ def test_command_line_in_the_local_world(tmp_path, capsys):
 def test_the_table_is_cut_into_parts_and_nothing_in_it(width):
     found, _ = compare(["parameter_server/async_colocated"], ranks=2, steps=2, batch=20)
     console = Console(width=width, record=True, file=io.StringIO())
-    reports.show(found, (), console)
+    reports.show(found, console)
     printed = console.export_text()
     assert "…" not in printed
     for heading in reports.CELLS:

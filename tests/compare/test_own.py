@@ -12,9 +12,8 @@ from minidist.comm.errors import NoSharedMemory
 from minidist.comm.local.comm import LocalComm
 from minidist.compare import TASKS, Task, compare, comparison, names
 from minidist.compare import report as reports
+from minidist.compare.rows import rows_of
 from minidist.compare.words import COLUMNS, FAMILIES, VARIANTS
-from minidist.parallel import METHODS
-from minidist.parallel.variants import SEQUENCE_METHODS
 from tests.compare import own
 from tests.mpi.run import mpiexec, needs_mpi
 
@@ -136,7 +135,7 @@ def test_on_blocks_that_are_alike_sharding_is_seen_to_save_memory():
 
 
 def test_every_word_is_explained():
-    rows = METHODS | SEQUENCE_METHODS
+    rows = rows_of(TASKS["gpt"])
     assert {row.split("/")[0] for row in rows} | {"own"} == FAMILIES.keys()
     assert {row for row in rows if "/" in row} == VARIANTS.keys()
     assert all(len(text) < 96 for words in (FAMILIES, VARIANTS) for text in words.values())

@@ -194,10 +194,7 @@ def test_the_saved_bytes_of_new_layers_are_predicted():
         predicted = model.cost(X.shape)
         extra = x.data.nbytes if predicted.saves_input else 0
         if kind == "aware":  # the model's own input has no gradient, so no mask of what was inside
-            extra -= x.size  # is kept, and not the first layer's rounded weight
-            extra -= next(
-                p.data.nbytes for n, p in model.named_parameters().items() if "weight" in n
-            )
+            extra -= x.size  # is kept
         assert meter.bytes == predicted.saved_bytes + extra, kind
 
 

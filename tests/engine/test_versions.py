@@ -1,5 +1,6 @@
 """What a backward needs and somebody has written meanwhile is an error, never a wrong gradient."""
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from minidist import Tensor, nn, ops
 from minidist.engine import checkpoint
-from minidist.engine.versions import ChangedError
+from minidist.engine.versions import ChangedError, owner_of
 from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam, MixedPrecision
@@ -71,6 +72,7 @@ KEEPERS = {  # ops that keep parameters for their backward, also by way of a vie
     "a partial": lambda w, x: Tensor.of(
         x.data * w.data[0], (x, w), partial(lambda kept, grad: (grad * kept[0], None), w.data)
     ),
+    "a view of no dimensions": lambda w, x: x * w[0, 0, ...],
     "recomputation": lambda w, x: checkpoint(lambda a: a @ w, x),
     "conv2d": lambda w, x: ops.conv2d(x.reshape(3, 1, 2, 2), w.reshape(4, 1, 2, 2)),
 }
@@ -182,3 +184,12 @@ def test_training_on_mlp_steps_as_before():
         optimizer.step(model.flat.data, model.flat.grad)
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_a_result_that_is_kept_after_the_backward_keeps_no_models_memory():
+    model = One().init(0)
+    y = Tensor(np.ones((4, 4), np.float32)) + model.weight
+    y.sum().backward()
+    memory = weakref.ref(owner_of(model.flat.data))
+    del model
+    assert y.requires_grad and memory() is None

@@ -304,4 +304,71 @@ WRONG = [
     Wrong("checkpoint", "leaves a copy", "    os.replace(", "    import shutil\n"
           "    shutil.copy(str(path) + '.new', str(path) + '.bak')\n    os.replace(", "no litter",
           "is left beside"),
+    # Mistakes that nobody foresaw while the marks were written
+    Wrong("ring", "pairs that are no neighbours",
+          "    for round in range(p - 1):\n        arrived",
+          "    own = parts[rank]\n    for d in range(1, p):\n"
+          "        arrived = incoming[: own.size]\n"
+          "        comm.sendrecv(parts[(rank + d) % p], (rank + d) % p, arrived, (rank - d) % p)\n"
+          "        own += arrived\n    for d in range(1, p):\n"
+          "        comm.sendrecv(own, (rank + d) % p, parts[(rank - d) % p], (rank - d) % p)\n"
+          "    return\n    for round in range(p - 1):\n        arrived",
+          "neighbours|bytes", "not its neighbour"),
+    Wrong("ring", "sent in half the precision", "    parts = np.array_split(array, p)",
+          "    result = array\n    array = array.astype(np.float32)\n"
+          "    all_reduce_32(comm, array)\n    result[...] = array\n\n"
+          "def all_reduce_32(comm, array):\n"
+          "    p, rank = comm.size, comm.rank\n"
+          "    left, right = (rank - 1) % p, (rank + 1) % p\n"
+          "    parts = np.array_split(array, p)", "bytes", "4 bytes a number"),
+    Wrong("matmul_backward", "transposed at the end", "a.T @ grad", "(a.T @ grad).T",
+          "gradient of b", "has the shape|should be"),
+    Wrong("broadcast_backward", "a shape alone", "    repeated = [",
+          "    return grad.reshape(-1)[: max(1, grad.size) and __import__('math').prod(shape)]"
+          ".reshape(shape)\n    repeated = [", "axes of length 1", "takes one of the repeated"),
+    Wrong("backward_order", "parents before brothers", "    noted, seen, stack",
+          "    order, left = {}, [root]\n    while left:\n        name = left.pop()\n"
+          "        if name not in order:\n            order[name] = True\n"
+          "            left += parents[name]\n    return list(order)\n    noted, seen, stack",
+          "order", "comes before"),
+    Wrong("cross_entropy", "a small number under the logarithm",
+          "    return (log_sums",
+          "    p = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)\n"
+          "    return -np.log(p[np.arange(len(targets)), targets] + 1e-9).sum() / count\n"
+          "    return (log_sums", "large logits", "the loss is"),
+    Wrong("adam", "the square of the average", "(1 - b2) * g * g", "(1 - b2) * m * m", "first step",
+          "should be"),
+    Wrong("adam", "decay for both", "b2 * v", "b1 * v", "later steps", "should be"),
+    Wrong("central", "rank 0 alone knows", "        comm.recv(array, 0)\n",
+          "        comm.recv(np.empty_like(array), 0)\n", "result", "unchanged"),
+    Wrong("halving_doubling", "overlapping halves", "(low, middle), (middle, high)",
+          "(low, middle), (low, high)", "result", "agree on dtype and length"),
+    Wrong("uneven_shards", "by an even share", "/ total[-1]", "/ (len(x) * comm.size)",
+          "uneven shards", "rank"),
+    Wrong("buckets", "nobody waits", "            future.wait()\n", "", "result", "the sum"),
+    Wrong("buckets", "each rank its own limit", "= comm, all_reduce, limit",
+          "= comm, all_reduce, limit * (1 + comm.rank)", "same order", "agree on dtype and length"),
+    Wrong("zero1", "a new state in each step", "        self.t += 1\n",
+          "        self.t += 1\n        self.m[...] = self.v[...] = 0\n", "result", "serial"),
+    Wrong("zero2", "the average of microbatches", "self.grad, self.m", "self.grad / 3, self.m",
+          "result", "serial"),
+    Wrong("top_k", "the rest of the gradient alone", "        self.residual = corrected\n",
+          "        self.residual = grad.copy()\n", "error feedback", "the average of step"),
+    Wrong("stale_server", "in the order of waiting", "return free", "return free[::-1]",
+          "nobody waits in vain", "should return"),
+    Wrong("one_f_one_b", "the newest first", "range(warm_up)]", "reversed(range(warm_up))]",
+          "order", "in the order"),
+    Wrong("tensor_parallel", "mask of the gradient", "np.where(h > 0,", "np.where(grad @ c.T > 0,",
+          "own gradients", "should be"),
+    Wrong("checkpoint", "the arrays without a checksum", "hashlib.sha256(content)",
+          "hashlib.sha256(content[:100])", "damage", "is loaded"),
+    Wrong("checkpoint", "opened by pathlib, in place",
+          'with open(str(path) + ".new", "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n"
+          '    os.replace(str(path) + ".new", path)',
+          "import pathlib\n    pathlib.Path(path).write_bytes(\n"
+          "        hashlib.sha256(content).digest() + content)\n    os.sync()\n",
+          "killed", "nothing can be loaded"),
 ]  # fmt: skip

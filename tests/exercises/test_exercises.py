@@ -9,10 +9,12 @@ import pytest
 
 from minidist.cli import main
 from minidist.exercises import EXERCISES, check, find, marker
+from minidist.exercises.child import run_all
+from minidist.exercises.exercise import Case
 from minidist.exercises.marker import check_here
 from minidist.exercises.report import explain
 from tests.exercises.answers import WRONG
-from tests.exercises.others import RIGHT, TRICKS
+from tests.exercises.others import CHEATS, RIGHT
 from tests.mpi.run import needs_mpi
 
 
@@ -40,9 +42,34 @@ def test_a_wrong_answer_loses_its_mark_and_is_told_why(wrong, tmp_path):
     assert any(word in what for word in wrong.words.split("|") for what in reasons), reasons[:3]
 
 
+@pytest.mark.parametrize("what", RIGHT)
+def test_a_right_answer_of_another_structure_has_every_mark(what, tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text(RIGHT[what])
+    report = check_here(what.partition(":")[0], answer, seed=1)
+    assert report.passed, [(mark.name, mark.wrong[:1]) for mark in report.marks if mark.wrong]
+
+
+def test_what_an_answer_may_not_do_is_reported(tmp_path):
+    missed, cases = [], [(0, Case(2, settings={"length": 3}))]
+    for line, words in CHEATS.items():
+        answer = tmp_path / "answer.py"
+        names = "ctypes gc importlib inspect linecache numpy os pkgutil runpy subprocess minidist"
+        answer.write_text(
+            f"import {', '.join(names.split())}\nROOT = os.path.dirname(minidist.__file__)\n"
+            f"def all_reduce(comm, array):\n    {line}\n"
+        )
+        lines = []
+        run_all(find("ring", EXERCISES), answer, cases, lines.append)
+        tried = lines[-1]["tricks"]
+        if not any(words in what for what in tried):
+            missed.append((line, tried))
+    assert not missed
+
+
 @pytest.mark.parametrize("name", EXERCISES)
-def test_at_least_four_wrong_answers_are_known(name):
-    assert sum(wrong.exercise == name for wrong in WRONG) >= 4
+def test_at_least_five_wrong_answers_are_known(name):
+    assert sum(wrong.exercise == name for wrong in WRONG) >= 5
 
 
 # The marker itself, in processes of its own
@@ -68,7 +95,7 @@ def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
     answer.write_text(
         "def all_reduce(comm, array):\n    while comm.rank == 1 and comm.size == 2: pass\n"
     )
-    monkeypatch.setattr(marker, "LIMIT", 3.0)
+    monkeypatch.setattr(marker, "LIMIT", 2.0)
     report = check("ring", answer, worlds=["local"])
     assert report.reached == 0
     assert any("did not end within" in what for _, what in report.marks[0].wrong)
@@ -103,21 +130,19 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "nothing.py"]) == 2
 
 
-@pytest.mark.parametrize(("name", "what", "answer"), RIGHT, ids=[f"{n}: {w}" for n, w, _ in RIGHT])
-def test_other_right_answers_have_every_mark(name, what, answer, tmp_path):
-    path = tmp_path / "answer.py"
-    path.write_text(answer)
-    report = check_here(name, path, seed=1)
-    assert report.passed, [(mark.name, mark.wrong[:1]) for mark in report.marks if mark.wrong]
-
-
-@pytest.mark.parametrize(("what", "answer", "words"), TRICKS, ids=[what for what, *_ in TRICKS])
-def test_tricks_are_found(what, answer, words, tmp_path):
-    path = tmp_path / "answer.py"
-    path.write_text(answer)
-    report = check_here("ring", path)
-    assert not report.passed
-    assert any(words in why for mark in report.marks for _, why in mark.wrong), report.marks
+def test_ranks_that_meet_in_a_variable_of_the_module_do_not(tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "BOX = {}\n"
+        "def all_reduce(comm, array):\n"
+        "    BOX[comm.rank] = array.copy()\n"
+        "    for _ in range(2 * comm.size - 2):\n"
+        "        comm.sendrecv(array[:0], (comm.rank + 1) % comm.size,\n"
+        "                      array[:0], (comm.rank - 1) % comm.size)\n"
+        "    array[:] = sum(BOX.values())\n"
+    )
+    report = check_here("ring", answer)
+    assert "no sum was written" in report.marks[0].wrong[0][1]
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def of_collectives() -> Iterator[Hunted]:
 
 
 def shows(mutant: Hunted, run: Run) -> bool:
-    """Whether this run finds something wrong with the mutant."""
+    """Whether this run finds something wrong with the mutant; AssertionError if without it, too."""
     try:
         expected = serial(run)
     except Refused:
@@ -149,8 +149,11 @@ def shows(mutant: Hunted, run: Run) -> bool:
         except Refused:
             return False
         except Exception:
-            return True
-    return False
+            pass
+        else:
+            return False
+    compare(run, expected)
+    return True
 
 
 def hunt(mutant: Hunted, draws: int = DRAWS, size: int = 12) -> int | None:

@@ -109,7 +109,8 @@ def mlp(widths, inner, outputs, inputs, comm):
     """Linear layers with what ``inner`` says between them."""
     blocks, width = [], inputs
     for next_width, what in zip(widths, inner, strict=True):
-        blocks.append(Linear(width, next_width))
+        # before batch norm the gradient of a bias is 0, and LARS divides by its length
+        blocks.append(Linear(width, next_width, bias=what != "sync"))
         width = next_width
         if what == "drop":
             blocks.append(Dropout(0.3))

@@ -37,7 +37,8 @@ def ranks_of(mesh):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_answers_are_those_of_each_request_alone_and_bytes_the_formula(mesh):
     """Greedy and drawn, ragged, more requests than places; four heads on three ranks too."""
-    launch(lambda comm: check_answers(comm, [mesh], model(), requests(8)), ranks_of(mesh))
+    asked = [*requests(8), *[Request((4,), 3)] * 5]
+    launch(lambda comm: check_answers(comm, [mesh], model(), asked), ranks_of(mesh))
 
 
 SMALL = {
@@ -101,6 +102,16 @@ def test_all_requests_are_cancelled_while_their_tokens_are_under_way():
 
     found, _ = launch(lambda comm: serve(comm, model(), source, mesh={"pp": 3}), 3)[0]
     assert [answer.reason for answer in found.values()] == ["cancelled"] * 4
+
+    def run(comm):
+        engine = MeshEngine(model(), Mesh(comm, pp=3))
+        numbers = [engine.submit(request) for request in asked]
+        engine.step()
+        assert all(engine.cancel(number) for number in numbers)
+        assert engine.busy, "their tokens are still to be received"
+        assert engine.step() == [] and not engine.busy
+
+    launch(run, 3)
 
 
 def test_bytes_in_front_of_replicas_of_two_ranks():

@@ -59,6 +59,11 @@ JOBS = {
         ["-m", "tests.long.large_pipeline"],
         ONE_THREAD,
     ),
+    "federated_skew": Job(
+        "accuracy against skew, of federated averaging and FedProx",
+        ["-m", "minidist.privacy.skew", "out/long/skew"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
@@ -168,6 +173,9 @@ JOBS = {
     ),
     "compress_lora": Job(
         "the GPT learns another text with LoRA, on two ranks", [*COMPRESS, "lora"], ONE_THREAD
+    ),
+    "private": Job(
+        "accuracy against ε for three noise levels", ["-m", "tests.long.private"], ONE_THREAD
     ),
     "many_requests": Job(
         "throughput and waiting times of many requests",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from minidist import Comm
 from minidist.comm.errors import CommError
-from tests.mpi.run import mpiexec, needs_mpi
+from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
 
 @needs_mpi
@@ -17,6 +18,16 @@ def test_collectives_and_methods_in_a_program_of_mpi4py(ranks):
     done = mpiexec(ranks, str(Path(__file__).parent / "from_mpi_program.py"), python=())
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{ranks} ranks: all is well" in done.stdout
+
+
+@needs_mpi
+def test_the_program_in_the_readme_runs_under_mpi(tmp_path):
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (program,) = [text for text in programs if "from_mpi" in text]
+    (tmp_path / "sum.py").write_text(program)
+    done = mpiexec(2, str(tmp_path / "sum.py"), python=())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["1.0 4000000 bytes sent"] * 2 + [""]
 
 
 def test_what_is_no_communicator_is_refused_without_mpi():

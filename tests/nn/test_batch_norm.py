@@ -101,7 +101,7 @@ def test_an_empty_shard_poisons_no_rank():
 def test_synchronised_batch_norm_equals_serial(ranks):
     """Uneven shards, and images: losses, parameters and buffers of serial training."""
     random = np.random.default_rng(1)
-    images = random.standard_normal((13, 2, 4, 4)) * 3 + 50  # far from 0: the sums must not cancel
+    images = random.standard_normal((13, 2, 4, 4)) * 3 + 50
     data = Dataset("noise", images, random.integers(0, 3, 13), 3)
 
     def model(norm):
@@ -130,6 +130,22 @@ def test_synchronised_batch_norm_equals_serial(ranks):
     launch(run, ranks, LocalWorld())
 
 
+def test_synchronised_statistics_do_not_cancel():
+    """Far from 0, E[x²] - E[x]² is off by more than the variance; a constant channel gives 0."""
+    x = np.random.default_rng(0).standard_normal((8, 2)) + 1e8
+    x[:, 1] = 1e8 + 0.1
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            layer, alone = SyncBatchNorm(2, comm).init(0), BatchNorm(2).init(0)
+            got = layer(x[comm.rank * 3 : comm.rank * 3 + 3]).data
+            expected = alone(x).data[comm.rank * 3 : comm.rank * 3 + 3]
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(layer.variance.data, alone.variance.data, rtol=1e-6)
+
+    launch(run, 3, LocalWorld())
+
+
 def test_the_unsynchronised_one_does_not():
     """The reason for the other: each part is normalized by itself."""
     data = Dataset("noise", X, np.arange(6) % 2, 2)
@@ -144,7 +160,7 @@ def test_the_unsynchronised_one_does_not():
     assert abs(apart - alone) > 1e-3 > 1e-5 > abs(together - alone)
 
 
-def test_it_costs_two_small_all_reduces():
+def test_it_costs_three_small_all_reduces():
     def run(comm):
         model = model_with(SyncBatchNorm(3, comm)).init(0)
         model.zero_grad()
@@ -155,4 +171,4 @@ def test_it_costs_two_small_all_reduces():
         return middle - before, comm.trace.sent.nbytes - middle
 
     sent = launch(run, 2, LocalWorld())
-    assert [sum(part) for part in zip(*sent, strict=True)] == [2 * (16 * 3 + 8), 2 * 16 * 3]
+    assert [sum(part) for part in zip(*sent, strict=True)] == [2 * (24 * 3 + 8), 2 * 16 * 3]

@@ -242,10 +242,9 @@ def test_messages_bytes_and_memory_of_a_pipeline_equal_the_formula(sync, schedul
     def run(comm):
         options = {"schedule": schedule, "microbatches": 3, "replicas": ranks // 2}
         method = pipeline(comm, model, "adam", sync=EXACT[sync], **options)
-        return check_cost(comm, method, dataset).seconds
+        check_cost(comm, method, dataset)
 
-    timed = launch(run, ranks, LocalWorld(SLOW_NET))[0] is not None
-    assert timed == (sync in ("all_reduce", "per_parameter"))
+    launch(run, ranks, LocalWorld(SLOW_NET))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lamb"])

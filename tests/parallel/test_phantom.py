@@ -19,6 +19,7 @@ from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD, Adam
 from minidist.parallel import METHODS
+from minidist.parallel.variants import SEQUENCE_METHODS
 
 random = np.random.default_rng(0)
 
@@ -43,7 +44,7 @@ def train(key, name, ranks, device, optimizer=lambda: SGD(0.1, momentum=0.9), st
 
     def run(comm):
         with defaults(device=device):
-            method = METHODS[key](model(), CrossEntropy(), optimizer(), comm)
+            method = (METHODS | SEQUENCE_METHODS)[key](model(), CrossEntropy(), optimizer(), comm)
             batches = Batches(dataset, 13)
             return [step(comm, method, batches[number]) for number in range(steps)]
 
@@ -72,7 +73,14 @@ TASKS = ["mlp", "gpt", "cnn"]
 CASES = [key for key in METHODS if key != "serial"]
 
 
-@pytest.mark.parametrize(("name", "key", "ranks"), pairs(TASKS, CASES, [2, 3, 4, 1]))
+SEQUENCES = [
+    ("gpt", "tensor/sequence", 4),
+    ("gpt", "mesh/sequence", 4),
+    ("gpt", "mesh/sequence", 2),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "ranks"), [*pairs(TASKS, CASES, [2, 3, 4, 1]), *SEQUENCES])
 def test_shapes_do_what_numbers_do(name, key, ranks):
     if key == "pipeline/pipedream" and name == "gpt":
         pytest.skip("PipeDream takes no tied parameters")

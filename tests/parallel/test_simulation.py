@@ -11,6 +11,7 @@ from minidist.collectives import ring
 from minidist.comm.machine import Link, Machine, profile
 from minidist.data import Batches, Dataset
 from minidist.engine import phantom
+from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy, LayerNorm, Linear, Sequential
 from minidist.optim import SGD
@@ -75,6 +76,53 @@ def test_data_parallel_takes_its_closed_formula(ranks):
     assert found.step_seconds == pytest.approx(compute + summed.seconds, rel=1e-12)
     folded = simulate(method, Batches(dataset, 8 * ranks), ranks, machine, fold={"dp": ranks})
     assert folded.step_seconds == pytest.approx(found.step_seconds, rel=1e-12)
+
+
+ADD_UP = {  # the rows whose time has a formula where shards and ranges are even: see series.py
+    "serial",
+    "data_parallel/per_parameter",
+    "data_parallel/ring",
+    "data_parallel/symmetric",
+    "parameter_server/bsp",
+    "parameter_server/bsp_sharded",
+    "parameter_server/bsp_colocated",
+    *(f"compression/{kind}" for kind in ("bfloat16", "top_k", "random_k", "sign", "qsgd")),
+    "local_sgd/average",
+    "local_sgd/diloco",
+    "gossip/ring",
+    "gossip/exponential",
+    "easgd/sync",
+}
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_formulas_of_time_are_the_simulated_time(key):
+    """On even shards and ranges; the other rows' ``cost`` says that it does not know."""
+    servers = {"parameter_server/bsp": 1, "parameter_server/bsp_sharded": 2, "easgd/sync": 1}
+    ranks = 1 if key == "serial" else 4 + servers.get(key, 0)
+    widths = (64, 64, 64) if key == "data_parallel/per_parameter" else (64, 63, 64)
+    inputs = phantom.empty((48, 64), "float32")
+    batches = Batches(Dataset("shapes", inputs, phantom.empty(48, "int64"), 64), 48)
+    machine = Machine(latency=1e-4, bandwidth=1e8, reduce_bandwidth=1e9, flops=1e9)
+
+    def run(comm):
+        steps = []
+        with defaults(device="phantom"):
+            method = METHODS[key](mlp(widths), CrossEntropy(), SGD(0.1, momentum=0.9), comm)
+            for number in range(9):
+                comm.barrier()
+                start, formula = comm.time(), method.cost(batches[number], machine).seconds
+                method.step(batches[number])
+                steps.append((comm.time() - start, formula))
+        return steps
+
+    by_step = list(zip(*launch(run, ranks, LocalWorld(machine)), strict=True))
+    formulas = [step[0][1] for step in by_step]
+    simulated = [max(seconds for seconds, _ in step) for step in by_step]
+    known = [i for i, formula in enumerate(formulas) if formula is not None]
+    assert (len(known) > 7) == (key in ADD_UP), formulas
+    for i in known:
+        assert formulas[i] == pytest.approx(simulated[i], rel=1e-9)
 
 
 @pytest.mark.parametrize(("stages", "microbatches"), [(2, 4), (4, 4), (4, 8)])

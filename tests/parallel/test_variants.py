@@ -40,7 +40,9 @@ def test_a_row_a_schedule_and_the_name_of_version_0_1_are_one():
     assert names("pipeline/one_f_one_b") == names("pipeline/1f1b") == ["serial", "pipeline/1f1b"]
     programs = launch(
         lambda comm: [
-            Pipeline(mlp((784, 5, 10)), CrossEntropy(), SGD(0.1), comm, schedule=name).programs
+            Pipeline(
+                mlp((784, 5, 10)), CrossEntropy(), SGD(0.1), comm, schedule=name
+            ).layout.programs
             for name in ("1f1b", "one_f_one_b")
         ],
         2,

@@ -11,7 +11,8 @@ from minidist import LocalWorld, Machine, launch
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
 from minidist.models import cnn, gpt, mlp
-from minidist.nn import BatchNorm, CrossEntropy, Linear, Sequential
+from minidist.nn import BatchNorm, CrossEntropy, Embedding, Flatten, Linear, Module, Sequential
+from minidist.ops import ShapeError
 from minidist.optim import SGD
 from minidist.parallel import Serial
 from minidist.parallel.data_parallel.all_reduce import AllReduce
@@ -54,6 +55,10 @@ def gap(got, expected):
 def test_one_two_and_four_ranks_give_the_same_parameters():
     alone = train(1)[0]
     assert len({len(PoissonBatches(images(), 0.2, 3)[step]) for step in range(4)}) > 2
+    with defaults(dtype="float64"):
+        batch = PoissonBatches(images(), 0.2, 3)[0]
+        mean = CrossEntropy()(mlp(WIDTHS).init(3)(batch.inputs), batch.targets)
+    assert alone[0][0] == pytest.approx(mean.item(), rel=1e-12), "the mean over this batch"
     for ranks in (2, 4):
         for losses, parameters, _ in train(ranks, microbatches=ranks):
             assert losses == pytest.approx(alone[0], rel=1e-10)
@@ -183,6 +188,12 @@ def test_no_sample_moves_the_sum_by_more_than_the_clip():
     assert max(moved) == pytest.approx(0.3, rel=1e-4)
 
 
+def test_a_gradient_shorter_than_the_clip_stays_as_it_is():
+    squares = np.array([0.0, 0.25, 4.0, 9.0])
+    np.testing.assert_allclose(clip_factors(squares, 2.0), [1, 1, 1, 2 / 3])
+    np.testing.assert_array_equal(clip_factors(squares, math.inf), 1)
+
+
 def test_it_stops_before_the_budget_is_spent_also_after_a_load():
     noise, steps = 1.0, 6
     data, rate, delta = images(), 0.2, 1e-3
@@ -250,6 +261,45 @@ def test_batches_that_were_not_drawn_so_are_refused():
             unknown.epsilon_after(3)
 
     launch(run, 1, LocalWorld())
+
+
+class Centred(Module):
+    """Each sample less the mean of the batch: no op of it has a weight."""
+
+    def forward(self, x):
+        return x - x.mean(axis=0, keepdims=True)
+
+
+class TimeFirst(Module):
+    """(n, l) tokens with as many steps as samples, which no shape betrays."""
+
+    def __init__(self):
+        self.table, self.linear = Embedding(7, 5), Linear(5, 7)
+
+    def forward(self, x):
+        turned = self.linear(self.table(x).transpose(1, 0, 2))
+        return turned.transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "message"),
+    [
+        (lambda: Sequential(Flatten(), Linear(12, 9), Centred(), Linear(9, 5)), images,
+         NotBySample, "has norm .* alone and .* in a batch of 6"),
+        (lambda: Sequential(TimeFirst()), lambda: tokens(6), ShapeError,
+         "the samples must be on its first axis"),
+    ],
+    ids=["mean of the batch", "time first"],
+)  # fmt: skip
+def test_a_model_that_mixes_samples_without_saying_so_is_found_at_the_first_step(
+    model, data, error, message
+):
+    def run(comm):
+        method = DPSGD(model(), CrossEntropy(), SGD(0.1), comm)
+        method.step(data().batch(np.arange(6)))
+
+    with pytest.raises(error, match=message):
+        launch(run, 1, LocalWorld())
 
 
 # Mutants: wrong versions, which the checks above must reject.

@@ -219,6 +219,19 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         self._ask("NumPy")
 
+    def __array_function__(self, function: Any, _: Any, given: Any, named: Any) -> Any:
+        """NumPy's function on this array: as CuPy does it, this module's function of that name.
+
+        Without this, some would take the error above as an answer: ``array_equal`` says False.
+        """
+        name = function.__name__
+        if name in ("shape", "ndim", "size", "iscomplexobj", "isrealobj"):
+            return function._implementation(*given, **named)
+        own = getattr(sys.modules[self.__module__], name, None)
+        if own is None:
+            self._ask(f"numpy.{name}")
+        return own(*given, **named)
+
     def item(self) -> float:
         self._ask("item()")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from minidist.exercises import single
 from minidist.exercises.exercise import Case, Verdict
-from minidist.exercises.single import close
+from minidist.exercises.single import close, unequal
 
 TITLE = "Adam, on a slice"
 MINUTES = 30
@@ -85,10 +85,9 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     wrong = None
     if not close(arrays["w"][own], wanted[""]["w"][own]):
         found = [slip for slip in SLIPS if close(arrays["w"][own], wanted[slip]["w"][own])]
-        wrong = SLIPS[found[0]] if found else (
-            f"after {case['steps']} steps w[0] is {arrays['w'][own][0]:.6g}, and should be "
-            f"{wanted['']['w'][own][0]:.6g}"
-        )  # fmt: skip
+        is_now, should = unequal(arrays["w"][own][0], wanted[""]["w"][own][0])
+        after = f"after {case['steps']} step{'s' * (case['steps'] > 1)}"
+        wrong = SLIPS[found[0]] if found else f"{after} w[0] is {is_now}, and should be {should}"
     yield mark, wrong
     same = [
         name

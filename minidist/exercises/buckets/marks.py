@@ -79,7 +79,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                     wrong = wrong or (
                         f"rank {number}'s gradient number {layer} "
                         + (
-                            "has not changed: the sum must be copied back into it"
+                            "has not changed: the sum must be copied back into it, "
+                            "after the future's wait()"
                             if untouched
                             else "is not the sum over the ranks"
                         )

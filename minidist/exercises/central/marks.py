@@ -39,5 +39,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
         {everybody: [(p - 1) * n * 8] * p},
     )
     yield from judge_memory(
-        case, ranks, 1 / p, "rank 0 needs one array more, into which it receives; nobody else does"
+        case,
+        ranks,
+        2 / p,  # a new buffer for each rank is made while the last one is still there
+        "rank 0 needs one array more, into which it receives; nobody else does",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _io
 import builtins
+import io
 import os
 import pickle
 import tempfile
@@ -170,8 +172,10 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
 
     true_open = builtins.open
     changed = {
-        name: getattr(os, name) for name in ("replace", "rename", "remove", "unlink", "fsync")
+        name: getattr(os, name)
+        for name in ("replace", "rename", "remove", "unlink", "fsync", "open", "write", "truncate")
     }
+    openers = (builtins, io, _io)  # pathlib opens by the second, tempfile by the third
 
     def opened(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
         if not set(mode) & set("wax+"):
@@ -186,7 +190,8 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
 
         return call
 
-    builtins.open = opened
+    for module in openers:
+        module.open = opened  # type: ignore[attr-defined]
     for name, true in changed.items():
         setattr(os, name, dying(true))
     try:
@@ -194,7 +199,8 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
     except Killed:
         pass
     finally:
-        builtins.open = true_open
+        for module in openers:
+            module.open = true_open  # type: ignore[attr-defined]
         for name, true in changed.items():
             setattr(os, name, true)
     return dead[0]

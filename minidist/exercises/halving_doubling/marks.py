@@ -53,5 +53,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
         )
     yield "bytes", wrong
     yield from judge_memory(
-        case, ranks, 0.5, "halving needs half an array more, into which it receives"
+        case,
+        ranks,
+        max(0.5, 1 - 1 / p),  # 1/2 + 1/4 + ... if each round has a buffer of its own
+        "halving needs half an array more, into which it receives, and never a whole one",
     )

@@ -34,8 +34,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     )
     sent = [rank["bytes"] for rank in ranks]
     # Each chunk of the array is sent by all ranks but one in each half: 2(p - 1) times in all. Who
-    # leaves out which chunk is the answer's choice. So is which chunks are longer: all n mod p
-    # numbers may be in one. So only the sum and the spread are fixed.
+    # leaves out which chunk is the answer's choice, and which chunks are longer (all n mod p
+    # numbers may be in one), so only the sum and the spread are fixed.
     total, longest = 2 * (p - 1) * n * 8, min(n, n // p + p - 1) * 8
     low = 2 * (n * 8 - longest) if p > 1 else 0
     formula = "a ring sends 2n(p - 1)/p numbers a rank, a chunk of n/p in each round"
@@ -43,7 +43,14 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     wrong = None
     if p > 2 and n and min(sent) >= n * 8 * (p - 1):
         wrong = whole
-    elif sum(sent) != total or not all(low <= one <= 2 * n * 8 for one in sent):
+    elif 2 * sum(sent) == total != 0:
+        wrong = "4 bytes a number are sent, and the array has 8: the sum loses digits; " + formula
+    elif sum(sent) == total and not all(low <= one <= 2 * n * 8 for one in sent):
+        wrong = (
+            f"one rank sends {min(sent):,} bytes and another {max(sent):,}: their chunks are not "
+            f"alike, or a rank sends the same chunk again and again; {formula}"
+        )
+    elif sum(sent) != total:
         wrong = (
             f"the ranks send {sum(sent):,} bytes together, and 2n(p - 1) numbers are {total:,}; "
             f"{formula}"
@@ -65,7 +72,9 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             else None
         ),
     )
-    # A chunk that arrives, and one that NumPy makes in ``chunk[:] = chunk + arrived``.
     yield from judge_memory(
-        case, ranks, 2 / p, "a ring needs a chunk or two more, n/p numbers, no copy of the array"
+        case,
+        ranks,
+        2 / p,  # a new buffer in each round is made while the last one is still there
+        "a ring needs one chunk more, n/p numbers, or two, and no copy of the array",
     )

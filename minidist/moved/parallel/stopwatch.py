@@ -1,3 +1,3 @@
 from minidist.moved import now
 
-now("minidist.parallel.pipeline.stopwatch", __name__)
+now("minidist.parallel.pipeline.pricing", __name__)

@@ -35,7 +35,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.cost import Cost
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -215,39 +216,34 @@ class ElasticAveraging(KeyRanges):
         return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formula above, exact for uneven shards: the visits one by one, then the losses."""
+        """The formula above: compute, a meeting if there is one, and the same with the losses."""
         ranks, n = range(self.comm.size), self.psi * self.itemsize
-        clocks = Clocks(machine, self.comm.size)
+        series, visitors = Series(machine, self.comm.size), len(self.workers) * (self.comm.size > 1)
         activations, compute = [0 for _ in ranks], [0.0 for _ in ranks]
         for index, rank in enumerate(self.workers):
             parts = batch.shard(index, len(self.workers)).microbatches(self.microbatches)
             compute[rank] = training_seconds(self.whole, parts, machine, rank)
             activations[rank] = largest_saved(self.whole, parts, self.itemsize, self.loss)
-        clocks.compute(compute)
+        series.compute(compute)
+        # The centre is through before any worker comes, and the last to be through after that.
+        series.together = len({compute[rank] for rank in self.workers}) == 1
 
-        def exchange(nbytes: int, adding: float) -> None:
+        def exchange(nbytes: int, adding: float, added: int) -> None:
             """The workers send to the centre, one by one, and it answers them, one by one."""
-            for worker in self.workers:
-                begin = max(clocks.now[CENTRE], clocks.now[worker])
-                clocks.now[worker] = begin + machine.message(nbytes)
-                clocks.now[CENTRE] = clocks.now[worker] + adding
-                clocks.busy[CENTRE] += adding
-            for worker in self.workers:
-                clocks.now[CENTRE] += machine.message(nbytes)
-                clocks.now[worker] = clocks.now[CENTRE]
-                for sender in (worker, CENTRE):
-                    clocks.messages[sender] += 1
-                    clocks.nbytes[sender] += nbytes
+            seconds = visitors * (2 * machine.message(nbytes) + adding)
+            at_centre = Cost(visitors, visitors * nbytes, seconds, visitors * added)
+            visit = Cost(1, nbytes, seconds)
+            series.add([at_centre if rank == CENTRE else visit for rank in ranks])
 
         if self.meets_after(self.steps):
-            exchange(n, machine.reduce(n))
+            exchange(n, machine.reduce(n), n)
         if self.comm.size > 1:
-            exchange(8, 0.0)
+            exchange(8, 0.0, 0)
         slots = len(self.optimizer.slots)
         met = self.comm.size > 1
         return StepCost(
-            messages=clocks.messages,
-            nbytes=clocks.nbytes,
+            messages=series.messages,
+            nbytes=series.nbytes,
             peak_bytes={
                 "parameters": [
                     n + frozen_count(self.whole) * self.itemsize * (rank in self.workers)
@@ -257,6 +253,6 @@ class ElasticAveraging(KeyRanges):
                 "optimizer": [slots * n if rank in self.workers else 0 for rank in ranks],
                 "activations": activations,
             },
-            busy=clocks.busy,
-            seconds=max(clocks.now) if machine.even else None,
+            busy=series.busy,
+            seconds=series.seconds,
         )

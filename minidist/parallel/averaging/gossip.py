@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.cost import Cost
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.nn.loss import Loss
 from minidist.nn.module import Module
@@ -88,7 +89,8 @@ class Gossip(LocalSteps):
         flat.data /= 1 + len(distances)
         flat.written()
 
-    def plan(self, clocks: Clocks, step: int) -> None:
-        nbytes = parameter_count(self.whole) * self.itemsize
-        for distance in self.graph(step, clocks.size):
-            clocks.shift([nbytes] * clocks.size, reduce=True, distance=distance)
+    def plan(self, series: Series, step: int) -> None:
+        n, machine = parameter_count(self.whole) * self.itemsize, series.machine
+        visit = Cost(1, n, machine.message(n) + machine.reduce(n), reduced=n)
+        for _ in self.graph(step, series.size):
+            series.add([visit] * series.size)

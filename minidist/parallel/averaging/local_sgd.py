@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch
@@ -86,9 +86,9 @@ class LocalSGD(LocalSteps):
     def bring_together(self) -> None:
         self.average(self.model.flat.data)
 
-    def plan(self, clocks: Clocks, step: int) -> None:
+    def plan(self, series: Series, step: int) -> None:
         if self.averages_after(step):
-            clocks.all_reduce(parameter_count(self.whole), self.itemsize)
+            series.all_reduce(parameter_count(self.whole), self.itemsize)
 
 
 class DiLoCo(LocalSGD):

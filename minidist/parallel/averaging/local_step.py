@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
@@ -101,11 +101,11 @@ class LocalSteps(Method):
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """Compute; what ``plan`` says of the averages; the loss."""
-        ranks, clocks = range(self.comm.size), Clocks(machine, self.comm.size)
+        ranks, series = range(self.comm.size), Series(machine, self.comm.size)
         shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
-        clocks.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
-        self.plan(clocks, self.steps)
-        clocks.all_reduce(1, 8)
+        series.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
+        self.plan(series, self.steps)
+        series.all_reduce(1, 8)
         n = parameter_count(self.whole) * self.itemsize
         peak = {
             "parameters": [n + frozen_count(self.whole) * self.itemsize for _ in ranks],
@@ -115,9 +115,8 @@ class LocalSteps(Method):
                 largest_saved(self.whole, shard, self.itemsize, self.loss) for shard in shards
             ],
         }
-        end = max(clocks.now) if machine.even else None
-        return StepCost(clocks.messages, clocks.nbytes, peak, clocks.busy, end)
+        return StepCost(series.messages, series.nbytes, peak, series.busy, series.seconds)
 
-    def plan(self, clocks: Clocks, step: int) -> None:
-        """What ``meet`` sends, on ``clocks``."""
+    def plan(self, series: Series, step: int) -> None:
+        """What ``meet`` sends, added to ``series``."""
         raise TypeError(f"{type(self).__name__} does not define plan()")

@@ -20,8 +20,8 @@ import math
 
 from minidist.collectives import all_reduce, all_reduce_cost
 from minidist.collectives.algorithm import Choice
-from minidist.collectives.clocks import Clocks
 from minidist.collectives.cost import Cost
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, read
@@ -74,23 +74,19 @@ class AllReduce(GradientSync):
 
     # The formula
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
-        """The time adds up because the slowest rank, the first, also starts the longest chunk."""
-        clocks, replicas = Clocks(machine, of.size), range(of.size)
-        clocks.compute(seconds)
-        for piece in self.all_pieces(of):
-            wire = [
-                self.all_reduce_cost(piece.stop - piece.start, of, replica, machine)
-                for replica in replicas
-            ]
-            end = max(clocks.now) + max(cost.seconds for cost in wire)
-            clocks.now = [end] * of.size
-            for replica, cost in enumerate(wire):
-                clocks.messages[replica] += cost.messages
-                clocks.nbytes[replica] += cost.nbytes
-                if of.sums_loss or self.all_at_end:  # else the stream adds up meanwhile
-                    clocks.busy[replica] += machine.reduce(cost.reduced)
-        return clocks
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
+        series, pieces = Series(machine, of.size), self.all_pieces(of)
+        series.compute(seconds)
+        if len(pieces) == 1:  # the slowest rank, the first, also starts the longest chunk
+            series.together = True
+        for piece in pieces:
+            length = piece.stop - piece.start
+            series.add(
+                [self.all_reduce_cost(length, of, replica, machine) for replica in range(of.size)],
+                even=self.algorithm == "ring" and length % of.size == 0,
+                counted=of.sums_loss or self.all_at_end,  # else the stream adds up meanwhile
+            )
+        return series
 
     def all_pieces(self, of: Replicas) -> list[slice]:
         """Everything that is all-reduced in a step, the loss included if it goes along."""
@@ -114,24 +110,9 @@ class AllReduce(GradientSync):
 class AllReducePerParameter(AllReduce):
     """Naive: an all-reduce for each parameter. Pays α for each."""
 
-    @property
-    def timed(self) -> bool:  # type: ignore[override]
-        """Of other algorithms the ranks end apart, and what that does to the next is not known."""
-        return self.algorithm == "ring"
-
     def pieces(self, slices: dict[str, slice], part: slice) -> list[slice]:
         found = [slices[name] for name in names_in(slices, part)]
         if not found:
             return [part]
         found[-1] = slice(found[-1].start, part.stop)  # the loss, if it lies behind
         return found
-
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
-        """One ring after the other, each from where the last one ended."""
-        if self.algorithm != "ring":
-            return super().plan(of, seconds, machine)
-        clocks = Clocks(machine, of.size)
-        clocks.compute(seconds)
-        for piece in self.all_pieces(of):
-            clocks.all_reduce(piece.stop - piece.start, of.itemsize)
-        return clocks

@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm, Future
 from minidist.comm.machine import Machine
 from minidist.engine.array import read
@@ -78,8 +78,6 @@ class Buckets(SentInOrder):
     order, even if it does not use some parameter at all: those go at the end of the backward.
     """
 
-    timed = False  # what hides behind the backward is left to the simulation
-
     def __init__(self, bucket_mb: float = 25.0, last_mb: float = 1.0) -> None:
         if not (bucket_mb >= 0 and last_mb >= 0):
             raise ValueError(
@@ -122,10 +120,11 @@ class Buckets(SentInOrder):
         summed = self.model.flat.grad_and_loss[-1]
         return float(read(summed, math.nan)) if self.sums_loss else own
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
         """A ring for each bucket, while the ranks compute."""
-        stream = Clocks(machine, of.size)
+        stream = Series(machine, of.size)
         for bucket in self.cut(parameter_slices(of.model), of.itemsize, of.sums_loss):
             stream.all_reduce(bucket.part.stop - bucket.part.start, of.itemsize)
         stream.busy = list(seconds)  # the stream adds up meanwhile
+        stream.seconds = None  # what hides behind the backward is left to the simulation
         return stream

@@ -146,7 +146,7 @@ class DataParallel(Method):
             nbytes=plan.nbytes,
             peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
             busy=plan.busy,
-            seconds=max(plan.now) if self.sync.timed and machine.even else None,
+            seconds=plan.seconds,
         )
 
 

@@ -39,7 +39,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -82,14 +82,14 @@ class CompressedSum(GradientSync):
         """What is still owed, and PowerSGD's factors."""
         return {f"compressor/{i}": array for i, array in enumerate(self.compressor.arrays())}
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
         """Compute, then what the compressor plans, then the loss."""
-        clocks = Clocks(machine, of.size)
-        clocks.compute(seconds)
-        self.described(of).plan(clocks, of.itemsize)
+        series = Series(machine, of.size)
+        series.compute(seconds)
+        self.described(of).plan(series, of.itemsize)
         if of.sums_loss:
-            clocks.all_reduce(1, 8)
-        return clocks
+            series.all_reduce(1, 8)
+        return series
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:
         kept = super().memory(of)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, module_of
 from minidist.nn.module import Shape
@@ -68,10 +68,10 @@ class Compressor:
         for message in zip(*rows, strict=True):
             self.decode(message, grad, step)
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        """What ``sum`` sends, on ``clocks``."""
+    def plan(self, series: Series, itemsize: int) -> None:
+        """What ``sum`` sends, added to ``series``."""
         for length, dtype in self.wire():
-            plan_gather(clocks, length * np.dtype(dtype).itemsize)
+            plan_gather(series, length * np.dtype(dtype).itemsize)
 
     def arrays(self) -> list[Array]:
         """What it keeps between steps, once started."""
@@ -110,7 +110,6 @@ def gather(comm: Comm, row: Array) -> Any:
     return rows
 
 
-def plan_gather(clocks: Clocks, nbytes: int) -> None:
+def plan_gather(series: Series, nbytes: int) -> None:
     """What ``gather`` of a row of ``nbytes`` costs."""
-    starts = range(0, clocks.size * nbytes, nbytes)
-    clocks.all_gather([slice(start, start + nbytes) for start in starts], 1)
+    series.all_gather(series.size * nbytes, 1)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, made, module_of, read
+from minidist.engine.kernels import accumulator, wide
 from minidist.engine.seeds import generator
 from minidist.parallel.gradient_compression.compressor import Compressor, gather
 from minidist.parallel.gradient_compression.power_sgd import PowerSGD
@@ -42,8 +43,8 @@ class Float16(Compressor):
         ring.all_reduce(comm, half)
         grad[...] = half
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        clocks.all_reduce(self.size, 2)
+    def plan(self, series: Series, itemsize: int) -> None:
+        series.all_reduce(self.size, 2)
 
 
 class BFloat16(Compressor):
@@ -130,8 +131,8 @@ class RandomK(TopK):
         grad.fill(0)
         self.decode([values], grad, step)
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        clocks.all_reduce(self.count(), itemsize)
+    def plan(self, series: Series, itemsize: int) -> None:
+        series.all_reduce(self.count(), itemsize)
 
 
 class Sign(Compressor):
@@ -198,20 +199,22 @@ class Quantised(Compressor):
     def encode(self, grad: Array, step: int) -> list[Array]:
         xp = module_of(grad)
         draw = generator(self.seed, "qsgd", step, self.rank)  # each rank rounds its own gradient
-        codes = made(lambda: draw.random(self.size, np.float32), (self.size,), grad.dtype, xp)
+        wider = accumulator(grad.dtype)  # in float16, 127 / scale may be infinite
+        codes = made(lambda: draw.random(self.size, np.float32), (self.size,), wider, xp)
         scales = xp.empty(len(self.parts), grad.dtype)
         for index, part in enumerate(self.parts):
             largest = xp.abs(grad[part]).max()
             scales[index] = largest
-            codes[part] += xp.abs(grad[part]) * (self.levels / xp.where(largest > 0, largest, 1))
+            share = wide(xp.abs(grad[part])) / xp.where(largest > 0, largest, 1)  # at most 1
+            codes[part] += share * self.levels
         # 127 + u may be rounded up to 128, and 128 as an int8 is -128: the sign would be wrong.
         codes = xp.minimum(xp.floor(codes), self.levels)
         return [scales, (codes * xp.sign(grad)).astype(np.int8)]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
         scales, codes = message
-        for part, scale in zip(self.parts, scales, strict=True):
-            into[part] += codes[part] * (scale / self.levels)
+        for part, scale in zip(self.parts, wide(scales) / self.levels, strict=True):
+            into[part] += codes[part] * scale
 
     def wire(self) -> list[tuple[int, DTypeLike]]:
         return [(len(self.parts), self.dtype), (self.size, np.int8)]

@@ -21,9 +21,10 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine.array import Array, made, module_of, work
+from minidist.engine.kernels import wide
 from minidist.engine.seeds import generator
 from minidist.nn.module import Shape
 from minidist.parallel.gradient_compression.compressor import Compressor
@@ -90,7 +91,7 @@ class PowerSGD(Compressor):
         owed += grad
         xp = module_of(grad)
         for part, shape, p, q in self.factors(self.left, self.right):
-            q[...] = xp.linalg.qr(q)[0]  # else a gradient of low rank leaves a Q of low rank
+            q[...] = xp.linalg.qr(wide(q))[0]  # else a gradient of low rank leaves a Q of low rank
             xp.matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
         work.flops += self.flops()
 
@@ -98,7 +99,7 @@ class PowerSGD(Compressor):
         """Orthogonalise P; Q ← Mᵀ P. What these two do not say stays owed."""
         owed = self.residual
         for part, shape, p, q in self.factors(self.left, self.right):
-            p[...] = xp.linalg.qr(p)[0]
+            p[...] = xp.linalg.qr(wide(p))[0]
             q[...] = owed[part].reshape(shape).T @ p  # (m, n) @ (n, r) -> (m, r)
             owed[part].reshape(shape)[...] -= p @ q.T  # own part, before any sum
         for part, place in self.whole_parts(self.right):
@@ -140,13 +141,13 @@ class PowerSGD(Compressor):
     def decode_flops(self) -> int:
         return self.flops()
 
-    def plan(self, clocks: Clocks, itemsize: int) -> None:
-        once = [clocks.machine.compute(self.flops(), rank) for rank in range(clocks.size)]
-        clocks.compute(once)
-        clocks.all_reduce(self.left_size, itemsize)
-        clocks.compute([2 * seconds for seconds in once])
-        clocks.all_reduce(self.right_size, itemsize)
-        clocks.compute(once)
+    def plan(self, series: Series, itemsize: int) -> None:
+        once = [series.machine.compute(self.flops(), rank) for rank in range(series.size)]
+        series.compute(once)
+        series.all_reduce(self.left_size, itemsize)
+        series.compute([2 * seconds for seconds in once])
+        series.all_reduce(self.right_size, itemsize)
+        series.compute(once)
 
     def arrays(self) -> list[Array]:
         return [*super().arrays(), self.left, self.right]

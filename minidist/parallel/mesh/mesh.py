@@ -24,6 +24,8 @@ from math import prod
 import numpy as np
 
 from minidist.comm.comm import Comm
+from minidist.nn.module import Module
+from minidist.nn.normalization import SyncBatchNorm
 
 ORDER = ("dp", "pp", "tp")  # from the outermost axis to the innermost
 NAMES = {"dp": "data", "pp": "pipeline", "tp": "tensor"}
@@ -79,6 +81,20 @@ class Mesh:
                 groups = " | ".join(" ".join(map(str, group)) for group in self.groups(axis))
                 lines.append(f"{axis}  {NAMES[axis]:8}  {groups}")
         return "\n".join(lines)
+
+
+def check_batch_norm(who: str, model: Module, mesh: Mesh) -> None:
+    """Raise ValueError unless synchronised batch norm is so over the replicas, and no other ranks.
+
+    Over more of them samples would count twice, or ranks would wait for others without the layer.
+    """
+    replicas = list(mesh["dp"].world)
+    for path, layer in model.named_modules().items():
+        if isinstance(layer, SyncBatchNorm) and list(layer.comm.world) != replicas:
+            raise ValueError(
+                f"{who}: layer {path} is synchronised over ranks {list(layer.comm.world)}, and the "
+                f"replicas of this rank are {replicas}: pass it Mesh(comm, dp=..., ...)['dp']"
+            )
 
 
 def check(lengths: dict[str, int]) -> dict[str, int]:

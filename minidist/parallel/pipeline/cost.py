@@ -1,4 +1,4 @@
-"""What a step of a pipeline costs: the costs of its parts, given to the pricer of its programs."""
+"""What a step of a pipeline costs: the costs of its parts, counted over its programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.method import StepCost
 from minidist.parallel.pipeline.layout import Layout
-from minidist.parallel.pipeline.pricing import Memory, Ring, price
 from minidist.parallel.pipeline.schedules import (
     Backward,
     Compute,
@@ -25,7 +24,7 @@ from minidist.parallel.pipeline.schedules import (
     WeightGradient,
 )
 from minidist.parallel.pipeline.stages import PartCost, part_cost
-from minidist.parallel.pipeline.stopwatch import Price
+from minidist.parallel.pipeline.tally import Memory, Ring, Tally, tally
 from minidist.parallel.shared_parameters import separate_count
 
 
@@ -50,18 +49,17 @@ def step_cost(
     layout: Layout,
     replicas: Sequence[Replicas],
     sync: GradientSync,
-    priced: Price,
+    counts: Tally,
     machine: Machine,
 ) -> StepCost:
-    """A step's cost: the price of the programs, and what the replicas of each stage send and keep.
+    """A step's cost: the counts of the programs, and what the replicas of each stage keep.
 
-    Where the price does not know how the replicas' gradients come together, it knows no time.
+    Where the replicas' gradients do not come together by rings, what they send is ``sync``'s.
     """
     ranks = range(layout.stages * layout.replicas)
-    messages, nbytes, busy = list(priced.messages), list(priced.nbytes), list(priced.busy)
+    messages, nbytes, busy = list(counts.messages), list(counts.nbytes), list(counts.busy)
     memory = [sync.memory(of) for of in replicas]
-    known = rings_known(replicas, sync)
-    if not known:
+    if not rings_known(replicas, sync):
         plans = [sync.plan(of, [0.0] * of.size, machine) for of in replicas]
         for rank in ranks:
             plan, copy = plans[rank % layout.stages], rank // layout.stages
@@ -83,28 +81,28 @@ def step_cost(
             "parameters": by_rank("parameters"),
             "gradients": [sum(pair) for pair in zip(by_rank("gradients"), separated, strict=True)],
             "optimizer": by_rank("optimizer"),
-            "activations": priced.peak_saved,
+            "activations": counts.peak_saved,
         },
         busy=busy,
-        seconds=priced.seconds if known and machine.even else None,
+        seconds=None,
     )
 
 
 def rings_known(replicas: Sequence[Replicas], sync: GradientSync) -> bool:
-    """Whether the replicas' gradients come together by rings, which the pricer can time."""
+    """Whether the replicas' gradients come together by rings."""
     parts = [(of, part) for of in replicas for part in of.pieces]
     return all(sync.rings(of, part) is not None for of, part in parts)
 
 
-def price_step(
+def tally_step(
     layout: Layout,
     replicas: Sequence[Replicas],
     sync: GradientSync,
     loss: Loss,
     batches: list[list[Batch]],
     machine: Machine,
-) -> Price:
-    """Time, memory and messages of a step, by copy of the pipeline and microbatch."""
+) -> Tally:
+    """Memory and messages of a step, by copy of the pipeline and microbatch."""
     last, itemsize = len(layout.parts) - 1, replicas[0].itemsize
     known: dict[tuple[int, int], PartCost] = {}
     inputs: dict[int, list[Shape]] = {}
@@ -149,7 +147,7 @@ def price_step(
         mixed = isinstance(instruction, (Forward, Backward))
         return cost.memory if mixed else cost.split
 
-    timed = rings_known(replicas, sync)
+    by_rings = rings_known(replicas, sync)
 
     def reduction(rank: int, instruction: Reduce) -> list[Ring]:
         stage = rank % layout.stages
@@ -162,13 +160,13 @@ def price_step(
         group = layout.replicas_of(rank)
         if instruction.what == "loss":
             return [Ring(group, 1, 8)]
-        if not timed:
+        if not by_rings:
             return []
         part = layout.chunk_range(stage, instruction.chunk)
         rings = sync.rings(replicas[stage], part) or []
         return [Ring(group, piece.stop - piece.start, itemsize) for piece in rings]
 
-    return price(
+    return tally(
         layout.programs,
         machine,
         seconds=seconds,

@@ -7,27 +7,20 @@ needed, and a send is waited for only before its buffer is reused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from minidist.collectives import ring
-from minidist.comm.comm import Comm, Request
+from minidist.comm.comm import Request
 from minidist.data.batches import Batch
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, read
 from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
-from minidist.nn.layers import Sequential
-from minidist.nn.loss import Loss
-from minidist.nn.module import Parameter, Shape
-from minidist.parallel.gradient_sync import GradientSync
-from minidist.parallel.in_order import names_in
-from minidist.parallel.pipeline.layout import Layout
+from minidist.nn.module import Shape
 from minidist.parallel.pipeline.schedules import (
     Backward,
     Forward,
@@ -39,30 +32,10 @@ from minidist.parallel.pipeline.schedules import (
     Step,
     WeightGradient,
 )
-from minidist.parallel.tensor.part import TensorPart
+from minidist.parallel.pipeline.stage_sums import OwnStage, StageSums
 
 
-@dataclass(frozen=True)
-class OwnStage:
-    """The stage that this rank runs: its layers, its communicators, and memory to receive into."""
-
-    layout: Layout
-    index: int
-    model: Sequential
-    separated: list[tuple[Parameter, Parameter]]  # see shared_parameters.separate
-    loss: Loss
-    sync: GradientSync
-    pipe: Comm  # the stages of this copy of the pipeline
-    replicas: Comm | None  # the ranks that hold this stage, if there are several
-    partners: Comm | None  # the stages of this copy that hold the tied parameters
-    clip: float | None
-    update: Callable[[], None]  # the optimizer's step
-    draws_of: Callable[[Batch], AbstractContextManager[None]]  # keys a microbatch's random draws
-    tensor: TensorPart | None = None  # the ranks that hold this stage together
-    buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
-
-
-class Executor:
+class Executor(StageSums):
     """One step of one rank: what is under way, and how each instruction is done."""
 
     def __init__(self, stage: OwnStage, batches: Sequence[Batch]) -> None:
@@ -222,83 +195,6 @@ class Executor:
         """The microbatch is through this part: its buffers may be received into again."""
         for buffer in self.receiving.pop((microbatch, part), ()):
             self.stage.buffers[buffer.shape].append(buffer)
-
-    # Sums over ranks
-
-    def reduce(self, what: str, chunk: int) -> None:
-        stage = self.stage
-        if what == "replicas":
-            part = self.layout.chunk_range(stage.index, chunk)
-            self.add_separated(part)
-            self.sum_over_tensor(part)
-            stage.sync.ready(part)
-        elif what == "loss":
-            assert stage.replicas is not None
-            ring.all_reduce(stage.replicas, self.loss)
-        elif what == "tied":
-            self.sum_tied()
-        else:
-            self.clip()
-
-    def add_separated(self, part: slice) -> None:
-        """Add the separate gradients of later uses, for parameters in this part, each once."""
-        slices = self.stage.model.flat.slices
-        for pair in list(self.separated):
-            first, later = pair
-            if part.start <= slices[first.name].start < part.stop:
-                first.accumulate(later.grad)
-                self.separated.remove(pair)
-
-    def sum_over_tensor(self, part: slice) -> None:
-        """Sum what the tensor axis has summands of, for parameters in this part, each once."""
-        if self.stage.tensor is not None and self.to_sum:
-            names = self.to_sum.intersection(names_in(self.stage.model.flat.slices, part))
-            self.stage.tensor.complete(self.stage.model, names)
-            self.to_sum -= names
-
-    def sum_tied(self) -> None:
-        """Sum the gradients of tied parameters over the stages that hold them.
-
-        Where every replica gets the whole sum, after it: then all stages have the same bits. Where
-        a replica gets its shard alone, before: a stage's shards are not another's.
-        """
-        stage, flat = self.stage, self.stage.model.flat
-        assert stage.partners is not None
-        if not stage.sync.sharded:
-            self.complete()
-        with self.comm.step("sum tied gradients"):
-            for name in self.layout.tied:
-                ring.all_reduce(stage.partners, flat.grad[flat.slices[name]])
-
-    def complete(self) -> None:
-        """Wait until all gradients are summed over the replicas; once a step."""
-        whole = slice(0, self.stage.model.flat.size)
-        self.add_separated(whole)
-        self.sum_over_tensor(whole)
-        if not self.completed:
-            self.completed = True
-            self.stage.sync.finish()
-
-    def gradient_norm(self) -> float:
-        """Of the whole gradient: each of its numbers counts on one stage and one tensor rank."""
-        stage = self.stage
-        elsewhere = set(self.layout.counted_elsewhere(stage.index))
-        if stage.tensor is not None:
-            elsewhere |= stage.tensor.elsewhere
-        square = np.array([stage.sync.squared_norm(elsewhere)], np.float64)  # of nothing: 0
-        ring.all_reduce(stage.pipe, square)
-        if stage.tensor is not None:
-            stage.tensor.square_of_all(square)
-        return float(np.sqrt(square[0]))
-
-    def clip(self) -> None:
-        """Scale by the norm of the whole gradient, of which every stage has a part."""
-        stage = self.stage
-        assert stage.clip is not None
-        self.complete()
-        self.norm = self.gradient_norm()
-        if self.norm > stage.clip:
-            stage.sync.scale(stage.clip / self.norm)
 
 
 def tag(what: str, microbatch: int, part: int) -> int:

@@ -7,12 +7,12 @@ A stage receives its input, computes, and sends its output on; backward the same
 the backward of a send is a receive. To keep all stages at work the batch is cut into
 microbatches; in which order a stage works on them is its schedule (``schedules.py``). Any schedule
 will do: here it becomes a program for each stage, is proved to be one that can run (``prover.py``),
-priced (``cost.py``) and run (``executor.py``).
+counted (``cost.py``) and run (``executor.py``).
 
 A rank sends activations and their gradients only, never parameters: for each microbatch of b rows
 and a boundary of h values, b·h elements to the right and as many to the left, and one element,
 the loss, at the end. Memory: a stage's own parameters, gradients and optimizer state, and what the
-schedule keeps of activations. Time: see ``pricing.price``, which reads the same program.
+schedule keeps of activations. Time: ``parallel.simulate``; of a schedule alone: ``price_units``.
 
 Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
 and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
@@ -29,51 +29,35 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from minidist.collectives import all_reduce, central
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.data.batches import Batch, Dataset
-from minidist.engine import array as arrays
+from minidist.data.batches import Batch
 from minidist.engine.array import Array
-from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.attention import CausalSelfAttention
 from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
-from minidist.nn.module import Parameter
 from minidist.nn.signature import signature
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import is_list_of_blocks
-from minidist.parallel.buffers import mean_buffers, with_buffers
 from minidist.parallel.data_parallel.all_reduce import AllReduce
-from minidist.parallel.evaluation import as_in_evaluation, counts, mean_over_ranks
 from minidist.parallel.gradient_sync import GradientSync, Replicas, Sync, make_sync
-from minidist.parallel.mesh.mesh import Mesh
-from minidist.parallel.method import Method, StepCost, Unsupported
-from minidist.parallel.pipeline.cost import price_step, replicas_of, step_cost
-from minidist.parallel.pipeline.executor import Executor, OwnStage
+from minidist.parallel.mesh.mesh import Mesh, check_batch_norm
+from minidist.parallel.method import StepCost
+from minidist.parallel.pipeline.cost import replicas_of, step_cost, tally_step
+from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.pipeline.layout import Layout, even_bounds, make_layout
 from minidist.parallel.pipeline.mesh_cost import machine_of, mesh_cost
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.schedules import SCHEDULES, Schedule
+from minidist.parallel.pipeline.stage_sums import OwnStage
 from minidist.parallel.pipeline.stages import Bounds
-from minidist.parallel.pipeline.stopwatch import Price
+from minidist.parallel.pipeline.tally import Tally
+from minidist.parallel.pipeline.whole_model import WholeModel
 from minidist.parallel.shared_parameters import separate
-from minidist.parallel.shares import Share
-from minidist.parallel.state import (
-    OptimizerShard,
-    State,
-    load_optimizer,
-    own_buffers,
-    own_names,
-    save_optimizer,
-    under,
-)
-from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms, own_optimizer
+from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms
 
 
-class Pipeline(Method):
+class Pipeline(WholeModel):
     """Rank r is stage r. ``schedule`` is a name in ``SCHEDULES``, or a Schedule of your own.
 
     The model is cut into a part for each chunk of each stage, as even in FLOPs as can be, or by
@@ -128,14 +112,10 @@ class Pipeline(Method):
             raise ValueError(f"{comm.size} ranks cannot be {replicas} equal pipelines{parts}")
         stages = comm.size // each
         self.mesh = Mesh(comm, dp=replicas, pp=stages, tp=each // replicas)
+        check_batch_norm(type(self).__name__, model, self.mesh)
         self.stage, self.replica = self.mesh.place["pp"], self.mesh.place["dp"]
         self.pipe = self.mesh["pp"]
         copies = self.mesh["dp"] if replicas > 1 else None
-        if tensor is not None and model.frozen():
-            raise Unsupported(
-                f"{type(self).__name__}: frozen parameters are not supported with tensor "
-                "parallelism: its layers make parts of parameters that are trained"
-            )
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
         if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
             bounds = bounds or even_bounds(model, schedule, stages, costs)
@@ -195,7 +175,7 @@ class Pipeline(Method):
             self.draws_of,
             self.tensor,
         )
-        self._prices: dict[Any, Price] = {}
+        self._tallies: dict[Any, Tally] = {}
         self._layouts: list[Layout] = []  # of each rank of the tensor axis
 
     def check_setting(self, name: str, value: Any) -> None:
@@ -207,12 +187,12 @@ class Pipeline(Method):
             )
 
     def changed(self, name: str) -> None:
-        """Another limit or another loss: the programs and their prices follow."""
+        """Another limit or another loss: the programs and their counts follow."""
         self.layout = self.layout.clipped(self.clip is not None)
         self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
         self.sync.clips(self.clip is not None)
         self._layouts = []
-        self._prices.clear()
+        self._tallies.clear()
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
         """The part by which the copies' gradients come together; without copies, none is needed."""
@@ -267,142 +247,14 @@ class Pipeline(Method):
         arrays["gradients"] += [later.grad for _, later in self.separated]
         return arrays
 
-    def parameters(self) -> dict[str, np.ndarray]:
-        """Every stage sends its own to all others."""
-        named = self.whole.named_parameters()
-        return self._from_all_stages(self._serial(self.sync.parameters()), named)
-
-    def _serial(self, state: State) -> State:
-        """This stage's arrays with the shapes of the serial model."""
-        return state if self.tensor is None else self.tensor.whole(state)
-
-    def _from_all_stages(self, mine: State, named: dict[str, Parameter]) -> State:
-        """The arrays of these, of which each stage has its own: a broadcast of each stage's."""
-        found: State = {}
-        for stage, part in enumerate(self.layout.stage_models):
-            names = [name for name in part.named_parameters() if name in named]
-            flat = (
-                np.concatenate([mine[name].reshape(-1) for name in names])
-                if stage == self.stage and names
-                else np.empty(sum(named[name].size for name in names), self.model.flat.data.dtype)
-            )
-            central.broadcast(self.pipe, flat, root=stage)
-            start = 0
-            for name in names:
-                stop = start + named[name].size
-                found[name] = flat[start:stop].reshape(named[name].declared).copy()
-                start = stop
-        return {name: found[name] for name in named}
-
-    def buffers(self) -> dict[str, np.ndarray]:
-        """Every stage's, the mean over the copies of the pipeline."""
-        found: dict[str, np.ndarray] = {}
-        mine = self._own_buffers()
-        for stage, model in enumerate(self.layout.stage_models):
-            for name, buffer in model.named_buffers().items():
-                empty = np.empty(buffer.declared, self.model.flat.data.dtype)
-                found[name] = mine[name] if stage == self.stage else empty
-                central.broadcast(self.pipe, found[name], root=stage)
-        return {name: found[name] for name in self.whole.named_buffers()}
-
-    def _own_buffers(self) -> State:
-        """This stage's, the mean over the copies."""
-        copies = self.own.replicas
-        return own_buffers(self.model) if copies is None else mean_buffers(copies, self.model)
-
-    @property
-    def copies(self) -> int:
-        return self.layout.replicas
-
-    def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
-        if self.tensor is not None:
-            self.tensor.check_targets(f"{type(self).__name__}.evaluate", dataset)
-        sums = np.zeros(4)
-        with as_in_evaluation(self.model), with_buffers(self.model, self._own_buffers()):
-            for whole in dataset.chunks(chunk):
-                shard = whole.shard(self.replica, self.layout.replicas)
-                output = self._pass_through(shard)
-                if output is not None:
-                    counted = counts(output, self.loss, shard)
-                    if self.mesh.place["tp"] == 0:  # the others found the same
-                        sums += counted
-        return mean_over_ranks(self.comm, sums)
-
-    def _pass_through(self, batch: Batch) -> Tensor | None:
-        """The model's output, on the rank that holds the last part."""
-        layout, x = self.layout, None
-        flat, shapes = self.model.flat.data, layout.shapes_of(batch)
-        for part, model in enumerate(layout.parts):
-            if layout.stage_of(part) != self.stage:
-                continue
-            if part == 0:
-                x = as_tensor(batch.inputs)
-            elif layout.stage_of(part - 1) != self.stage:
-                x = Tensor(arrays.module_of(flat).empty(shapes[part], flat.dtype))
-                self.pipe.recv(x.data, layout.stage_of(part - 1))
-            x = self.sync.run(model, x)
-            if part + 1 == len(layout.parts):
-                return x
-            if layout.stage_of(part + 1) != self.stage:
-                following = layout.stage_of(part + 1)
-                self.pipe.send(arrays.module_of(flat).ascontiguousarray(x.data), following)
-        return None
-
-    # Saving and loading
-
-    def optimizer_state(self, kept: State) -> State:
-        """Every stage tells all others its own."""
-        assert self.sync.comm is not None
-        mine = save_optimizer(self.sync.comm, self.sync.optimizer_shards())
-        steps = np.array([mine.get("steps", 0)], np.int64)  # a stage may have no parameters
-        all_reduce(self.pipe, steps, "max")
-        found: State = {"steps": np.array(int(steps[0]))}
-        for slot in self.optimizer.slots if steps[0] else ():
-            prefix = f"optimizer/{slot}/"
-            trained = self.whole.trained()
-            whole = self._from_all_stages(self._serial(under(prefix, mine)), trained)
-            found |= {prefix + name: value for name, value in whole.items()}
-        return found
-
-    def state_shares(self) -> list[Share]:
-        """This stage's part; what two stages share, the first of them writes.
-
-        A stage whose layers are cut too has only its whole state: that is gathered.
-        """
-        if self.tensor is not None:
-            return Method.state_shares(self)
-        earlier = self.layout.stage_models[: self.stage]
-        return self.own_shares(without={n for stage in earlier for n in stage.named_parameters()})
-
-    def optimizer_shards(self) -> list[OptimizerShard]:
-        return self.sync.optimizer_shards()
-
-    def which_replica(self) -> tuple[int, int]:
-        """This copy of the pipeline among the copies."""
-        return self.replica, self.layout.replicas
-
-    def load_parameters(self, by_name: State) -> None:
-        if self.tensor is not None:
-            by_name = self.tensor.own(by_name)
-        self.sync.load_parameters({name: by_name[name] for name in own_names(self.model)})
-
-    def load_optimizer(self, state: State) -> None:
-        assert self.sync.comm is not None
-        own = state if self.tensor is None else own_optimizer(self.tensor, state)
-        load_optimizer(self.sync.comm, self.sync.optimizer_shards(), own)
-
-    def own_arrays(self) -> dict[str, Array]:
-        return self.sync.own_arrays()
-
     # What it costs
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Priced from the programs themselves; and what ``sync`` sends and keeps."""
+        """Counted over the programs themselves; and what ``sync`` sends and keeps."""
         if self.tensor is not None:
             return self._mesh_cost(self.tensor, batch, machine)
-        priced = self.price(batch, machine)
-        return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, priced, machine)
+        counts = self._tally(self.layout, self.loss, batch, machine)
+        return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, counts, machine)
 
     def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
         """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
@@ -412,8 +264,8 @@ class Pipeline(Method):
         costs, replicas = [], [self.stage_replicas(layout) for layout in self._layouts]
         for place, (layout, loss) in enumerate(zip(self._layouts, tensor.losses, strict=True)):
             seen = machine_of(machine, place, tensor.comm.size)
-            priced = self.price_of(layout, loss, batch, seen)
-            costs.append(step_cost(layout, replicas[place], self.sync, priced, seen))
+            counts = self._tally(layout, loss, batch, seen)
+            costs.append(step_cost(layout, replicas[place], self.sync, counts, seen))
         return mesh_cost(
             tensor,
             self._layouts,
@@ -434,16 +286,12 @@ class Pipeline(Method):
             for stage in range(layout.stages)
         ]
 
-    def price(self, batch: Batch, machine: Machine) -> Price:
-        """What a step on ``batch`` should take, with every computation's start and end."""
-        return self.price_of(self.layout, self.loss, batch, machine)
-
-    def price_of(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Price:
-        """The price of any layout of this method's: each rank of a tensor axis has its own."""
+    def _tally(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Tally:
+        """The counts of any layout of this method's: each rank of a tensor axis has its own."""
         parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine), id(layout)
-        if key not in self._prices:
-            self._prices[key] = price_step(
+        if key not in self._tallies:
+            self._tallies[key] = tally_step(
                 layout, self.stage_replicas(layout), self.sync, loss, parts, machine
             )
-        return self._prices[key]
+        return self._tallies[key]

@@ -1,7 +1,8 @@
-"""Predict what a pipeline's programs cost, without running them.
+"""What a schedule costs without a model: time, idle share, memory, and when each thing is done.
 
-``price`` makes every rank do exactly the calls that the executor makes, with a stopwatch instead
-of a model (``stopwatch.py``): time, messages, and what is kept of activations at the peak.
+``price`` runs the programs in the local world, on its clock: each rank sends and receives as the
+executor does, messages of one byte, and instead of computing lets its seconds pass. So a schedule
+can be compared and drawn before there is a model for it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minidist.collectives.ring import chunks as ring_chunks
+import numpy as np
+
+from minidist.comm.comm import Comm, Request
+from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine
+from minidist.engine.array import work
+from minidist.parallel.pipeline.executor import tag
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.prover import validate
 from minidist.parallel.pipeline.schedules import (
+    COMPUTE,
     Backward,
     Compute,
     Forward,
@@ -22,145 +29,79 @@ from minidist.parallel.pipeline.schedules import (
     Instruction,
     Post,
     Recv,
-    Reduce,
     Schedule,
     Send,
-    Step,
     WeightGradient,
 )
-from minidist.parallel.pipeline.stopwatch import Job, Price, Side, Stopwatch, Task
+from minidist.parallel.pipeline.tally import Memory, peak_saved
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that a microbatch keeps on a stage."""
+class Span:
+    """An instruction of a rank, and when it was computed."""
 
-    saved: int  # from its forward to its backward
-    backward: int = 0  # at the highest, during its backward
-    deferred: int = 0  # from its input's gradient to its weights'
+    instruction: Compute
+    start: float
+    end: float
 
 
-@dataclass(frozen=True)
-class Ring:
-    """An all-reduce over ``group``, in the ring's order, of ``length`` elements."""
+@dataclass
+class Price:
+    """What programs should cost, by rank: messages, seconds busy, peak of what is saved."""
 
-    group: list[int]
-    length: int
-    itemsize: int
+    messages: list[int]
+    busy: list[float]
+    peak_saved: list[int]
+    spans: list[list[Span]]
+    seconds: float
+
+    @property
+    def idle_fraction(self) -> float:
+        """The share of all ranks' time in which they do not compute."""
+        return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
 
 
 def price(
     programs: Sequence[Sequence[Instruction]],
     machine: Machine,
-    seconds: Callable[[int, Compute], float],
-    nbytes: Callable[[int, Send], int],
-    memory: Callable[[int, Compute], Memory],
-    rings: Callable[[int, Reduce], Sequence[Ring]] | None = None,
-    replicas: int = 1,
+    seconds: Callable[[Compute], float],
+    memory: Callable[[Compute], Memory],
 ) -> Price:
-    """Time, memory and messages of ``replicas`` copies of a pipeline with these programs.
-
-    Rank r is stage r % p of copy r // p. For each rank: ``seconds`` of a computation, ``nbytes``
-    of a message, ``memory`` of a microbatch, and the ``rings`` of a reduction.
-    """
-    watch = Stopwatch(machine, len(programs) * replicas)
-    for rank in range(len(programs) * replicas):
-        instructions = programs[rank % len(programs)]
-        first = rank - rank % len(programs)  # the first stage of this rank's pipeline
-        watch.start(
-            rank, _run(watch, rank, first, instructions, seconds, nbytes, memory, rings), 0.0
-        )
-    return watch.run()
+    """The price of these programs, one a rank, without sums over ranks."""
+    world = LocalWorld(machine)
+    spans = world.run(lambda comm: _run(comm, programs[comm.rank], seconds), len(programs))
+    return Price(
+        messages=[trace.sent.messages for trace in world.traces],
+        busy=[sum(span.end - span.start for span in own) for own in spans],
+        peak_saved=[peak_saved(one, memory) for one in programs],
+        spans=spans,
+        seconds=world.seconds,
+    )
 
 
 def _run(
-    watch: Stopwatch,
-    rank: int,
-    first: int,
-    instructions: Sequence[Instruction],
-    seconds: Callable[[int, Compute], float],
-    nbytes: Callable[[int, Send], int],
-    memory: Callable[[int, Compute], Memory],
-    rings: Callable[[int, Reduce], Sequence[Ring]] | None,
-) -> Task:
-    """One rank: exactly the calls that the executor makes."""
-    found = watch.found
-    receiving: dict[Any, Side] = {}
-    sending: dict[Any, Side] = {}
-    reducing: list[Job] = []
-    kept = 0
-
-    for instruction in instructions:
-        match instruction:
+    comm: Comm, instructions: Sequence[Instruction], seconds: Callable[[Compute], float]
+) -> list[Span]:
+    """One rank: posts, sends and receives in the executor's order."""
+    arriving: dict[Any, Request] = {}
+    leaving: list[Request] = []
+    spans = list[Span]()
+    for item in instructions:
+        match item:
             case Post(what, microbatch, peer, part):
-                side = yield from watch.post(first + peer, rank, (what, microbatch, part), False)
-                receiving[what, microbatch, part] = side
+                key = what, microbatch, part
+                arriving[key] = comm.irecv(np.empty(1, np.uint8), peer, tag(*key))
             case Recv(what, microbatch, _, part):
-                yield from watch.wait(receiving.pop((what, microbatch, part)))
+                arriving.pop((what, microbatch, part)).wait()
             case Send(what, microbatch, peer, part):
-                length = nbytes(rank, instruction)
-                side = yield from watch.post(
-                    rank, first + peer, (what, microbatch, part), True, length
-                )
-                sending[what, microbatch, part] = side
-            case Reduce("replicas", _):
-                assert rings is not None
-                reducing.append(
-                    watch.spawn(rank, _rings(watch, rank, rings(rank, instruction), False))
-                )
-            case Reduce():
-                assert rings is not None
-                for job in reducing:
-                    yield from watch.join(job)
-                reducing.clear()
-                yield from _rings(watch, rank, rings(rank, instruction), True)
-            case Step():
-                for job in reducing:
-                    yield from watch.join(job)
-                reducing.clear()
-            case _:
-                cost = memory(rank, instruction)
-                match instruction:
-                    case Forward():
-                        kept += cost.saved
-                        highest = kept
-                    case Backward():
-                        highest = kept - cost.saved + cost.backward
-                        kept -= cost.saved
-                    case InputGradient():
-                        highest = kept - cost.saved + cost.backward
-                        kept += cost.deferred - cost.saved
-                    case WeightGradient():
-                        highest = kept
-                        kept -= cost.deferred
-                found.peak_saved[rank] = max(found.peak_saved[rank], highest)
-                watch.compute(rank, seconds(rank, instruction), instruction)
-    for side in sending.values():
-        yield from watch.wait(side)
-
-
-def _rings(watch: Stopwatch, rank: int, rings: Sequence[Ring], counted: bool) -> Task:
-    """All-reduces one after the other."""
-    for ring in rings:
-        yield from _ring(watch, rank, ring, counted)
-
-
-def _ring(watch: Stopwatch, rank: int, ring: Ring, counted: bool) -> Task:
-    """A ring all-reduce, message by message (see ``collectives/ring.py``)."""
-    size, place = len(ring.group), ring.group.index(rank)
-    left, right = ring.group[(place - 1) % size], ring.group[(place + 1) % size]
-    lengths = [part.stop - part.start for part in ring_chunks(ring.length, size)]
-    for half in range(2):
-        for turn in range(size - 1):
-            out = lengths[(place + half - turn) % size] * ring.itemsize
-            into = lengths[(place + half - turn - 1) % size] * ring.itemsize
-            key = ("ring", tuple(ring.group), counted)
-            receiving = yield from watch.post(left, rank, key, False)
-            sending = yield from watch.post(rank, right, key, True, out)
-            yield from watch.wait(sending)
-            yield from watch.wait(receiving)
-            if half == 0:
-                watch.reduce(rank, into, counted)
+                leaving.append(comm.isend(np.empty(1, np.uint8), peer, tag(what, microbatch, part)))
+            case _ if isinstance(item, COMPUTE):
+                start = comm.time()
+                work.beyond += seconds(item)  # charged when the clock is read
+                spans.append(Span(item, start, comm.time()))
+    for request in leaving:
+        request.wait()
+    return spans
 
 
 def price_units(
@@ -185,11 +126,9 @@ def price_units(
         InputGradient: input_gradient,
         WeightGradient: weight_gradient,
     }
-    machine = Machine("units", latency=message, bandwidth=float("inf"))
     return price(
         programs,
-        machine,
-        seconds=lambda rank, item: units[type(item)] / schedule.chunks,
-        nbytes=lambda rank, send: 1,
-        memory=lambda rank, item: Memory(saved=1, backward=1, deferred=1),
+        Machine("units", latency=message, bandwidth=float("inf")),
+        seconds=lambda item: units[type(item)] / schedule.chunks,
+        memory=lambda item: Memory(saved=1, backward=1, deferred=1),
     )

@@ -23,7 +23,7 @@ from minidist.nn.layers import Sequential
 from minidist.nn.loss import Loss
 from minidist.nn.module import LayerCost, Shape
 from minidist.parallel.model_costs import first_recorded, saved_bytes, training_flops
-from minidist.parallel.pipeline.pricing import Memory
+from minidist.parallel.pipeline.tally import Memory
 
 Bounds = list[tuple[int, int]]
 

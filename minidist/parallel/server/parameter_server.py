@@ -37,10 +37,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from minidist.collectives import chunks
+from minidist.collectives import ring
 from minidist.comm.comm import Comm, Request
 from minidist.comm.machine import Machine
-from minidist.comm.ports import Ports
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, module_of, read
 from minidist.nn.loss import Loss
@@ -193,10 +192,7 @@ class ParameterServer(KeyRanges):
         return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formula above for uneven ranges and shards too: the meetings, one by one.
-
-        A message begins when its server, its worker and both their ports are free.
-        """
+        """The formula above, for uneven ranges and shards too: what each meeting sends and adds."""
         ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
         wire = [(part.stop - part.start) * e for part in self.ranges]
         owns = [(keys.stop - keys.start) * e for keys in self.keys]
@@ -204,57 +200,33 @@ class ParameterServer(KeyRanges):
             rank: batch.shard(index, len(self.workers)).microbatches(self.microbatches)
             for index, rank in enumerate(self.workers)
         }
-        busy = [0.0 for _ in ranks]
+        busy, messages, nbytes = [0.0 for _ in ranks], [0 for _ in ranks], [0 for _ in ranks]
         for rank, own in shards.items():
             encoding = pushes.encode_flops(self.clients_of(rank))
             busy[rank] = training_seconds(self.whole, own, machine, rank)
             busy[rank] += machine.compute(encoding, rank)
-        messages, nbytes = [0 for _ in ranks], [0 for _ in ranks]
-        clock, ports = list(busy), Ports(self.comm.size)
-        ports.out_free = list(busy)  # nobody sends before it has computed
-
-        def move(sender: int, receiver: int, ready: float, size: int) -> float:
-            messages[sender] += 1
-            nbytes[sender] += size
-            return ports.carry(sender, receiver, ready, machine.message(size))
-
-        def work(rank: int, seconds: float) -> None:
-            clock[rank] += seconds
-            busy[rank] += seconds
-
-        meetings = [
-            (self.workers[worker], server, self.servers[server])
-            for worker, server in self.meetings()
-            if self.workers[worker] != self.servers[server]
-        ]
-        summing = set(self.workers)  # servers whose sum has something in it
-        for worker, index, server in meetings:
-            clock[server] = move(worker, server, clock[server], pushes.nbytes(index))
-            work(server, machine.compute(pushes.decode_flops(index), server))
-            if server in summing and not pushes.compressed:
-                work(server, machine.reduce(wire[index]))
-            summing.add(server)
-        for numbers in self.norms():  # a ring of the servers
-            count = len(self.servers)
-            parts = [8 * (part.stop - part.start) for part in chunks(numbers, count)]
-            for turn in range(2 * (count - 1)):
-                adding = turn < count - 1
-                sizes = [parts[(index - turn) % count] for index in range(count)]
-                ends = []
-                for index, server in enumerate(self.servers):
-                    right = self.servers[(index + 1) % count]
-                    ready = max(clock[server], clock[right])
-                    ends.append(move(server, right, ready, sizes[index]))
-                for index, server in enumerate(self.servers):
-                    clock[server] = max(ends[index], ends[index - 1])
-                    work(server, adding * machine.reduce(sizes[index - 1]))
-        for worker, index, server in meetings:
-            clock[server] = move(server, worker, clock[server], wire[index])
+        seconds = self._seconds([busy[rank] for rank in self.workers], machine)
+        added = [rank in self.workers for rank in ranks]
+        for worker, index in self.meetings():
+            rank, server = self.workers[worker], self.servers[index]
+            if rank == server:
+                continue
+            for sender, size in ((rank, pushes.nbytes(index)), (server, wire[index])):
+                messages[sender] += 1
+                nbytes[sender] += size
+            busy[server] += machine.compute(pushes.decode_flops(index), server)
+            if not pushes.compressed and added[server]:  # the first is received into the sum
+                busy[server] += machine.reduce(wire[index])
+            added[server] = True
+        for numbers in self.norms():
+            for index, server in enumerate(self.servers):
+                cost = ring.all_reduce_cost(numbers, 8, index, len(self.servers), machine)
+                messages[server] += cost.messages
+                nbytes[server] += cost.nbytes
+                busy[server] += machine.reduce(cost.reduced)
         if len(self.servers) < self.comm.size:
-            for server in self.servers[:-1]:
-                last = self.servers[-1]
-                ready = max(clock[last], clock[server])
-                clock[last] = clock[server] = move(last, server, ready, e)
+            messages[self.servers[-1]] += len(self.servers) - 1
+            nbytes[self.servers[-1]] += (len(self.servers) - 1) * e
 
         owned = [0 for _ in ranks]
         for server, size in zip(self.servers, owns, strict=True):
@@ -282,10 +254,21 @@ class ParameterServer(KeyRanges):
                 ],
             },
             busy=busy,
-            # More servers than workers: idle ones overtake, and the rounds are no longer in order.
-            seconds=(
-                max(*clock, *ports.out_free, *ports.in_free)
-                if len(self.servers) <= len(self.workers) and machine.even
-                else None
-            ),
+            seconds=seconds,
         )
+
+    def _seconds(self, compute: list[float], machine: Machine) -> float | None:
+        """The formula above for the time; None where something is uneven, compressed or clipped."""
+        workers, servers = len(self.workers), len(self.servers)
+        lengths = {part.stop - part.start for part in self.ranges}
+        even = len(set(compute)) == len(lengths) == 1 and workers % servers == 0
+        if not (even and machine.even) or self.pushes.compressed or any(self.norms()):
+            return None
+        n = lengths.pop() * self.itemsize
+        with_itself = (
+            self.servers[0] in self.workers
+        )  # colocated: it is there already, and added to
+        meetings = workers - with_itself
+        adding = (workers - 1) * machine.reduce(n)
+        told = 0 if with_itself else (servers - 1) * machine.message(self.itemsize)  # the loss
+        return compute[0] + 2 * meetings * machine.message(n) + adding + told

@@ -22,7 +22,7 @@ from minidist.parallel.tensor.axis import Axis
 from minidist.parallel.tensor.cut import Cut, PartOf
 from minidist.parallel.tensor.ends import CutEmbed, CutHead, VocabularyCrossEntropy
 from minidist.parallel.tensor.layers import ColumnParallel, CutDropout, HeadParallel, RowParallel
-from minidist.parallel.tensor.plan import ELEMENTWISE
+from minidist.parallel.tensor.plan import ELEMENTWISE, plain
 
 Cuts = Mapping[str, Cut | None]
 
@@ -131,6 +131,8 @@ class _Converter:
 
     def attention(self, layer: nn.CausalSelfAttention) -> nn.CausalSelfAttention:
         """By heads, or whole: both products must agree."""
+        if not plain(layer.qkv, layer.out):
+            return layer  # whole, or refused by _check_all_cut
         first = [p for p in (layer.qkv.weight, layer.qkv.bias) if p is not None]
         kinds = [*map(self.kind, first), self.kind(layer.out.weight)]
         if all(kind == "whole" for kind in kinds):
@@ -181,6 +183,13 @@ def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
                 f"sequence parallelism knows the blocks of a GPT, and block {name} is a "
                 f"{type(block).__name__}: it may need positions that are on other ranks"
             )
+        if isinstance(block, Block):
+            for layer in (block.attention.qkv, block.attention.out, block.up, block.down):
+                if not plain(layer):
+                    raise ValueError(
+                        f"sequence parallelism cuts the linear layers of block {name}, and one is "
+                        f"a {type(layer).__name__}: it would see this rank's positions alone"
+                    )
     for name, cut in cuts.items():
         last = name.rpartition(".")[0].rpartition(".")[2]
         if cut is None and name.endswith("weight") and last in ("qkv", "out", "up", "down"):

@@ -96,13 +96,19 @@ class _Planner:
         elif isinstance(layer, nn.Residual) and is_list_of_blocks(layer.inner):
             self.row(layer.inner, ends=False)
         elif isinstance(layer, nn.CausalSelfAttention):
-            if heads_divide(layer, self.ranks):
+            if plain(layer.qkv, layer.out) and heads_divide(layer, self.ranks):
                 self.set("heads", layer.qkv.weight, layer.qkv.bias)
                 self.set("rows", layer.out.weight)
         elif isinstance(layer, Block):
             self.layer(layer.attention)
-            self.columns(layer.up)
-            self.set("rows", layer.down.weight)
+            if plain(layer.up, layer.down):
+                self.columns(layer.up)
+                self.set("rows", layer.down.weight)
+
+
+def plain(*layers: Module) -> bool:
+    """Whether these are linear layers, and not what has taken their place, such as an adapter."""
+    return all(isinstance(layer, nn.Linear) for layer in layers)
 
 
 def homes(model: Module) -> dict[int, int]:
@@ -146,7 +152,7 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
     named = model.named_parameters()
     attentions: dict[int, nn.CausalSelfAttention] = {}  # by the id of a parameter of theirs
     for module in model.named_modules().values():
-        if isinstance(module, nn.CausalSelfAttention):
+        if isinstance(module, nn.CausalSelfAttention) and plain(module.qkv, module.out):
             held = (module.qkv.weight, module.qkv.bias, module.out.weight)
             attentions |= {id(parameter): module for parameter in held if parameter is not None}
     cuts: dict[str, Cut | None] = {}

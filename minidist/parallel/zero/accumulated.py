@@ -12,7 +12,7 @@ needs less memory.
 from __future__ import annotations
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.machine import Machine
 from minidist.parallel.gradient_sync import Replicas
 from minidist.parallel.in_order import SentInOrder, names_in
@@ -23,8 +23,6 @@ from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_ro
 
 class ReduceScatterUnits(SentInOrder, OverlappedShards):
     """ZeRO, stage 2, for gradients that accumulate in the flat array: a pipeline's, for one."""
-
-    timed = False  # what hides behind the backward is left to the simulation
 
     def allocate(self, seed: int) -> None:
         assert self.comm is not None
@@ -53,11 +51,12 @@ class ReduceScatterUnits(SentInOrder, OverlappedShards):
     def unit_slices(self, of: Replicas) -> list[Slices]:
         return cut_flat(parameter_slices(of.model), of.model, of.apart)
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
         """A reduce-scatter for each unit, while the ranks compute."""
-        stream, units = Clocks(machine, of.size), self.unit_slices(of)
+        stream, units = Series(machine, of.size), self.unit_slices(of)
         for unit in units:
-            stream.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
+            stream.reduce_scatter(extent(unit), of.itemsize)
         stream.busy = list(seconds)  # the stream adds up meanwhile
+        stream.seconds = None  # what hides behind the backward is left to the simulation
         self.plan_update(stream, of, units)
         return stream

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
@@ -159,14 +159,14 @@ class GatheredUnits(ReduceScatterUnits):
 
     # The formulas
 
-    def plan_update(self, clocks: Clocks, of: Replicas, units: list[Slices]) -> None:
+    def plan_update(self, series: Series, of: Replicas, units: list[Slices]) -> None:
         """The norms; then one gathering of each unit for each time that it is needed."""
         in_blocks, _ = by_block(of.model, units)
         inside = {index for block in in_blocks for index in block}
-        plan_numbers(clocks, of, [len(unit) for unit in units])
+        plan_numbers(series, of, [len(unit) for unit in units])
         for index, unit in enumerate(units):
             for _ in range(of.passes if index in inside else 1):
-                clocks.all_gather(ring.chunks(extent(unit), of.size), of.itemsize)
+                series.all_gather(extent(unit), of.itemsize)
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:
         units = self.unit_slices(of)

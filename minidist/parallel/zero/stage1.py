@@ -49,7 +49,7 @@ from functools import partial
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.versions import written
@@ -124,11 +124,11 @@ class Sharded(GradientSync):
     def parameters_stepped(self, of: Replicas) -> list[int]:
         return [len(unit) for unit in self.unit_slices(of)]
 
-    def plan_update(self, clocks: Clocks, of: Replicas, units: list[Slices]) -> None:
+    def plan_update(self, series: Series, of: Replicas, units: list[Slices]) -> None:
         """The loss, the norms, and the gathering of the parameters."""
-        plan_numbers(clocks, of, [len(unit) for unit in units])
+        plan_numbers(series, of, [len(unit) for unit in units])
         for unit in units:
-            clocks.all_gather(ring.chunks(extent(unit), of.size), of.itemsize)
+            series.all_gather(extent(unit), of.itemsize)
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:
         slots = len(of.optimizer.slots) * of.itemsize
@@ -136,15 +136,15 @@ class Sharded(GradientSync):
         return super().memory(of) | {"optimizer": [slots * own for own in owned]}
 
 
-def plan_numbers(clocks: Clocks, of: Replicas, parameters: list[int]) -> None:
+def plan_numbers(series: Series, of: Replicas, parameters: list[int]) -> None:
     """The all-reduces of a few float64: the loss, and what clipping and layer norms need."""
     if of.sums_loss:
-        clocks.all_reduce(1, 8)
+        series.all_reduce(1, 8)
     if of.clips:
-        clocks.all_reduce(1, 8)
+        series.all_reduce(1, 8)
     if of.optimizer.layerwise:
         for count in parameters:
-            clocks.all_reduce(2 * count, 8)
+            series.all_reduce(2 * count, 8)
 
 
 class OverlappedShards(Sharded):
@@ -196,14 +196,13 @@ class ReduceScatter(Sharded):
         ring.reduce_scatter(self.comm, unit.buffer, parts=unit.shards)
         return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
         """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
-        clocks = Clocks(machine, of.size)
-        clocks.compute(seconds)
-        shards = ring.chunks(parameter_count(of.model), of.size)
-        clocks.reduce_scatter(shards, of.itemsize)
-        self.plan_update(clocks, of, self.unit_slices(of))
-        return clocks
+        series = Series(machine, of.size)
+        series.compute(seconds)
+        series.reduce_scatter(parameter_count(of.model), of.itemsize)
+        self.plan_update(series, of, self.unit_slices(of))
+        return series
 
 
 class Zero1(DataParallel):

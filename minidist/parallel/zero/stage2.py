@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine import array as arrays
@@ -53,7 +53,6 @@ class ReduceScatterSlots(OverlappedShards):
     parameters come then.
     """
 
-    timed = False  # what hides behind the backward is left to the simulation
     hooks_forward = True
 
     def __init__(
@@ -183,12 +182,13 @@ class ReduceScatterSlots(OverlappedShards):
         owned = owned_by_rank([extent(unit) for unit in [*in_blocks, *shared]], of.size)
         return super().memory(of) | {"gradients": [(own + slots) * of.itemsize for own in owned]}
 
-    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Clocks:
+    def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
         """A reduce-scatter for each unit, while the ranks compute."""
-        stream, units = Clocks(machine, of.size), self.unit_slices(of)
+        stream, units = Series(machine, of.size), self.unit_slices(of)
         for unit in units:
-            stream.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
+            stream.reduce_scatter(extent(unit), of.itemsize)
         stream.busy = list(seconds)  # the stream adds up meanwhile
+        stream.seconds = None  # what hides behind the backward is left to the simulation
         self.plan_update(stream, of, units)
         return stream
 

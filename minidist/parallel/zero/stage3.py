@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.collectives.clocks import Clocks
+from minidist.collectives.series import Series
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.data.batches import Batch, Dataset
@@ -179,17 +179,17 @@ class Zero3(Method):
         of, shards = self.gradients.replicas, [batch.shard(r, self.comm.size) for r in ranks]
         in_blocks = cut_blocks(self.whole, self.gradients.shared_names)[0]
         shared, memory = shared_slices(self.whole), self.gradients.memory(of)
-        clocks = Clocks(machine, of.size)
+        series = Series(machine, of.size)
         for unit in (*shared, *in_blocks, *in_blocks):
-            clocks.all_gather(ring.chunks(extent(unit), of.size), of.itemsize)
+            series.all_gather(extent(unit), of.itemsize)
         for unit in (*in_blocks, *shared):
-            clocks.reduce_scatter(ring.chunks(extent(unit), of.size), of.itemsize)
+            series.reduce_scatter(extent(unit), of.itemsize)
         # The stream adds up meanwhile.
-        clocks.busy = [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks]
-        plan_numbers(clocks, of, [len(unit) for unit in (*in_blocks, *shared)])
+        series.busy = [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks]
+        plan_numbers(series, of, [len(unit) for unit in (*in_blocks, *shared)])
         return StepCost(
-            messages=clocks.messages,
-            nbytes=clocks.nbytes,
+            messages=series.messages,
+            nbytes=series.nbytes,
             peak_bytes={
                 # As the gradients: shards and two slots; and what is frozen lies everywhere.
                 "parameters": [n + of.frozen_bytes for n in memory["gradients"]],
@@ -200,6 +200,6 @@ class Zero3(Method):
                     for shard in shards
                 ],
             },
-            busy=clocks.busy,
+            busy=series.busy,
             seconds=None,
         )

@@ -7,8 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minidist import LocalWorld, Machine, launch
+from minidist import LocalWorld, Machine, launch, nn
+from minidist.compress import adapt, keep_largest, shrink
+from minidist.compress.rebuild import declared
 from minidist.engine.array import defaults
+from minidist.models import gpt
 from minidist.optim import LAMB, SGD
 from minidist.parallel import (
     Buckets,
@@ -17,10 +20,12 @@ from minidist.parallel import (
     GatheredUnits,
     Mesh,
     MeshParallel,
+    Serial,
     TensorParallel,
 )
 from minidist.parallel.mesh.mesh import describe, parse
 from minidist.parallel.pipeline import executor as executors
+from minidist.parallel.pipeline import stage_sums
 from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.tensor import part as parts
 from minidist.parallel.zero import gathered, stage1
@@ -33,6 +38,7 @@ from tests.parallel.mesh.combinations import (
     ranks_of,
 )
 from tests.parallel.tensor.checks import (
+    MLP,
     Task,
     adamw,
     check_equals_serial,
@@ -136,7 +142,7 @@ def test_the_norm_of_the_gradient_is_serials(zero, sequence):
             norms = []
             right = executors.Executor.gradient_norm
             method.update = lambda: norms.append(right(method.run))
-            method.own = executors.OwnStage(**(vars(method.own) | {"update": method.update}))
+            method.own = stage_sums.OwnStage(**(vars(method.own) | {"update": method.update}))
             method.step(task.batches()[0])
             expected = float(np.linalg.norm(oracle.model.flat.grad))
             assert norms[0] == pytest.approx(expected, rel=1e-12)
@@ -192,6 +198,83 @@ def test_saved_on_one_mesh_loaded_on_five_others(origin):
         if index != origin:
             losses, _ = run_on(options, task, saved, 3, 6)[0]
             assert losses == pytest.approx(straight[3:], rel=1e-12), options
+
+
+def partly_frozen():
+    model = GPT()
+    for name, parameter in model.named_parameters().items():
+        parameter.requires_grad = "up" not in name and "embedding" not in name
+    return model
+
+
+def adapted():
+    return adapt(gpt(13, 8, 16, 2, 4), rank=2, alpha=4.0)
+
+
+def with_fewer_heads():
+    """Two heads of four features, of a width that four of them would have."""
+    model = GPT().init(0)
+    return declared(shrink(model, keep_largest(model, {"1.attention": 2, "2.attention": 2})))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (partly_frozen, {"mesh": {"dp": 2, "tp": 2}, "zero": 2}),
+        (partly_frozen, {"mesh": {"pp": 2, "tp": 2}, "schedule": "zero_bubble_h1"}),
+        (adapted, {"mesh": {"dp": 2, "tp": 2}, "zero": 3}),
+        (with_fewer_heads, {"mesh": {"pp": 2, "tp": 2}}),
+    ],
+)
+def test_models_that_were_changed_train_on_a_mesh(model, options):
+    task = Task(model=model, options={"microbatches": 2, **options})
+
+    def run(comm):
+        check_equals_serial(comm, MeshParallel, task)
+        if model is not adapted:  # memory is counted block by block, as if all of one were trained
+            check_predictions(comm, MeshParallel, task)
+
+    launch(run, ranks_of(options["mesh"]), WORLD)
+
+
+@pytest.mark.parametrize("mesh", [{"dp": 2, "tp": 2}, {"dp": 2, "pp": 2}], ids=str)
+def test_batch_norm_over_other_ranks_than_the_replicas_is_refused(mesh):
+    """Over all ranks it would count samples twice, or wait for a stage that has no such layer."""
+
+    def run(comm):
+        model = nn.Sequential(nn.Linear(6, 5), nn.SyncBatchNorm(5, comm), nn.Linear(5, 3),
+                              input_shape=(6,))  # fmt: skip
+        MeshParallel(model, Task().loss(), SGD(0.1), comm, mesh=mesh)
+
+    with pytest.raises(
+        ValueError, match=r"1 is synchronised over ranks \[0, 1, 2, 3\], and the rep"
+    ):
+        launch(run, 4)
+
+
+def test_synchronised_batch_norm_on_a_mesh_is_that_of_the_whole_batch():
+    """Given the communicator of the data axis; on the tensor axis it is the same layer twice."""
+
+    def model(norm):
+        layers = nn.Flatten(), nn.Linear(12, 7), norm, nn.ReLU(), nn.Linear(7, 5)
+        return nn.Sequential(*layers, input_shape=(3, 4))
+
+    task = Task(**MLP)
+
+    def run(comm):
+        with defaults(dtype="float64"):
+            grid = Mesh(comm, dp=2, tp=2)
+            build = task.loss(), task.optimizer()
+            alone = Serial(model(nn.BatchNorm(7)), *build, comm.split(comm.rank), task.seed)
+            norm = nn.SyncBatchNorm(7, grid["dp"])
+            build = task.loss(), task.optimizer()
+            method = MeshParallel(model(norm), *build, comm, task.seed, mesh={"dp": 2, "tp": 2})
+            for got, expected in zip(train(method, task), train(alone, task), strict=True):
+                if isinstance(got, dict):
+                    assert largest_gap(got, expected)[0] < 1e-12
+            assert largest_gap(method.buffers(), alone.buffers())[0] < 1e-12
+
+    launch(run, 4)
 
 
 def test_evaluation_on_a_mesh():
@@ -293,7 +376,7 @@ def clipped_by_the_norm_of_a_slice(monkeypatch):
 
 
 def clipped_by_the_norm_of_a_stage(monkeypatch):
-    right = executors.ring.all_reduce
+    right = stage_sums.ring.all_reduce
 
     class Ring:
         @staticmethod
@@ -312,7 +395,7 @@ def clipped_by_the_norm_of_a_stage(monkeypatch):
         finally:
             Ring.norm = False
 
-    monkeypatch.setattr(executors, "ring", Ring)
+    monkeypatch.setattr(stage_sums, "ring", Ring)
     monkeypatch.setattr(executors.Executor, "gradient_norm", wrong)
 
 

@@ -17,7 +17,8 @@ from minidist.inspect.meter import measure_saved
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Embedding, Linear, Sequential
 from minidist.optim import SGD, Adam
-from minidist.parallel import Pipeline, Serial
+from minidist.parallel import Pipeline, Serial, simulate
+from minidist.parallel.model_costs import parameter_count
 from minidist.parallel.pipeline.executor import Executor
 from minidist.parallel.pipeline.pricing import price_units
 from minidist.parallel.pipeline.schedules import SCHEDULES, Backward, Forward, Schedule
@@ -197,17 +198,16 @@ def even(parts):
 
 
 def check_prediction(comm, method, dataset, batch=13, steps=2):
-    """Messages, bytes, memory and virtual time of a step equal the price."""
+    """Messages, bytes and memory of a step equal the formulas."""
     batches = Batches(dataset, batch, seed=1)
     for step in range(steps):
         comm.barrier()
-        sent, start = comm.trace.sent, comm.time()
+        sent = comm.trace.sent
         before = sent.messages, sent.nbytes
         held = [array for kind in method.arrays().values() for array in kind]
         owners = [array if array.base is None else array.base for array in held]
         with measure_saved(exclude=owners) as meter:
             method.step(batches[step])
-        seconds = np.array([comm.time() - start])
         cost = method.cost(batches[step], comm.machine)
         got = sent.messages - before[0], sent.nbytes - before[1]
         assert got == (cost.messages[comm.rank], cost.nbytes[comm.rank])
@@ -215,8 +215,6 @@ def check_prediction(comm, method, dataset, batch=13, steps=2):
         assert meter.bytes == 0
         gradients = sum(array.nbytes for array in method.arrays()["gradients"])
         assert gradients == cost.peak_bytes["gradients"][comm.rank]
-        all_reduce(comm, seconds, "max")
-        assert abs(seconds[0] - cost.seconds) <= 1e-9 * cost.seconds, (seconds[0], cost.seconds)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -273,16 +271,15 @@ def test_the_reduction_hides_behind_the_cool_down():
     """A chunk's gradients are summed over the copies while other chunks still go backward."""
     wide = partial(mlp, (64, 64, 64, 64, 64, 5))
 
-    def run(comm):
-        method = pipeline(comm, wide, schedule="interleaved", microbatches=4, replicas=2)
-        batch = Batches(IMAGES, 16, seed=1)[0]
-        with_reduction = method.price(batch, SLOW_NET).seconds
-        alone = method.pipe.split(comm.rank // 2)
-        half = pipeline(alone, wide, schedule="interleaved", microbatches=4)
-        return with_reduction, half.price(batch.shard(0, 2), SLOW_NET).seconds, method.model.flat
+    def seconds(replicas):
+        made = partial(pipeline, model=wide, schedule="interleaved", microbatches=4)
+        batches = Batches(IMAGES, 8 * replicas, seed=1)
+        make = partial(made, replicas=replicas)
+        return simulate(make, batches, 2 * replicas, SLOW_NET).step_seconds
 
-    with_reduction, without, flat = launch(run, 4, LocalWorld(SLOW_NET))[0]
-    whole = 2 * (SLOW_NET.message(flat.data.nbytes // 2)) + SLOW_NET.reduce(flat.data.nbytes // 2)
+    with_reduction, without = seconds(2), seconds(1)
+    half = 4 * parameter_count(wide()) // 2  # bytes of a stage
+    whole = 2 * SLOW_NET.message(half // 2) + SLOW_NET.reduce(half // 2)
     assert without < with_reduction < without + whole, "some of it must be hidden"
 
 

@@ -13,7 +13,7 @@ from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
-from minidist.parallel.pipeline.pricing import Memory, price, price_units
+from minidist.parallel.pipeline.pricing import price, price_units
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.prover import ScheduleError, validate
 from minidist.parallel.pipeline.schedules import (
@@ -31,6 +31,7 @@ from minidist.parallel.pipeline.schedules import (
     interleaved,
 )
 from minidist.parallel.pipeline.stages import cut
+from minidist.parallel.pipeline.tally import Memory
 
 SYNCHRONOUS = [name for name in SCHEDULES if name != "pipedream"]
 
@@ -276,9 +277,8 @@ def test_ports_carry_one_message_at_a_time():
     got = price(
         programs,
         machine,
-        seconds=lambda rank, item: 0.0,
-        nbytes=lambda rank, send: 1,
-        memory=lambda rank, item: Memory(0),
+        seconds=lambda item: 0.0,
+        memory=lambda item: Memory(0),
     )
     assert got.seconds == 2.0
 

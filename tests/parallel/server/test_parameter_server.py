@@ -15,7 +15,7 @@ from minidist.engine.array import defaults
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, SGD, Adam
-from minidist.parallel import METHODS, ParameterServer, Serial
+from minidist.parallel import METHODS, ParameterServer, Serial, simulate
 from minidist.parallel.model_costs import parameter_slices
 from minidist.parallel.server import key_ranges
 from minidist.parallel.server.key_ranges import initial_values
@@ -110,11 +110,11 @@ def test_one_server_is_a_bottleneck_and_more_servers_are_not():
     def seconds(servers, workers):
         machine = Machine(latency=0.0, bandwidth=1e6, reduce_bandwidth=1e15, flops=1e15)
 
-        def run(comm):
-            method = ParameterServer(mlp((12, 9, 5)), CrossEntropy(), SGD(0.1), comm, 0, servers)
-            return method.cost(Batches(Setting().dataset, 12, 0)[0], machine).seconds
+        def make(comm):
+            return ParameterServer(mlp((12, 9, 5)), CrossEntropy(), SGD(0.1), comm, 0, servers)
 
-        return launch(run, servers + workers, LocalWorld(machine))[0]
+        batches = Batches(Setting().dataset, 12, 0)
+        return simulate(make, batches, servers + workers, machine).step_seconds
 
     one = seconds(1, 2)
     assert seconds(1, 8) == pytest.approx(4 * one, rel=1e-6)

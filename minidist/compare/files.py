@@ -1,0 +1,36 @@
+"""The files that ``minidist compare`` leaves: compare.json, compare.md and compare.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minidist.comm.trace import Event
+from minidist.compare.picture import draw
+from minidist.compare.report import markdown
+
+
+def try_folder(folder: str | Path) -> None:
+    """Before training: raise ValueError, with the reason, unless files can be written there."""
+    folder = Path(folder)
+    probe = folder / ".minidist-can-write"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"nothing can be written to {folder}: {error.strerror}") from error
+
+
+def save(
+    report: dict[str, Any], timelines: dict[str, list[list[Event]]], folder: str | Path
+) -> tuple[Path, ...]:
+    """Write compare.json, compare.md and compare.png into ``folder``; returns their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, text, picture = (folder / f"compare.{kind}" for kind in ("json", "md", "png"))
+    numbers.write_text(json.dumps(report, indent=1) + "\n")
+    text.write_text(markdown(report))
+    draw(report, timelines, picture)
+    return numbers, text, picture

@@ -1,0 +1,114 @@
+"""What a pipeline's programs send, compute and keep: counted, instruction by instruction.
+
+Nothing is timed here. A forward keeps activations, a backward frees them, so what is kept at most
+follows from the order of a rank's own program. How long a step takes is found by running it: the
+method's own on arrays without numbers (``parallel/simulation.py``), a bare schedule in
+``pricing.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minidist.collectives import ring
+from minidist.comm.machine import Machine
+from minidist.parallel.pipeline.schedules import (
+    COMPUTE,
+    Backward,
+    Compute,
+    Forward,
+    InputGradient,
+    Instruction,
+    Reduce,
+    Send,
+    WeightGradient,
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a microbatch keeps on a stage."""
+
+    saved: int  # from its forward to its backward
+    backward: int = 0  # at the highest, during its backward
+    deferred: int = 0  # from its input's gradient to its weights'
+
+
+@dataclass(frozen=True)
+class Ring:
+    """An all-reduce over ``group``, in the ring's order, of ``length`` elements."""
+
+    group: list[int]
+    length: int
+    itemsize: int
+
+
+@dataclass
+class Tally:
+    """By rank: messages and bytes sent, seconds busy, peak bytes saved."""
+
+    messages: list[int]
+    nbytes: list[int]
+    busy: list[float]
+    peak_saved: list[int]
+
+
+def tally(
+    programs: Sequence[Sequence[Instruction]],
+    machine: Machine,
+    seconds: Callable[[int, Compute], float],
+    nbytes: Callable[[int, Send], int],
+    memory: Callable[[int, Compute], Memory],
+    rings: Callable[[int, Reduce], Sequence[Ring]],
+    replicas: int = 1,
+) -> Tally:
+    """The counts of ``replicas`` copies of a pipeline with these programs.
+
+    Rank r is stage r % p of copy r // p. For each rank: ``seconds`` of a computation, ``nbytes``
+    of a message, ``memory`` of a microbatch, and the ``rings`` of a reduction. What is added up on
+    the communication stream, in the rings over replicas, keeps no rank busy.
+    """
+    ranks = range(len(programs) * replicas)
+    found = Tally([0 for _ in ranks], [0 for _ in ranks], [0.0 for _ in ranks], [])
+    for rank in ranks:
+        instructions = programs[rank % len(programs)]
+        found.peak_saved.append(peak_saved(instructions, lambda item, r=rank: memory(r, item)))  # type: ignore[misc]
+        for item in instructions:
+            if isinstance(item, Send):
+                found.messages[rank] += 1
+                found.nbytes[rank] += nbytes(rank, item)
+            elif isinstance(item, COMPUTE):
+                found.busy[rank] += seconds(rank, item)
+            elif isinstance(item, Reduce):
+                for one in rings(rank, item):
+                    place, size = one.group.index(rank), len(one.group)
+                    cost = ring.all_reduce_cost(one.length, one.itemsize, place, size, machine)
+                    found.messages[rank] += cost.messages
+                    found.nbytes[rank] += cost.nbytes
+                    if item.what != "replicas":
+                        found.busy[rank] += machine.reduce(cost.reduced)
+    return found
+
+
+def peak_saved(instructions: Sequence[Instruction], memory: Callable[[Compute], Memory]) -> int:
+    """The most that a rank keeps of activations while it runs its program."""
+    kept = peak = 0
+    for item in instructions:
+        if not isinstance(item, COMPUTE):
+            continue
+        cost, highest = memory(item), kept
+        match item:
+            case Forward():
+                kept += cost.saved
+                highest = kept
+            case Backward():
+                highest = kept - cost.saved + cost.backward
+                kept -= cost.saved
+            case InputGradient():
+                highest = kept - cost.saved + cost.backward
+                kept += cost.deferred - cost.saved
+            case WeightGradient():
+                kept -= cost.deferred
+        peak = max(peak, highest)
+    return peak

@@ -1,0 +1,101 @@
+"""The site: docstrings become pages, every row has a card, and the checker finds what is wrong."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.site import api, cards, check
+from docs.site.plain import to_rst
+from tests.mpi.run import ROOT
+
+FIGURE = """One line.
+
+    rank 0   ●─●╮
+    rank 1   ●─●╯
+
+A *word*, ``code_``, a * b, x_ and |y|.
+
+- an item
+  that goes on
+- another
+"""
+
+
+def test_a_plain_docstring_keeps_its_drawing_and_escapes_what_means_something():
+    found = "\n".join(to_rst(FIGURE.split("\n")))
+    assert "A *word*, ``code_``, a \\* b, x\\_ and \\|y\\|." in found
+    assert ".. code-block:: text\n\n   rank 0   ●─●╮\n   rank 1   ●─●╯\n" in found
+    assert "- an item\n  that goes on\n- another" in found
+
+
+def test_every_row_of_compare_has_a_card_and_every_card_its_lesson_and_program():
+    for name, entry in cards.entries().items():
+        text = "\n".join(cards.card(name, entry))
+        assert entry["when"] in text and entry["not"] in text
+        assert text.count(".. code-block:: text") > 1, f"{name} has neither drawing nor formulas"
+        for row in entry["rows"]:
+            assert row in text
+        for kind, link in re.findall(r":(doc|download):`/(.*?)`", text):
+            assert (ROOT / (link + ".py" * (kind == "doc"))).is_file(), f"{name} links to {link}"
+
+
+def test_a_row_without_a_card_is_refused(monkeypatch):
+    monkeypatch.setattr(cards, "ROWS", cards.ROWS | {"own/new": cards.ROWS["serial"]})
+    with pytest.raises(ValueError, match="own/new"):
+        cards.entries()
+
+
+def test_the_chooser_leads_to_every_card_and_names_each_problem_once():
+    found = cards.entries()
+    rows = list(cards.chooser(found))[2:]
+    assert len(rows) == len(found)
+    problems = [row.split("|")[1].strip() for row in rows]
+    assert sorted(filter(None, problems)) == sorted({e["answers"] for e in found.values()})
+    assert all(f"(cards/{name}.rst)" in "\n".join(rows) for name in found)
+
+
+def test_solutions_and_old_names_are_not_in_the_api():
+    found = api.modules()
+    assert "minidist.collectives.ring" in found and "minidist.exercises.marker" in found
+    assert not [name for name in found if re.search(r"solution|\.moved|__main__", name)]
+
+
+HEAD = '<html><head><meta name="viewport" content="width=device-width"></head><body>'
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ('<p id="here">fine</p><a href="#here">x</a><a href="https://a.b">y</a>', None),
+        ("<pre>\\frac and $$ in code</pre>", None),
+        ('<a href="other.html">x</a>', "leads nowhere"),
+        ('<a href="#there">x</a>', "no such place"),
+        ('<img src="none.png">', "missing or empty"),
+        ('<img src="white.png">', "one colour"),
+        ('<script src="https://cdn/x.js"></script>', "from elsewhere"),
+        ("<p>\\frac{1}{2}</p>", "raw TeX"),
+        ('<div class="cell_output"><div><pre>ValueError: no</pre></div></div>', "an error in"),
+    ],
+)
+def test_the_checker_finds_each_fault(tmp_path, body, fault):
+    from matplotlib.image import imsave
+    from numpy import ones
+
+    imsave(tmp_path / "white.png", ones((4, 4, 3)))
+    for name in ("searchindex.js", "search.html", "docs/index.html"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(HEAD)
+    (tmp_path / "page.html").write_text(HEAD + body)
+    found = check.check(tmp_path)
+    assert found == [] if fault is None else len(found) == 1 and fault in found[0], found
+
+
+def test_the_checker_wants_a_viewport_a_picture_in_a_lesson_and_a_search(tmp_path):
+    lesson = tmp_path / "lessons" / "01_autograd.html"
+    lesson.parent.mkdir()
+    lesson.write_text("<html></html>")
+    found = "\n".join(check.check(tmp_path))
+    for fault in ("no viewport", "a lesson without a picture", "searchindex.js is missing"):
+        assert fault in found
