@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import IO
 
-# The report says it better.
+# The report says it better; that Open MPI finds no UCX for a window is no error.
 NOISE = re.compile(
     rb"=+$|=   |-{20,}$|Abort\(\d+\)|YOUR APPLICATION TERMINATED|This typically refers to a problem"
     rb"|Please see the FAQ page|prterun (detected|noticed|has exited)|MPI_ABORT was invoked"
@@ -13,8 +13,9 @@ NOISE = re.compile(
     rb"|exactly when Open MPI kills|thus causing the job|   Process name: \[|   Exit code: "
     rb"|\[.*\] (HYD|HYDU|control_cb|main|ui_mpich|wait_for|stdio_cb)|Abort is in progress"
     rb"|signal \d+ \(|\[proxy:|\[mpiexec@"
+    rb"|\[.*\] .*osc_ucx_component\.c:|[ \0]+$"
 )
-BEGINNINGS = rb"=-APYTMNIyet[ "  # of such lines
+BEGINNINGS = b"=-APYTMNIyet[ \0"  # of such lines
 
 
 class Output:

@@ -116,7 +116,9 @@ def messages(comm):
             sent = 7 * (8 + 4 + 1 + 2 + 8 + 1) if comm.rank or how == "sendrecv" else 0
             assert comm.trace.sent.nbytes - before == sent, "labels are not counted"
             one, length, other, expected = PAIRS[number % len(PAIRS)]
-            text = receive(comm, how, np.ones(length, one), np.zeros(expected, other))
+            got = np.zeros(expected, other)
+            text = receive(comm, how, np.ones(length, one), got)
+            assert not got.any(), "nothing is copied"
             wanted = (
                 f"rank 0 received {one} from rank 1 where it expected {other}[{expected}]: both"
             )
