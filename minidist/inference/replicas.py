@@ -168,11 +168,6 @@ class _Replica:
             row[:] = [self.outside[event.number], event.token, REASONS.index(event.reason)]
         return rows
 
-    def finish(self) -> None:
-        """Stages have tokens under way of requests that were cancelled: receive them."""
-        while self.engine.busy:
-            self.engine.step()
-
 
 def serve(
     comm: Comm,
@@ -231,7 +226,6 @@ def serve(
             for event in front.take(rows):
                 told(event)
         step += 1
-    replica.finish()
     for sending in leaving:
         sending.wait()
     return front.answers, front.refused
@@ -247,7 +241,6 @@ def _follow(comm: Comm, replica: _Replica, sends: bool) -> None:
         if length:
             comm.recv(payload, 0)
         if not more:
-            replica.finish()
             return
         rows = replica.step(payload.tolist())
         if sends:
