@@ -27,7 +27,8 @@ def test_the_program_in_the_readme_runs_under_mpi(tmp_path):
     (tmp_path / "sum.py").write_text(program)
     done = mpiexec(2, str(tmp_path / "sum.py"), python=())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["1.0 4000000 bytes sent"] * 2 + [""]
+    printed = "1.0 4000000 bytes sent\n" * 2  # the launcher may mix the pieces of two ranks
+    assert sorted(done.stdout) == sorted(printed), done.stdout
 
 
 def test_what_is_no_communicator_is_refused_without_mpi():
