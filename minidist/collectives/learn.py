@@ -88,10 +88,12 @@ def measure(comm: Comm, array: Array) -> dict[str, float]:
     """Seconds of each candidate that can add such arrays, the same on every rank."""
     length = min(array.size, LARGEST // array.itemsize)
     work = module_of(array).empty(length, array.dtype)
+    able = np.array([works(partial(one.run, comm, work[:1])) for one in CANDIDATES.values()], float)
+    recursive_doubling.all_reduce.run(comm, able, "min")  # on every rank, or nowhere
     calls = {
         name: partial(one.run, comm, work)
-        for name, one in CANDIDATES.items()
-        if works(partial(one.run, comm, work[:1]))
+        for (name, one), taken in zip(CANDIDATES.items(), able, strict=True)
+        if taken
     }
     least = dict.fromkeys(calls, float("inf"))
     repeats = max(1, min(8, IN_A_ROW // max(1, work.nbytes)))
@@ -125,7 +127,7 @@ def seconds_of(comm: Comm, call: Callable[[], object], repeats: int) -> float:
 
 
 def works(call: Callable[[], object]) -> bool:
-    """Whether an algorithm takes such arrays, on such ranks: all ranks find the same."""
+    """Whether an algorithm takes such arrays, on such ranks, as this rank sees it."""
     try:
         call()
     except (CommError, KeyError, TypeError, ValueError, NotImplementedError):

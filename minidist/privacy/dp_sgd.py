@@ -33,6 +33,7 @@ What is promised, and what is not: docs/private.md. Above all, the loss that ``s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,6 @@ from minidist.nn.loss import Loss
 from minidist.nn.module import Module
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.data_parallel.data_parallel import DataParallel
-from minidist.parallel.method import StepCost
 from minidist.privacy.accountant import Accountant, check_delta, check_epsilon, check_noise
 from minidist.privacy.per_sample import (
     NotBySample,
@@ -235,19 +235,11 @@ class DPSGD(DataParallel):
                 grad[part] += scale * noise_of(grad[part], self.seed, self.steps, name)
         grad /= expected
 
-    def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formulas of data parallelism, with those of price.py for computing and memory."""
-        parts = [self.parts(batch, rank) for rank in range(self.comm.size)]
-        computing = [seconds(self.whole, own, machine, rank) for rank, own in enumerate(parts)]
-        plan = self.sync.plan(self.replicas, computing, machine)
-        activations = [largest_kept(self.whole, own, self.itemsize, self.loss) for own in parts]
-        return StepCost(
-            messages=plan.messages,
-            nbytes=plan.nbytes,
-            peak_bytes=self.sync.memory(self.replicas) | {"activations": activations},
-            busy=plan.busy,
-            seconds=plan.seconds,
-        )
+    def computing(self, parts: Sequence[Batch], machine: Machine, rank: int) -> float:
+        return seconds(self.whole, parts, machine, rank)
+
+    def activations(self, parts: Sequence[Batch]) -> int:
+        return largest_kept(self.whole, parts, self.itemsize, self.loss)
 
 
 def clip_factors(squares: Array, limit: float) -> Array:

@@ -346,6 +346,18 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
+def test_a_candidate_that_fails_on_one_rank_is_measured_on_none(monkeypatch):
+    def works(call):
+        comm = call.args[0]
+        ring_here = call.func is learn.CANDIDATES["ring"].run and comm.rank == 1
+        return call.func is not learn.CANDIDATES["library"].run and not ring_here
+
+    monkeypatch.setattr(learn, "works", works)
+    monkeypatch.setattr(learn, "seconds_of", lambda comm, call, repeats: 1.0)
+    found = launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert found[0] == found[1] and "ring" not in found[0] and "segmented_ring" in found[0]
+
+
 def repeatable():
     """Every collective, by name, as a function that makes its arrays and returns the call."""
 

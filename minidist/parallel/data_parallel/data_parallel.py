@@ -33,6 +33,7 @@ for activations, and not a byte more on the wire. Li et al., "PyTorch Distribute
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -138,9 +139,9 @@ class DataParallel(Method):
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formulas of ``sync``, after each rank's forward and backward."""
         parts = [self.parts(batch, rank) for rank in range(self.comm.size)]
-        seconds = [training_seconds(self.whole, p, machine, r) for r, p in enumerate(parts)]
+        seconds = [self.computing(own, machine, rank) for rank, own in enumerate(parts)]
         plan = self.sync.plan(self.replicas, seconds, machine)
-        activations = [largest_saved(self.whole, own, self.itemsize, self.loss) for own in parts]
+        activations = [self.activations(own) for own in parts]
         return StepCost(
             messages=plan.messages,
             nbytes=plan.nbytes,
@@ -148,6 +149,14 @@ class DataParallel(Method):
             busy=plan.busy,
             seconds=plan.seconds,
         )
+
+    def computing(self, parts: Sequence[Batch], machine: Machine, rank: int) -> float:
+        """Seconds in which a rank computes its microbatches, forward and backward."""
+        return training_seconds(self.whole, parts, machine, rank)
+
+    def activations(self, parts: Sequence[Batch]) -> int:
+        """Bytes that the largest of a rank's microbatches saves for its backward."""
+        return largest_saved(self.whole, parts, self.itemsize, self.loss)
 
 
 class PerParameter(DataParallel):
