@@ -47,7 +47,7 @@ def try_it(comm, algorithm):
     return array
 
 
-print_once("central:", launch(lambda comm: try_it(comm, central), ranks=4)[3])
+print_once("central:", launch(lambda comm: try_it(comm, central), ranks=4)[-1])
 
 # %% [markdown]
 # It works. But all messages go through the link of *one* rank: with p ranks and n bytes, 2(p − 1)
@@ -76,7 +76,7 @@ def ring(comm, array):
         comm.sendrecv(outgoing, right, chunks[(comm.rank - round) % comm.size], left)
 
 
-print_once("ring:   ", launch(lambda comm: try_it(comm, ring), ranks=4)[3])
+print_once("ring:   ", launch(lambda comm: try_it(comm, ring), ranks=4)[-1])
 
 # %% [markdown]
 # Each rank sends 2(p − 1) chunks of n/p bytes: **2n(p − 1)/p**, which is less than 2n for *any
@@ -260,7 +260,7 @@ def seen_by_all(comm):
     return array.tolist(), messages, comm.trace.sent.nbytes - before[1]
 
 
-total, messages, nbytes = launch(seen_by_all, ranks=4)[3]
+total, messages, nbytes = launch(seen_by_all, ranks=4)[-1]
 print_once(f"symmetric: {total}\n{messages} messages a rank, {nbytes} bytes in them")
 
 # %% [markdown]

@@ -113,6 +113,14 @@ def test_lesson_draws_its_picture_and_prints_the_same_under_mpirun(name, tmp_pat
     assert done.stdout == alone
 
 
+@needs_mpi
+@pytest.mark.parametrize(("name", "ranks"), [("06_all_reduce", 3)])
+def test_lessons_end_well_on_other_numbers_of_ranks(name, ranks):
+    done = mpiexec(ranks, str(ROOT / "lessons" / f"{name}.py"), python=())
+    assert done.returncode == 0, done.stderr
+    assert "picture:" in done.stdout
+
+
 def test_a_lesson_with_ranks_runs_as_a_notebook(tmp_path, monkeypatch):
     """One of them: ``make long`` runs them all."""
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
