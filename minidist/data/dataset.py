@@ -227,8 +227,9 @@ class Batch:
         """
         if not loss.counts_values:
             of = self.dataset.targets
-            nothing = np.zeros((), getattr(of, "dtype", np.int64))
-            return loss.count(np.broadcast_to(nothing, (len(self), *of.shape[1:])))
+            shape = (len(self), *of.shape[1:])
+            nothing = np.zeros(1, getattr(of, "dtype", np.int64))  # one number, seen everywhere
+            return loss.count(np.ndarray(shape, nothing.dtype, nothing, strides=(0,) * len(shape)))
         if arrays.module_has_numbers(arrays.module()):
             return loss.count(self.raw_targets)
         return len(self) * int(np.prod(self.dataset.targets.shape[1:]))

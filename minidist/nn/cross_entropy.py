@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class CrossEntropy(Loss):
     def count(self, targets: Array) -> float:
         """The number of targets that are not ignored, or the sum of their weights."""
         if targets.dtype.kind == "f":  # probabilities: one target a row
-            return int(np.prod(targets.shape[:-1]))
+            return math.prod(targets.shape[:-1])
         if not self.counts_values:
             return super().count(targets)
         if self.ignore_index is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -91,7 +92,7 @@ class Flatten(Module):
         x = as_tensor(x)
         if x.ndim == 4:
             x = ops.copy(x)
-        return ops.reshape(x, x.shape[0], int(np.prod(x.shape[1:])))
+        return ops.reshape(x, x.shape[0], math.prod(x.shape[1:]))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         return LayerCost((shape[0], int(np.prod(shape[1:]))), view=len(shape) != 4)

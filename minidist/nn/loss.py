@@ -13,9 +13,8 @@ sum of their weights. There is no mean over no targets: a batch of which all are
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import numpy as np
 
 from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
@@ -36,7 +35,7 @@ class Loss(Module):
 
     def count(self, targets: Array) -> float:
         """By how much the loss over these targets is divided, by default their number."""
-        return int(np.prod(targets.shape))
+        return math.prod(targets.shape)
 
     def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
         """(right, all) guesses of classes in an output; (0, 0) if there are no classes to guess."""
