@@ -21,6 +21,8 @@ from minidist.ops.losses import divided, divisor
 from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
 from minidist.ops.softmax import in_range
 
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
+
 
 def cross_entropy(
     logits: Tensor,
@@ -65,7 +67,8 @@ def cross_entropy(
             f"{logits.shape[:-1]}, or class probabilities, floats of shape {logits.shape}, not "
             f"{targets.dtype} of {targets.shape}" + _advice(targets, logits)
         )
-    same_device("cross_entropy", logits, Tensor(targets))
+    if type(targets) is not type(logits.data):
+        same_device("cross_entropy", logits, Tensor(targets))
     factors = None if weight is None else _weights(xp, weight, logits)
     if soft:
         if ignore_index is not None:
@@ -246,7 +249,8 @@ def _softmax_losses(
     e /= total
     if e is not p:
         p[...] = e
-    losses[...] = xp.log(total[:, 0]) - (1 - smoothing) * picked
+    xp.log(total[:, 0], out=losses)
+    losses -= (1 - smoothing) * picked
     if row_sum is not None:
         losses -= (smoothing / z.shape[1]) * row_sum
     if ignoring:
@@ -289,7 +293,7 @@ def holds_classes(name: str, dtype: DType, classes: int) -> None:
 
     Larger class numbers overflowed when the array was made, and became those of other classes.
     """
-    if dtype.kind in "iu" and np.iinfo(dtype).max < classes - 1:
+    if dtype.kind in "iu" and dtype.itemsize <= 2 and np.iinfo(dtype).max < classes - 1:
         raise DTypeError(
             f"{name}: {dtype} targets hold at most {np.iinfo(dtype).max}, and there are {classes} "
             "classes: larger targets have overflowed. Make them int64 from the start"
@@ -298,7 +302,8 @@ def holds_classes(name: str, dtype: DType, classes: int) -> None:
 
 def check_classes(name: str, targets: Array, classes: int) -> None:
     """Raise ValueError unless all targets are class numbers, 0 to ``classes`` - 1."""
-    if targets.size and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+    # Read as unsigned numbers, negative ones are the largest of all: one pass finds both.
+    if targets.size and int(targets.view(UNSIGNED[targets.itemsize]).max()) >= classes:
         raise ValueError(
             f"{name}: targets must lie in [0, {classes}), found {int(targets.min())} to "
             f"{int(targets.max())} among {targets.size}: the model makes {classes} logits for "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,28 +83,27 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     are returned as callables, so that a zero-bubble pipeline can compute them later.
     """
     x = as_tensor(x)
-    if x.ndim == 0 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
-        raise ShapeError(f"linear: input {x.shape} does not fit weight {weight.shape} = (in, out)")
-    if bias is not None and bias.shape != weight.shape[1:]:
-        raise ShapeError(
-            f"linear: bias {bias.shape} does not fit weight {weight.shape} = (in, out)"
-        )
+    data, matrix = x.data, weight.data
+    shape = data.shape
+    if data.ndim == 0 or matrix.ndim != 2 or shape[-1] != matrix.shape[0]:
+        raise ShapeError(f"linear: input {shape} does not fit weight {matrix.shape} = (in, out)")
+    biased = bias is not None
+    if biased and bias.data.shape != matrix.shape[1:]:
+        raise ShapeError(f"linear: bias {bias.shape} does not fit weight {matrix.shape} = (in, out)")
     same_device("linear", x, weight)
     same_dtype("linear", x, weight)
     xp = x.xp
-    inputs, outputs = weight.shape
-    shape = x.data.shape
+    inputs, outputs = matrix.shape
     count = math.prod(shape[:-1])
-    rows = x.data.reshape(count, inputs)  # (n, i)
-    out = xp.empty((len(rows), outputs), weight.dtype)
-    product(xp, rows, weight.data, out)  # (n, i) @ (i, o) -> (n, o)
-    if bias is not None:
+    rows = data.reshape(count, inputs)  # (n, i)
+    out = xp.empty((*shape[:-1], outputs), matrix.dtype)
+    product(xp, rows, matrix, out.reshape(count, outputs))  # (n, i) @ (i, o) -> (n, o)
+    if biased:
         out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
-    matrix, wants_input_grad = weight.data, x.node is not None
+    wants_input_grad = x.node is not None
     kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
-    biased = bias is not None
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(count, outputs)  # (n, o)
@@ -117,9 +117,8 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            grad_x = xp.empty((len(grad), inputs), grad.dtype)
-            product(xp, grad, matrix.T, grad_x)  # (n, o) @ (o, i) -> (n, i)
-            grad_x = grad_x.reshape(shape)
+            grad_x = xp.empty(shape, grad.dtype)
+            product(xp, grad, matrix.T, grad_x.reshape(count, inputs))  # (n, o) @ (o, i) -> (n, i)
         for_weight = Into(
             weight_grad,
             lambda n: (by_sample("linear", kept, shape, n), by_sample("linear", grad, shape, n)),
@@ -133,7 +132,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return grad_x, for_weight, for_bias
 
     parents = (x, weight) if bias is None else (x, weight, bias)
-    return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)
+    return Tensor.of(out, parents, backward)
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
@@ -180,6 +179,15 @@ def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
         return
     a = wide(a)
     if b is None:  # a product with ones: BLAS adds faster than NumPy
-        xp.matmul(xp.ones(len(a), a.dtype), a, out=out)  # (n,) @ (n, w) -> (w,)
+        ones = _ones(len(a), a.dtype) if xp is np else xp.ones(len(a), a.dtype)
+        xp.matmul(ones, a, out=out)  # (n,) @ (n, w) -> (w,)
     else:
         out[...] = xp.einsum("nw,nw->w", a, wide(b))
+
+
+@lru_cache(maxsize=64)
+def _ones(count: int, dtype: np.dtype) -> np.ndarray:
+    """Made once: a model asks for the same few in every step."""
+    ones = np.ones(count, dtype)
+    ones.flags.writeable = False
+    return ones
