@@ -66,7 +66,10 @@ def module_of(array: Array) -> ModuleType:
 
 def module(device: str | None = None) -> ModuleType:
     """The array module of a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"phantom"``."""
-    name, _, index = (device or _device.get()).partition(":")
+    device = device or _device.get()
+    if device == "cpu":
+        return np
+    name, _, index = device.partition(":")
     if name not in DEVICES:
         raise DeviceError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
     xp = DEVICES[name]()

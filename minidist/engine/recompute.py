@@ -23,7 +23,7 @@ from minidist.engine.mode import current_mode, keep_buffers, watch
 from minidist.engine.seeds import current_draws, draws
 from minidist.engine.tape import Backward, Gradients, Node, backward_within
 from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
-from minidist.engine.versions import Version
+from minidist.engine.versions import Version, version_of
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = True) -> Tensor:
@@ -66,7 +66,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = Tru
     parents = [*tensors, *(used.leaves[leaf] for leaf in leaves)]
     out = Tensor.of(y.data, tuple(parents), backward)
     if out.node is not None:
-        out.node.saved = tuple([(version, count, True) for version, count in used.versions.items()])
+        out.node.needs = tuple(used.versions)
     return out
 
 
@@ -88,13 +88,13 @@ class Used:
     def __init__(self, inputs: list[Node | None]) -> None:
         self.inputs = inputs
         self.leaves: dict[Node, Tensor] = {}
-        self.versions: dict[Version, int] = {}
+        self.versions: set[Version] = set()
 
     def after_forward(self, data: Array, parents: tuple[Tensor, ...], backward: Backward) -> None:
         for parent in parents:
-            if parent.version is not None:
-                self.versions.setdefault(parent.version, parent.version.count)
-            node = parent.node
+            version, node = version_of(parent.data), parent.node
+            if version is not None:
+                self.versions.add(version)
             if node is None or any(node is known for known in self.inputs):
                 continue
             if node.leaf is None:

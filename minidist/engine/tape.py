@@ -21,7 +21,7 @@ from weakref import ref
 
 from minidist.engine.array import Array
 from minidist.engine.mode import MODE, Mode
-from minidist.engine.versions import ChangedError, Version, keeps
+from minidist.engine.versions import WRITES, ChangedError, Version, changed
 
 Gradients = Sequence[Any]  # for each parent an array, None, or a callable that returns an array
 Backward = Callable[[Array], Gradients]
@@ -49,11 +49,11 @@ class Node:
     ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
     ``leaf`` is a weak reference: a leaf has its node, and if the node had the leaf too, both would
     stay in memory until Python's garbage collector finds the circle. If a leaf is gone, nobody can
-    read its gradient. ``saved`` has the versions of the tracked memory that the op used: what to
-    compare, its count in the forward, and whether the backward needs it in any case: versions.py.
+    read its gradient. ``time`` is when the op ran, and ``needs`` is tracked memory that the
+    backward does not refer to, and needs: see versions.py.
     """
 
-    __slots__ = ("backward", "hooks", "leaf", "parents", "saved", "shape")
+    __slots__ = ("backward", "hooks", "leaf", "needs", "parents", "shape", "time")
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class Node:
         self.shape = shape
         self.leaf = None if leaf is None else ref(leaf)
         self.hooks: list[Callable[[Array], Array | None]] | None = None
-        self.saved: tuple[tuple[Version, int, bool], ...] = ()
+        self.time = WRITES.count
+        self.needs: tuple[Version, ...] = ()
 
     @property
     def name(self) -> str:
@@ -144,7 +145,9 @@ class Walk:
 
     def run(self) -> None:
         """Run every node whose uses have all delivered their gradients."""
-        mode, ready, grads, deliver = self.mode, self.ready, self.grads, self.deliver
+        ready, grads, deliver = self.ready, self.grads, self.deliver
+        watchers, meter = self.mode.watchers, self.mode.meter
+        writes, deferring = WRITES, self.mode.deferred is not None
         while ready:
             node = ready.pop()
             node_grad = grads.pop(node, None)
@@ -155,57 +158,65 @@ class Walk:
             else:
                 if node.hooks is not None:
                     node_grad = _run_hooks(node, node_grad)
-                for version, count, certain in node.saved:
-                    if version.count != count and (certain or keeps(backward, version)):
-                        raise _changed(node)
+                if node.time != writes.count and changed(backward, node.needs, node.time):
+                    raise _changed(node)
                 parts = backward(node_grad)
             if len(parts) != len(parents):
                 raise RuntimeError(
                     f"{backward.__qualname__} returned {len(parts)} gradients "
                     f"for {len(parents)} parents"
                 )
-            if mode.watchers and node_grad is not None:
-                for watcher in mode.watchers:
+            if watchers and node_grad is not None:
+                for watcher in watchers:
                     parts = watcher.after_backward(node, node_grad, parts)
-            node.parents, node.backward, node.hooks, node.saved = (), _released, None, ()
-            if mode.meter is not None:
-                mode.meter.release(node)
+            node.parents, node.backward, node.hooks, node.needs = (), _released, None, ()
+            if meter is not None:
+                meter.release(node)
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
                 if parent is None:
                     continue
-                if mode.deferred is not None and callable(part) and _of_weights(parent):
+                if deferring and callable(part) and _of_weights(parent):
                     self.defer(parent, part, backward)
                 else:
                     deliver(parent, part, backward)
 
     def deliver(self, parent: Node, part: Any, backward: Backward) -> None:
         """Add ``part``, the gradient of one use of ``parent`` by the op with this backward."""
-        if part is not None:
-            if not callable(part) and getattr(part, "shape", ()) != parent.shape:
-                raise _misshapen(backward, part, parent)
-            if parent.leaf is not None and parent.hooks is None:
-                _accumulate(parent, part, backward)
-            else:
-                if callable(part):
-                    part = part()
-                    if getattr(part, "shape", ()) != parent.shape:
-                        raise _misshapen(backward, part, parent)
-                if parent not in self.grads:
-                    self.grads[parent] = part
-                elif parent in self.own:
-                    self.grads[parent] += part
-                else:  # not in place: an op may have handed one array to both of its parents
-                    self.grads[parent] = self.grads[parent] + part
-                    self.own.add(parent)
         left = self.uses[parent] = self.uses[parent] - 1
-        if left == 0:
-            if parent.leaf is None:
+        if parent.leaf is None:
+            if part is not None:
+                self.add(parent, part, backward)
+            if left == 0:
                 self.ready.append(parent)
-            else:
-                self.finish_leaf(parent)
+            return
+        leaf = parent.leaf()
+        if parent.hooks is None:
+            if part is not None and leaf is not None:
+                _accumulate(leaf, parent, part, backward)
+            if left == 0 and leaf is not None:
+                leaf.ready()
+            return
+        if part is not None:
+            self.add(parent, part, backward)
+        if left == 0:
+            self.finish_leaf(parent)
+
+    def add(self, node: Node, part: Any, backward: Backward) -> None:
+        """Add ``part`` to the gradient on its way to a node."""
+        if callable(part):
+            part = part()
+        if getattr(part, "shape", ()) != node.shape:
+            raise _misshapen(backward, part, node)
+        if node not in self.grads:
+            self.grads[node] = part
+        elif node in self.own:
+            self.grads[node] += part
+        else:  # not in place: an op may have handed one array to both of its parents
+            self.grads[node] = self.grads[node] + part
+            self.own.add(node)
 
     def finish_leaf(self, node: Node) -> None:
-        """All uses of a leaf have delivered: run its hooks, and tell it."""
+        """All uses of a leaf with hooks have delivered: run them, and tell it."""
         assert node.leaf is not None
         leaf = node.leaf()
         if node in self.grads:
@@ -256,22 +267,20 @@ class Within(Walk):
             return
         elif parent.hooks is not None or self.mode.deferred is not None:
             self.parts.setdefault(parent, []).append(part)
-        else:
-            _accumulate(parent, part, backward)
+        elif (leaf := parent.leaf()) is not None:
+            _accumulate(leaf, parent, part, backward)
 
     def defer(self, parent: Node, part: Any, backward: Backward) -> None:
         """The outer backward defers."""
         self.deliver(parent, part, backward)
 
 
-def _accumulate(node: Node, part: Any, backward: Backward) -> None:
-    """Add a gradient to a leaf that still exists."""
-    leaf = node.leaf() if node.leaf is not None else None
-    if leaf is not None:
-        try:
-            leaf.accumulate(part)
-        except GradientShapeError as error:
-            raise _misshapen(backward, error.args[0], node) from None
+def _accumulate(leaf: Leaf, node: Node, part: Any, backward: Backward) -> None:
+    """Add a gradient to the leaf of a node."""
+    try:
+        leaf.accumulate(part)
+    except GradientShapeError as error:
+        raise _misshapen(backward, error.args[0], node) from None
 
 
 class Later:

@@ -42,7 +42,6 @@ from minidist.engine.tape import (
     Node,
     run_backward,
 )
-from minidist.engine.versions import Version, owner_of
 from minidist.lazy import complete
 
 __all__ = [
@@ -80,13 +79,12 @@ class Tensor:
     array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "version")
+    __slots__ = ("__weakref__", "data", "grad", "node")
     __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
 
     data: Array
     grad: Array | None
     node: Node | None
-    version: Version | None  # of a parameter's memory, and of a view of it: see versions.py
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
         if isinstance(data, Tensor):
@@ -107,7 +105,6 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"only floating tensors can require gradients, not {self.data.dtype}")
         self.grad = None
-        self.version = None
         self.node = Node((), None, self.data.shape, self) if requires_grad else None
 
     @staticmethod
@@ -117,7 +114,7 @@ class Tensor:
         if isinstance(data, np.generic):
             data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
-        out.grad = out.version = None
+        out.grad = None
         nodes = tuple([parent.node for parent in parents])
         mode = MODE.get()
         if mode.watchers:
@@ -129,24 +126,7 @@ class Tensor:
                 mode.meter.hold(out.node, backward)
         else:
             out.node = None
-        used: list[Version] = []
-        for parent in parents:
-            version = parent.version
-            if version is not None and version not in used:
-                used.append(version)
-        if used:  # it was computed from tracked memory: note its versions
-            if out.node is not None:
-                out.node.saved = tuple([(version, version.count, False) for version in used])
-            if data.base is not None:
-                out._watch(used)
         return out
-
-    def _watch(self, used: list[Version]) -> None:
-        """If this is a view of tracked memory, whoever uses it uses that memory."""
-        owner = owner_of(self.data)
-        for version in used:
-            if owner is version.owner:
-                self.version = version
 
     if TYPE_CHECKING:  # the operators and methods are added by minidist/ops/__init__.py
 
@@ -312,8 +292,8 @@ class Tensor:
         """Add one use's gradient, an array or a callable that returns one, to a leaf's ``grad``."""
         if callable(grad):
             grad = grad()
-            if getattr(grad, "shape", ()) != self.data.shape:
-                raise GradientShapeError(getattr(grad, "shape", ()))
+        if getattr(grad, "shape", ()) != self.data.shape:
+            raise GradientShapeError(getattr(grad, "shape", ()))
         total = self.grad
         if total is None:
             # A copy: an op may have handed this array to others too.

@@ -4,20 +4,23 @@ A linear layer's backward multiplies by the weights. If an optimizer step or a `
 between forward and backward, it would multiply by the *new* weights, and the result would be the
 gradient of nothing. So memory that is written as a whole, a model's flat array, has a ``Version``:
 
-    version = track(flat)        a counter, found again by any view of the array
-    written(flat[3:7])           whoever writes into the array adds 1
-    keeps(backward, version)     whether an op's backward keeps some of that memory
+    version = track(flat)             found again by any view of the array
+    written(flat[3:7])                whoever writes into the array says so
+    changed(backward, needs, time)    whether memory that a backward keeps was written since
 
-The node of an op that uses tracked memory remembers the count. The backward compares, and if it has
-changed, looks for that memory in what it keeps: see tape.py. (An op that adds a bias keeps no
+Time is the number of writes so far, ``WRITES.count``. Each op's node remembers when the op ran.
+If nothing was written until its backward, one comparison says so, and that is the usual case. Else
+the backward looks at the memory that it keeps: see tape.py. (An op that adds a bias keeps no
 values, so it stays right.) Only tracked memory is watched. Whoever writes into other arrays in
 place, such as ``tensor.data`` of an input, does it before the forward or after the backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
+from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -28,14 +31,27 @@ class ChangedError(RuntimeError):
     """Memory that a backward needs was written after the forward."""
 
 
-class Version:
-    """How often an array has been written. ``layout`` is whatever its user wants to find again."""
+class Writes:
+    """How often tracked memory has been written in this process, whichever it was."""
 
-    __slots__ = ("__weakref__", "count", "layout", "owner")
+    __slots__ = ("count", "lock")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock = Lock()  # a communication stream, a thread, may write too
+
+
+WRITES = Writes()
+
+
+class Version:
+    """When an array was last written. ``layout`` is whatever its user wants to find again."""
+
+    __slots__ = ("__weakref__", "last", "layout", "owner")
 
     def __init__(self, owner: Array, layout: Any = None) -> None:
         self.owner = owner
-        self.count = 0
+        self.last = 0
         self.layout = layout
 
 
@@ -60,12 +76,15 @@ def written(array: Array) -> None:
     """Say that ``array``, which may be a part of what is tracked, has been written."""
     version = version_of(array)
     if version is not None:
-        version.count += 1
+        with WRITES.lock:
+            WRITES.count += 1
+            version.last = WRITES.count
 
 
-def keeps(function: Any, version: Version) -> bool:
-    """Whether a closure, or one inside it, refers to memory of this version."""
-    return any(owner_of(array) is version.owner for array in arrays_in(function))
+def changed(function: Any, needs: Iterable[Version], time: int) -> bool:
+    """Whether memory of ``needs``, or that a closure refers to, was written after ``time``."""
+    kept = (version_of(array) for array in arrays_in(function))
+    return any(version is not None and version.last > time for version in chain(needs, kept))
 
 
 def owner_of(array: Array) -> Array:

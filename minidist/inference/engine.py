@@ -156,7 +156,7 @@ class Engine:
 
     def check_weights(self) -> None:
         """Raise ChangedError if the cache has keys and values of weights that are gone."""
-        written = [version.count for version in self.model.flat.versions]
+        written = [version.last for version in self.model.flat.versions]
         if self._running and written != self._written:
             raise ChangedError(
                 f"the model's parameters were written while {len(self._running)} requests are "

@@ -81,7 +81,6 @@ class Parameter(Tensor):
         self.on_ready: list[Callable[[Parameter], None]] = []
         self.home: ReferenceType[Flat] | None = None  # the flat arrays that it lies in
         self.owner = ""  # the method that trains it, which has cut its memory
-        self.version = None
         _SET["grad"](self, None)
 
     def __getattr__(self, attribute: str) -> Any:
@@ -116,7 +115,7 @@ class Parameter(Tensor):
 
     @property
     def initialised(self) -> bool:
-        return self.version is not None or _has_data(self)
+        return _has_data(self)
 
     def attach(self, data: Array | None = None, grad: Array | None = None) -> None:
         """Take this memory as the values, or as the gradient, from now on: nothing is copied.
@@ -130,8 +129,6 @@ class Parameter(Tensor):
                         f"attach: {name} {array.shape} for parameter {self.name} {self.declared}"
                     )
                 _SET[name](self, array)
-        if data is not None:
-            self.version = version_of(data)
 
     def _assign(self, attribute: str, value: Any) -> None:
         """Copy ``value`` into the memory of ``data`` or ``grad``."""
@@ -185,8 +182,8 @@ class Parameter(Tensor):
         if total is None:  # frozen since the forward
             return
         fresh = self.fresh
-        if fresh and type(grad) is Into:
-            grad = grad.write(total)
+        if type(grad) is Into:
+            grad = grad.write(total if fresh else None)
         elif callable(grad):
             grad = grad()
         if grad is not total:

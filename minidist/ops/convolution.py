@@ -28,7 +28,7 @@ from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks
 from minidist.ops.matmul import column_sums
-from minidist.ops.operands import ShapeError, by_sample, same_device, same_dtype
+from minidist.ops.operands import ShapeError, by_sample, same_kind
 from minidist.ops.shape import reshape
 
 PATCHES = 1 << 20  # bytes of patches at a time
@@ -122,8 +122,7 @@ def _convolution(
     stride, dilation = as_pair(name, "stride", stride, 1), as_pair(name, "dilation", dilation, 1)
     padding = as_pair(name, "padding", padding, 0)
     _check(name, x, weight, bias, padding, groups, dilation)
-    same_device(name, x, weight)
-    same_dtype(name, x, weight)
+    same_kind(name, x, weight)
     xp, shape = x.xp, x.shape
     n, _, h, w = shape
     o, cg, kh, kw = kernel_shape = weight.shape

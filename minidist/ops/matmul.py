@@ -17,7 +17,7 @@ from minidist.ops.operands import (
     ShapeError,
     by_sample,
     same_device,
-    same_dtype,
+    same_kind,
     unbroadcast,
 )
 from minidist.ops.shape import expand_dims, squeeze
@@ -87,23 +87,24 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     shape = data.shape
     if data.ndim == 0 or matrix.ndim != 2 or shape[-1] != matrix.shape[0]:
         raise ShapeError(f"linear: input {shape} does not fit weight {matrix.shape} = (in, out)")
-    biased = bias is not None
-    if biased and bias.data.shape != matrix.shape[1:]:
-        raise ShapeError(f"linear: bias {bias.shape} does not fit weight {matrix.shape} = (in, out)")
-    same_device("linear", x, weight)
-    same_dtype("linear", x, weight)
+    if bias is not None and bias.data.shape != matrix.shape[1:]:
+        raise ShapeError(
+            f"linear: bias {bias.shape} does not fit weight {matrix.shape} = (in, out)"
+        )
+    same_kind("linear", x, weight)
     xp = x.xp
     inputs, outputs = matrix.shape
     count = math.prod(shape[:-1])
     rows = data.reshape(count, inputs)  # (n, i)
     out = xp.empty((*shape[:-1], outputs), matrix.dtype)
     product(xp, rows, matrix, out.reshape(count, outputs))  # (n, i) @ (i, o) -> (n, o)
-    if biased:
+    if bias is not None:
         out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
     work.flops += flops
     wants_input_grad = x.node is not None
     kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
+    biased = bias is not None
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(count, outputs)  # (n, o)
@@ -136,12 +137,15 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
-    """The sum over the rows of (n, w)."""
-    return column_products(rows, None, out)
+    """The sum over the rows of (n, w): (w,), in ``out`` if it is given."""
+    xp = module_of(rows)
+    out = xp.empty(rows.shape[1], rows.dtype) if out is None else out
+    _column_products(xp, rows, None, out)
+    return out
 
 
-def column_products(a: Array, b: Array | None, out: Array | None = None) -> Array:
-    """Σ over the rows of a · b, both (n, w), or of a alone: (w,), in ``out`` if it is given."""
+def column_products(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Σ over the rows of a · b, both (n, w): (w,), in ``out`` if it is given."""
     xp = module_of(a)
     out = xp.empty(a.shape[1], a.dtype) if out is None else out
     _column_products(xp, a, b, out)

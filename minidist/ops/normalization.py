@@ -21,7 +21,7 @@ from minidist.engine.tensor import Into, Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.elementwise import astype
 from minidist.ops.matmul import column_products, column_sums
-from minidist.ops.operands import Shape, ShapeError, by_sample, same_device, same_dtype
+from minidist.ops.operands import Shape, ShapeError, by_sample, same_kind
 from minidist.ops.sums import averaged, less_mean, summed
 
 
@@ -51,8 +51,7 @@ def _last_axis(
             f"{name}: input {x.shape} needs a weight of shape {x.shape[-1:]}, not {weight.shape}"
             + (f" and a bias of the same, not {bias.shape}" if bias is not None else "")
         )
-    same_device(name, x, weight)
-    same_dtype(name, x, weight)
+    same_kind(name, x, weight)
     xp, shape, width = x.xp, x.data.shape, x.shape[-1]
     count = math.prod(shape[:-1])
     rows = x.data.reshape(count, width)  # (n, w)
@@ -224,8 +223,7 @@ def batch_norm(
             f"batch_norm: input {x.shape} = (batch, channels, ...) needs weight and bias of shape "
             f"{x.shape[1:2]}, not {weight.shape} and {bias.shape}"
         )
-    same_device("batch_norm", x, weight)
-    same_dtype("batch_norm", x, weight)
+    same_kind("batch_norm", x, weight)
     if x.dtype.itemsize < 4:
         wide_x, wide_weight = astype(x, np.float32), astype(weight, np.float32)
         wide_bias = astype(bias, np.float32)

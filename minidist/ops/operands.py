@@ -37,7 +37,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
             return Tensor(value.data.astype(like.dtype))
         return value
     out = Tensor.__new__(Tensor)
-    out.grad = out.node = out.version = None
+    out.grad = out.node = None
     if isinstance(value, (bool, int, float, np.generic)):
         # A NumPy scalar works with an array on any device, without a copy.
         out.data = _number(value, like)
@@ -115,12 +115,14 @@ def same_device(name: str, first: Tensor, *others: Tensor) -> None:
             )
 
 
-def same_dtype(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raise DTypeError unless a layer's input has the dtype of its weights.
+def same_kind(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise DeviceError or DTypeError unless a layer's input is an array as its weights are.
 
-    NumPy would compute in the wider of the two: float64 data, or integers, would silently make a
+    NumPy would compute in the wider of two dtypes: float64 data, or integers, would silently make a
     float32 model slow.
     """
+    if type(x.data) is not type(weight.data):
+        same_device(name, x, weight)
     if x.data.dtype != weight.data.dtype:
         of = f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
         if x.dtype.kind != "f":  # converted, but not scaled, the model would be wrong in silence
