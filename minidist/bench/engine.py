@@ -45,6 +45,7 @@ from minidist.bench.timing import (
 )
 from minidist.engine import array as arrays
 from minidist.engine.array import work
+from minidist.engine.fusion import compiler
 from minidist.engine.tensor import Tensor
 from minidist.inspect.summaries import mfu
 
@@ -176,6 +177,7 @@ def measure_all(
                 **{PEERS[peer.name][0]: version(PEERS[peer.name][0]) for peer in peers},
             },
             "threads": os.environ.get("OMP_NUM_THREADS"),
+            "loops": compiler(),
             "one_element_us": one_element(device, clock, peers),
             "cases": [
                 measure(case, device, seconds, clock, dtype, peers)
@@ -193,7 +195,8 @@ def report(results: dict[str, Any], console: Console) -> None:
     rows = results["cases"]
     shown = [name for name in PEERS if any(row[f"{name}_ms"] is not None for row in rows)]
     table = Table(
-        title=f"one training step on {results['device']}, threads: {results['threads']}",
+        title=f"one training step on {results['device']}, threads: {results['threads']}"
+        + (f", loops by {results['loops']}" if results.get("loops") else ""),
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -239,27 +238,6 @@ def synchronize(device: str | None = None) -> None:
         cuda.Device().synchronize()
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make ``function(xp, *arrays and numbers)``, a chain of element-wise steps, one GPU kernel.
-
-    Step by step, every line would be a launch of its own and a way to the GPU's memory and back.
-    ``cupy.fuse`` runs the function once on stand-ins, notes its steps, and compiles them into one
-    kernel. So inside are only arithmetic, in place or not, and ``xp``'s element-wise functions; a
-    number that changes from call to call must be an argument, or the first one stays for good. On
-    the host the function runs as it is written.
-    """
-
-    @cache
-    def kernel(xp: Any) -> Callable[..., Any]:
-        return xp.fuse(kernel_name=function.__name__)(lambda *given: function(xp, *given))
-
-    @wraps(function)
-    def run(xp: Any, *given: Any) -> Any:
-        return function(xp, *given) if xp is np else kernel(xp)(*given)
-
-    return run
-
-
 def default_dtype() -> np.dtype:
     """The dtype of new parameters and of tensors made from Python numbers: float32 at first."""
     return _dtype.get()
@@ -348,3 +326,11 @@ class Work:
 
 
 work = Work()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fused":  # where it was before
+        from minidist.engine.fusion import fused
+
+        return fused
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

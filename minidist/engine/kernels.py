@@ -10,8 +10,9 @@ reads and writes memory. For an op that is a chain of such calls with a sum or a
 
 ``relu(xp, x, y)`` runs the lines on NumPy arrays and launches the kernel on CuPy arrays. Both take
 the same arguments and fill the same arrays. ``tests/engine/test_kernels.py`` compares them on the
-host, ``tests/gpu`` on a GPU. For a chain without a sum ``array.fused`` is shorter: there CuPy makes
-the kernel from the NumPy lines.
+host, ``tests/gpu`` on a GPU. For a chain without a sum ``fusion.fused`` is shorter: there CuPy
+makes the kernel from the NumPy lines. If numba compiles loops on the host (see fusion.py), it does
+so for "elements" and "points" too.
 
 In the CUDA text
 
@@ -28,12 +29,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 
 from minidist.engine.array import Array
+from minidist.engine.fusion import on_the_host
 
 FLOATS = {"e": ("__half", "float"), "f": ("float", "float"), "d": ("double", "double")}
 OTHERS = {
@@ -206,11 +208,13 @@ def kernel(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         made = Kernel(function.__name__.lstrip("_"), arguments, body, over, function)
         KERNELS[made.name] = made
+        each = over in ("elements", "points")
+        on_host = on_the_host(function) if each else partial(function, np)
 
         @wraps(function)
         def run(xp: Any, *given: Any) -> None:
             if xp is np:
-                function(np, *given)
+                on_host(*given)
             else:
                 made.launch(xp, given)
 

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from minidist.engine.array import Array, fused
+from minidist.engine.array import Array
+from minidist.engine.fusion import fused
 from minidist.engine.kernels import kernel, wide
 from minidist.engine.tensor import Tensor, as_tensor, recording
 from minidist.ops.chunks import chunks

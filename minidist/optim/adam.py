@@ -31,7 +31,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minidist.engine.array import Array, fused, module_of
+from minidist.engine.array import Array, module_of
+from minidist.engine.fusion import fused
 from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
@@ -107,14 +108,12 @@ def _moments(xp: Any, g: Array, m: Array, v: Array, scratch: Array, *weights: fl
 
 
 @fused
-def _direction(
-    xp: Any, m: Array, v: Array, scratch: Array, lr_t: float, epsilon_hat: float
-) -> None:
-    # scratch ← lrₜ · m / (√v + ε̂) = lr · m̂ / (√v̂ + ε)
-    xp.sqrt(v, out=scratch)
-    scratch += epsilon_hat
-    xp.divide(m, scratch, out=scratch)
-    scratch *= lr_t
+def _direction(xp: Any, m: Array, v: Array, out: Array, lr_t: float, epsilon_hat: float) -> None:
+    # out ← lrₜ · m / (√v + ε̂) = lr · m̂ / (√v̂ + ε)
+    xp.sqrt(v, out=out)
+    out += epsilon_hat
+    xp.divide(m, out, out=out)
+    out *= lr_t
 
 
 class AdamW(Adam):

@@ -13,8 +13,10 @@ Hazan, Singer, JMLR 12, 2011; Tieleman, Hinton, Coursera lecture 6.5, 2012.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from minidist.engine.array import Array, module_of
+from minidist.engine.fusion import fused
 from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
@@ -37,13 +39,26 @@ class AdaGrad(Optimizer):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
     ) -> None:
-        xp = module_of(data)
-        square += xp.multiply(grad, grad, out=scratch)
-        xp.sqrt(square, out=scratch)
-        scratch += self.epsilon
-        xp.divide(grad, scratch, out=scratch)
-        scratch *= lr
-        data -= scratch
+        numbers = lr, float(self.epsilon)
+        _adagrad(module_of(data), data, grad, square, scratch, *numbers)
+
+
+@fused
+def _adagrad(
+    xp: Any, w: Array, g: Array, s: Array, scratch: Array, lr: float, epsilon: float
+) -> None:
+    s += xp.multiply(g, g, out=scratch)
+    _step(xp, w, g, s, scratch, lr, epsilon)
+
+
+@fused
+def _step(xp: Any, w: Array, g: Array, s: Array, scratch: Array, lr: float, epsilon: float) -> None:
+    # w ← w - lr · g / (√s + ε)
+    xp.sqrt(s, out=scratch)
+    scratch += epsilon
+    xp.divide(g, scratch, out=scratch)
+    scratch *= lr
+    w -= scratch
 
 
 class RMSprop(Optimizer):
@@ -67,13 +82,18 @@ class RMSprop(Optimizer):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
     ) -> None:
-        xp = module_of(data)
-        square *= self.decay_rate
-        xp.multiply(grad, grad, out=scratch)
-        scratch *= 1 - self.decay_rate
-        square += scratch
-        xp.sqrt(square, out=scratch)
-        scratch += self.epsilon
-        xp.divide(grad, scratch, out=scratch)
-        scratch *= lr
-        data -= scratch
+        rate = float(self.decay_rate)
+        numbers = lr, float(self.epsilon), rate, 1 - rate
+        _rmsprop(module_of(data), data, grad, square, scratch, *numbers)
+
+
+@fused
+def _rmsprop(
+    xp: Any, w: Array, g: Array, s: Array, scratch: Array, lr: float, epsilon: float, *rates: float
+) -> None:
+    rate, rest = rates  # ρ and 1-ρ
+    s *= rate
+    xp.multiply(g, g, out=scratch)
+    scratch *= rest
+    s += scratch
+    _step(xp, w, g, s, scratch, lr, epsilon)

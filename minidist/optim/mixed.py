@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DType, fused, module_of, read
+from minidist.engine.array import Array, DType, module_of, read
+from minidist.engine.fusion import fused
 from minidist.engine.tensor import Tensor
 from minidist.engine.versions import written
 from minidist.optim.clip import clip_by_global_norm, norm_of

@@ -37,7 +37,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, fused, module_of, to_host
+from minidist.engine.array import Array, module_of, to_host
+from minidist.engine.fusion import fused
 from minidist.engine.versions import written
 from minidist.optim.part import Part, Piece, Reduce, matching
 

@@ -16,8 +16,10 @@ penalty of λ/2 · ‖w‖²): optimizer.py does, before the rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from minidist.engine.array import Array, module_of
+from minidist.engine.fusion import fused
 from minidist.optim.optimizer import Groups, LearningRate, Optimizer
 
 
@@ -25,7 +27,12 @@ class GradientDescent(Optimizer):
     """w ← w - lr · g."""
 
     def update(self, data: Array, grad: Array, lr: float, decay: float, scratch: Array) -> None:
-        data -= module_of(data).multiply(grad, lr, out=scratch)
+        _descend(module_of(data), data, grad, scratch, lr)
+
+
+@fused
+def _descend(xp: Any, w: Array, g: Array, scratch: Array, lr: float) -> None:
+    w -= xp.multiply(g, lr, out=scratch)
 
 
 class Momentum(Optimizer):
@@ -49,9 +56,16 @@ class Momentum(Optimizer):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
     ) -> None:
-        velocity *= self.momentum
-        velocity += grad
-        data -= module_of(data).multiply(velocity, lr, out=scratch)
+        _momentum(module_of(data), data, grad, velocity, scratch, lr, float(self.momentum))
+
+
+@fused
+def _momentum(
+    xp: Any, w: Array, g: Array, v: Array, scratch: Array, lr: float, momentum: float
+) -> None:
+    v *= momentum
+    v += g
+    w -= xp.multiply(v, lr, out=scratch)
 
 
 class Nesterov(Momentum):
@@ -60,11 +74,17 @@ class Nesterov(Momentum):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
     ) -> None:
-        xp = module_of(data)
-        velocity *= self.momentum
-        velocity += grad
-        data -= xp.multiply(grad, lr, out=scratch)
-        data -= xp.multiply(velocity, lr * self.momentum, out=scratch)
+        _nesterov(module_of(data), data, grad, velocity, scratch, lr, float(self.momentum))
+
+
+@fused
+def _nesterov(
+    xp: Any, w: Array, g: Array, v: Array, scratch: Array, lr: float, momentum: float
+) -> None:
+    v *= momentum
+    v += g
+    w -= xp.multiply(g, lr, out=scratch)
+    w -= xp.multiply(v, lr * momentum, out=scratch)
 
 
 class SGD(Momentum):

@@ -34,6 +34,7 @@ from minidist.comm.errors import Disagreement
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, has_numbers, module, module_has_numbers, module_of, read
 from minidist.engine.digests import digest
+from minidist.engine.fusion import compiler
 
 Method = Any  # minidist.parallel.method, which imports this file
 
@@ -48,14 +49,15 @@ def check_built(method: Method) -> None:
     """Raise Disagreement, on every rank, unless all build the same method.
 
     Compared are its class, seed, microbatches and clip; names, shapes and layers of the model; the
-    loss; and the optimizer with its settings.
+    loss; the optimizer with its settings; and what compiles loops (see engine/fusion.py).
     """
     shapes = {name: one.shape for name, one in method.whole.named_parameters().items()}
     settings = (type(method).__name__, method.seed, method.microbatches, method.clip)
     optimizer = repr(method.optimizer) if not callable(method.optimizer.lr) else "a schedule"
     shown = f"{settings[0]} with seed {method.seed}, {len(shapes)} parameters of "
     shown += f"{sum(math.prod(shape) for shape in shapes.values()):,} numbers, {optimizer}"
-    own = digest(*settings, shapes, type(method.loss).__name__, optimizer)
+    shown += f", loops by {compiler()}" * bool(compiler())
+    own = digest(*settings, shapes, type(method.loss).__name__, optimizer, compiler())
     method.comm.agree("the method", own, shown)
 
 
