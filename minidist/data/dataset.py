@@ -256,11 +256,9 @@ class Batch:
         each, longer = divmod(len(self), size)
         start = rank * each + min(rank, longer)
         stop = start + each + (rank < longer)
-        return replace(
-            self,
-            indices=self.indices[start:stop],
-            global_batch=self.global_batch or self,
-            first=self.first + start,
+        return Batch(
+            *(self.dataset, self.indices[start:stop], self.step, self.global_batch or self),
+            *(self.first + start, self.seed, self.augment),
         )
 
     def microbatches(self, count: int) -> list[Batch]:

@@ -151,8 +151,8 @@ class Walk:
         while ready:
             node = ready.pop()
             node_grad = grads.pop(node, None)
-            backward, parents = node.backward, node.parents
-            assert backward is not None
+            backward: Any = node.backward
+            parents = node.parents
             if node_grad is None:
                 parts: Gradients = (None,) * len(parents)
             else:

@@ -14,7 +14,7 @@ from minidist.engine.array import Array
 from minidist.engine.kernels import kernel
 from minidist.ops.chunks import CHUNK, chunks
 
-BITS = {2: np.int16, 4: np.int32, 8: np.int64}
+BITS = {np.dtype("f2"): np.int16, np.dtype("f4"): np.int32, np.dtype("f8"): np.int64}
 
 
 def kept(xp: Any, x: Array, mask: Array, scale: float = 1.0, out: Array | None = None) -> Array:
@@ -37,12 +37,12 @@ def _kept(xp: Any, out: Array, x: Array, mask: Array, scale: float) -> None:
 
 def select(xp: Any, out: Array, x: Array, mask: Array) -> None:
     """Fill ``out`` with x where ``mask`` is true, else 0: line by line, without a kernel."""
-    if xp is not np or out.ndim == 0 or out.dtype.kind != "f" or out.dtype != x.dtype:
+    bits = BITS.get(out.dtype) if xp is np else None
+    if bits is None or out.dtype != x.dtype or not out.shape:
         out[...] = xp.where(mask, x, 0)
         return
     # Keep all bits of an element, or none. numpy.where takes eight times as long on a mask
     # without a pattern, because the processor cannot predict its branches.
-    bits = BITS[out.itemsize]
     if out.nbytes <= CHUNK:
         np.bitwise_and(x.view(bits), np.negative(mask.view(np.int8), dtype=bits), out.view(bits))
         return
