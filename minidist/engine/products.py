@@ -1,6 +1,7 @@
 """Products of matrices where they lie: written into an array, scaled and added, without copies.
 
     product(xp, a, b, out, scale, add)        out = scale · a @ b        (+ out, if ``add``)
+    product_of(xp, a, b)                      a @ b, in a new array
 
 On the host this is NumPy's ``matmul``. On a GPU, CuPy's ``matmul`` first copies every stack of
 matrices that is not contiguous, such as transposed matrices, or the queries of one head inside an
@@ -49,6 +50,15 @@ def product(xp: Any, a: Array, b: Array, out: Array, scale: float = 1.0, add: bo
         out += a @ b
     else:
         xp.matmul(a, b, out=out)
+
+
+def product_of(xp: Any, a: Array, b: Array) -> Array:
+    """a @ b of two matrices (m, k) and (k, n) of one dtype, as a new array (m, n)."""
+    if xp is np:
+        return a @ b
+    out = xp.empty((len(a), b.shape[1]), a.dtype)
+    product(xp, a, b, out)
+    return out
 
 
 def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool) -> bool:

@@ -181,19 +181,19 @@ class Parameter(Tensor):
         total = self.grad
         if total is None:  # frozen since the forward
             return
-        fresh = self.fresh
+        fresh, self.fresh = self.fresh, False
         if type(grad) is Into:
             grad = grad.write(total if fresh else None)
         elif callable(grad):
             grad = grad()
-        if grad is not total:
-            if getattr(grad, "shape", ()) != self.declared:
-                raise GradientShapeError(getattr(grad, "shape", ()))
-            if fresh:
-                total[...] = grad
-            else:
-                total += grad
-        self.fresh = False
+        if grad is total:
+            return
+        if getattr(grad, "shape", ()) != self.declared:
+            raise GradientShapeError(getattr(grad, "shape", ()))
+        if fresh:
+            total[...] = grad
+        else:
+            total += grad
 
     def ready(self) -> None:
         for hook in self.on_ready:

@@ -10,7 +10,7 @@ import numpy as np
 
 from minidist.engine.array import Array, module_of, work
 from minidist.engine.kernels import accumulator, kernel, wide
-from minidist.engine.products import product
+from minidist.engine.products import product, product_of
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import (
     DTypeError,
@@ -96,8 +96,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     inputs, outputs = matrix.shape
     count = math.prod(shape[:-1])
     rows = data.reshape(count, inputs)  # (n, i)
-    out = xp.empty((*shape[:-1], outputs), matrix.dtype)
-    product(xp, rows, matrix, out.reshape(count, outputs))  # (n, i) @ (i, o) -> (n, o)
+    out = product_of(xp, rows, matrix)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nothing else refers to this array yet
     flops = 2 * count * inputs * outputs
@@ -118,8 +117,8 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         grad_x = None
         if wants_input_grad:
             work.flops += flops
-            grad_x = xp.empty(shape, grad.dtype)
-            product(xp, grad, matrix.T, grad_x.reshape(count, inputs))  # (n, o) @ (o, i) -> (n, i)
+            # (n, o) @ (o, i) -> (n, i)
+            grad_x = product_of(xp, grad, matrix.T).reshape(shape)
         for_weight = Into(
             weight_grad,
             lambda n: (by_sample("linear", kept, shape, n), by_sample("linear", grad, shape, n)),
@@ -133,7 +132,7 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return grad_x, for_weight, for_bias
 
     parents = (x, weight) if bias is None else (x, weight, bias)
-    return Tensor.of(out, parents, backward)
+    return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
