@@ -51,28 +51,28 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(xp: Any) -> Callable[..., Any]:
         return xp.fuse(kernel_name=function.__name__)(lambda *given: function(xp, *given))
 
-    on_host = on_the_host(function)
+    by_loop = loops(function)
 
     @wraps(function)
     def run(xp: Any, *given: Any) -> Any:
         if xp is np:
-            return on_host(*given)
+            return by_loop(*given) if compiler() else function(np, *given)
         return function(xp, *given) if type(xp) is Notes else kernel(xp)(*given)
 
     return run
 
 
-def on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(numpy, *given)``: by a compiled loop if that was asked for, and there is one."""
-    loops: dict[Any, Callable[..., Any]] = {}
+def loops(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(numpy, *given)`` by a compiled loop, where there is one for what is given."""
+    made: dict[Any, Callable[..., Any]] = {}
 
     def run(*given: Any) -> Any:
-        if not compiler() or not alike(given):
+        if not alike(given):
             return function(np, *given)
         kinds = (given[0].dtype, *map(type, given))
-        if kinds not in loops:
-            loops[kinds] = compiled(function, *kinds)
-        return loops[kinds](*given)
+        if kinds not in made:
+            made[kinds] = compiled(function, *kinds)
+        return made[kinds](*given)
 
     return run
 

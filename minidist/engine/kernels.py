@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from minidist.engine.array import Array
-from minidist.engine.fusion import on_the_host
+from minidist.engine.fusion import compiler, loops
 
 FLOATS = {"e": ("__half", "float"), "f": ("float", "float"), "d": ("double", "double")}
 OTHERS = {
@@ -208,13 +208,12 @@ def kernel(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         made = Kernel(function.__name__.lstrip("_"), arguments, body, over, function)
         KERNELS[made.name] = made
-        each = over in ("elements", "points")
-        on_host = on_the_host(function) if each else partial(function, np)
+        by_loop = loops(function) if over in ("elements", "points") else partial(function, np)
 
         @wraps(function)
         def run(xp: Any, *given: Any) -> None:
             if xp is np:
-                on_host(*given)
+                by_loop(*given) if compiler() else function(np, *given)
             else:
                 made.launch(xp, given)
 
