@@ -98,6 +98,15 @@ def test_every_op_that_keeps_a_parameter_is_watched(op):
         y.backward()
 
 
+def test_a_layer_that_is_computed_again_is_watched():
+    """The layer is in the backward's closure, its memory is not."""
+    model = two_layers()
+    y = checkpoint(model, Tensor(X, requires_grad=True)).sum()
+    model.load(model.state())
+    with pytest.raises(ChangedError, match="checkpoint"):
+        y.backward()
+
+
 def test_an_op_that_keeps_no_values_or_copies_stays_right_after_a_write():
     model = One().init(0)
     number = model.weight.data[0, 0]

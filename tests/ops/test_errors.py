@@ -75,6 +75,8 @@ def test_targets_out_of_range():
     for dtype in (np.int64, np.int32, np.uint8, np.int8):
         with pytest.raises(ValueError, match=r"\[0, 4\), found 1 to 9"):
             ops.cross_entropy(t(2, 4), np.array([1, 9], dtype))
+        with pytest.raises(ValueError, match="found 1 to 4"):  # the first that is none
+            ops.cross_entropy(t(2, 4), np.array([1, 4], dtype))
     with pytest.raises(ValueError, match="found -3 to 1"):
         ops.cross_entropy(t(2, 4), np.array([1, -3]), ignore_index=-100)
     with pytest.raises(IndexError, match=r"embedding.*\[0, 3\), found 0 to 3"):

@@ -9,6 +9,7 @@ from minidist import ops
 from minidist.engine.gradcheck import gradcheck
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor
+from minidist.ops.selection import kept
 
 
 def normal(*shape):
@@ -214,3 +215,10 @@ TWO = Tensor(np.zeros((2, 4)))
 def test_errors_say_what_to_do(call, error):
     with pytest.raises((ValueError, TypeError), match=error):
         call()
+
+
+def test_a_selection_may_be_of_another_dtype_than_its_result():
+    mask, x = np.array([True, False, True]), np.array([1.5, np.inf, -2.0])
+    out = np.empty(3, np.float32)
+    np.testing.assert_array_equal(kept(np, x, mask, out=out), [1.5, 0, -2])
+    assert out.dtype == np.float32
