@@ -24,6 +24,7 @@ from minidist.ops.activation import (
     tanh,
 )
 from minidist.ops.attention import attention, self_attention
+from minidist.ops.batch_normalization import batch_norm
 from minidist.ops.compare import (
     argmax,
     argmin,
@@ -67,7 +68,7 @@ from minidist.ops.losses import (
     mean_squared_error,
 )
 from minidist.ops.matmul import linear, matmul
-from minidist.ops.normalization import batch_norm, layer_norm, rms_norm
+from minidist.ops.normalization import layer_norm, rms_norm
 from minidist.ops.operands import DTypeError, ShapeError
 from minidist.ops.pooling import avg_pool2d, max_pool2d
 from minidist.ops.reduction import logsumexp, max, mean, min, norm, std, sum, var
