@@ -12,8 +12,8 @@ from typing import Any
 from minidist.engine.array import Array
 from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.tensor import Tensor
-from minidist.ops.convolution import convolved_length, pad_images, window
 from minidist.ops.operands import ShapeError, floating_only
+from minidist.ops.patches import convolved_length, pad_images, window
 from minidist.ops.selection import kept
 
 
