@@ -1,7 +1,8 @@
 """The engine: arrays, and tensors that remember how they were computed.
 
-Read ``mode.py``, ``tape.py`` and ``tensor.py`` in this order; ``array.py`` says which library owns
-an array, ``seeds.py`` where random numbers come from. The ops themselves are in ``minidist.ops``.
+Read ``mode.py``, ``node.py``, ``tape.py`` and ``tensor.py`` in this order; ``array.py`` says which
+library owns an array, ``seeds.py`` where random numbers come from. The ops themselves are in
+``minidist.ops``.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from typing import Any
 
 from minidist.engine.array import Array
 from minidist.engine.mode import current_mode, keep_buffers, watch
+from minidist.engine.node import Backward, Gradients, Node
 from minidist.engine.seeds import current_draws, draws
-from minidist.engine.tape import Backward, Gradients, Node, backward_within
+from minidist.engine.tape import backward_within
 from minidist.engine.tensor import Tensor, as_tensor, enable_grad, no_grad
 from minidist.engine.versions import Version, version_of
 

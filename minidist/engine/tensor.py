@@ -34,14 +34,8 @@ from minidist.engine.mode import (
     no_grad,
     set_mode,
 )
-from minidist.engine.tape import (
-    Backward,
-    Gradients,
-    GradientShapeError,
-    Into,
-    Node,
-    run_backward,
-)
+from minidist.engine.node import Backward, Gradients, GradientShapeError, Into, Node
+from minidist.engine.tape import run_backward
 from minidist.lazy import complete
 
 __all__ = [

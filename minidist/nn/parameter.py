@@ -24,7 +24,7 @@ import numpy as np
 
 from minidist.engine import array as arrays
 from minidist.engine.array import Array, DType
-from minidist.engine.tape import GradientShapeError, Into, Node
+from minidist.engine.node import GradientShapeError, Into, Node
 from minidist.engine.tensor import Tensor
 from minidist.engine.versions import Version, track, version_of, written
 
