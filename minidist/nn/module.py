@@ -1,7 +1,7 @@
 """Module: a layer or a model, made of parameters and other modules.
 
 Each parameter is filled from a generator keyed by (seed, its full name), so a pipeline stage that
-is built alone has exactly the numbers of the whole model. See parameter.py for the memory of
+is built alone has exactly the numbers of the whole model. See flat.py for the memory of
 parameters, and cost.py for the cost of layers.
 """
 
@@ -21,9 +21,9 @@ from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor
 from minidist.engine.versions import written
 from minidist.nn.cost import LayerCost, in_a_row
+from minidist.nn.flat import Flat
 from minidist.nn.parameter import (
     Buffer,
-    Flat,
     Initialiser,
     Parameter,
     Shape,

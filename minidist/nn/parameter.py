@@ -1,24 +1,15 @@
-"""Parameter, and the flat array that stores all parameters of a model.
+"""Parameter: a tensor that is trained.
 
 A layer *declares* its parameters and allocates nothing: ``Linear(784, 128)`` costs no memory.
-``model.init(seed)`` then allocates one flat array for all parameters and one for all gradients:
-
-    flat.data   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
-    flat.grad   [ 0.weight ........ | 0.bias | 2.weight .... | 2.bias ]
-
-and each Parameter becomes a view into them. So an optimizer steps one 1-D array, an all-reduce
-sends one array, and a shard is a slice.
-
-A *frozen* parameter (``requires_grad = False``) is a constant. It lies in an array of its own,
-``flat.frozen``, without a gradient. So nothing that steps ``flat.data`` or sends ``flat.grad`` ever
-touches it: no update, no weight decay, no gradient memory, no bytes sent.
+``model.init(seed)`` then allocates one flat array for all of them, and each becomes a view into it:
+see flat.py. A *frozen* parameter (``requires_grad = False``) is a constant, without a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import ReferenceType, ref
+from weakref import ReferenceType
 
 import numpy as np
 
@@ -26,7 +17,9 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array, DType
 from minidist.engine.node import GradientShapeError, Into, Node
 from minidist.engine.tensor import Tensor
-from minidist.engine.versions import Version, track, version_of, written
+from minidist.engine.versions import version_of, written
+from minidist.nn.flat import Flat
+from minidist.nn.flat import in_a_row as in_a_row  # where it was before
 
 Shape = tuple[int, ...]
 Initialiser = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -129,6 +122,10 @@ class Parameter(Tensor):
                         f"attach: {name} {array.shape} for parameter {self.name} {self.declared}"
                     )
                 _SET[name](self, array)
+
+    def drop_grad(self) -> None:
+        """Have no gradient, as a frozen parameter."""
+        _SET["grad"](self, None)
 
     def _assign(self, attribute: str, value: Any) -> None:
         """Copy ``value`` into the memory of ``data`` or ``grad``."""
@@ -269,116 +266,3 @@ class Buffer:
         self.value = value
         self.dtype = None if dtype is None else np.dtype(dtype)
         self.data: Array = None
-
-
-class Flat:
-    """All parameters of a model in one array, and all gradients in another.
-
-    ``data`` and ``grad`` are 1-D, of ``size`` elements; ``slices[name]`` is the slice of a
-    parameter. ``data_and_loss`` and ``grad_and_loss`` are the same arrays with one more element
-    at the end. A method may put the loss there, and so send it in the same message.
-
-    Frozen parameters are in neither: ``frozen`` has their values, and ``parameters`` and ``slices``
-    list those that are trained. ``flat.data = array`` and ``flat.grad = array`` copy.
-    """
-
-    def __init__(self, parameters: dict[str, Parameter], dtype: DType, device: Any) -> None:
-        """``device`` is a device's name, None for the default one, or an array module."""
-        self.xp = arrays.module(device) if device is None or isinstance(device, str) else device
-        self.named = dict(parameters)
-        self.dtype = np.dtype(dtype)
-        self.versions: tuple[Version, ...] = ()
-        for parameter in parameters.values():
-            parameter.home = ref(self)
-        self._allocate()
-
-    def _allocate(self) -> None:
-        trained = {name: one for name, one in self.named.items() if one.requires_grad}
-        frozen = {name: one for name, one in self.named.items() if not one.requires_grad}
-        self.parameters = list(trained.values())
-        self.slices, self.size = in_a_row(trained)
-        self.hold_values(self.xp.zeros(self.size + 1, self.dtype))
-        self.hold_gradients(self.xp.zeros(self.size + 1, self.dtype))
-        constants, count = in_a_row(frozen)
-        self.frozen: Array = self.xp.zeros(count, self.dtype)
-        # The trained values' version and the frozen ones': an optimizer step changes the first.
-        self.versions = (self.versions[0], track(self.frozen, constants))
-        for name, parameter in frozen.items():
-            parameter.attach(self.frozen[constants[name]].reshape(parameter.declared))
-            _SET["grad"](parameter, None)
-
-    def arrange(self) -> None:
-        """Allocate anew, after parameters were frozen or are trained again; values stay."""
-        values = {name: one.data for name, one in self.named.items()}
-        grads = {name: one.grad for name, one in self.named.items()}
-        self._allocate()
-        for name, parameter in self.named.items():
-            parameter.data[...] = values[name]
-            if parameter.grad is not None and grads[name] is not None:
-                parameter.grad[...] = grads[name]
-
-    def hold_values(self, data_and_loss: Array) -> None:
-        """Store the trained parameters in this array from now on, whatever it contains."""
-        self.data_and_loss = data_and_loss
-        self._data: Array = data_and_loss[:-1]
-        self.versions = (track(data_and_loss, self.slices), *self.versions[1:])
-        for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
-            parameter.attach(self._data[part].reshape(parameter.declared))
-
-    def hold_gradients(self, grad_and_loss: Array) -> None:
-        """Store the gradients in this array from now on, for example in shared memory."""
-        self.grad_and_loss = grad_and_loss
-        self._grad: Array = grad_and_loss[:-1]
-        for parameter, part in zip(self.parameters, self.slices.values(), strict=True):
-            parameter.attach(grad=self._grad[part].reshape(parameter.declared))
-
-    def release(self) -> None:
-        """Keep no trained values here: the parameters have been attached to other memory."""
-        self.data_and_loss = self.xp.empty(0, self.dtype)
-        self._data = self.data_and_loss
-
-    def written(self) -> None:
-        """Say that ``data`` has been written: a backward that needs the old values must not run."""
-        written(self.data_and_loss)
-
-    def arrays(self) -> list[Array]:
-        """The arrays of all values: trained, and frozen if there are any."""
-        return [self._data, self.frozen] if self.frozen.size else [self._data]
-
-    @property
-    def data(self) -> Array:
-        return self._data
-
-    @data.setter
-    def data(self, value: Array) -> None:
-        _copy("data", self._data, value)
-        self.written()
-
-    @property
-    def grad(self) -> Array:
-        return self._grad
-
-    @grad.setter
-    def grad(self, value: Array) -> None:
-        _copy("grad", self._grad, value)
-
-
-def _copy(name: str, held: Array, value: Array) -> None:
-    """``flat.data = value``: the parameters are views of the array, so its memory stays."""
-    if value is held:  # the end of an operation in place: flat.grad *= 0.5
-        return
-    if getattr(value, "shape", None) != held.shape or value.dtype != held.dtype:
-        raise ValueError(
-            f"flat.{name} is {held.dtype} of {held.shape}: assign an array of this dtype and "
-            "shape, whose values are copied"
-        )
-    held[...] = value
-
-
-def in_a_row(named: dict[str, Parameter]) -> tuple[dict[str, slice], int]:
-    """Where parameters lie if they are put one behind the other, and how long that is."""
-    slices, start = {}, 0
-    for name, parameter in named.items():
-        slices[name] = slice(start, start + parameter.size)
-        start += parameter.size
-    return slices, start
