@@ -25,7 +25,7 @@ from minidist.collectives import all_reduce, central
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
-from minidist.engine.array import work
+from minidist.engine.arithmetic import work
 from minidist.parallel.model_costs import parameter_count
 
 Prices = tuple[float, float, float]  # seconds a launch, a byte, a FLOP

@@ -44,7 +44,7 @@ from minidist.bench.timing import (
     ratio,
 )
 from minidist.engine import array as arrays
-from minidist.engine.array import work
+from minidist.engine.arithmetic import work
 from minidist.engine.fusion import compiler
 from minidist.engine.tensor import Tensor
 from minidist.inspect.summaries import mfu

@@ -29,7 +29,8 @@ from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine
 from minidist.compress import files, quantize_weights
 from minidist.compress.rebuild import declared
-from minidist.engine.array import defaults, work
+from minidist.engine.arithmetic import work
+from minidist.engine.array import defaults
 from minidist.inference import Engine, MeshEngine, Request, Timing, run_on
 from minidist.models import gpt
 from minidist.nn.layers import Sequential

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from minidist.engine.arithmetic import Work as Work  # where they were before
+from minidist.engine.arithmetic import work as work
 from minidist.lazy import COMPLETED_BY, complete
 
 Array = Any  # numpy.ndarray or cupy.ndarray: NumPy's stubs do not describe the second
@@ -262,70 +264,6 @@ def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[
     finally:
         _dtype.reset(dtype_token)
         _device.reset(device_token)
-
-
-class Work:
-    """Counters of the arithmetic done so far, from which the simulator charges a rank's clock.
-
-    ``flops``: floating-point operations. As usual in the field (PaLM, appendix B, arXiv 2204.02311)
-    only matrix products and convolutions count: 2 for each multiply-add. ``summary`` and the cost
-    formulas predict them.
-
-    Arrays without numbers also count kernels. A kernel takes the longer of its FLOPs and its bytes
-    (the roofline: Williams, Waterman, Patterson, CACM 52(4), 2009), and a launch before it:
-
-        launch + max(FLOPs / (FLOPs a second), bytes / (bytes a second))
-
-    ``beyond`` are seconds beyond those of the FLOPs: launches, and what waits for memory.
-    ``kernels`` and ``moved``: kernels launched, and bytes that they read and wrote.
-    """
-
-    __slots__ = (
-        *("beyond", "flops", "kernels", "launch", "listed", "moved", "per_byte", "per_flop"),
-    )
-
-    def __init__(self) -> None:
-        self.flops = self.kernels = self.moved = 0
-        self.beyond = 0.0
-        self.launch = self.per_byte = self.per_flop = 0.0  # seconds: see ``Machine``
-        self.listed: list[tuple[int, int]] | None = None
-
-    def kernel(self, nbytes: int, flops: int = 0) -> None:
-        """A kernel ran that moved ``nbytes``, and whose ``flops`` the op has counted."""
-        self.kernels += 1
-        self.moved += nbytes
-        if self.listed is not None:
-            self.listed.append((nbytes, flops))
-        waits = nbytes * self.per_byte - flops * self.per_flop
-        self.beyond += self.launch + waits if waits > 0 else self.launch
-
-    def prices(self) -> tuple[float, float, float]:
-        """Seconds a launch, a byte and a FLOP, for ``set_prices``."""
-        return self.launch, self.per_byte, self.per_flop
-
-    def set_prices(self, prices: tuple[float, float, float]) -> None:
-        """From now on kernels cost this: see ``Machine.kernel_prices``."""
-        self.launch, self.per_byte, self.per_flop = prices
-
-    @contextmanager
-    def listing(self) -> Iterator[list[tuple[int, int]]]:
-        """Inside, each kernel's bytes and FLOPs are added to the list that this gives."""
-        outer, self.listed = self.listed, []
-        try:
-            yield self.listed
-        finally:
-            self.listed = outer
-
-    def counts(self) -> tuple[int, int, int, float]:
-        """All counters, for ``reset``."""
-        return self.flops, self.kernels, self.moved, self.beyond
-
-    def reset(self, counts: tuple[int, int, int, float]) -> None:
-        """Set all counters as they were."""
-        self.flops, self.kernels, self.moved, self.beyond = counts
-
-
-work = Work()
 
 
 def __getattr__(name: str) -> Any:

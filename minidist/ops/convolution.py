@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, module_of, work
+from minidist.engine.arithmetic import work
+from minidist.engine.array import Array, module_of
 from minidist.engine.products import product
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.chunks import chunks

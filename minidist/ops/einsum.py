@@ -16,7 +16,8 @@ import math
 import re
 from typing import Any
 
-from minidist.engine.array import Array, work
+from minidist.engine.arithmetic import work
+from minidist.engine.array import Array
 from minidist.engine.tensor import Tensor
 from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
 from minidist.ops.sums import dtype_to_add

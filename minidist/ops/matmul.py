@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, module_of, work
+from minidist.engine.arithmetic import work
+from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.products import product, product_of
 from minidist.engine.tensor import Into, Tensor, as_tensor

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minidist.engine.array import work
+from minidist.engine.arithmetic import work
 from minidist.engine.phantom import views
 from minidist.engine.phantom.views import Shape
 

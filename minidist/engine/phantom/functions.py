@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import work
+from minidist.engine.arithmetic import work
 from minidist.engine.phantom import views
 from minidist.engine.phantom.arrays import like as like_array
 from minidist.engine.phantom.arrays import ndarray, new, refuse_host, seen, traced

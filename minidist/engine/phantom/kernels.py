@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import work
+from minidist.engine.arithmetic import work
 from minidist.engine.kernels import KERNELS
 from minidist.engine.phantom import views
 from minidist.engine.phantom.arrays import ndarray, new, tracing
