@@ -112,11 +112,18 @@ def compiled(function: Callable[..., Any], dtype: np.dtype, *kinds: type) -> Cal
     import numba  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     try:
-        text = loop_of(function, dtype, kinds)
+        text, returns = loop_of(function, dtype, kinds)
     except (TypeError, AttributeError):  # NoLoop is one; a stand-in lacks much that an array has
         return partial(function, np)
     module = load(f"{function.__name__.lstrip('_')}_{dtype.name}", text)
-    return numba.njit(module.loop, error_model="numpy", cache=module.__spec__ is not None)
+    loop = numba.njit(module.loop, error_model="numpy", cache=module.__spec__ is not None)
+
+    def run(*given: Any) -> Any:
+        new = np.empty_like(given[0])
+        loop(*given, new)
+        return new
+
+    return run if returns else loop
 
 
 def load(name: str, text: str) -> ModuleType:

@@ -6,8 +6,7 @@
 The function runs once, on stand-ins. ``Values`` stands for an array: what is done to it is noted as
 a step on one element. ``Number`` stands for a number; arithmetic with two of them comes before the
 loop, in double precision as in Python. A number takes the dtype of the arrays where it meets one,
-as in NumPy. A branch on a value, a function that is not listed here, or a result that is no
-argument raises ``NoLoop``.
+as in NumPy. A branch on a value, or a function that is not listed here, raises ``NoLoop``.
 """
 
 from __future__ import annotations
@@ -155,9 +154,12 @@ for _name, _sign in COMPARE.items():
     _offer(_name, _sign, SHORT[_name], Truths)
 
 
-def loop_of(function: Callable[..., Any], dtype: np.dtype, kinds: Sequence[type]) -> str:
+def loop_of(
+    function: Callable[..., Any], dtype: np.dtype, kinds: Sequence[type]
+) -> tuple[str, bool]:
     """The text of a module with ``loop(*arguments)``, for arrays of ``dtype``.
 
+    And whether the function returns a new array: the loop fills one behind the arguments.
     ``kinds``: the type of each argument, an array, a float or None. Arrays are contiguous and of
     one shape. What was noted of ``scratch`` is not written.
     """
@@ -168,8 +170,11 @@ def loop_of(function: Callable[..., Any], dtype: np.dtype, kinds: Sequence[type]
     for name, one in given.items():
         if one is not None:
             one.text = name if isinstance(one, Number) else f"_{name}"
-    if function(notes, *given.values()) is not None:
-        raise NoLoop("a result that is no argument")
+    result = function(notes, *given.values())
+    is_argument = any(result is one for one in given.values())
+    if result is not None and (type(result) is not Values or is_argument):
+        raise NoLoop("a result that is no new array")
+    new = {} if result is None else {"__new": result}
     arrays = {name: one for name, one in given.items() if isinstance(one, Values)}
     changed = {name: one for name, one in arrays.items() if one.text != f"_{name}"}
     changed.pop("scratch", None)
@@ -178,19 +183,21 @@ def loop_of(function: Callable[..., Any], dtype: np.dtype, kinds: Sequence[type]
         "from math import sqrt as __sqrt",
         f"from numpy import {dtype.name} as __cast",
         "",
-        f"def loop({', '.join(given)}):",
-        *(f"    {name} = {name}.reshape({name}.size)" for name in arrays),
+        f"def loop({', '.join([*given, *new])}):",
+        *(f"    {name} = {name}.reshape({name}.size)" for name in [*arrays, *new]),
         *(f"    {line}" for line in notes.before),
         f"    for __i in range({next(iter(arrays))}.size):",
         *(f"        _{name} = {name}[__i]" for name in arrays),
         *(f"        {line}" for line in notes.steps),
-        *(f"        {name}[__i] = {one.text}" for name, one in changed.items()),
+        *(f"        {name}[__i] = {one.text}" for name, one in [*changed.items(), *new.items()]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", bool(new)
 
 
 def names_of(function: Callable[..., Any], count: int) -> list[str]:
     """Names of the arguments after ``xp``; those of ``*numbers`` are made here."""
     _, *named = inspect.signature(function).parameters.values()
     names = [one.name for one in named if one.kind is not one.VAR_POSITIONAL]
+    if any(name.startswith("_") for name in names):
+        raise NoLoop("a name that the loop may use itself")
     return [*names, *(f"number{index}" for index in range(count - len(names)))]

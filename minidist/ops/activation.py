@@ -123,18 +123,34 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
 @fused
 def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
     x = wide(x)
-    scale = math.sqrt(2 / math.pi)
-    inner = xp.multiply(x, x)
-    inner *= scale * 0.044715
-    inner += scale  # a = √(2/π) (1 + 0.044715 x²)
-    rest = inner * 6
-    inner *= x
-    cdf = xp.tanh(inner, out=inner)
+    a = _gelu_factor(xp, x)
+    inner = a * x
+    xp.tanh(inner, out=inner)
+    _gelu_outer(xp, x, y, slope, a, inner)
+
+
+SCALE = math.sqrt(2 / math.pi)
+
+
+@fused
+def _gelu_factor(xp: Any, x: Array) -> Array:
+    """a = √(2/π) (1 + 0.044715 x²): tanh is taken of a x."""
+    a = xp.multiply(x, x)
+    a *= SCALE * 0.044715
+    a += SCALE
+    return a
+
+
+@fused
+def _gelu_outer(xp: Any, x: Array, y: Array, slope: Array | None, a: Array, scratch: Array) -> None:
+    """Fill y and ``slope`` from the tanh, which is in ``scratch``."""
+    cdf = scratch
     cdf *= 0.5
     cdf += 0.5
     xp.multiply(x, cdf, out=y)
     if slope is not None:  # Φ + x Φ' = Φ + 2 y (1 - Φ) √(2/π) (1 + 3 · 0.044715 x²)
-        rest -= 4 * scale  # and 2 √(2/π) (1 + 3 · 0.044715 x²) = 6 a - 4 √(2/π)
+        rest = a * 6
+        rest -= 4 * SCALE  # and 2 √(2/π) (1 + 3 · 0.044715 x²) = 6 a - 4 √(2/π)
         rest *= y
         xp.subtract(1, cdf, out=slope)
         slope *= rest

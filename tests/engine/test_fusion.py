@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from minidist import launch
+from minidist import Tensor, launch, ops
 from minidist.comm.errors import Disagreement
 from minidist.data import Batches, Dataset
 from minidist.engine import fusion
@@ -83,6 +83,15 @@ def test_arrays_that_have_no_loop_run_as_written(choose, tmp_path):
         np.testing.assert_array_equal(out, x + x)
     (kept,) = tmp_path.rglob("*.nbc")  # one was compiled, and is kept
     assert kept.name.startswith("double_float64")
+    bits = []
+    for name in ("", "numba"):  # a chain with a function between that has no loop
+        choose(name)
+        x = Tensor(np.linspace(-4, 4, 99, dtype=np.float32), requires_grad=True)
+        y = ops.gelu(x)
+        y.sum().backward()
+        bits.append((y.data, x.grad))
+    np.testing.assert_array_equal(*bits)
+    choose("numba")
     with pytest.raises(ValueError, match="broadcast"):  # shapes that differ are NumPy's to judge
         double(np, np.empty(2), np.ones(3))
     wide = np.empty(3)

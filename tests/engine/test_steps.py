@@ -44,7 +44,9 @@ def test_a_loop_computes_what_the_lines_do(name, dtype):
     function, arrays, numbers = LOOPS[name]
     by_lines, by_loop = drawn(arrays, dtype), drawn(arrays, dtype)
     lines(function)(np, *by_lines, *numbers)
-    text = loop_of(lines(function), np.dtype(dtype), [np.ndarray] * arrays + [float] * len(numbers))
+    text, _ = loop_of(
+        lines(function), np.dtype(dtype), [np.ndarray] * arrays + [float] * len(numbers)
+    )
     made = {}
     exec(text, made)
     made["loop"](*by_loop, *numbers)
@@ -61,18 +63,32 @@ def test_the_old_values_are_read_before_any_is_written():
         b[...] = old
 
     made = {}
-    exec(loop_of(exchange, np.dtype("f4"), [np.ndarray] * 2), made)
+    exec(loop_of(exchange, np.dtype("f4"), [np.ndarray] * 2)[0], made)
     a, b = np.arange(3, dtype="f4"), np.arange(3, 6, dtype="f4")
     made["loop"](a, b)
     assert a.tolist() == [3, 4, 5] and b.tolist() == [0, 1, 2]
 
 
+def test_a_new_array_is_filled_behind_the_arguments():
+    def square(xp, x, one):
+        result = x * x * one
+        x += 1
+        return result
+
+    text, returns = loop_of(square, np.dtype("f8"), [np.ndarray, float])
+    made = {}
+    exec(text, made)
+    x, result = np.arange(3.0), np.empty(3)
+    made["loop"](x, 1.0, result)
+    assert returns and x.tolist() == [1, 2, 3] and result.tolist() == [0, 1, 4]
+
+
 def test_numbers_are_computed_in_double_and_arguments_may_have_any_name():
-    def scale(xp, i, __0, n):  # as those that the loop could use itself
+    def scale(xp, i, nothing, n):
         i *= (1 - n) * 3 / 7 - 2
 
     made = {}
-    exec(loop_of(scale, np.dtype("f4"), [np.ndarray, type(None), float]), made)
+    exec(loop_of(scale, np.dtype("f4"), [np.ndarray, type(None), float])[0], made)
     i = np.full(2, 3, "f4")
     made["loop"](i, None, 0.1)
     assert i.tolist() == (np.full(2, 3, "f4") * ((1 - 0.1) * 3 / 7 - 2)).tolist()
@@ -82,9 +98,11 @@ NONE = {
     "a function that is not listed": lambda xp, a: xp.exp(a, out=a),
     "a branch on values": lambda xp, a: a if a > 0 else None,
     "an index": lambda xp, a: a.__setitem__(0, 1.0),
-    "a new result": lambda xp, a: a * 2,
+    "an argument as the result": lambda xp, a: a,
+    "a mask as the result": lambda xp, a: a > 0,
     "a sum": lambda xp, a: a.sum(),
     "what is no number of this dtype": lambda xp, a: a.__imul__(np.float64(2)),
+    "a name that the loop may use itself": lambda xp, _0: _0.__imul__(2.0),
     "infinity": lambda xp, a: a.__imul__(float("inf")),
 }
 
