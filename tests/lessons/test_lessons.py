@@ -114,7 +114,7 @@ def test_lesson_draws_its_picture_and_prints_the_same_under_mpirun(name, tmp_pat
 
 
 @needs_mpi
-@pytest.mark.parametrize(("name", "ranks"), [("06_all_reduce", 3)])
+@pytest.mark.parametrize(("name", "ranks"), [("05_messages", 1), ("06_all_reduce", 3)])
 def test_lessons_end_well_on_other_numbers_of_ranks(name, ranks):
     done = mpiexec(ranks, str(ROOT / "lessons" / f"{name}.py"), python=())
     assert done.returncode == 0, done.stderr
