@@ -32,6 +32,7 @@ DISTRIBUTED = [
     pytest.param("05_messages", marks=pytest.mark.long),
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
+    pytest.param("22_nobody_waits", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
     pytest.param("16_tensor_parallel", marks=pytest.mark.long),
     pytest.param("17_putting_it_together", marks=pytest.mark.long),
@@ -96,6 +97,7 @@ def run_lesson(name: str, folder: Path) -> str:
     [
         "00_one_model_five_ways",
         "10_parameter_server",
+        "22_nobody_waits",
         "11_pipelines",
         "16_tensor_parallel",
         pytest.param("12_when_things_break", marks=pytest.mark.long),
