@@ -241,7 +241,7 @@ def one_fails(comm):
 try:
     launch(one_fails, ranks=4, world=LocalWorld())
 except KeyError as error:
-    print_once(f"KeyError: {error}, {error.__notes__[0]}")
+    print_once(f"{type(error).__name__} with {error}, {error.__notes__[0]}")
 
 # %% [markdown]
 # ## Try it

@@ -93,18 +93,21 @@ def run_lesson(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "claim"),
     [
-        "00_one_model_five_ways",
-        "10_parameter_server",
-        "22_nobody_waits",
-        "11_pipelines",
-        "16_tensor_parallel",
-        pytest.param("12_when_things_break", marks=pytest.mark.long),
+        ("00_one_model_five_ways", r"pipeline gpipe .* idle (\S+), predicted \1"),
+        ("10_parameter_server", r"ServerLost: server 1 \(rank 1\) has died"),
+        ("22_nobody_waits", r"one worker 4 times.*\nBSP +1\.58 s"),
+        ("11_pipelines", r"zero_bubble_v +(\S+) +\1 .* bit for bit"),
+        ("16_tensor_parallel", r"tensor, 4 ranks +loss (\S+) \(gap (0e\+00|\de-1\d)\)"),
+        pytest.param(
+            "12_when_things_break", "the job ends: .* has crashed", marks=pytest.mark.long
+        ),
     ],
 )
-def test_lesson_draws_its_picture(name, tmp_path):
-    run_lesson(name, tmp_path)
+def test_lesson_draws_its_picture_and_prints_its_claim(name, claim, tmp_path):
+    printed = run_lesson(name, tmp_path)
+    assert re.search(claim, printed), f"{claim} is not in\n{printed}"
 
 
 @needs_mpi
