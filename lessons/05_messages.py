@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, Machine, launch
-from minidist.comm import Deadlock, Timeline, first_process, print_once
+from minidist.comm import Deadlock, Timeline, first_process, launched_size, print_once
 from minidist.comm.comm import ANY
 from minidist.comm.timeline import draw_timeline
 from minidist.plots import save
@@ -26,9 +26,16 @@ from minidist.plots import save
 # A program for many ranks is *one* function. Every rank runs it with its own `comm`; `comm.rank` is
 # the number of the rank. Messages are arrays. The receiver passes the array to receive into, so it
 # must know the shape and the dtype in advance.
+#
+# A message needs two ranks. So if the lesson was started on one process (`mpirun -n 1`), it
+# simulates four.
 
 
 # %%
+def world():
+    return LocalWorld() if launched_size() == 1 else None  # None: the ranks that there are
+
+
 def hello(comm):
     if comm.rank == 0:
         comm.send(np.array([3.0, 1.0, 4.0]), to=1)
@@ -40,7 +47,7 @@ def hello(comm):
     return "did nothing"
 
 
-for rank, result in enumerate(launch(hello, ranks=4)):
+for rank, result in enumerate(launch(hello, ranks=4, world=world())):
     print_once(f"rank {rank} {result}")
 
 # %% [markdown]
@@ -101,7 +108,7 @@ def by_turns(comm):
     return int(other[0])
 
 
-print_once("by turns: ", launch(by_turns, ranks=4))
+print_once("by turns: ", launch(by_turns, ranks=4, world=world()))
 
 # %% [markdown]
 # ### Solution 2: both at once
@@ -119,7 +126,7 @@ def at_once(comm):
     return int(other[0])
 
 
-print_once("at once:  ", launch(at_once, ranks=4))
+print_once("at once:  ", launch(at_once, ranks=4, world=world()))
 
 # %% [markdown]
 # ### Solution 3: start now, wait later
@@ -140,7 +147,7 @@ def start_and_wait(comm):
     return int(other[0])
 
 
-print_once("requests: ", launch(start_and_wait, ranks=4))
+print_once("requests: ", launch(start_and_wait, ranks=4, world=world()))
 
 # %% [markdown]
 # ## Which message is it?
@@ -163,7 +170,7 @@ def whoever_comes(comm):
     return dict(sorted(seen.items()))  # the order of arrival may differ from run to run
 
 
-print_once("squares:", launch(whoever_comes, ranks=4)[0])
+print_once("squares:", launch(whoever_comes, ranks=4, world=world())[0])
 
 # %% [markdown]
 # ## The time of a message
@@ -234,7 +241,7 @@ def one_fails(comm):
 try:
     launch(one_fails, ranks=4, world=LocalWorld())
 except KeyError as error:
-    print_once(f"KeyError: {error}, {error.__notes__[0]}")
+    print_once(f"{type(error).__name__} with {error}, {error.__notes__[0]}")
 
 # %% [markdown]
 # ## Try it

@@ -5,8 +5,10 @@
 # add up their gradients, and all take the same step. This is data parallel training; most models
 # are trained in this way.
 #
-# In this lesson we see why the sum is right and the average is not, send the gradients in three
-# ways, and find out how large a batch may be.
+# At the end you know why gradients are added and not averaged, three ways to send them, and what
+# must be true of a machine before overlapping saves time.
+#
+# You need: lessons 3 and 6. Run it with `python lessons/07_data_parallel.py`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -18,15 +20,13 @@ from minidist.colours import series
 from minidist.comm import first_process, launched_size, print_once
 from minidist.comm.timeline import draw_timeline
 from minidist.data import Batches, fashion_mnist
-from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import LAMB, LARS, SGD
-from minidist.optim.schedules import linear, linear_scaling, warm_up
+from minidist.optim import SGD
 from minidist.parallel import DataParallel, Overlapped, PerParameter, Serial, simulate
 from minidist.plots import save
 
-training, test = fashion_mnist()
+training, _ = fashion_mnist()
 
 # %% [markdown]
 # ## Add, do not average
@@ -36,7 +36,10 @@ training, test = fashion_mnist()
 # rank divides by the number of samples in the *whole* batch.
 #
 # A common mistake: each rank takes the mean over its own samples, and then the ranks average these
-# means. See the result if the batch does not divide evenly:
+# means.
+#
+# **Question 1.** Four ranks share a batch of 8, and then one of 9. In which of the two does the
+# average of averages differ from the gradient of the batch, and whose samples count too little?
 
 
 # %%
@@ -84,6 +87,9 @@ for size in (8, 9):
 # We give the local world a slow network, so that the difference is easy to see. Each time below is
 # measured on the virtual clock. Beside it stands what `simulate` says. It runs the same step on
 # arrays that have a shape and no numbers: nothing is computed, and the clock is the same.
+#
+# **Question 2.** The model has seven layers, so fourteen parameters. A ring all-reduce of p ranks
+# needs 2(p − 1) messages a rank. How many messages does each way send? Which is the fastest?
 
 # %%
 machine = Machine("slow", latency=300e-6, bandwidth=250e6, reduce_bandwidth=8e9, flops=1e10)
@@ -131,6 +137,7 @@ for name, build in ways.items():
 #
 # Small buckets start early, but each costs 2(p − 1) times α. Large buckets cost less latency, but
 # start late; one single bucket is the flat version. The best size is found without computing.
+# **Question 3.** The gradients have 1.6 MB. Which size do you expect to be the best?
 
 
 # %%
@@ -151,7 +158,7 @@ print_once(f"best bucket of those tried: {best} MB, {min(by_size) * 1e3:.2f} ms 
 #
 #     minidist run -n 2 lessons/07_data_parallel.py
 #
-# **Question.** Which of these must be the same on both: messages, loss, seconds?
+# **Question 4.** Which of these must be the same on both: messages, loss, seconds?
 
 
 # %%
@@ -193,79 +200,25 @@ for name, (loss, sent, seconds) in found[0].items():
 # The same bench then uses an emulated link that needs no core. Now the core is idle in the flat
 # step while the link is busy, and overlapping uses this time as the formula predicts. So before you
 # overlap, ask: *what moves the bytes, a core or a network card?*
-#
-# ## Large batches
-#
-# More ranks need a larger batch, or each has too little work. But with 16 times the batch there are
-# only 1/16 of the steps in an epoch. Three things help:
-#
-# - **linear scaling**: k times the batch, k times the learning rate;
-# - **warm-up**: at the beginning the curvature of the loss is too large for such steps, so the rate
-#   increases slowly to its full value;
-# - **LARS and LAMB**: give each layer a step in proportion to its own weights.
-#
-# Each run below uses the same six epochs of data. (We train serially: data parallel training gives
-# the same numbers.) The scaled rates fall to zero at the end, with warm-up and without.
-
-# %%
-EPOCHS, SMALL, LARGE, RATE = 6, 64, 1024, 0.02
-
-
-def train(comm, batch, optimizer):
-    widths = (784, 128, 64, 10)
-    method = Serial(mlp(widths), CrossEntropy(), optimizer, comm)
-    batches = Batches(training, batch, seed=0)
-    steps = EPOCHS * batches.steps_per_epoch
-    losses = [method.step(batches[step]) for step in range(steps)]
-    return losses, accuracy(mlp(widths).init().load(method.parameters()), test)
-
-
-scaled = linear_scaling(RATE, LARGE, SMALL)
-recipes = {
-    "batch 64": (SMALL, lambda: SGD(RATE, 0.9)),
-    "1024, the same rate": (LARGE, lambda: SGD(RATE, 0.9)),
-    "1024, rate × 16": (LARGE, lambda: SGD(linear(scaled, 60), 0.9)),
-    "1024, rate × 16, warm-up": (LARGE, lambda: SGD(warm_up(30, linear(scaled, 30)), 0.9)),
-    "1024, LARS, warm-up": (LARGE, lambda: LARS(warm_up(10, 10.0), trust=2e-3)),
-    "1024, LAMB, warm-up": (LARGE, lambda: LAMB(warm_up(20, linear(0.06, 40)))),
-}
-curves = {}
-for name, (batch, optimizer) in recipes.items():
-    losses, reached = launch(
-        lambda comm, b=batch, o=optimizer: train(comm, b, o()), 1, LocalWorld()
-    )[0]
-    curves[name] = losses
-    print_once(f"{name:26} {len(losses):4} steps, test accuracy {reached:.1%}")
 
 # %%
 if first_process():
     figure = plt.figure(figsize=(12, 11))
-    rows = figure.add_gridspec(4, 2, height_ratios=[1, 1, 1, 1.7], hspace=0.6, wspace=0.15)
+    rows = figure.add_gridspec(4, 1, height_ratios=[1, 1, 1, 1.7], hspace=0.6)
     longest = max(event.end for rank in timelines["per parameter"] for event in rank)
     for row, (name, events) in enumerate(timelines.items()):
-        axes = figure.add_subplot(rows[row, :])
+        axes = figure.add_subplot(rows[row])
         draw_timeline(axes, events, name)
         if row == 0:
             meaning = "green: forward, blue: backward, orange: sending, receiving, waiting"
             axes.set_title(meaning, loc="right", fontsize=9)
         axes.set_xlim(0, longest * 1e3)  # one scale for all three
         axes.spines[["top", "right"]].set_visible(False)
-    axes = figure.add_subplot(rows[3, 0])
+    axes = figure.add_subplot(rows[3])
     axes.semilogx(sizes, [seconds * 1e3 for seconds in by_size], "o-", color=series(0))
     axes.set_title("overlapped: ms a step by bucket size", loc="left")
     axes.set_xlabel("MB a bucket")
     axes.grid(alpha=0.3)
-    axes = figure.add_subplot(rows[3, 1])
-    for name, losses in curves.items():
-        epochs = np.linspace(0, EPOCHS, len(losses))
-        width = max(1, len(losses) // 25)
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
-        axes.plot(epochs[width - 1 :], smooth, label=name, linewidth=1.3)
-    axes.set_ylim(0.2, 2.6)
-    axes.set_title("training loss: batch of 64 and of 1024", loc="left")
-    axes.set_xlabel("epochs")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     print(f"picture: {save(figure, 'out/lessons/07_data_parallel.png')}")
 
 # %% [markdown]
@@ -280,8 +233,10 @@ if first_process():
 #    messages, and in the computation that runs meanwhile.
 # 3. Only the last bucket cannot be hidden, so it should be small.
 # 4. Overlapping helps if something other than the computing core moves the bytes.
-# 5. A larger batch needs a larger rate. Linear scaling gives this rate, and a warm-up keeps
-#    training stable at the beginning. LARS and LAMB choose a separate rate for each layer.
+#
+# How large may a batch be? See [lesson 21](21_large_batches.py).
 #
 # **Try it:** Set the bandwidth to 10 GB/s. Which way is the fastest, by how much, and what does the
 # formula predict? Give one rank a `slowdown`: which ranks wait for it?
+#
+# **Marked exercises:** `minidist exercise start uneven_shards`, `minidist exercise start buckets`.

@@ -10,6 +10,11 @@
 #
 # None of them gives the same numbers as serial training. So for each we ask two questions: how many
 # bytes are sent, and how good is the model?
+#
+# At the end you know what each of these ways sends and keeps back, and which of them still send
+# little on many ranks.
+#
+# You need: lessons 6 and 7. Run it with `python lessons/09_talking_less.py`.
 
 # %%
 from functools import partial
@@ -71,7 +76,35 @@ for step, (sent, owed) in enumerate(launch(watch, 1, LocalWorld())[0]):
 # what was sent and what was kept always equals the sum of the gradients; the tests check this for
 # every compressor with feedback.
 #
+# ## The other ways, one by one
+#
+# *Shorter messages*:
+#
+# - **float16, bfloat16, 8 bits**: fewer bits for each number. With 8 bits the numbers of an array
+#   share a scale, and are rounded at random, so that they are right on average.
+# - **sign**: one bit a number, and one size for each array. The ranks vote on each sign. Error
+#   feedback keeps the rest.
+# - **random k**: k elements chosen at random, the same on all ranks, so that they can be added.
+# - **rank 2** (PowerSGD): a gradient of a layer is a matrix of m × n numbers. It is replaced by a
+#   product of two thin ones, m × 2 and 2 × n, found by multiplying once with the gradient from each
+#   side (one step of a *power iteration*). Error feedback keeps the rest here, too.
+#
+# *Less often*:
+#
+# - **H = 4, 16, 40** (local SGD): each rank trains alone for H steps, then all take the average of
+#   their parameters.
+# - **DiLoCo**: the same, but what the H steps have changed on average is used like a gradient, by a
+#   second optimizer with momentum.
+#
+# *To fewer ranks* (gossip): after each step a rank averages its parameters with two neighbours, or
+# in the exponential graph with one other rank.
+#
 # ## All ways, measured
+#
+# **Question 1.** Which three of these ways send the least, and does any of them learn nothing?
+#
+# The test has 2,000 images. An accuracy of 80 % from so few has a standard error of
+# √(0.8 · 0.2 / 2000) = 0.9 points: do not believe a difference of one point.
 #
 # Each way trains the same network on the same batches on four ranks. We use plain SGD with a
 # falling rate: large steps near the end would change the accuracy more than the ways differ. With
@@ -135,6 +168,8 @@ for name, (_, sent, reached) in points.items():
 # them, and the bytes of a rank hardly grow with the number of ranks. But the largest elements of
 # two ranks have different indices, so all ranks need the messages of all ranks (an all-gather): the
 # bytes grow with p.
+#
+# **Question 2.** Which lines below grow, and by how much from 2 ranks to 32?
 
 
 # %%
@@ -157,6 +192,9 @@ for name in ("exact", "float16", "8 bits", "sign", "top 1 %", "rank 2"):
 #
 # One rank begins with the number 1, and all others with 0. After each round of averaging with
 # neighbours: what is the largest difference of any rank from the mean?
+#
+# **Question 3.** How many rounds do sixteen ranks need at least, until all have heard of all, if
+# each exchanges with one other in a round? And in a ring?
 
 # %%
 spread = {}
@@ -237,7 +275,7 @@ if first_process():
 #
 #     minidist run -n 2 lessons/09_talking_less.py
 #
-# **Question.** All-gathered messages grow with the ranks, all-reduced ones hardly do. Which of
+# **Question 4.** All-gathered messages grow with the ranks, all-reduced ones hardly do. Which of
 # these ways sends more bytes a rank on 4 ranks than on 2?
 
 

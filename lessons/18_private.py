@@ -130,7 +130,7 @@ shown["from 16, searched"] = [max(found, key=lambda one: psnr(image, one, span))
 # by more than $C$: each image's gradient $g_i$ is scaled down to the norm $C$ if it is longer. Then
 # noise that is large beside $C$ hides whether any one image was there:
 #
-# $$ g = \frac1B \Big(\sum_i \frac{g_i}{\max(1, \|g_i\|/C)} + \mathcal{N}(0, \sigma^2 C^2)\Big) $$
+# $$ g = \frac1B (\sum_i \frac{g_i}{\max(1, \|g_i\|/C)} + \mathcal{N}(0, \sigma^2 C^2)) $$
 #
 # **Question 3.** Why clip each gradient, and not their sum, which would be much cheaper?
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.site import api, cards, check
+from docs.site import api, backlinks, cards, check
 from docs.site.plain import to_rst
 from tests.mpi.run import ROOT
 
@@ -99,3 +99,15 @@ def test_the_checker_wants_a_viewport_a_picture_in_a_lesson_and_a_search(tmp_pat
     found = "\n".join(check.check(tmp_path))
     for fault in ("no viewport", "a lesson without a picture", "searchindex.js is missing"):
         assert fault in found
+
+
+def test_links_of_source_pages_that_lead_nowhere_are_taken_away(tmp_path):
+    folder = tmp_path / "_modules"
+    folder.mkdir()
+    (tmp_path / "api.html").write_text('<dt id="here">')
+    back = '<a class="viewcode-back" href="../api.html#{}">[docs]</a>'
+    (folder / "m.html").write_text(back.format("here") + back.format("nowhere") + "code")
+    (folder / "index.html").write_text('<a href="m.html">m</a> <a href="time.html">time</a>')
+    assert backlinks.prune(tmp_path) == 2
+    assert (folder / "m.html").read_text() == back.format("here") + "code"
+    assert (folder / "index.html").read_text() == '<a href="m.html">m</a> time'

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from docs.site import api, cards, check
+from docs.site import api, backlinks, cards, check
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "docs"
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         '<meta http-equiv="refresh" content="0; url=docs/index.html"></head>'
         '<body><a href="docs/index.html">minidist</a></body></html>\n'
     )
+    backlinks.prune(OUT / "html")
     wrong = check.check(OUT / "html")
     for line in wrong:
         print(line)

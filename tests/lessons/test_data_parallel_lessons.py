@@ -1,4 +1,4 @@
-"""Lessons 7 to 9 run, draw their pictures, and print what their text claims."""
+"""Lessons 7 to 9 and 21 run, draw their pictures, and print what their text claims."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ CLAIMS = {
         r"saved by 4 ranks, loaded by 3 of Zero3: loss gap (\de-0[6-9]|0e)",
     ],
     "09_talking_less": [r"exponential  after 4 rounds 1e-17", r"float16 .* 1/  2\.0,"],
+    "21_large_batches": [],
 }
 
 
@@ -29,7 +30,7 @@ def test_lesson(name, tmp_path):
         assert re.search(claim, printed), f"{claim} is not in\n{printed}"
     assert f"picture: out/lessons/{name}.png" in printed
     assert (tmp_path / "out" / "lessons" / f"{name}.png").stat().st_size > 20_000
-    if name == "07_data_parallel":
+    if name == "21_large_batches":
         large_batches_need_a_larger_rate_and_a_warm_up(printed)
 
 
