@@ -82,8 +82,8 @@ class FederatedAveraging(Rounds):
             buffers.add(share[client])
             self.contribute(client, weights[client])
         with self.comm.step("average"):
-            self.bring_together(drawn)
-        buffers.bring_together(self.comm)
+            self.average_models(drawn)
+        buffers.average_models(self.comm)
         self.finish()
         flat.grad[...] = self.change
         flat.grad /= self.rate()
@@ -132,7 +132,7 @@ class FederatedAveraging(Rounds):
         """To the sum over this rank's clients."""
         self.change += change
 
-    def bring_together(self, drawn: Sequence[int]) -> None:
+    def average_models(self, drawn: Sequence[int]) -> None:
         """Δ on every rank, in ``change``."""
         ring.all_reduce(self.comm, self.change)
 
@@ -181,7 +181,7 @@ class FederatedAveraging(Rounds):
         return StepCost(series.messages, series.nbytes, peak, series.busy, series.seconds)
 
     def plan(self, series: Series, drawn: Sequence[int]) -> None:
-        """What ``send`` and ``bring_together`` send, added to ``series``."""
+        """What ``send`` and ``average_models`` send, added to ``series``."""
         series.all_reduce(parameter_count(self.whole), self.itemsize)
 
 
@@ -199,7 +199,7 @@ class Buffers:
             total += share * (buffer.data - start)
             buffer.data[...] = start
 
-    def bring_together(self, comm: Comm) -> None:
+    def average_models(self, comm: Comm) -> None:
         """The same new values on every rank."""
         if not self.held:
             return

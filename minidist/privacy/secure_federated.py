@@ -134,7 +134,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         else:
             self.comm.send(message, SERVER)
 
-    def bring_together(self, drawn: Sequence[int]) -> None:
+    def average_models(self, drawn: Sequence[int]) -> None:
         comm, total = self.comm, np.zeros(self.change.size, np.uint32)
         if comm.rank == SERVER:
             message = np.empty(WORDS + total.size, np.uint32)
