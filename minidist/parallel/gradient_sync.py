@@ -267,7 +267,7 @@ def make_sync(sync: Sync) -> GradientSync:
     made = sync if isinstance(sync, GradientSync) else sync() if callable(sync) else None
     if not isinstance(made, GradientSync):
         raise TypeError(
-            f"sync must be a GradientSync, such as Buckets(bucket_mb=1), or a function that makes "
+            f"sync is a GradientSync, such as Buckets(bucket_mb=1), or a function that makes "
             f"one, not {sync!r}"
         )
     return made

@@ -82,8 +82,8 @@ class Buckets(SentInOrder):
     def __init__(self, bucket_mb: float = 25.0, last_mb: float = 1.0) -> None:
         if not (bucket_mb >= 0 and last_mb >= 0):
             raise ValueError(
-                f"Buckets: bucket_mb={bucket_mb} and last_mb={last_mb} must be sizes in MB, at "
-                "least 0 (0: a bucket for each parameter)"
+                f"Buckets: bucket_mb={bucket_mb} and last_mb={last_mb} are sizes in MB, at least "
+                "0 (0: a bucket for each parameter)"
             )
         self.bucket_bytes, self.last_bytes = bucket_mb * MB, last_mb * MB
         self.sending: list[Future] = []

@@ -93,9 +93,11 @@ class MeshParallel(Pipeline):
                 f"{comm.size}"
             )
         if zero not in range(len(ZERO)):
-            raise ValueError(f"MeshParallel: zero must be a stage, 0 to 3, not {zero!r}")
+            raise ValueError(f"MeshParallel: zero is a stage, 0 to 3, not {zero!r}")
         if zero and sync is not None:
-            raise ValueError(f"MeshParallel: zero={zero} chooses a sync itself: pass one of both")
+            raise ValueError(
+                f"MeshParallel: zero={zero} chooses a sync itself: pass one of the two"
+            )
         if zero and lengths["dp"] == 1:
             raise ValueError(f"MeshParallel: zero={zero} shards over replicas, and dp is 1")
         if lengths["tp"] == 1 and (plan is not None or sequence) and not callable(mesh):
