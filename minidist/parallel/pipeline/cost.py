@@ -13,8 +13,7 @@ from minidist.nn.module import Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.method import StepCost
-from minidist.parallel.pipeline.layout import Layout
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Compute,
     Forward,
@@ -23,6 +22,7 @@ from minidist.parallel.pipeline.schedules import (
     Send,
     WeightGradient,
 )
+from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.stages import PartCost, part_cost
 from minidist.parallel.pipeline.tally import Memory, Ring, Tally, tally
 from minidist.parallel.shared_parameters import separate_count

@@ -21,7 +21,7 @@ from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.module import Shape
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Forward,
     InputGradient,

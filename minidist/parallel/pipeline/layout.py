@@ -19,9 +19,10 @@ from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Shape
 from minidist.parallel.model_costs import parameter_count, shape_of
+from minidist.parallel.pipeline.instructions import COMPUTE, Instruction, Reduce
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import COMPUTE, Instruction, Reduce, Schedule
+from minidist.parallel.pipeline.schedules import Schedule
 from minidist.parallel.pipeline.stages import Bounds, block_flops, cut, join
 from minidist.parallel.shared_parameters import shared_by_blocks, tied
 

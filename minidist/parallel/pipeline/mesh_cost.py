@@ -17,8 +17,8 @@ from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.in_order import names_in
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import parameter_slices
+from minidist.parallel.pipeline.instructions import Reduce
 from minidist.parallel.pipeline.layout import Layout
-from minidist.parallel.pipeline.schedules import Reduce
 from minidist.parallel.tensor.cost import NOTHING, Cost, microbatch_traffic, numbers, total
 from minidist.parallel.tensor.part import TensorPart
 

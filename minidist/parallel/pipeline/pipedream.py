@@ -36,8 +36,8 @@ from minidist.nn.loss import Loss
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import parameter_count
+from minidist.parallel.pipeline.instructions import Backward, Forward, Step
 from minidist.parallel.pipeline.pipeline import Pipeline
-from minidist.parallel.pipeline.schedules import Backward, Forward, Step
 from minidist.parallel.pipeline.stages import Bounds, part_cost
 
 

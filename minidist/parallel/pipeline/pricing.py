@@ -18,9 +18,7 @@ from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine
 from minidist.engine.array import work
 from minidist.parallel.pipeline.executor import tag
-from minidist.parallel.pipeline.programs import program
-from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
@@ -29,10 +27,12 @@ from minidist.parallel.pipeline.schedules import (
     Instruction,
     Post,
     Recv,
-    Schedule,
     Send,
     WeightGradient,
 )
+from minidist.parallel.pipeline.programs import program
+from minidist.parallel.pipeline.prover import validate
+from minidist.parallel.pipeline.schedules import Schedule
 from minidist.parallel.pipeline.tally import Memory, peak_saved
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
@@ -22,11 +22,11 @@ from minidist.parallel.pipeline.schedules import (
     Post,
     Recv,
     Reduce,
-    Schedule,
     Send,
     Step,
     WeightGradient,
 )
+from minidist.parallel.pipeline.schedules import Schedule
 
 
 def program(

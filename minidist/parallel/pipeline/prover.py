@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Compute,
     Forward,
@@ -18,11 +18,11 @@ from minidist.parallel.pipeline.schedules import (
     Post,
     Recv,
     Reduce,
-    Schedule,
     Send,
     Step,
     WeightGradient,
 )
+from minidist.parallel.pipeline.schedules import Schedule
 
 
 class ScheduleError(ValueError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from minidist.collectives import ring
 from minidist.comm.machine import Machine
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
