@@ -47,18 +47,24 @@ def name_shared(model: Module) -> None:
     name is the first of them. A stage that is built alone sees only a later path, and initial
     values are drawn by name: ``shared_name`` gives it the first one.
     """
-    uses: dict[int, int] = {}
-    _count_uses(model, uses)
+    uses = use_counts(model)
     for name, parameter in model.named_parameters().items():
         if uses[id(parameter)] > 1:
             parameter.shared_name = name
 
 
+def use_counts(model: Module) -> dict[int, int]:
+    """How many modules have each parameter, by its id; a module used twice counts twice."""
+    found: dict[int, int] = {}
+    _count_uses(model, found)
+    return found
+
+
 # Not a nested function: one that calls itself is a reference cycle, and would keep the parameters
 # in memory until the garbage collector runs.
-def _count_uses(module: Module, uses: dict[int, int]) -> None:
+def _count_uses(module: Module, found: dict[int, int]) -> None:
     for _, child in module.children():
         if isinstance(child, Parameter):
-            uses[id(child)] = uses.get(id(child), 0) + 1
+            found[id(child)] = found.get(id(child), 0) + 1
         else:
-            _count_uses(child, uses)
+            _count_uses(child, found)

@@ -1,4 +1,4 @@
-"""Pipelines: every rank holds some of the model's blocks, and microbatches pass from rank to rank.
+"""Pipelines: each rank has some of the model's blocks; microbatches pass from rank to rank.
 
 Read ``schedules.py`` first: the order in which a stage computes, as a list of ``instructions.py``.
 ``programs.py`` adds the messages, ``prover.py`` proves that a program can run, and ``executor.py``

@@ -20,7 +20,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Backward:
-    """Both halves of the backward of a microbatch, mixed layer by layer."""
+    """The whole backward of a microbatch: gradients of inputs and weights, layer by layer."""
 
     microbatch: int
     chunk: int = 0
@@ -28,7 +28,7 @@ class Backward:
 
 @dataclass(frozen=True)
 class InputGradient:
-    """Backward of a microbatch, but for the weights: what the previous stage waits for."""
+    """The gradient of a microbatch's input only; the previous stage waits for it."""
 
     microbatch: int
     chunk: int = 0
@@ -36,7 +36,7 @@ class InputGradient:
 
 @dataclass(frozen=True)
 class WeightGradient:
-    """What ``InputGradient`` left: the gradients of the weights."""
+    """The gradients of the weights, which ``InputGradient`` left out."""
 
     microbatch: int
     chunk: int = 0
@@ -44,7 +44,7 @@ class WeightGradient:
 
 @dataclass(frozen=True)
 class Post:
-    """Make a buffer ready for a message, which may then come while the stage computes."""
+    """Post a receive, so that the message can arrive while the stage computes."""
 
     what: str
     microbatch: int
@@ -54,9 +54,9 @@ class Post:
 
 @dataclass(frozen=True)
 class Recv:
-    """Wait for a message: ``what`` ("activation", "gradient" or "loss") from stage ``peer``.
+    """Wait for ``what`` ("activation", "gradient" or "loss") of a microbatch from stage ``peer``.
 
-    ``part`` is the part of the model whose input, or whose input's gradient, it is.
+    The message is the input of the model's part ``part``, or the gradient of this input.
     """
 
     what: str
@@ -67,7 +67,7 @@ class Recv:
 
 @dataclass(frozen=True)
 class Send:
-    """Start to send ``what`` of a microbatch to stage ``peer``, and go on at once."""
+    """Start to send ``what`` of a microbatch to stage ``peer``, without waiting."""
 
     what: str
     microbatch: int
@@ -77,11 +77,11 @@ class Send:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Add up over ranks that hold the same parameters.
+    """Sum over several ranks. ``what``:
 
-    "replicas": a chunk's gradients, over the copies of this pipeline, while the stage goes on.
+    "replicas": a chunk's gradients, over this stage's replicas, while the stage continues.
     "tied": the gradients of parameters that several stages share. "norm": the squared norms of
-    the stages' gradients, to clip by. "loss": of all copies.
+    the stages' gradients, for clipping. "loss": the replicas' losses.
     """
 
     what: str
