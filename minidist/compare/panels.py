@@ -17,12 +17,12 @@ from minidist.compare.words import label
 
 LINE = 0.075  # inches: the height of one rank's line
 LOSSES = 2.25  # inches: the height of the panel of losses
-LONGEST = 3.0  # times the median step: a longer step is cut off, and an arrow says so
+LONGEST = 3.0  # times the median step; a longer step is cut off, and an arrow shows it
 GREY = "#5f6b76"
 
 
 def _head(axes: Any, text: str, lines: int = 0) -> None:
-    """A column's heading, so many lines of legend above the rows."""
+    """A column's heading, above ``lines`` lines of legend."""
     axes.annotate(
         text,
         (0, 1),
@@ -56,9 +56,9 @@ def _legend(axes: Any, entries: dict[str, str], columns: int) -> None:
 
 
 def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """All exact methods lie on one broad line; each other one has a line and its name at the end.
+    """Exact methods are drawn on one broad line; each other method has a line, with its name.
 
-    The names are put one below the other where lines end close together.
+    If several lines end close together, their names are placed one above the other.
     """
     exact = [row for row in rows if row["exact"]]
     others = [row for row in rows if not row["exact"]]
@@ -73,8 +73,8 @@ def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(steps, row["loss"], dashes, color=colours.series(index), linewidth=1.4)
         ends.append((row["loss"][-1], label(row), colours.series(index)))
     low, high = axes.get_ylim()
-    high = min(high, 1.15 * max(row["loss"][0] for row in rows))  # a row that diverges leaves it
-    apart = (high - low) * 0.15 / LOSSES  # of lines of text, in the loss's units
+    high = min(high, 1.15 * max(row["loss"][0] for row in rows))  # cuts off rows that diverge
+    apart = (high - low) * 0.15 / LOSSES  # between lines of text, in units of the loss
     at = low - apart
     for end, text, face in sorted(ends):
         end = min(end, high)
@@ -104,7 +104,7 @@ def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def gaps(axes: Any, rows: list[dict[str, Any]], middles: list[float], dtype: str) -> None:
-    """The gap to serial: rounding for exact methods, more for the others."""
+    """The gaps to serial: for exact methods about one rounding, larger for the others."""
     import numpy as np
 
     epsilon = float(np.finfo(dtype).eps)
@@ -141,7 +141,7 @@ def gaps(axes: Any, rows: list[dict[str, Any]], middles: list[float], dtype: str
 
 
 def sent(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
-    """A bar for each rank of each method, and a mark at the predicted value."""
+    """Bytes sent: a bar for each rank, and a mark at the predicted value."""
     largest = max(max(row["bytes_sent"]) for row in rows)
     unit, scale = _unit(largest)
     for top, row in zip(tops, rows, strict=True):
@@ -158,7 +158,7 @@ def sent(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
 
 
 def memory(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
-    """Stacked bars by kind, and a mark at the predicted sum."""
+    """Memory: stacked bars by kind, and a mark at the predicted sum."""
     largest = max(max(total_bytes(row["peak_bytes"])) for row in rows)
     unit, scale = _unit(largest)
     for top, row in zip(tops, rows, strict=True):
@@ -175,7 +175,7 @@ def memory(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
 def times(
     axes: Any, rows: list[dict[str, Any]], tops: list[float], timelines: list[list[list[Event]]]
 ) -> None:
-    """What each rank did in the last step: broad bars compute, thin ones communicate."""
+    """The timeline of the last step: broad bars are computing, thin bars communication."""
     lengths = [span(timeline)[1] for timeline in timelines]
     unit, scale = unit_of(max(lengths))
     shown = min(max(lengths), LONGEST * median(lengths)) * scale or 1.0
@@ -219,7 +219,7 @@ def _bars(axes: Any, top: float, kinds: list[list[float]], faces: list[str]) -> 
 
 
 def _number(axes: Any, top: float, ranks: int, value: float) -> None:
-    """The largest rank's number, to the right of the bars."""
+    """Write ``value``, the largest of the ranks, to the right of the bars."""
     axes.annotate(
         f"{value:.3g}", (value, top + LINE * ranks / 2), (4, 0), "data", "offset points",
         fontsize=7.5, va="center",

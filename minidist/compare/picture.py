@@ -1,8 +1,8 @@
-"""The results of ``compare`` as a picture, to be read at the width of a page.
+"""The results of ``compare`` as a picture, as wide as a page.
 
-Above, the losses. Below, a row for each method, and in it a line for each rank: the gap to serial
-training, bytes sent, bytes held, and what the ranks did in the last step. All rows have one time
-axis, so a slow method is seen to be slow.
+At the top are the losses. Below is a row for each method, with a line for each rank: the gap to
+serial training, bytes sent, bytes held, and a timeline of the last step. All rows have the same
+time axis, so slow methods can be seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
     top = ABOVE + LOSSES + HEADINGS
     columns = {name: axes(left, width, top, below) for name, (left, width) in COLUMNS.items()}
     tops = [sum(lines[:place]) + BETWEEN * place for place in range(len(rows))]
-    inner = [  # where the first rank's line begins: few ranks stand in the row's middle
+    inner = [  # where the first rank's line begins: the lines are centred in the row
         top_of + (tall - LINE * len(row["bytes_sent"])) / 2
         for top_of, tall, row in zip(tops, lines, rows, strict=True)
     ]
@@ -75,7 +75,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
 
 
 def _name(figure: Any, row: dict[str, Any], first: bool, y: float, height: float) -> None:
-    """The family, once, and below it the row's name."""
+    """Write the family's name, if this is its first row, and the row's name below."""
     left, step = 0.1 / WIDTH, 0.145 / height
     if first:
         figure.text(left, y, title(row["method"]), fontsize=8.5, fontweight="bold", va="top")

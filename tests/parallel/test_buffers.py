@@ -210,5 +210,5 @@ def test_compare_says_why_a_method_is_not_exact(monkeypatch):
     assert [row["exact"] for row in report["rows"]] == [True, False, False]
     (note,) = notes(report)
     assert note.startswith(
-        "data parallel ring, ZeRO stage 1: not exact, since BatchNorm '2' normalises"
+        "data parallel ring, ZeRO stage 1: not exact: BatchNorm '2' normalises"
     )
