@@ -222,7 +222,9 @@ def test_tensor_parallelism_takes_blocks_alone_and_a_norm_of_nothing():
     def refused(comm):
         TensorParallel(Twice(), CrossEntropy(), SGD(0.1), comm)
 
-    with pytest.raises(TypeError, match=r"a list of blocks, .* a Twice has a forward of its own: .*Sequential"):
+    with pytest.raises(
+        TypeError, match=r"a list of blocks, .* a Twice has a forward of its own: .*Sequential"
+    ):
         launch(refused, 2, LocalWorld())
 
     def run(comm):
