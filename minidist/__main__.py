@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run one command; ``run`` without loading what only the others need."""
+    """Run one command; ``run`` is started without loading the modules of the others."""
     if sys.argv[1:2] == ["run"]:
         from minidist.run.command import run
 

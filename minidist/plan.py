@@ -1,8 +1,8 @@
 """Plan a pipeline: idle time, memory and picture of every schedule, without running a model.
 
-All stages are equal. By default messages take no time, so the differences come from the schedules
-alone. The unit of time is the forward of a stage. Each half of the backward (gradient of the input,
-gradient of the weights) takes as long by default.
+All stages are equal. By default messages take no time, so differences come only from the schedules.
+The unit of time is the forward of a stage. By default each half of the backward (gradient of the
+input, gradient of the weights) takes one unit too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def plan_pipeline(
     weight_gradient: float = 1.0,
     message: float = 0.0,
 ) -> list[Plan]:
-    """Predict the cost of every schedule for a pipeline of this size."""
+    """Predict the cost of every schedule for a pipeline of this size. Times: see ``price_units``.
+
+    Raises ValueError for less than one stage or microbatch.
+    """
     if stages < 1 or microbatches < 1:
         raise ValueError(
             f"a pipeline needs at least one stage and one microbatch, not {stages} and "
@@ -92,7 +95,7 @@ def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
     rows: Any = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
     foot = 0.5 / figure.get_size_inches()[1]
     figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.6 * foot, bottom=foot, hspace=0.3)
-    # Naive takes p times its work: drawn in full, it would make all others tiny.
+    # Naive is much longer: drawn in full, it would make all others tiny.
     longest = max((p.price.seconds for p in plans if p.name != "naive"), default=1.0)
     for axes, plan in zip(rows, plans, strict=True):
         plural = "" if plan.kept == 1 else "es"

@@ -1,6 +1,6 @@
 """Checkpoints: sharded, verified, resharded; and how often to write them.
 
-    checkpoint.save(folder, method, step)        every rank writes what it holds
+    checkpoint.save(folder, method, step)        every rank writes its share
     saved = checkpoint.load(folder, method)      on any number of ranks, by any method
 
     with Checkpoints(folder, method, batches, overlapped=True) as checkpoints:
@@ -9,10 +9,9 @@
             if (step + 1) % 100 == 0:
                 checkpoints.save(step + 1)
 
-Read ``checkpoints.py`` first (how a checkpoint is written so that a kill at any moment loses
-nothing), then ``manifest.py`` (what it says of itself) and ``loading.py`` (what is verified first).
-``exchange.py`` reads and writes one file that other libraries can read; ``goodput.py`` says how
-often to save.
+Read ``checkpoints.py`` first (writing, safely against a kill at any moment), then ``manifest.py``
+(the description of a checkpoint) and ``loading.py`` (verification and loading). ``exchange.py``
+reads and writes one file for other libraries; ``goodput.py`` computes how often to save.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""All ranks go on, or all raise the same error: nobody waits for one that has given up.
+"""Either all ranks continue, or all raise the same error, so that none waits for a failed rank.
 
-Writing and reading files can fail on one rank alone. After each such part the ranks agree: the
-lowest rank that failed tells all others why.
+Writing and reading files can fail on a single rank. After each such part the ranks agree: the
+lowest rank that failed sends its error to all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ T = TypeVar("T")
 KINDS: list[type[CheckpointError]] = [CheckpointError, Damaged, Mismatch]
 
 
-def tell(comm: Comm, text: str, root: int = 0) -> str:
-    """The text of one rank, on every rank."""
+def broadcast_text(comm: Comm, text: str, root: int = 0) -> str:
+    """The text of rank ``root``, on every rank. Every rank must call it."""
     if comm.size == 1:
         return text
     raw = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8).copy()
@@ -33,11 +33,11 @@ def tell(comm: Comm, text: str, root: int = 0) -> str:
     return ""
 
 
-def together(comm: Comm, work: Callable[[], T]) -> T:
-    """What ``work()`` returns here, if it succeeds on every rank; else CheckpointError on all.
+def on_all_ranks(comm: Comm, work: Callable[[], T]) -> T:
+    """The result of ``work()`` on this rank. Raises CheckpointError on all ranks if one fails.
 
-    Every rank must call it, and ``work`` sends no messages. An error that is none of ours becomes
-    a CheckpointError, with the first as its cause.
+    Every rank must call it; ``work`` must not send messages. Any other error becomes a
+    CheckpointError, with the original as its cause.
     """
     error: Exception | None = None
     try:
@@ -51,7 +51,7 @@ def together(comm: Comm, work: Callable[[], T]) -> T:
         return result
     mine = error if isinstance(error, CheckpointError) else None
     kind = KINDS.index(type(mine)) if mine is not None else 0
-    said = str(error) if mine is not None else f"{type(error).__name__}: {error}"
-    kind_said = tell(comm, f"{kind}{said}", root=rank)
+    message = str(error) if mine is not None else f"{type(error).__name__}: {error}"
+    received = broadcast_text(comm, f"{kind}{message}", root=rank)
     where = f"rank {rank}: " if comm.size > 1 else ""
-    raise KINDS[int(kind_said[0])](where + kind_said[1:]) from error
+    raise KINDS[int(received[0])](where + received[1:]) from error

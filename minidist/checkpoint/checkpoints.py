@@ -1,20 +1,20 @@
-"""Writing checkpoints so that a kill at any moment loses nothing that was saved.
+"""Writing checkpoints, so that a kill at any moment does not damage a saved one.
 
-    every rank    takes its share of the state (parallel/shares.py); copies it if overlapped
-                  writes its file in a temporary folder, with SHA-256, and fsyncs it
-                  and then a note of what is in it
-    rank 0        when all notes are there: writes the manifest, fsyncs file and folder,
-                  renames the folder, fsyncs its parent: from now on it is a checkpoint
+    every rank    takes its share of the state (parallel/shares.py), and copies it if overlapped;
+                  writes its file into a temporary folder, with SHA-256, and fsyncs it;
+                  then writes a note that describes the file
+    rank 0        when all notes exist: writes the manifest, fsyncs file and folder,
+                  renames the folder, and fsyncs its parent: now it is a checkpoint;
                   then removes all but the last K
 
-A kill before the renaming leaves a temporary folder, which is never loaded, and the checkpoints
-before, of which none has been touched. Notes are files and not messages: so with ``overlapped`` all
-of it happens in a thread during the next steps, and the checkpoint counts as soon as the slowest
-rank has written its file. The next ``save``, or the end, waits for the thread, and raises on all
-ranks what went wrong on one. The price of overlap is a copy of the rank's share.
+A kill before the renaming leaves a temporary folder, which is never loaded; older checkpoints are
+unchanged. Notes are files, not messages. So with ``overlapped`` a thread does all this during the
+next steps, and the checkpoint is complete when the slowest rank has written its file. The next
+``save``, or the end, waits for the thread, and raises on all ranks an error of any rank. The cost
+of overlap is a copy of the rank's share.
 
-What is tried first, when ``Checkpoints`` is made: that every rank sees what rank 0 writes there,
-that it can be written, and that one checkpoint fits on the disk.
+When ``Checkpoints`` is made, it checks that the folder can be written, and that one checkpoint fits
+on the disk. Each ``save`` checks that every rank sees rank 0's folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from minidist.checkpoint import files
-from minidist.checkpoint.agree import tell, together
+from minidist.checkpoint.agree import broadcast_text, on_all_ranks
 from minidist.checkpoint.loading import Loaded, load
 from minidist.checkpoint.manifest import CheckpointError
 from minidist.checkpoint.writing import (
@@ -45,9 +45,10 @@ from minidist.parallel.model_costs import parameter_count
 class Checkpoints:
     """The checkpoints of one run, in ``folder``. Every rank makes one, and makes the same calls.
 
-    ``keep``: how many to keep. ``overlapped``: write during the next steps. ``batches``: the order
-    of samples, which must be the same to go on. Leave the ``with`` block, or call ``wait()``, to
-    have the last one on the disk.
+    ``keep``: the number of checkpoints to keep. ``overlapped``: write during the next steps.
+    ``batches``: if given, its order of samples is saved, and checked when loading. Leave the
+    ``with`` block, or call ``wait()``, to complete the last checkpoint. Raises ValueError for a
+    ``keep`` below 1, CheckpointError if the folder cannot be written.
     """
 
     def __init__(
@@ -72,28 +73,28 @@ class Checkpoints:
                 files.try_folder(self.folder, nbytes)
                 files.remove_unfinished(self.folder)
 
-        together(self.comm, first)
+        on_all_ranks(self.comm, first)
 
     def resume(self) -> int:
-        """The next step to make: after the newest whole checkpoint, or 0 if there is none at all.
+        """Load the newest whole checkpoint; returns the next step to make, 0 if there is none.
 
-        Raises what ``load`` does, also if there are checkpoints and all are damaged.
+        Raises the errors of ``load``, also if there are checkpoints and all are damaged.
         """
-        found = tell(self.comm, "some" if files.numbered(self.folder) else "")
+        found = broadcast_text(self.comm, "some" if files.numbered(self.folder) else "")
         return self.load().step if found else 0
 
     def load(self) -> Loaded:
-        """``checkpoint.load`` of the newest."""
+        """``checkpoint.load`` of the newest whole checkpoint."""
         return load(self.folder, self.method, self.batches)
 
     def save(self, step: int | None = None, notes: dict[str, Any] | None = None) -> None:
-        """Save after ``step`` steps; by default, those that the method has counted.
+        """Save after ``step`` steps; by default the number that the method has counted.
 
-        ``notes`` is what you want back: JSON, the same on every rank.
+        ``notes``: your own JSON data, the same on every rank; ``load`` returns it.
 
-        Returns when the checkpoint is on the disk; with ``overlapped``, when it is copied.
-        Raises CheckpointError, on every rank, if it cannot be written; older ones are untouched.
-        RankLost, in the local world, if a rank has crashed: it would have to write its share.
+        Returns when the checkpoint is on the disk; with ``overlapped``, when it is copied. Raises
+        CheckpointError, on every rank, if it cannot be written; older ones are unchanged. In the
+        local world it raises RankLost if a rank has crashed, since its share is missing.
         """
         self.wait()
         done = self.method.steps if step is None else step
@@ -101,12 +102,12 @@ class Checkpoints:
         rank, comm = self.comm.rank, self.comm
 
         def begin() -> str:
-            json.dumps(notes)  # raises here what cannot be saved
+            json.dumps(notes)  # raises an error for notes that are not JSON
             return files.new_temporary(self.folder).name if rank == 0 else ""
 
-        temporary = self.folder / tell(comm, together(comm, self._explained(begin)))
+        temporary = self.folder / broadcast_text(comm, on_all_ranks(comm, self._explained(begin)))
         try:
-            together(comm, self._explained(lambda: wait_until_seen(temporary, self.folder)))
+            on_all_ranks(comm, self._explained(lambda: wait_until_seen(temporary, self.folder)))
             copies = [host_copy(share, self.overlapped) for share in shares]
             chosen = recorded([comm.trace.choices])
             writing = Writing(temporary, rank, comm.size, copies, chosen, self._explained)
@@ -124,19 +125,19 @@ class Checkpoints:
             raise
 
     def wait(self) -> None:
-        """Wait for a checkpoint that is being written. Raises on all ranks what failed on one."""
+        """Wait for a checkpoint that is being written. Raises an error of one rank on all ranks."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
-            together(self.comm, writing.written)
+            on_all_ranks(self.comm, writing.written)
         except CheckpointError:
             writing.cancel()
             raise
-        together(self.comm, writing.committed)
+        on_all_ranks(self.comm, writing.committed)
 
     def _commit(self, temporary: Path, step: int, notes: dict[str, Any]) -> None:
-        """Rank 0, when every rank has written: the manifest, the final name, fewer old ones."""
+        """Complete a checkpoint on rank 0, when every rank has written its file."""
         manifest = make_manifest(temporary, self.comm.size, step, notes, self.method, self.batches)
         files.write_file(temporary / files.MANIFEST, manifest.text().encode())
         for rank in range(self.comm.size):
@@ -145,7 +146,7 @@ class Checkpoints:
         files.remove_old(self.folder, self.keep)
 
     def _explained(self, work: Callable[[], Any]) -> Callable[[], Any]:
-        """``work`` with errors of the system in words."""
+        """``work``, with OSError turned into a CheckpointError that says what to do."""
 
         def explained() -> Any:
             try:
@@ -166,7 +167,7 @@ class Checkpoints:
     ) -> None:
         if kind is None:
             self.wait()
-        elif self._writing is not None:  # another rank may have failed: no messages any more
+        elif self._writing is not None:  # send no messages: another rank may have failed
             self._writing.leave()
 
 

@@ -1,12 +1,12 @@
-"""One safetensors file with serial names: for other programs, and from them.
+"""Exchange a model with other programs: one safetensors file with serial names.
 
     export_parameters("model.safetensors", method)       every rank calls it, rank 0 writes
     safetensors.numpy.load_file("model.safetensors")     {"0.weight": ..., "0.bias": ...}
-    import_parameters("model.safetensors", method)       to begin with these parameters
+    import_parameters("model.safetensors", method)       start with these parameters
 
 The names are those of ``model.named_parameters()`` and ``named_buffers()``. A ``Linear``'s weight
-is (inputs, outputs), the transpose of PyTorch's. Unlike a checkpoint this is the model alone: no
-optimizer state, no number of steps.
+is (inputs, outputs), the transpose of PyTorch's. Unlike a checkpoint, the file has only the model:
+no optimizer state and no number of steps.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from minidist.checkpoint import files
-from minidist.checkpoint.agree import together
+from minidist.checkpoint.agree import on_all_ranks
 from minidist.checkpoint.manifest import CheckpointError, Damaged, Mismatch
 from minidist.nn.module import Module
 from minidist.parallel.method import Method
 
 
 def export_parameters(path: str | Path, source: Method | Module) -> None:
-    """Write all parameters and buffers to one file; of a method, every rank must call it.
+    """Write all parameters and buffers to one file. For a method, every rank must call it.
 
-    The file appears under its name when it is whole. Raises CheckpointError if that fails.
+    The file gets its name when it is complete. Raises CheckpointError if it cannot be written.
     """
     path = Path(path)
     if isinstance(source, Module):
         _write(path, source.state())
         return
     whole = source.parameters() | source.buffers()
-    together(source.comm, lambda: _write(path, whole) if source.comm.rank == 0 else None)
+    on_all_ranks(source.comm, lambda: _write(path, whole) if source.comm.rank == 0 else None)
 
 
 def import_parameters(path: str | Path, target: Method | Module) -> None:
-    """Take all parameters and buffers from a file; of a method, every rank must call it.
+    """Read all parameters and buffers from a file. For a method, every rank must call it.
 
-    A method's optimizer starts anew. The file must have exactly the model's names and shapes, in
-    any floating dtype, which is converted. Raises Damaged if it is no safetensors file, Mismatch if
-    it has another model; nothing has changed then.
+    The method's optimizer state is reset. The file must have exactly the model's names and shapes;
+    any floating dtype is converted. Raises Damaged if it is not a safetensors file, Mismatch if it
+    is of another model; then nothing has changed.
     """
     path = Path(path)
     if isinstance(target, Module):
         target.load(_read(path, target))
         return
-    found = together(target.comm, lambda: _read(path, target.whole))
+    found = on_all_ranks(target.comm, lambda: _read(path, target.whole))
     state = {f"parameters/{name}": values for name, values in found.items()}
     target.load(state | {"steps": np.array(0), "method/steps": np.array(0)})
 

@@ -1,15 +1,16 @@
-"""Folders and files that survive a kill at any moment, and a cut of the power.
+"""Folders and files that survive a kill at any moment, and a power failure.
 
 A file's data is on the disk only after ``fsync`` of the file, and its name only after ``fsync`` of
-the folder (POSIX leaves the order open: Pillai et al., "All File Systems Are Not Created Equal",
-OSDI'14). ``rename`` is atomic: a folder has its final name or not. So a checkpoint is written
-under another name, and given the final one when it is whole.
+the folder (POSIX does not define the order: Pillai et al., "All File Systems Are Not Created
+Equal", OSDI'14). ``rename`` is atomic. So a checkpoint is written under a temporary name, and
+renamed when it is complete.
 
     folder/.writing-000007-5f3a91c2       being written, or left by a kill: never loaded
-    folder/save-000007-step-00000040      whole
+    folder/save-000007-step-00000040      complete
 
-Checkpoints are numbered in the order in which they were written. The step alone would not do: a
-run that goes on from step 40, because 60 was damaged, writes a second 60.
+Checkpoints are numbered in the order in which they were written. Step numbers are not unique: a run
+that continues from step 40, because the checkpoint of step 60 was damaged, writes another one of
+step 60.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def final_name(number: int, step: int) -> str:
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """(number, path) of what has the name of a checkpoint, newest first; nothing is opened."""
+    """(number, path) of all folders with the name of a checkpoint, newest first."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -64,7 +65,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def new_temporary(folder: Path) -> Path:
-    """A new folder to write the next checkpoint in, which bears its number."""
+    """A new temporary folder for the next checkpoint; its name has the checkpoint's number."""
     number = max((number for number, _ in numbered(folder)), default=0) + 1
     path = folder / f"{TEMPORARY}{number:06}-{secrets.token_hex(4)}"
     path.mkdir()
@@ -76,7 +77,7 @@ def number_of(temporary: Path) -> int:
 
 
 def publish(temporary: Path, step: int) -> Path:
-    """Give a whole checkpoint its final name: the moment from which it counts."""
+    """Give a complete checkpoint its final name; from then on it can be loaded."""
     sync_folder(temporary)
     path = temporary.parent / final_name(number_of(temporary), step)
     os.rename(temporary, path)
@@ -85,14 +86,14 @@ def publish(temporary: Path, step: int) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint. The manifest first: what is left of it is then never loaded."""
+    """Remove a checkpoint: the manifest first, so that a half-removed one is never loaded."""
     with suppress(FileNotFoundError):
         os.unlink(path / MANIFEST)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Leave the newest ``keep`` checkpoints, which must have a manifest to count."""
+    """Remove all checkpoints older than the newest ``keep`` that have a manifest."""
     whole = [number for number, path in numbered(folder) if (path / MANIFEST).is_file()]
     oldest = whole[:keep][-1] if whole else 0
     for number, path in numbered(folder):
@@ -101,15 +102,15 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what kills have left half-written. No other job may be writing to the folder."""
+    """Remove temporary folders that kills have left. No other job may write to the folder."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def try_folder(folder: Path, nbytes: int) -> None:
-    """Make the folder, write to it as a checkpoint would, and look for room for ``nbytes``.
+    """Make the folder, write to it as a checkpoint would, and check for ``nbytes`` of free space.
 
-    Raises CheckpointError, in words, before hours of training end in the same error.
+    Raises CheckpointError. It is called before training, so that this error does not come after it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,16 +129,16 @@ def try_folder(folder: Path, nbytes: int) -> None:
 
 
 def explain(error: OSError, folder: Path) -> str:
-    """What an error of the system means for checkpoints, and what to do."""
+    """A message for an error of the system, with what to do."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            return f"checkpoints go into a folder, and {path} is a file: give another place"
+            return f"checkpoints need a folder, and {path} is a file: choose another folder"
     advice = {
-        errno.ENOSPC: "the disk is full: free some of it, or keep fewer checkpoints",
-        errno.EDQUOT: "your quota is used up: free some of it, or keep fewer checkpoints",
-        errno.EROFS: "the file system is read-only: give another folder",
-        errno.EACCES: "you may not write there: give another folder",
-        errno.EPERM: "you may not write there: give another folder",
-        errno.EFBIG: "a file there may not be so large: raise the limit, or use more ranks",
+        errno.ENOSPC: "the disk is full: free some space, or keep fewer checkpoints",
+        errno.EDQUOT: "your quota is used up: free some space, or keep fewer checkpoints",
+        errno.EROFS: "the file system is read-only: choose another folder",
+        errno.EACCES: "you may not write there: choose another folder",
+        errno.EPERM: "you may not write there: choose another folder",
+        errno.EFBIG: "files there may not be so large: raise the limit, or use more ranks",
     }.get(error.errno or 0, "")
     return f"checkpoints cannot be written to {folder}: {error}" + (f"; {advice}" if advice else "")

@@ -1,29 +1,29 @@
-"""How often to save: goodput, by formula and simulated.
+"""Goodput, by formula and by simulation: how often to save a checkpoint.
 
-Saving often costs time; saving rarely costs more when something crashes, for all since the last
+Saving often costs time. Saving rarely costs more at a crash, because all work since the last
 checkpoint is computed again:
 
     |  τ of work  |δ|  τ of work  |δ|  τ of w ✗   R   |  τ of work  |δ| ...
                                      └ lost ┘
 
     τ   the interval: seconds of work from one checkpoint to the next
-    δ   seconds that a checkpoint takes (with overlapped saving: what is left of them)
-    R   seconds to start again
-    M   mean seconds from one crash of the job to the next: a rank's, over the number of ranks
+    δ   seconds of a checkpoint (with overlapped saving: the seconds that training waits)
+    R   seconds to restart
+    M   mean seconds between crashes of the job: that of one rank, divided by the number of ranks
 
-*Goodput* is the share of all time that is work which is kept. If crashes come at random, all at one
-rate (a Poisson process), the time for one interval has the mean M·e^(R/M)·(e^((τ+δ)/M) - 1), and so
+*Goodput* is the share of all time that is spent on work which is not lost. If crashes are a Poisson
+process, the mean time of one interval is M·e^(R/M)·(e^((τ+δ)/M) - 1), and so
 
     goodput(τ) = τ / (M · e^(R/M) · (e^((τ+δ)/M) - 1))
 
 (Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", FGCS 22(3),
-2006, equation 13.) It is greatest near
+2006, equation 13.) Its maximum is near
 
-    Young    τ = √(2δM)       for δ ≪ M: δ/τ is lost by saving, τ/2M by crashes; their sum is least
+    Young    τ = √(2δM)       for δ ≪ M: it minimises δ/τ (lost by saving) + τ/2M (lost by crashes)
     Daly     τ = √(2δM)·(1 + ⅓·√(δ/2M) + ⅑·δ/2M) - δ     for δ < 2M, else M
 
 (Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974; Daly,
-equation 37.) R changes the goodput, but not where it is greatest.
+equation 37.) R changes the goodput, but not the best τ.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def young_interval(delta: float, M: float) -> float:
 
 
 def daly_interval(delta: float, M: float) -> float:
-    """Daly's better estimate, which subtracts the checkpoint's own time."""
+    """Daly's higher-order estimate, in seconds; see above."""
     if delta >= 2 * M:
         return M
     x = delta / (2 * M)
@@ -61,13 +61,13 @@ def daly_interval(delta: float, M: float) -> float:
 
 
 def expected_goodput(tau: float, delta: float, M: float, R: float = 0.0) -> float:
-    """The share of time that is work which is kept, for crashes at random."""
+    """The formula above: the share of time spent on work that is not lost."""
     return tau / (M * math.exp(R / M) * math.expm1((tau + delta) / M))
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """What a simulated run came to. ``seconds`` is its whole virtual time."""
+    """The result of a simulated run. ``seconds``: its whole virtual time."""
 
     goodput: float
     seconds: float
@@ -76,7 +76,7 @@ class Goodput:
 
 
 def crash_times(mean: float, rank: int, until: float, seed: int = 0) -> list[float]:
-    """When a rank crashes: a Poisson process with ``mean`` seconds between crashes."""
+    """The times of a rank's crashes: a Poisson process with ``mean`` seconds between crashes."""
     draw, now, times = random.Random(f"crashes {seed} {rank}"), 0.0, list[float]()
     while now < until:
         now += draw.expovariate(1 / mean)
@@ -95,13 +95,13 @@ def simulate(
     seed: int = 0,
     machine: Machine | None = None,
 ) -> Goodput:
-    """Train ``steps`` steps in the local world, with a checkpoint ``every`` so many, and crashes.
+    """Simulate ``steps`` steps in the local world, with crashes and a checkpoint every ``every``
+    steps.
 
-    Every rank crashes on its own, so that the job does every ``M`` seconds on average. A step
-    takes ``step_seconds`` and ends in an all-reduce; by that the others notice, and all start
-    again: ``R`` seconds, and then from the last checkpoint. Crashes lie at the same times, whatever
-    ``every`` is.
-    Raises RuntimeError if hardly anything is ever kept, in 50 times the seconds of work.
+    Ranks crash independently, so that the job crashes every ``M`` seconds on average. A step takes
+    ``step_seconds`` and ends with an all-reduce, in which the other ranks notice a crash. Then all
+    restart, which takes ``R`` seconds, from the last checkpoint. The times of crashes do not depend
+    on ``every``. Raises RuntimeError if the run is not complete after 50 times its seconds of work.
     """
     machine = machine or Machine(latency=1e-6, bandwidth=1e12, reduce_bandwidth=1e12, flops=1e9)
     limit = 50 * steps * (step_seconds + delta)
@@ -110,7 +110,7 @@ def simulate(
 
     def compute(comm: Comm, seconds: float) -> None:
         work.flops += round(seconds * machine.flops)
-        comm.time()  # charges it: a rank alone sends no message in which that happens
+        comm.time()  # charges it to the clock, also on a rank that sends no messages
 
     def train(comm: Comm) -> None:
         nonlocal saved, checkpoints
@@ -122,7 +122,7 @@ def simulate(
             ring.all_reduce(comm, gradient)
             if (step + 1) % every == 0:
                 compute(comm, delta)
-                ring.all_reduce(comm, gradient)  # all have written: now it counts
+                ring.all_reduce(comm, gradient)  # all have written: the checkpoint is complete
                 if comm.rank == 0:
                     saved, checkpoints = step + 1, checkpoints + 1
         if comm.rank == 0:

@@ -1,13 +1,13 @@
-"""Loading: verify everything, then let each rank read what it needs.
+"""Loading: verify the whole checkpoint, then each rank reads the part it needs.
 
     1  rank 0 lists the checkpoints, newest first
     2  every rank reads the manifest (manifest.py) and verifies its share of the files (stored.py)
     3  the checkpoint must be of this model, optimizer, dtype, seed and order of batches
-    4  only now anything changes: the method takes its part, for its layout, and "auto" the
-       algorithms that it took (collectives/replay.py), so that sums are added in the same order
+    4  only now the method changes: it loads its part of the state, and "auto" uses the same
+       algorithms as before (collectives/replay.py), so that sums have the same order
 
-After each step all ranks agree. A damaged checkpoint is passed over, with a warning, for the one
-before it. One of something else is refused: training on from another model is never what is wanted.
+After each step all ranks agree. If a checkpoint is damaged, the one before it is tried, with a
+warning. A checkpoint of another model, optimizer, seed or order of batches is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.checkpoint.agree import tell, together
+from minidist.checkpoint.agree import broadcast_text, on_all_ranks
 from minidist.checkpoint.files import MANIFEST, NAME, numbered
 from minidist.checkpoint.manifest import CheckpointError, Damaged, Manifest, Mismatch
 from minidist.checkpoint.stored import LAZY, Stored, read_manifest, verify
@@ -33,7 +33,7 @@ from minidist.parallel.state import check_own, check_state, key
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: ``step`` is the next step to make, and ``notes`` what was saved with it."""
+    """A loaded checkpoint: ``step`` is the next step to make, ``notes`` the user's saved notes."""
 
     step: int
     notes: dict[str, Any]
@@ -44,43 +44,42 @@ class Loaded:
 def load(
     folder: str | Path, method: Method, batches: Batches | None = None, cast: bool = False
 ) -> Loaded:
-    """Go on from the newest checkpoint in ``folder`` that is whole; or from this one, by its path.
+    """Load the newest whole checkpoint in ``folder``; or one checkpoint, if ``folder`` is its path.
 
-    Every rank must call it, with a method that was just made; of any number of ranks, and any
-    method that can hold the model. With ``batches``, the order of samples must be as it was.
-    ``cast`` allows another dtype, such as float32 to go on in float64.
+    Every rank must call it, with a method that was just made. Method and number of ranks may differ
+    from those that saved. ``batches``: if given, its order of samples must be the saved one.
+    ``cast`` allows another dtype, such as float64 for a checkpoint in float32.
 
-    Raises CheckpointError if there is none; Damaged if none is whole, with the reason for each;
-    Mismatch if it is of another model, optimizer, seed or order of batches. The method is then
-    unchanged.
+    Raises CheckpointError if there is none; Damaged if none is whole, with the reasons; Mismatch if
+    it is of another model, optimizer, seed or order of batches. Then the method is unchanged.
     """
     folder, comm = Path(folder), method.comm
     one = bool(NAME.fullmatch(folder.name)) or (folder / MANIFEST).exists()
     found = "\n".join([folder.name] if one else [path.name for _, path in numbered(folder)])
-    names = tell(comm, found).splitlines()
-    parent = folder.parent if tell(comm, "one" if one else "") else folder
+    names = broadcast_text(comm, found).splitlines()
+    parent = folder.parent if broadcast_text(comm, "one" if one else "") else folder
     if not names:
         raise CheckpointError(f"there is no checkpoint in {folder}")
     damaged = []
     for name in names:
         try:
-            manifest = together(comm, partial(verified, parent / name, method))
+            manifest = on_all_ranks(comm, partial(verified, parent / name, method))
         except Damaged as error:
             damaged.append(str(error))
             continue
         if damaged and comm.rank == 0:
             passed = "; ".join(damaged)
-            warnings.warn(f"going on from {name}, since: {passed}", stacklevel=2)
+            warnings.warn(f"loading {name}, because: {passed}", stacklevel=2)
         stored = Stored(parent / name, manifest)
-        together(comm, partial(check_matches, stored, method, batches, cast))
+        on_all_ranks(comm, partial(check_matches, stored, method, batches, cast))
         replay(comm, list(manifest.algorithms))
-        together(comm, partial(method.load, stored))  # type: ignore[arg-type]
+        on_all_ranks(comm, partial(method.load, stored))  # type: ignore[arg-type]
         return Loaded(manifest.step, manifest.notes, parent / name, manifest)
     raise Damaged(f"no checkpoint in {folder} can be loaded: {'; '.join(damaged)}")
 
 
 def verified(path: Path, method: Method) -> Manifest:
-    """The manifest of a checkpoint, of whose files this rank has verified its share."""
+    """The manifest of a checkpoint, after verifying this rank's share of its files."""
     manifest = read_manifest(path)
     comm = method.comm
     verify(path, manifest, range(comm.rank, len(manifest.files), comm.size))
@@ -90,7 +89,7 @@ def verified(path: Path, method: Method) -> Manifest:
 def check_matches(
     stored: Stored, method: Method, batches: Batches | None = None, cast: bool = False
 ) -> None:
-    """Raise Mismatch unless the method can go on from this checkpoint."""
+    """Raise Mismatch unless the method can continue from this checkpoint."""
     manifest = stored.manifest
     where = stored.folder.name
     for what, saved, here in (
@@ -100,14 +99,14 @@ def check_matches(
         if saved != here:
             raise Mismatch(
                 f"{where} was saved with the {what} {saved}, and this method has {here}: make it "
-                f"with that {what} to go on from there, or take the parameters alone: "
-                "export_parameters() and import_parameters()"
+                f"with that {what}, or load only the parameters: export_parameters() and "
+                "import_parameters()"
             )
     if batches is not None and manifest.batches is not None:
         now, then = identity(batches), manifest.batches
         if different := sorted(name for name in now if now[name] != then.get(name)):
             listed = ", ".join(f"{n} {then.get(n)!r} and now {now[n]!r}" for n in different)
-            raise Mismatch(f"{where}: the order of samples would be another: {listed}")
+            raise Mismatch(f"{where}: the order of samples would be different: {listed}")
     dtype = np.dtype(f"f{method.itemsize}")
     for name, entry in manifest.arrays.items():
         if name.startswith(LAZY) and not cast and entry.dtype != dtype:
@@ -128,11 +127,11 @@ def check_matches(
     for name in method.own_arrays() if alike else ():
         own = key(method.comm.rank, method.comm.size) + name
         if own not in stored:
-            raise Damaged(f"{where} lacks {own}, without which this rank cannot go on")
+            raise Damaged(f"{where} lacks {own}, which this rank needs to continue")
 
 
 def identity(batches: Batches) -> Mapping[str, Any]:
-    """What makes batches[step] the same batch again."""
+    """The settings that determine batches[step]."""
     return {
         "dataset": batches.dataset.name,
         "samples": len(batches.dataset),

@@ -1,14 +1,14 @@
-"""The manifest: what a checkpoint says of itself, and what must be true of it.
+"""The manifest: the description of a checkpoint, and its checks.
 
     folder/save-000007-step-00000040/
         manifest.json
-        rank-00000-of-00002.safetensors      what rank 0 wrote
+        rank-00000-of-00002.safetensors      the file of rank 0
         rank-00001-of-00002.safetensors
 
-For every array by its serial name: shape, dtype and *pieces*. A piece is a box of the array,
-[start, stop) along each axis; of that box, flattened, the elements of a span; and the file that has
-them. So shards (spans), slices on a mesh (boxes) and shards of slices have one format, and nothing
-in it depends on the method that wrote it:
+For every array, by its serial name, it has shape, dtype and *pieces*. A piece is a box of the
+array, [start, stop) along each axis; a span of the flattened box; and the file with these elements.
+So shards (spans), slices on a mesh (boxes) and shards of slices have one format, which does not
+depend on the method that wrote it:
 
     "optimizer/mean/0.weight": {"shape": [784, 128], "dtype": "float32", "pieces": [
         {"file": 0, "key": "optimizer/mean/0.weight",
@@ -16,15 +16,15 @@ in it depends on the method that wrote it:
         {"file": 1, "key": "optimizer/mean/0.weight",
          "box": [[0, 784], [0, 128]], "span": [50176, 100352]}]}
 
-``key`` is the piece's name in its file: the array's, or with "#1", "#2" after it for the second
-and third piece of one array in one file.
+``key`` is the piece's name in its file: the array's name, with "#1", "#2" for the second and third
+piece of the array in one file.
 
-For every file: its length and SHA-256. The manifest's own SHA-256 is its last entry.
+For every file it has the length and SHA-256. The manifest's own SHA-256 is its last entry.
 
-A manifest is read as if an enemy had written it. ``parse`` checks every type and every bound, that
-files are named as above (so none lies outside the folder), that no piece is longer than its file
-(so that no false size can make us allocate more than is there), and that the pieces of each array
-cover it without holes and overlaps. JSON and safetensors contain numbers and text: nothing is run.
+A manifest is not trusted. ``parse`` checks every type and bound; that files are named as above (so
+all are in the folder); that no piece is longer than its file (so a wrong size cannot cause a large
+allocation); and that the pieces of each array cover it without holes and overlaps. JSON and
+safetensors contain no code.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ ITEMSIZES = {name: np.dtype(name).itemsize for name in DTYPES.values()}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint could not be written or read: the message says why."""
+    """A checkpoint could not be written or read; the message gives the reason."""
 
 
 class Damaged(CheckpointError):
-    """The files are not what was written: cut off, changed, missing, or another program's."""
+    """The files are not as written: truncated, changed, missing, or of another program."""
 
 
 class Mismatch(CheckpointError):
@@ -80,14 +80,14 @@ class Piece:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The box's shape if the piece is all of it, which others can read; else 1-D."""
+        """The box's shape, if the piece is the whole box; else 1-D."""
         sides = tuple(stop - start for start, stop in self.box)
         return sides if self.length == size_of(sides) else (self.length,)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An array: its whole shape, its dtype, and where its pieces are."""
+    """An array: its whole shape, its dtype and its pieces."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -105,7 +105,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of it. ``step``: how many steps were made, so also the next one to make."""
+    """The whole manifest. ``step``: the number of steps made, so the next step to make."""
 
     step: int
     seed: int
@@ -116,16 +116,16 @@ class Manifest:
     notes: dict[str, Any]
     files: tuple[StoredFile, ...]
     arrays: dict[str, Entry]
-    algorithms: tuple[dict[str, Any], ...] = ()  # of "auto": see comm/choices.py
+    algorithms: tuple[dict[str, Any], ...] = ()  # that "auto" chose: see comm/choices.py
 
     def text(self) -> str:
-        """As it lies in ``manifest.json``."""
+        """The content of ``manifest.json``."""
         body = {"format": FORMAT} | asdict(self)
         return json.dumps(body | {"sha256": digest(body)}, indent=1, allow_nan=False)
 
 
 def digest(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without the entry of that name."""
+    """SHA-256 of a manifest without its entry "sha256"."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -135,7 +135,7 @@ def file_name(rank: int, ranks: int) -> str:
 
 
 def parse(text: bytes) -> Manifest:
-    """Read and check a manifest. Raises Damaged, which says what is wrong with which entry."""
+    """Read and check a manifest. Raises Damaged, with the entry and its error."""
     if len(text) > LONGEST:
         raise Damaged(f"manifest.json has {len(text)} bytes, more than {LONGEST}")
     try:
@@ -148,7 +148,7 @@ def parse(text: bytes) -> Manifest:
     if said != (found := digest(body)):
         raise Damaged(f"manifest.json was changed: its SHA-256 is {found}, and it says {said}")
     expected = {"format", *Manifest.__dataclass_fields__}
-    body.setdefault("algorithms", [])  # older ones do not say
+    body.setdefault("algorithms", [])  # older manifests have no such entry
     if body.keys() != expected:
         raise Damaged(f"manifest.json: entries differ in {sorted(body.keys() ^ expected)}")
     ranks = whole_number(body["ranks"], "ranks", 1)
@@ -216,7 +216,7 @@ def _entry(name: str, raw: Any, files: tuple[StoredFile, ...]) -> Entry:
 
 
 def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> None:
-    """Raise Damaged unless the pieces have each element of the array exactly once."""
+    """Raise Damaged unless the pieces contain each element of the array exactly once."""
     spans: dict[Box, list[tuple[int, int]]] = {}
     keys = set()
     for piece in pieces:
@@ -247,11 +247,11 @@ def check_cover(name: str, shape: tuple[int, ...], pieces: Iterable[Piece]) -> N
         raise Damaged(f"{name}: its pieces have {covered} of {size_of(shape)} elements")
 
 
-# What JSON may hold in place of what should be there
+# Checks of JSON values
 
 
 def whole_number(value: Any, what: str, low: int = 0, high: int = (1 << 63) - 1) -> int:
-    """``value`` if it is a whole number in [low, high]; True is none."""
+    """``value``. Raises Damaged unless it is an integer (not a bool) in [low, high]."""
     if type(value) is not int or not low <= value <= high:
         raise Damaged(
             f"manifest.json: {what} is {short(value)}, no whole number in [{low}, {high}]"
@@ -280,7 +280,7 @@ def _pairs(value: Any, shape: tuple[int, ...], what: str) -> Iterable[tuple[Any,
 
 
 def _range(value: Any, what: str, length: int) -> tuple[int, int]:
-    """[start, stop) in [0, length], not empty."""
+    """(start, stop). Raises Damaged unless 0 <= start < stop <= length."""
     if len(_list(value, what)) != 2:
         raise Damaged(f"manifest.json: {what}: {short(value)} is no range")
     start, stop = (whole_number(end, what, 0, length) for end in value)
@@ -290,6 +290,6 @@ def _range(value: Any, what: str, length: int) -> tuple[int, int]:
 
 
 def short(value: Any) -> str:
-    """A value as text, cut off where it is long."""
+    """A value as text, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

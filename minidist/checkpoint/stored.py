@@ -1,11 +1,11 @@
-"""The files of a checkpoint: verify them, and read from them what a rank needs.
+"""The files of a checkpoint: verification, and lazy reading.
 
-``verify`` checks the length and SHA-256 of each file, and each array's dtype and shape in the
-file's own header against the manifest. So a file that was changed together with its hash must
-still fit to the manifest in every array.
+``verify`` checks the length and SHA-256 of each file, and compares each array's dtype and shape in
+the file's header with the manifest. So even a file that was changed together with its hash must fit
+the manifest.
 
-``Stored`` is the state that ``Method.load`` takes, with arrays that are read when they are needed,
-and only in the part that is: a ZeRO rank reads its shard, whatever number of ranks wrote it.
+``Stored`` is a state for ``Method.load`` whose arrays are read only when needed, and only the part
+that is needed: a ZeRO rank reads its shard, for any number of ranks that wrote it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAZY = ("parameters/", "optimizer/")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises Damaged if it is missing or wrong."""
+    """The manifest of a checkpoint. Raises Damaged if it is missing or wrong."""
     try:
         return parse((folder / MANIFEST).read_bytes())
     except OSError as error:
@@ -37,7 +37,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest, files: Iterable[int]) -> None:
-    """Check some of the files; the ranks divide them. Raises Damaged."""
+    """Check the files with these numbers; ranks divide the files. Raises Damaged."""
     expected: dict[int, dict[str, tuple[str, Piece]]] = {index: {} for index in files}
     for entry in manifest.arrays.values():
         for piece in entry.pieces:
@@ -59,7 +59,7 @@ def check_bytes(path: Path, nbytes: int, sha256: str) -> None:
     """Raise Damaged unless the file is regular and has this length and hash."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise Damaged("is no regular file")
+        raise Damaged("is not a regular file")
     if status.st_size != nbytes:
         raise Damaged(f"has {status.st_size} bytes, and {nbytes} were written")
     with open(path, "rb") as opened:
@@ -105,12 +105,12 @@ class Stored(Mapping[str, Any]):
         return len(self.manifest.arrays)
 
     def read(self, piece: Piece, part: slice) -> np.ndarray:
-        """Elements of a piece's span, counted from its beginning; 1-D."""
+        """The elements ``part`` of a piece, counted from its beginning; 1-D."""
         if piece.file not in self._open:
             path = self.folder / self.manifest.files[piece.file].name
             self._open[piece.file] = safe_open(path, "np").__enter__()
         opened = self._open[piece.file]
-        if len(piece.stored_shape) == 1:  # reads no more than the part
+        if len(piece.stored_shape) == 1:  # reads only the part
             values = opened.get_slice(piece.key)[part.start : part.stop]
             self.bytes_read += values.nbytes
             return values
@@ -120,7 +120,7 @@ class Stored(Mapping[str, Any]):
 
 
 class StoredArray:
-    """An array in files: with a shape, and read when it becomes an array of NumPy's."""
+    """An array in files; it is read when it is converted to a NumPy array."""
 
     def __init__(self, stored: Stored, entry: Entry) -> None:
         self.stored, self.entry = stored, entry
@@ -128,7 +128,7 @@ class StoredArray:
         self.dtype = np.dtype(entry.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it, from all of its pieces."""
+        """The whole array, from all of its pieces."""
         whole = np.empty(self.shape, self.dtype)
         for piece in self.entry.pieces:
             values = self.stored.read(piece, slice(0, piece.length))
@@ -142,12 +142,12 @@ class StoredArray:
         return np.asarray(self)[part]
 
     def reshape(self, *shape: int) -> Any:
-        """For ``reshape(-1)``: itself in one dimension, still to be read."""
+        """``reshape(-1)`` gives a ``StoredFlat``, without reading; other shapes are read."""
         return StoredFlat(self) if shape == (-1,) else np.asarray(self).reshape(*shape)
 
 
 class StoredFlat:
-    """A ``StoredArray`` in one dimension: ``flat[part]`` reads that part alone."""
+    """A ``StoredArray`` in one dimension: ``flat[part]`` reads only this part."""
 
     def __init__(self, array: StoredArray) -> None:
         self.array = array
@@ -158,7 +158,7 @@ class StoredFlat:
         entry, stored = self.array.entry, self.array.stored
         found = np.empty(max(0, high - low), self.array.dtype)
         for piece in entry.pieces:
-            if piece.box != whole_box(entry.shape):  # its rows are not in a row
+            if piece.box != whole_box(entry.shape):  # its elements are not contiguous in the array
                 return np.asarray(self.array).reshape(-1)[part]
         for piece in entry.pieces:
             start, stop = max(low, piece.span[0]), min(high, piece.span[1])

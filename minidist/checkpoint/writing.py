@@ -1,6 +1,6 @@
-"""What one rank does to write a checkpoint: its file, a note of what is in it, and the manifest.
+"""One rank's part in writing a checkpoint: its file, a note about the file, and the manifest.
 
-The order in which that happens, over all ranks, is in checkpoints.py.
+checkpoints.py has the order of these over all ranks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEEN_AFTER = 10.0  # seconds in which a shared file system must show a new folde
 
 
 class Writing:
-    """One rank's part of a checkpoint on its way to the disk, in a thread or not."""
+    """One rank's part of a checkpoint that is being written, in a thread or not."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Writing:
         explained: Callable[[Callable[[], Any]], Callable[[], Any]],
     ) -> None:
         self.temporary, self.rank, self.ranks, self.shares = temporary, rank, ranks, shares
-        self.chosen = chosen  # by "auto", on this rank
+        self.chosen = chosen  # algorithms that "auto" chose on this rank
         self.explained = explained
         self.commit: Callable[[], None] | None = None  # on rank 0
         self.error: Exception | None = None  # of this rank's file
@@ -58,7 +58,7 @@ class Writing:
         self.thread: threading.Thread | None = None
 
     def start(self) -> None:
-        # As a daemon: a process that ends by an error must not wait for other ranks' files.
+        # A daemon, so that a process that ends with an error does not wait for other ranks' files.
         self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self.thread.start()
 
@@ -80,7 +80,7 @@ class Writing:
         self.done.set()
 
     def _all_notes(self, seconds: float = np.inf) -> bool:
-        """Wait for every rank's note; False if one has failed, or so long after."""
+        """Wait for every rank's note; False if a rank has failed, or after ``seconds``."""
         wanted = {note_name(rank) for rank in range(self.ranks)}
         end = time.monotonic() + seconds
         while not self.given_up.is_set() and time.monotonic() < end:
@@ -106,20 +106,20 @@ class Writing:
         if self.thread is not None:
             self.thread.join()
         elif self.commit is not None:
-            self._all_notes(SEEN_AFTER)  # written: a network file system may show them later
+            self._all_notes(SEEN_AFTER)  # a network file system may show the notes later
             self._commit()
         if self.commit_error is not None:
             self.cancel()
             raise self.commit_error
 
     def cancel(self) -> None:
-        """A rank has failed: what was written is removed."""
+        """Remove the written files, because a rank has failed."""
         self.leave()
         if self.rank == 0:
             files.remove(self.temporary)
 
     def leave(self) -> None:
-        """End the thread; a checkpoint that all have written is still completed."""
+        """End the thread; if all ranks have written, the checkpoint is still completed."""
         self.done.wait()
         if self.thread is not None:
             self.thread.join(timeout=1.0)
@@ -128,7 +128,7 @@ class Writing:
 
 
 def host_copy(share: Share, copied: bool) -> Share:
-    """The share on the host; in memory of its own, if training is to go on meanwhile."""
+    """The share on the host; ``copied`` into new memory, if training continues meanwhile."""
     data = arrays.to_host(share.data)
     data = np.array(data) if copied else np.ascontiguousarray(data)
     return Share(share.name, share.shape, share.box, share.span, data)
@@ -141,7 +141,7 @@ def write_shares(
     shares: list[Share],
     chosen: list[dict[str, Any]],
 ) -> None:
-    """This rank's file, and the note that says what is in it."""
+    """Write this rank's file, and the note that describes it."""
     values, listed, seen = dict[str, np.ndarray](), [], Counter[str]()
     for share in shares:
         if not share.data.size:
@@ -172,7 +172,7 @@ def make_manifest(
     method: Method,
     batches: Batches | None,
 ) -> Manifest:
-    """From the notes of all ranks."""
+    """The manifest, from the notes of all ranks."""
     stored, found, chosen = [], dict[str, Entry](), dict[str, dict[str, Any]]()
     for rank in range(ranks):
         note = json.loads((temporary / note_name(rank)).read_bytes())
@@ -198,12 +198,12 @@ def make_manifest(
 
 
 def wait_until_seen(temporary: Path, folder: Path) -> None:
-    """Raise CheckpointError if this rank does not see the folder that rank 0 has made."""
+    """Wait until this rank sees the folder that rank 0 has made; else raise CheckpointError."""
     end = time.monotonic() + SEEN_AFTER
     while not temporary.is_dir():
         if time.monotonic() > end:
             raise CheckpointError(
                 f"this rank does not see {temporary.name}, which rank 0 has made in {folder}: all "
-                "ranks must write to one folder of a file system that their machines share"
+                "ranks must write to one folder, in a file system that their machines share"
             )
         time.sleep(0.05)

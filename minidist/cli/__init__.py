@@ -1,6 +1,6 @@
 """The ``minidist`` command; each subcommand is a module here.
 
-It parses its arguments (``add``) and calls a function that can also be called from Python.
+A subcommand parses its arguments and calls a function that can also be called from Python.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minidist {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run a script on MPI ranks, and report what goes wrong")
-    commands.add_parser("doctor", help="what this machine has for MPI, and what to do")
+    commands.add_parser("doctor", help="check this machine's MPI, and say what to do")
     for command in (compare, trace, bench, plan, lessons, exercises, compress, generate):
         command.add(commands)
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in bench.BENCHES:

@@ -19,7 +19,7 @@ BENCHES = {
     "engine": ("minidist.bench.engine", "a training step, against PyTorch's and the matmuls alone"),
     "predicted": (
         "minidist.bench.predicted",
-        "the simulated seconds of a step beside those measured on 1 and 2 MPI ranks",
+        "the simulated seconds of a step, compared with those measured on 1 and 2 MPI ranks",
     ),
     "requests": (
         "minidist.bench.requests",
@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a bench on one thread, unless the user's environment says more.
+    """Run a bench with one thread, unless OMP_NUM_THREADS is set.
 
     It runs in a new process, because libraries read the environment when they start.
     """

@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--mesh",
         default="",
-        help="add a row for this mesh, such as dp=2,pp=2,tp=2: it has the ranks",
+        help="add a row for this mesh, such as dp=2,pp=2,tp=2; it sets the number of ranks",
     )
     compare.add_argument(
         "--world",
@@ -63,15 +63,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--machine",
         choices=PROFILES,
         default=None,
-        help="in the local world: the machine whose speeds the clock has",
+        help="in the local world: the machine whose speeds the clock uses",
     )
     compare.add_argument(
         "--slowdown",
         action="append",
         default=[],
         metavar="RANK=TIMES",
-        help="in the local world: a rank that computes so many times as slowly (a straggler), "
-        "such as 3=4; may be given several times",
+        help="in the local world: a rank that computes TIMES times slower (a straggler), such as "
+        "3=4; may be given several times",
     )
     compare.add_argument("--steps", type=int, default=50, help="training steps of each method")
     compare.add_argument("--batch", type=int, default=128, help="samples in the global batch")
@@ -82,13 +82,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="dtype of parameters, data and messages",
     )
     compare.add_argument(
-        "--seed", type=int, default=0, help="seed of the order of the data and all random numbers"
+        "--seed", type=int, default=0, help="seed of the data's order and all random numbers"
     )
     compare.add_argument(
         "--algorithms",
         metavar="FILE",
-        help="a compare.json of an earlier run: take the all-reduces that were chosen there, so "
-        "that sums are added in the same order",
+        help="compare.json of an earlier run: use the same all-reduce algorithms, so that sums "
+        "have the same order",
     )
     compare.add_argument("--out", default="out/compare", help="folder to write to")
     compare.set_defaults(run=run)
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     from minidist.compare import comparison, files, report
     from minidist.compare.tasks import task_of
 
-    # What is wrong is said before anything is launched.
+    # All arguments are checked before anything is launched.
     options.ranks = getattr(options, "ranks", None)
     task = task_of(options.task)
     methods = options.methods.split(",")
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         return start_mpi(options.ranks, arguments)
     if launched is not None and options.ranks not in (None, launched):
         raise ValueError(
-            f"--ranks {options.ranks}, but a launcher has started {launched}: leave one of both out"
+            f"--ranks {options.ranks}, but a launcher has started {launched} ranks: leave one out"
         )
     options.ranks = options.ranks or 4
     world = LocalWorld(machine) if launched is None or local else MpiWorld()
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         )
     if console.quiet:
         return 0
-    report.show(result, console)  # first: files may fail
+    report.show(result, console)  # first, because writing files may fail
     cores = result["host"]["cores"]
     if isinstance(world, MpiWorld) and ranks > cores:
         console.print(
@@ -187,7 +187,7 @@ def machine_of(name: str | None, slowdown: list[str]) -> Machine | None:
 
 
 def algorithms_of(path: str | None) -> list[dict[str, Any]]:
-    """What "auto" took in the run that left this compare.json."""
+    """The algorithms that "auto" chose, from the compare.json of another run."""
     if path is None:
         return []
     try:

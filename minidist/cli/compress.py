@@ -1,4 +1,4 @@
-"""``minidist compress``: make a trained model smaller in every way, and compare."""
+"""``minidist compress``: make a trained model smaller in several ways, and compare."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     compress = commands.add_parser(
         "compress",
-        help="make a trained model smaller in every way, and compare",
-        description="Train a model, make it smaller in every way (pruning, quantization, low rank, "
-        "distillation), fine-tune it, and compare: bytes on disk and in memory, parameters, FLOPs, "
-        "measured seconds, quality. Writes compress.json, compress.png and the models as "
+        help="make a trained model smaller in several ways, and compare",
+        description="Train a model, make it smaller in several ways (pruning, quantization, low "
+        "rank, distillation), fine-tune it, and compare: bytes on disk and in memory, parameters, "
+        "FLOPs, measured seconds, quality. Writes compress.json, compress.png and the models as "
         "safetensors.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -29,17 +29,21 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="comma-separated parts of names, among: all, "
         + ", ".join(recipe.name.replace("%", "%%") for recipe in RECIPES),
     )
-    compress.add_argument("--train-steps", type=int, default=1400, help="to train the original")
-    compress.add_argument("--trained", help="or a safetensors file with its parameters")
-    compress.add_argument("--steps", type=int, default=400, help="of fine-tuning, for each recipe")
+    compress.add_argument(
+        "--train-steps", type=int, default=1400, help="training steps of the original model"
+    )
+    compress.add_argument(
+        "--trained", help="in place of training: a safetensors file of parameters"
+    )
+    compress.add_argument("--steps", type=int, default=400, help="fine-tuning steps of each recipe")
     compress.add_argument("--goal", choices=list(GOALS), help="choose a model for this goal")
     compress.add_argument(
         "--lose",
         type=float,
         default=argparse.SUPPRESS,
-        help="what the chosen model may lose (default: 1 point, or 0.05 nats)",
+        help="how much quality the chosen model may lose (default: 1 point, or 0.05 nats)",
     )
-    compress.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    compress.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     compress.add_argument("--out", default="out/compress", help="folder to write to")
     compress.set_defaults(run=run)
 
@@ -61,7 +65,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
     )
     shown: dict[str, TaskID] = {}
 
-    def said(name: str, done: int, steps: int, loss: float) -> None:
+    def progress(name: str, done: int, steps: int, loss: float) -> None:
         if name not in shown:
             shown[name] = bars.add_task(name, total=steps, loss="")
         bars.update(shown[name], completed=done, loss=f"{loss:.4f}")
@@ -76,7 +80,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
             options.steps,
             trained,
             options.seed,
-            said,
+            progress,
         )
     console.print(report.table(result))
     for line in report.advice(result, lose):

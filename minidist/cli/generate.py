@@ -24,26 +24,35 @@ def add(commands: argparse._SubParsersAction) -> None:
         "generate",
         help="continue prompts with a GPT, many at once",
         description="Continue prompts with a GPT on Shakespeare's characters that `minidist "
-        "compress --task gpt` has written. Prompts come from a file, one a line, or from the "
-        "terminal. Several are answered at once, and each is printed when it ends; one alone is "
-        "printed letter by letter. With --mesh on several ranks.",
+        "compress --task gpt` has written. Prompts come from a file, one on each line, or from "
+        "the terminal. Several are continued at once, and each is printed when it is complete; a "
+        "single one is printed letter by letter. With --mesh on several ranks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     generate.add_argument("--model", required=True, help="a safetensors file")
     generate.add_argument("--prompts", help="a text file; without it, lines from the terminal")
     generate.add_argument("--count", type=int, default=100, help="new characters of each answer")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the most likely")
-    generate.add_argument("--top-k", type=int, default=20, help="among so many characters")
-    generate.add_argument("--at-once", type=int, default=8, help="sequences in the batch at most")
-    generate.add_argument("--seed", type=int, default=0, help="of the first prompt; then + 1 each")
     generate.add_argument(
-        "--mesh", default="", help="ranks: replicas, stages, parts of layers: dp=2,pp=2,tp=2"
+        "--temperature", type=float, default=0.8, help="0: always the most likely character"
+    )
+    generate.add_argument(
+        "--top-k", type=int, default=20, help="sample among this number of likely characters"
+    )
+    generate.add_argument(
+        "--at-once", type=int, default=8, help="largest number of sequences in a batch"
+    )
+    generate.add_argument(
+        "--seed", type=int, default=0, help="seed of the first prompt; the next has seed + 1"
+    )
+    generate.add_argument(
+        "--mesh", default="", help="replicas, stages and parts of layers: dp=2,pp=2,tp=2"
     )
     generate.add_argument(
         "--world",
         choices=("auto", "local", "mpi"),
         default="auto",
-        help="where the ranks of a mesh are: MPI processes if there is an mpiexec, or this one",
+        help="ranks of a mesh: local: in this process; mpi: one process each; auto: mpi if an "
+        "mpiexec is found",
     )
     generate.set_defaults(run=answer)
 
@@ -55,12 +64,12 @@ def answer(options: argparse.Namespace, arguments: list[str]) -> int:
     ranks, launched = 1, launched_size()
     if options.prompts is not None and not Path(options.prompts).is_file():
         raise ValueError(f"there is no file {options.prompts}")
-    model, vocabulary = load(options.model)  # what cannot be read ends here, before any launch
+    model, vocabulary = load(options.model)  # before any launch, so that an error appears once
     if options.mesh:
         ranks = ranks_of(options.mesh, None, arguments)
         if launched is None and options.world != "local":
             if find_mpiexec() is not None:
-                # What cannot be cut says so here, once, and not on every process.
+                # If the model cannot be cut, the error appears here, once.
                 axes = parse(options.mesh)
                 launch(lambda comm: MeshEngine(model, Mesh(comm, **axes)), ranks, LocalWorld())
                 return on_mpi(ranks, options, arguments)
@@ -68,7 +77,7 @@ def answer(options: argparse.Namespace, arguments: list[str]) -> int:
                 raise ValueError("--world mpi needs an mpiexec: pip install 'minidist[mpich]'")
     if launched not in (None, ranks):
         mesh = f"--mesh {options.mesh}" if options.mesh else "no --mesh"
-        raise ValueError(f"{mesh} has {ranks} ranks, and a launcher has started {launched}")
+        raise ValueError(f"{mesh} needs {ranks} ranks, but a launcher has started {launched}")
     lines = Path(options.prompts).read_text() if options.prompts is not None else sys.stdin.read()
     prompts = lines.splitlines()
     requests = [
@@ -81,29 +90,29 @@ def answer(options: argparse.Namespace, arguments: list[str]) -> int:
         )
         for index, prompt in enumerate(prompts)
     ]
-    told = Teller(vocabulary, prompts)
+    printer = Printer(vocabulary, prompts)
     if not options.mesh:
-        told.begin()
-        return told.end(run(Engine(model, options.at_once), requests, told=told))
+        printer.begin()
+        return printer.end(run(Engine(model, options.at_once), requests, told=printer))
 
     def main(comm: Comm) -> tuple[Timing, int]:
         if comm.rank == 0:
-            told.begin()
+            printer.begin()
         mesh = parse(options.mesh)
-        timing = run_on(comm, model, requests, told=told, at_once=options.at_once, mesh=mesh)
+        timing = run_on(comm, model, requests, told=printer, at_once=options.at_once, mesh=mesh)
         return timing if comm.rank == 0 else Timing(), comm.trace.sent.nbytes
 
     world = LocalWorld() if launched is None else MpiWorld()
     results = launch(main, ranks, world)
     if isinstance(world, MpiWorld) and world.rank != 0:
         return 0
-    status = told.end(results[0][0])
+    status = printer.end(results[0][0])
     print(f"{options.mesh}: {sum(sent for _, sent in results):,} bytes between ranks")
-    return status if launched is None else 0  # another status of one process would end the job
+    return status if launched is None else 0  # under MPI any other status would abort the job
 
 
 def on_mpi(ranks: int, options: argparse.Namespace, arguments: list[str]) -> int:
-    """The same command on so many processes, which have no terminal to read prompts from."""
+    """Run the same command on ``ranks`` processes; prompts from the terminal go into a file."""
     if options.prompts is not None:
         return start_mpi(ranks, arguments)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
@@ -113,7 +122,7 @@ def on_mpi(ranks: int, options: argparse.Namespace, arguments: list[str]) -> int
 
 
 def load(path: str) -> tuple[Any, Vocabulary]:
-    """The GPT in a file, and the letters that its tokens are."""
+    """The GPT in a file, and its vocabulary. Raises ValueError if they do not fit."""
     from minidist.data import Vocabulary, shakespeare_text
     from minidist.inference import load_gpt
 
@@ -122,14 +131,14 @@ def load(path: str) -> tuple[Any, Vocabulary]:
     tokens = model.blocks["0"].weight.declared[0]
     if tokens != len(vocabulary):
         raise ValueError(
-            f"{path} has {tokens} tokens, and Shakespeare's text {len(vocabulary)} characters: it "
-            "was trained on something else"
+            f"{path} has {tokens} tokens, but Shakespeare's text has {len(vocabulary)} characters: "
+            "the model was trained on other data"
         )
     return model, vocabulary
 
 
-class Teller:
-    """Prints answers: one alone letter by letter, several each when it ends."""
+class Printer:
+    """Prints the texts: a single one letter by letter, each of several when it is complete."""
 
     def __init__(self, vocabulary: Vocabulary, prompts: list[str]) -> None:
         self.vocabulary, self.prompts, self.texts = vocabulary, prompts, list(prompts)
@@ -147,7 +156,7 @@ class Teller:
             print(f"── {index + 1} " + "─" * 60 + f"\n{self.texts[index]}", flush=True)
 
     def end(self, timing: Timing) -> int:
-        """Say what was refused, and how fast it was; the exit status."""
+        """Print the refused prompts and the speed; returns the exit status."""
         for index, reason in timing.refused.items():
             print(f"minidist generate: prompt {index + 1} is refused: {reason}", file=sys.stderr)
         print(

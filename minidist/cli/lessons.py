@@ -1,6 +1,6 @@
-"""``minidist lessons``: list the lessons, or copy them to a folder of one's own.
+"""``minidist lessons``: list the lessons, or copy them to a folder.
 
-An installed package has them in ``minidist/lessons``; in the repository they lie beside it.
+An installed package has them in ``minidist/lessons``; the repository has them in ``lessons``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def folder() -> Path:
-    """Where the lessons are. Raises ValueError if this installation came without them."""
+    """The folder of the lessons. Raises ValueError if this installation has none."""
     inside = Path(minidist.__file__).parent
     for found in (inside / "lessons", inside.parent / "lessons"):
         if (found / "scripts" / "train.py").exists():
@@ -39,9 +39,9 @@ def title(lesson: Path) -> str:
 
 
 def copy(target: str | Path) -> list[Path]:
-    """Copy lessons and scripts to ``target``; what it has already stays as it is.
+    """Copy lessons and scripts to ``target``, except files that it has already.
 
-    Returns the files that were written. Raises ValueError if ``target`` cannot be a folder.
+    Returns the files that were written. Raises ValueError if they cannot be.
     """
     source, target = folder(), Path(target)
     written = []
@@ -64,5 +64,5 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
         print("\nminidist lessons --copy DIR writes them, and the scripts, to a folder")
         return 0
     written = copy(options.copy)
-    print(f"wrote {len(written)} files to {options.copy}; files that were there stay as they are")
+    print(f"wrote {len(written)} files to {options.copy}; existing files were not changed")
     return 0

@@ -21,7 +21,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "draw all schedules on one time axis.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    pipeline.add_argument("--stages", type=int, default=4, help="parts of the model, one a rank")
+    pipeline.add_argument(
+        "--stages", type=int, default=4, help="number of stages: parts of the model, one a rank"
+    )
     pipeline.add_argument(
         "--microbatches", type=int, default=8, help="parts of the batch, sent one after another"
     )

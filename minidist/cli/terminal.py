@@ -1,4 +1,4 @@
-"""What commands share: the console, progress, and ranks of MPI for the same command."""
+"""Shared by several commands: the console, progress bars, and starting MPI ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minidist.run.supervisor import start
 
 
 def start_mpi(ranks: int | None, arguments: list[str]) -> int:
-    """Run the same command on ``ranks`` processes, with this process's output."""
+    """Run the same command on ``ranks`` MPI processes; they print to this terminal."""
     terminal = {}
     if sys.stdout.isatty():  # behind mpiexec, stdout is a pipe and not the terminal
         terminal["MINIDIST_TERMINAL"] = str(shutil.get_terminal_size().columns)
@@ -24,17 +24,17 @@ def start_mpi(ranks: int | None, arguments: list[str]) -> int:
 
 
 def console_for(quiet: bool) -> Console:
-    """Use colours and progress bars only on a terminal, also if it is behind an mpiexec."""
+    """A console; with colours and progress bars only on a terminal, also through mpiexec."""
     width = os.environ.get("MINIDIST_TERMINAL")
     if width:
         return Console(quiet=quiet, force_terminal=True, width=int(width))
-    # Some launchers give ranks a terminal although the output of the launcher goes to a file.
+    # Some launchers give ranks a terminal even if the launcher's output goes to a file.
     watched = sys.stdout.isatty() and launched_size() is None
     return Console(quiet=quiet, force_terminal=watched, width=None if watched else 170)
 
 
 class Live:
-    """Show progress: a bar for each method or, without a terminal, a line when it is done."""
+    """Progress: a bar for each method; without a terminal, a line when a method is complete."""
 
     def __init__(self, console: Console, methods: list[str], steps: int) -> None:
         self.console = console
@@ -67,7 +67,7 @@ class Live:
 
 
 def ranks_of(mesh: str, ranks: int | None, arguments: Sequence[str]) -> int:
-    """How many ranks a mesh has; ValueError if ``--ranks`` says another number."""
+    """The number of ranks of a mesh. Raises ValueError if ``--ranks`` is another number."""
     from minidist.parallel.mesh.mesh import parse
 
     size = prod(parse(mesh).values())

@@ -17,9 +17,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "trace",
         help="run a script, and draw the timelines of its ranks",
         description="Run a lesson or script. For each launch() in it, write a picture of the "
-        "timelines of all ranks with their messages (trace-N.png; of a long run, its middle), and "
-        "the whole trace for https://ui.perfetto.dev (trace-N.json). Arguments for the script "
-        "follow after --.",
+        "timelines of all ranks with their messages (trace-N.png; the middle part, if the run is "
+        "long), and the whole trace for https://ui.perfetto.dev (trace-N.json). Put arguments of "
+        "the script after --.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     trace.add_argument("script", help="a Python file that calls minidist.launch")

@@ -1,6 +1,6 @@
 """Compare all methods: each trains the same model on the same data.
 
-Read ``comparison.py`` first. ``tasks.py`` is what is trained, ``rows.py`` by which methods,
+Read ``comparison.py`` first. ``tasks.py`` has the models and data, ``rows.py`` the methods;
 ``measure.py`` trains and measures; ``report.py`` prints, ``picture.py`` draws, ``files.py`` saves.
 """
 

@@ -1,10 +1,10 @@
 """Compare: train one model by every method, on the same data, and compare the results.
 
-Each method is called in the same way, with the same model, seed and global batches. These numbers
-are measured, and shown next to what is predicted. Bytes, messages and memory are predicted by the
-method's closed formulas, and equal if they are right. Idle time and seconds are predicted by
-running the same steps without numbers (``parallel/simulation.py``) on a machine that is calibrated
-before, or on that of the local world:
+Each method is called in the same way, with the same model, seed and global batches. The numbers
+below are measured, and shown with their predictions. Bytes, messages and memory are predicted by
+the method's closed formulas, and must be equal. Idle time and seconds are predicted by simulating
+the same steps (``parallel/simulation.py``) on the machine of the local world, or on a machine that
+was calibrated from the MPI ranks:
 
     loss and parameter gap   largest relative difference to serial, over all steps
     bytes, messages          sent by each rank in a training step
@@ -12,8 +12,8 @@ before, or on that of the local world:
     idle fraction            share of all ranks' time in which they do not compute
     step seconds             median of the slowest rank; virtual in the local world
 
-What is trained is in ``tasks.py``, which rows there are in ``rows.py``; ``trial.py`` finds those
-that cannot be trained here, and ``measure.py`` trains the others.
+``tasks.py`` has the models and data, ``rows.py`` the methods. ``trial.py`` finds the methods that
+cannot be trained here, and ``measure.py`` trains the others.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SIMULATED = 8  # steps: of more, the median hardly changes
+SIMULATED = 8  # steps; with more, the median hardly changes
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 
 
@@ -80,11 +80,11 @@ def compare(
 ) -> tuple[dict[str, Any], dict[str, list[list[Event]]]]:
     """Run the comparison; returns the report (the content of compare.json) and timelines by method.
 
-    ``methods``: see ``rows.select``; ``task``: see ``tasks.task_of`` (``model`` is its name of
-    version 0.1). Under ``mpirun`` call it on every rank; ``ranks`` is used in the local world only.
+    ``methods``: see ``rows.select``; ``task``: see ``tasks.task_of`` (in version 0.1 it was called
+    ``model``). Under ``mpirun`` call it on every rank; ``ranks`` is used only in the local world.
     ``progress`` is called on rank 0 after every step. ``algorithms``: those of another run's
-    report, for sums in the same order: see ``collectives/replay.py``. Raises ValueError for unknown
-    names; a row that cannot be trained is left out, and the report says why.
+    report, to sum in the same order: see ``collectives/replay.py``. Raises ValueError for unknown
+    names. A row that cannot be trained is left out, and the report gives the reason.
 
     >>> report, _ = compare("zero", "mlp", ranks=2, steps=1, batch=8)
     >>> [row["variant"] for row in report["rows"]]
@@ -151,11 +151,12 @@ def compare(
 
 
 def _on_rank_0(world: LocalWorld | MpiWorld, find: Callable[[], dict[str, T]]) -> dict[str, T]:
-    """What ``find()`` returns; under MPI, rank 0 alone calls it, for all."""
+    """The result of ``find()`` on every rank; under MPI only rank 0 calls it."""
     if not isinstance(world, MpiWorld):
         return find()
-    told: dict[str, T] = json.loads(world.from_rank_0(json.dumps(find() if not world.rank else 0)))
-    return told
+    text = json.dumps(find() if world.rank == 0 else None)
+    found: dict[str, T] = json.loads(world.from_rank_0(text))
+    return found
 
 
 def _run_all(comm: Comm, rows: Rows, reasons: dict[str, str], settings: Settings) -> dict[str, Any]:
@@ -204,8 +205,8 @@ def _simulated(
     machine: Machine,
     dtype: DType,
 ) -> list[float] | None:
-    """Idle fraction and seconds of the same steps without numbers; None where a method or task of
-    the user's own needs numbers."""
+    """[idle fraction, seconds] of the simulated steps; None if a user's own method or task fails
+    on arrays without numbers."""
     task = settings.task
     training, _ = task.data()
     batches = Batches(training, settings.batch, settings.seed)
@@ -250,7 +251,7 @@ def _row(
         ),
         "parameter_gap": first.parameter_gap,
         "accuracy": first.accuracy,
-        "uncounted": max(record.uncounted for record in records),  # by the MPI library: not below
+        "uncounted": max(record.uncounted for record in records),  # the MPI library's collectives
         "bytes_sent": [_per_step(record.nbytes, steps) for record in records],
         "predicted_bytes_sent": _each_per_step(first.predicted_nbytes, steps),
         "messages_sent": [_per_step(record.messages, steps) for record in records],

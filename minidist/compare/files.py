@@ -1,4 +1,4 @@
-"""The files that ``minidist compare`` leaves: compare.json, compare.md and compare.png."""
+"""The files that ``minidist compare`` writes: compare.json, compare.md and compare.png."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minidist.compare.report import markdown
 
 
 def try_folder(folder: str | Path) -> None:
-    """Before training: raise ValueError, with the reason, unless files can be written there."""
+    """Raise ValueError, with the reason, if files cannot be written there. For before training."""
     folder = Path(folder)
     probe = folder / ".minidist-can-write"
     try:

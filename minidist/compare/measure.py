@@ -1,8 +1,8 @@
-"""Train by one method on this rank, and measure: what becomes a row of the comparison.
+"""Train by one method on this rank and measure it, for a row of the comparison.
 
-All ranks begin a step together, after a barrier that is not counted. Set-up, the collection of
-parameters and evaluation are not measured. Peak bytes are those of parameters, gradients, optimizer
-state and saved activations; the work arrays of collectives are not counted.
+All ranks begin a step together, after a barrier that is not counted. Set-up, gathering parameters
+and evaluation are not measured. Peak bytes are those of parameters, gradients, optimizer state and
+saved activations; buffers of collectives are not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int, float], None]  # method, steps done, steps i
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for all rows."""
+    """The settings that are the same for all rows."""
 
     task: Task
     steps: int
@@ -45,25 +45,25 @@ class Record:
     """The measurements of one method on one rank."""
 
     exact: bool
-    predicted_messages: list[int] | None  # in all steps, by rank; None: it has no formula
+    predicted_messages: list[int] | None  # in all steps, by rank; None: there is no formula
     predicted_nbytes: list[int] | None
     losses: list[float] = field(default_factory=list)
     messages: int = 0  # in all steps
     nbytes: int = 0
-    uncounted: int = 0  # collectives of the MPI library, whose messages nobody sees
+    uncounted: int = 0  # collectives of the MPI library, whose messages cannot be counted
     peak_bytes: dict[str, int] = field(default_factory=dict)
     predicted_peak_bytes: dict[str, list[int]] | None = None
     busy: list[float] = field(default_factory=list)  # by step
     seconds: list[float] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)  # of the last step
-    parameter_gap: float = 0.0  # to serial; only rank 0 fills this and accuracy
+    parameter_gap: float = 0.0  # to serial; only rank 0 sets this and accuracy
     accuracy: float | None = None  # None if there are no classes to guess
     why_inexact: str = ""  # the model's reason, if it has one
 
 
 @dataclass
 class LeftOut:
-    """In place of a Record: these ranks cannot train so."""
+    """In place of a Record, for a row that cannot be trained here."""
 
     reason: str
 
@@ -76,14 +76,17 @@ def train(
     machine: Machine,
     oracle: list[dict[str, np.ndarray]],
 ) -> Record:
-    """Train by one method and measure. ``oracle``: serial's parameters after every step, on rank
-    0; serial training fills it. ``machine``: for the formulas."""
+    """Train by one method and measure it.
+
+    ``oracle``: on rank 0, serial's parameters after every step; the serial row appends to it.
+    ``machine``: for the formulas.
+    """
     task, steps = settings.task, settings.steps
     training, test = task.data()
     method = make(task.model(), task.loss(), task.optimizer(), comm, settings.seed)
     batches = Batches(training, settings.batch, settings.seed)
     trace = comm.trace
-    method.guard(not_finite="go on")  # a row that diverges is a row, too
+    method.guard(not_finite="go on")  # a method that diverges stays in the table
     record = Record(method.exact, [0] * comm.size, [0] * comm.size)
     record.why_inexact = method.why_inexact
     for step in range(steps):
@@ -133,8 +136,8 @@ def train(
 
 
 def cost_of(method: Method, part: Any, machine: Machine) -> StepCost | None:
-    """What its formulas predict of the next step; None if it has none."""
-    if type(method).cost is Method.cost:  # a user's own, which does not define it
+    """The predicted cost of the next step; None if the method has no formula."""
+    if type(method).cost is Method.cost:  # a user's own method that does not define it
         return None
     try:
         return method.cost(part, machine)

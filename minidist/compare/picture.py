@@ -1,29 +1,24 @@
-"""The results of ``compare`` as a picture, to be read at the width of a page.
+"""The results of ``compare`` as a picture, as wide as a page.
 
-Above, the losses. Below, a row for each method, and in it a line for each rank: the gap to serial
-training, bytes sent, bytes held, and what the ranks did in the last step. All rows have one time
-axis, so a slow method is seen to be slow.
+At the top are the losses. Below is a row for each method, with a line for each rank: the gap to
+serial training, bytes sent, bytes held, and a timeline of the last step. All rows have the same
+time axis, so slow methods can be seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from minidist import colours
-from minidist.comm.timeline import COLOURS, colour, unit_of
-from minidist.comm.trace import Event, span
-from minidist.compare.report import total_bytes
-from minidist.compare.words import label, title, variant
+from minidist.comm.trace import Event
+from minidist.compare import panels
+from minidist.compare.panels import GREY, LINE, LOSSES
+from minidist.compare.words import title, variant
 
 WIDTH, DPI = 9.0, 134  # inches, and points for each: 1206 points
-LINE, BETWEEN, LEAST = 0.075, 0.13, 0.36  # inches: of a rank; between rows; of a row
+BETWEEN, LEAST = 0.13, 0.36  # inches: between rows; the least height of a row
 COLUMNS = {"gap": (1.42, 1.0), "bytes": (2.56, 1.2), "memory": (3.88, 1.6), "time": (5.66, 3.2)}
-LOSSES, HEADINGS = 2.6, 0.72  # inches: the height of the losses; between them and the rows
-LONGEST = 3.0  # times the median step: a longer step is cut off, and an arrow says so
-GREY = "#5f6b76"
+ABOVE, HEADINGS, BELOW = 0.75, 1.07, 0.45  # inches: above the losses; above the rows; below them
 
 
 def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: Path) -> None:
@@ -34,7 +29,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
     rows = report["rows"]
     lines = [max(LEAST, LINE * len(row["bytes_sent"])) for row in rows]
     below = sum(lines) + BETWEEN * len(rows)
-    height = 0.75 + LOSSES + HEADINGS + below + 0.45
+    height = ABOVE + LOSSES + HEADINGS + below + BELOW
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(
@@ -53,15 +48,15 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
             (left / WIDTH, 1 - (top + tall) / height, width / WIDTH, tall / height)
         )
 
-    _losses(axes(0.6, 5.9, 0.75, LOSSES - 0.35), rows)
-    top = 0.75 + LOSSES + HEADINGS
-    panels = {name: axes(left, width, top, below) for name, (left, width) in COLUMNS.items()}
+    panels.losses(axes(0.6, 5.9, ABOVE, LOSSES), rows)
+    top = ABOVE + LOSSES + HEADINGS
+    columns = {name: axes(left, width, top, below) for name, (left, width) in COLUMNS.items()}
     tops = [sum(lines[:place]) + BETWEEN * place for place in range(len(rows))]
-    inner = [  # where the first rank's line begins: few ranks stand in the row's middle
+    inner = [  # where the first rank's line begins: the lines are centred in the row
         top_of + (tall - LINE * len(row["bytes_sent"])) / 2
         for top_of, tall, row in zip(tops, lines, rows, strict=True)
     ]
-    for panel in panels.values():
+    for panel in columns.values():
         panel.set_ylim(below, -0.02)
         panel.set_yticks([])
         panel.spines[["left", "top", "right"]].set_visible(False)
@@ -72,239 +67,17 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
         first = place == 0 or rows[place - 1]["method"] != row["method"]
         _name(figure, row, first, 1 - (top + tops[place]) / height, height)
     middles = [top_of + tall / 2 for top_of, tall in zip(tops, lines, strict=True)]
-    _gaps(panels["gap"], rows, middles, report["dtype"])
-    _bytes(panels["bytes"], rows, inner)
-    _memory(panels["memory"], rows, inner)
-    _times(panels["time"], rows, inner, list(timelines.values()))
+    panels.gaps(columns["gap"], rows, middles, report["dtype"])
+    panels.sent(columns["bytes"], rows, inner)
+    panels.memory(columns["memory"], rows, inner)
+    panels.times(columns["time"], rows, inner, list(timelines.values()))
     figure.savefig(path)
 
 
 def _name(figure: Any, row: dict[str, Any], first: bool, y: float, height: float) -> None:
-    """The family, once, and below it the row's name."""
+    """Write the family's name, if this is its first row, and the row's name below."""
     left, step = 0.1 / WIDTH, 0.145 / height
     if first:
         figure.text(left, y, title(row["method"]), fontsize=8.5, fontweight="bold", va="top")
         y -= step
     figure.text(left, y, variant(row), fontsize=8.5, va="top")
-
-
-def _head(axes: Any, text: str, lines: int = 0) -> None:
-    """A column's heading, so many lines of legend above the rows."""
-    axes.annotate(
-        text,
-        (0, 1),
-        (0, 4 + 11 * lines),
-        "axes fraction",
-        "offset points",
-        fontsize=8.5,
-        fontweight="bold",
-        va="bottom",
-    )
-
-
-def _legend(axes: Any, entries: dict[str, str], columns: int) -> None:
-    from matplotlib.patches import Patch
-
-    axes.legend(
-        handles=[Patch(color=face, label=name) for name, face in entries.items()],
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns,
-        frameon=False,
-        fontsize=7.5,
-        borderpad=0,
-        borderaxespad=0.2,
-        handlelength=0.9,
-        handleheight=0.8,
-        handletextpad=0.4,
-        columnspacing=0.8,
-        labelspacing=0.25,
-    )
-
-
-def _losses(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """All exact methods lie on one broad line; each other one has a line and its name at the end.
-
-    The names are put one below the other where lines end close together.
-    """
-    exact = [row for row in rows if row["exact"]]
-    others = [row for row in rows if not row["exact"]]
-    steps = range(1, len(exact[0]["loss"]) + 1)
-    axes.plot(steps, exact[0]["loss"], color="#c9ced3", linewidth=7, solid_capstyle="round")
-    for row in exact[1:]:
-        axes.plot(steps, row["loss"], color="black", linewidth=0.9)
-    named = f"serial (grey) and {len(exact) - 1} exact methods" if exact[1:] else "serial"
-    ends = [(exact[0]["loss"][-1], named, "black")]
-    for index, row in enumerate(others):
-        dashes = ("-", "--", ":")[index // len(colours.SERIES) % 3]
-        axes.plot(steps, row["loss"], dashes, color=colours.series(index), linewidth=1.4)
-        ends.append((row["loss"][-1], label(row), colours.series(index)))
-    low, high = axes.get_ylim()
-    high = min(high, 1.15 * max(row["loss"][0] for row in rows))  # a row that diverges leaves it
-    apart = (high - low) * 0.15 / (LOSSES - 0.35)  # of lines of text, in the loss's units
-    at = low - apart
-    for end, text, face in sorted(ends):
-        end = min(end, high)
-        at = max(end, at + apart)
-        axes.annotate(
-            text,
-            (steps[-1], end),
-            (1.025, (at - low) / (high - low)),
-            "data",
-            "axes fraction",
-            color=face,
-            fontsize=8,
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": face,
-                "linewidth": 0.5,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
-    axes.set_ylim(low, high)
-    axes.set_xlim(1, max(2, steps[-1]))
-    axes.set_title("loss, by training step", loc="left", fontsize=9, fontweight="bold")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _gaps(axes: Any, rows: list[dict[str, Any]], middles: list[float], dtype: str) -> None:
-    """The gap to serial: rounding for exact methods, more for the others."""
-    import numpy as np
-
-    epsilon = float(np.finfo(dtype).eps)
-    for key, mark, face in (
-        ("loss_gap", "o", colours.series(0)),
-        ("parameter_gap", "D", colours.series(1)),
-    ):
-        values = [max(row[key], epsilon / 8) for row in rows]
-        axes.plot(values, middles, mark, markersize=3.5, color=face)
-    axes.axvline(epsilon, color=colours.OTHER, linewidth=1)
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, epsilon / 16), max(high, 3.0))
-    ticks = [10.0**power for power in range(-18, 2, 3 if epsilon > 1e-10 else 5)]
-    axes.set_xticks([tick for tick in ticks if low / 3 < tick < max(high, 3.0)])
-    axes.tick_params(axis="x", labelsize=7)
-    _head(axes, "gap to serial", 3)
-    words = (("loss ●", 0), ("parameters ◆", 1))
-    for line, (text, index) in enumerate(words):
-        axes.annotate(
-            text,
-            (0, 1),
-            (0, 25 - 11 * line),
-            "axes fraction",
-            "offset points",
-            fontsize=7.5,
-            color=colours.series(index),
-        )
-    axes.annotate(
-        "line: one rounding", (0, 1), (0, 3), "axes fraction", "offset points", fontsize=7.5,
-        color=GREY,
-    )  # fmt: skip
-
-
-def _bytes(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
-    """A bar for each rank of each method, and a mark at the predicted value."""
-    largest = max(max(row["bytes_sent"]) for row in rows)
-    unit, scale = _unit(largest)
-    for top, row in zip(tops, rows, strict=True):
-        measured = [value * scale for value in row["bytes_sent"]]
-        _bars(axes, top, [measured], ["#b9c0c7"])
-        _mark(axes, top, row["predicted_bytes_sent"], scale)
-        _number(axes, top, len(measured), max(measured))
-    axes.set_xlim(0, 1.5 * largest * scale or 1)
-    _head(axes, f"{unit} sent a step", 3)
-    axes.annotate(
-        "a bar for each rank\nblack: the formula", (0, 1), (0, 3), "axes fraction", "offset points",
-        fontsize=7.5, color=GREY,
-    )  # fmt: skip
-
-
-def _memory(axes: Any, rows: list[dict[str, Any]], tops: list[float]) -> None:
-    """Stacked bars by kind, and a mark at the predicted sum."""
-    largest = max(max(total_bytes(row["peak_bytes"])) for row in rows)
-    unit, scale = _unit(largest)
-    for top, row in zip(tops, rows, strict=True):
-        kinds = [[value * scale for value in row["peak_bytes"][kind]] for kind in colours.MEMORY]
-        _bars(axes, top, kinds, list(colours.MEMORY.values()))
-        predicted = row["predicted_peak_bytes"]
-        _mark(axes, top, predicted and total_bytes(predicted), scale)
-        _number(axes, top, len(kinds[0]), max(total_bytes(row["peak_bytes"])) * scale)
-    axes.set_xlim(0, 1.35 * largest * scale)
-    _head(axes, f"{unit} held", 3)
-    _legend(axes, colours.MEMORY, 2)
-
-
-def _times(
-    axes: Any, rows: list[dict[str, Any]], tops: list[float], timelines: list[list[list[Event]]]
-) -> None:
-    """What each rank did in the last step: broad bars compute, thin ones communicate."""
-    lengths = [span(timeline)[1] for timeline in timelines]
-    unit, scale = unit_of(max(lengths))
-    shown = min(max(lengths), LONGEST * median(lengths)) * scale or 1.0
-    for top, row, timeline, length in zip(tops, rows, timelines, lengths, strict=True):
-        for rank, events in enumerate(timeline):
-            for computing, tall in ((True, 0.9), (False, 0.4)):
-                part = [e for e in events if (e.kind in ("compute", "reduce")) == computing]
-                axes.broken_barh(
-                    [(e.start * scale, (e.end - e.start) * scale) for e in part],
-                    (top + LINE * (rank + 0.5 - tall / 2), LINE * tall),
-                    facecolors=[colour(e) for e in part],
-                    edgecolors="none",
-                    linewidth=0,
-                )
-        said = f"{row['step_seconds'] * scale:.3g} {unit}, idle {row['idle_fraction']:.0%}"
-        if length * scale > shown:
-            axes.annotate(
-                f"to {length * scale:.3g} ▸", (shown, top + LINE), fontsize=7, ha="right",
-                va="center", backgroundcolor="white",
-            )  # fmt: skip
-        axes.annotate(
-            said,
-            (1.42 * shown, top + LINE * len(timeline) / 2),
-            fontsize=7.5,
-            ha="right",
-            va="center",
-        )
-    axes.set_xlim(0, 1.43 * shown)
-    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= shown])
-    axes.set_xlabel(unit, fontsize=7.5, labelpad=1)
-    _head(axes, "the last step; in words, the median of all", 3)
-    _legend(axes, COLOURS, 2)
-
-
-def _bars(axes: Any, top: float, kinds: list[list[float]], faces: list[str]) -> None:
-    left = [0.0] * len(kinds[0])
-    places = [top + LINE * (rank + 0.5) for rank in range(len(left))]
-    for values, face in zip(kinds, faces, strict=True):
-        axes.barh(places, values, LINE * 0.85, left=left, color=face)
-        left = [low + value for low, value in zip(left, values, strict=True)]
-
-
-def _number(axes: Any, top: float, ranks: int, value: float) -> None:
-    """The largest rank's number, to the right of the bars."""
-    axes.annotate(
-        f"{value:.3g}", (value, top + LINE * ranks / 2), (4, 0), "data", "offset points",
-        fontsize=7.5, va="center",
-    )  # fmt: skip
-
-
-def _mark(axes: Any, top: float, predicted: Sequence[float] | None, scale: float) -> None:
-    """Mark the predicted value of each bar by a black line."""
-    for rank, value in enumerate(predicted or ()):
-        axes.vlines(
-            value * scale, top + LINE * (rank + 0.05), top + LINE * (rank + 0.95), "black",
-            linewidth=1.2,
-        )  # fmt: skip
-
-
-def _unit(largest: float) -> tuple[str, float]:
-    """A unit in which ``largest`` bytes are a short number, and the factor from bytes to it."""
-    for unit, scale in (("GB", 1e-9), ("MB", 1e-6), ("KB", 1e-3)):
-        if largest * scale >= 1:
-            return unit, scale
-    return "bytes", 1.0

@@ -1,4 +1,4 @@
-"""The results of ``compare`` in words: a table, also in Markdown, and what is in it."""
+"""The results of ``compare`` as a table, on the console and in Markdown, with explanations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ def total_bytes(peak_bytes: dict[str, list[int]]) -> list[int]:
 
 
 def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
-    """The comparison as a table: one row for each method, measured and (predicted) values, by
-    family.
+    """The comparison as a table: rows are methods, by family; cells are measured (predicted).
 
-    ``headings`` selects columns of ``CELLS``; all of them if empty.
+    ``headings``: the columns of ``CELLS`` to show; all if empty.
     """
     view = Table()
     headings = headings or list(CELLS)
@@ -30,7 +29,7 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
     rows = report["rows"]
     for family in dict.fromkeys(row["method"] for row in rows):
         members = [row for row in rows if row["method"] == family]
-        alone = len(members) == 1  # then its name is on one line with the family's
+        alone = len(members) == 1  # then the family and the row share one line
         if not alone:
             view.add_row(title(family))
         for row in members:
@@ -41,7 +40,7 @@ def table(report: dict[str, Any], headings: Sequence[str] = ()) -> Table:
 
 
 def subject(report: dict[str, Any]) -> str:
-    """What was trained, and where."""
+    """One line: the task, data, ranks, steps, dtype and world."""
     return (
         f"{report['task']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
@@ -50,12 +49,12 @@ def subject(report: dict[str, Any]) -> str:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """Why methods do not equal serial training on this model, each reason once."""
+    """The reasons why methods do not equal serial training on this model, each once."""
     found: dict[str, list[str]] = {}
     for row in report["rows"]:
         if why := row.get("why_inexact"):
             found.setdefault(why, []).append(label(row))
-    return [f"{', '.join(methods)}: not exact, since {why}" for why, methods in found.items()]
+    return [f"{', '.join(methods)}: not exact: {why}" for why, methods in found.items()]
 
 
 def _both(
@@ -106,7 +105,7 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table, its words, and on what it was measured, as a page in Markdown."""
+    """The table, its explanations, and the computer that was used, as a page in Markdown."""
     headings = list(CELLS)
     host, versions = report["host"], report["versions"]
     lines = [
@@ -133,15 +132,15 @@ def markdown(report: dict[str, Any]) -> str:
     )
     if report["world"] == "mpi" and report["ranks"] > host["cores"]:
         lines.append(
-            f"{report['ranks']} ranks shared {host['cores']} cores, and the predictions of seconds "
-            "and idle time assume one for each rank."
+            f"{report['ranks']} ranks shared {host['cores']} cores; the predictions of seconds and "
+            "idle time assume one core for each rank."
         )
     return "\n".join([*lines, *notes(report)]) + "\n"
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Print the table, in parts if it is wider than the console, what its words mean, and which
-    rows were left out and why."""
+    """Print the table (in parts if it is wider than the console), the explanations, and the rows
+    that were left out, with the reasons."""
     endless = console.options.update(max_width=1000)
     parts: list[list[str]] = [[]]
     for heading in CELLS:

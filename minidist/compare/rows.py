@@ -1,8 +1,8 @@
-"""Which rows a comparison has: names, families, all of them, and a user's own methods.
+"""The rows of a comparison: selected by name, by family, all, or a user's own methods.
 
-A row is "family/variant". ``DOZEN`` has one of each idea. A method of your own is anything that is
-called as ``Method`` is: a subclass, or a ``partial`` of one; beside ours it is a row of the family
-"own".
+A row is named "family/variant". ``DOZEN`` has one row for each idea. Your own method can be any
+function with the arguments of ``Method``: a subclass, or a ``partial`` of one. It becomes a row of
+the family "own".
 
     compare(["default", Mine])                   # or: minidist compare --methods default,my:Mine
 """
@@ -43,7 +43,7 @@ DOZEN = (
 
 
 def rows_of(task: Task, mesh: str = "") -> Rows:
-    """All rows that a task can have; ``mesh``, such as "dp=2,tp=2", adds one for that mesh."""
+    """All rows of a task; ``mesh``, such as "dp=2,tp=2", adds the rows of this mesh."""
     rows = METHODS | PRIVATE_METHODS | (SEQUENCE_METHODS if task.sequences else {})
     if mesh:
         lengths = parse(mesh)
@@ -55,11 +55,11 @@ def rows_of(task: Task, mesh: str = "") -> Rows:
 
 
 def select(methods: Selection, task: Task, mesh: str = "") -> Rows:
-    """The rows that are meant, serial first, then ours in their order, then the user's own.
+    """The selected rows: serial first, then minidist's in their order, then the user's own.
 
-    ``methods``: "default" for a dozen, "all", a family ("zero"), a row ("pipeline/gpipe"), a
-    method's class or what makes one, several of these by name in a mapping, or "module:name" of any
-    of them; several in a list, or in a text with commas. Raises ValueError for unknown names.
+    ``methods``: "default" (``DOZEN``), "all", a family ("zero"), a row ("pipeline/gpipe"), a
+    method's class or a function that makes one, a mapping from names to these, or "module:name" of
+    any of them. Several in a list, or separated by commas. Raises ValueError for unknown names.
     """
     rows = rows_of(task, mesh)
     chosen, own = {"serial"}, Rows()
@@ -88,18 +88,18 @@ def _parts(methods: Selection) -> Iterable[Any]:
     return [methods] if callable(methods) or isinstance(methods, Mapping) else methods
 
 
-def _own(found: Any, said: str) -> Rows:
-    """The rows of what a user has passed in place of a name."""
+def _own(found: Any, named: str) -> Rows:
+    """The rows of a user's own method, or of a mapping of several; ``named``: for messages."""
     if isinstance(found, Mapping):
-        return {f"{OWN}/{name}": _checked(make, said) for name, make in found.items()}
-    make = _checked(found, said)
+        return {f"{OWN}/{name}": _checked(make, named) for name, make in found.items()}
+    make = _checked(found, named)
     plain = make.func if isinstance(make, partial) else make
-    return {f"{OWN}/{getattr(plain, '__name__', said)}": make}
+    return {f"{OWN}/{getattr(plain, '__name__', named)}": make}
 
 
-def _checked(make: Any, said: str) -> Make:
+def _checked(make: Any, named: str) -> Make:
     if not callable(make):
-        raise ValueError(f"{said} is no method: a {type(make).__name__} cannot be called")
+        raise ValueError(f"{named} is no method: a {type(make).__name__} cannot be called")
     checked: Make = make
     return checked
 

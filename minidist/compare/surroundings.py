@@ -1,4 +1,4 @@
-"""On what a comparison ran: cores, versions and the machine, as compare.json records them."""
+"""The computer of a comparison: cores, versions and the machine, as compare.json records them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("numpy", "mpi4py", "cupy")
 
 
 def versions() -> dict[str, str]:
-    """Python and what the numbers depend on, by name, of what is installed."""
+    """The versions of Python and of the installed ``PACKAGES``, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def host() -> dict[str, Any]:
-    """This process's computer: its name, system and processor; the cores that it may use."""
+    """The computer's name, system and processor, and the number of cores this process may use."""
     return {
         "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -37,7 +37,7 @@ def host() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as Linux tells it, or what Python knows."""
+    """The processor's name, from /proc/cpuinfo or else from Python."""
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:
@@ -49,7 +49,7 @@ def processor() -> str:
 
 
 def in_json(machine: Machine) -> dict[str, Any]:
-    """A machine's numbers; what is without limit is None."""
+    """A machine's fields; None for an infinite one."""
     found: dict[str, Any] = {}
     for one in fields(machine):
         value = getattr(machine, one.name)

@@ -1,6 +1,6 @@
-"""What is trained: a model, its data, its optimizer and its loss, the same for all methods.
+"""Tasks: a model with its data, optimizer and loss, the same for all methods.
 
-A task of your own is a ``Task`` too, or a function that returns one:
+Your own task is a ``Task``, or a function that returns one:
 
     from minidist.compare import Task, compare
 
@@ -25,21 +25,21 @@ from minidist.optim import SGD, Optimizer
 
 @dataclass(frozen=True)
 class Task:
-    """``data`` returns (training, test). Every function is called anew for every method."""
+    """``data`` returns (training, test). Every function is called again for every method."""
 
     name: str
     model: Callable[[], Sequential]
     data: Callable[[], tuple[Dataset, Dataset]]
     optimizer: Callable[[], Optimizer]
     loss: Callable[[], Loss] = CrossEntropy
-    sequences: bool = False  # inputs are (batch, length): there are rows that cut the length too
+    sequences: bool = False  # inputs are (batch, length); adds the rows that cut the sequence
 
 
 def residual_mlp(width: int = 96, blocks: int = 7) -> Sequential:
     """An MLP of equal blocks, x + linear(relu(linear(norm(x)))), for images of 28 × 28.
 
-    Methods that keep a part of the model in each rank save memory if no block is much larger than
-    the others; in a plain MLP the first layer is.
+    Methods that keep a part of the model on each rank save memory only if no block is much larger
+    than the others. In a plain MLP the first layer is.
     """
     return Sequential(
         nn.Flatten(),
@@ -89,12 +89,12 @@ TASKS = {
 
 
 def task_of(task: str | Task | Callable[[], Task]) -> Task:
-    """The task that is meant: a name in ``TASKS``, "module:name", or the task itself."""
+    """The task of a name in ``TASKS`` or of "module:name", or ``task`` itself; else ValueError."""
     found: object = task
     if isinstance(task, str):
         if ":" not in task and task not in TASKS:
             raise ValueError(
-                f"unknown task {task!r}: choose one of {', '.join(TASKS)}, or name your own, as "
+                f"unknown task {task!r}: choose one of {', '.join(TASKS)}, or name your own as "
                 "module:name"
             )
         found = TASKS[task] if task in TASKS else load(task)

@@ -1,11 +1,11 @@
-"""Whether a row can be trained at all on so many ranks, before any rank sends a message.
+"""Try each row before the comparison: can it be trained on this number of ranks?
 
-Some methods do not suit some models: PipeDream cannot train a GPT whose table of words is in two
-stages, and a pipeline of eight stages wants eight blocks. A method refuses with an exception; but
-one that only some ranks meet would leave the others waiting. So each row is tried before, in the
-local world, where nobody waits for ever and nothing is sent: ours for a step on arrays without
-numbers, a method or task of the user's own for a step on real ones. What is raised is the reason
-why the row is left out, and the others go on.
+Some methods cannot train some models: PipeDream cannot train a GPT whose embedding is in two
+stages, and a pipeline of eight stages needs eight blocks. A method then raises an exception; but if
+only some ranks raised it, the others would wait. So each row is first tried for a step in the local
+world, where a deadlock is an error and no MPI message is sent. minidist's own rows run on arrays
+that have only shapes, a user's method or task on real arrays. If a row raises an exception, it is
+left out, with the exception as the reason, and the other rows are trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minidist.parallel.simulation import simulate
 def refused(
     rows: Rows, settings: Settings, ranks: int, dtype: DType, local: bool
 ) -> dict[str, str]:
-    """The reason, by row, of those that cannot be trained here. ``local``: in the local world."""
+    """For each row that cannot be trained here, the reason. ``local``: in the local world."""
     training, _ = settings.task.data()
     batches = Batches(training, settings.batch, settings.seed)
     found = {}
@@ -39,7 +39,7 @@ def refused(
             _step(make, settings, batches, ranks, dtype, numbers)
         except Exception as error:
             if type(error) is CommError and not local:
-                continue  # such as: the local world has no MPI library
+                continue  # it may work there: the local world, for example, has no MPI library
             found[key] = reason(error)
     return found
 
@@ -67,7 +67,7 @@ def _step(
 
 
 def reason(error: Exception) -> str:
-    """What an exception says; a refusal in words as it is, another kind with its name."""
+    """An exception's message; with its class, if it is not a refusal."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, Unsupported)):
         return text

@@ -1,6 +1,6 @@
-"""What the words in the table mean, for somebody who meets them there for the first time.
+"""Explanations of the words in the table, for readers who see them for the first time.
 
-``COLUMNS`` explains the headings; ``METHODS`` the families, and the rows of each by what differs.
+``COLUMNS`` explains the headings, ``FAMILIES`` the families, ``VARIANTS`` the rows of a family.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from typing import Any
 COLUMNS = {
     "loss": "the model's error on the last batch: smaller is better",
     "accuracy": "share of the test images, or letters, that are guessed right after the last step",
-    "loss gap": "largest difference to serial's loss over all steps, relative",
-    "parameter gap": "the same of any parameter: of an exact method it is rounding, which a long "
-    "training can enlarge",
+    "loss gap": "largest relative difference to serial's loss, over all steps",
+    "parameter gap": "the same for the parameters; for an exact method it is only rounding, which "
+    "grows in a long training",
     "KB sent a step": "by the rank that sends most, on average",
-    "messages": "that this rank sends a step",
-    "MB held": "by the fullest rank, at most: parameters, gradients, optimizer state, activations "
-    "(what the backward needs of the forward)",
-    "idle": "share of the ranks' time in which they do not compute: they send, or wait",
+    "messages": "sent by this rank in a step",
+    "MB held": "peak of the rank that holds most: parameters, gradients, optimizer state, "
+    "activations (arrays of the forward that the backward needs)",
+    "idle": "share of the ranks' time in which they do not compute, but send or wait",
     "ms a step": "of the slowest rank, median of all steps",
 }
 SIGNS = {
-    "(=)": "the method's formula predicts this very number, on every rank",
-    "(other)": "what is predicted: seconds and idle by simulation, with a core for each rank",
+    "(=)": "the prediction of the method's formula is equal to this number, on every rank",
+    "(other)": "the prediction; of seconds and idle by simulation, with a core for each rank",
 }
 
 FAMILIES = {
-    "serial": "one rank alone: what all others are compared with",
-    "data_parallel": "each rank has the whole model, and its part of each batch; gradients are "
-    "added up",
-    "parameter_server": "a rank has the parameters (the server); the others fetch them and send "
+    "serial": "one rank, without communication; all others are compared with it",
+    "data_parallel": "each rank has the whole model, and a part of each batch; gradients are "
+    "summed",
+    "parameter_server": "one rank has the parameters (the server); the others fetch them and send "
     "gradients",
-    "zero": "as data parallel, but what all ranks would have alike is divided among them (sharded)",
-    "compression": "data parallel that sends less than the gradient",
+    "zero": "as data parallel, but each rank keeps only a part (a shard) of these arrays:",
+    "compression": "data parallel that sends fewer bytes than the gradient has",
     "local_sgd": "each rank trains alone for some steps; then the models are averaged",
-    "gossip": "after each step a rank averages its model with its neighbours', not with all",
+    "gossip": "after each step a rank averages its model with its neighbours only",
     "easgd": "elastic averaging: models are pulled towards a common one",
     "pipeline": "each rank has some of the layers (a stage); a batch passes through in parts "
     "(microbatches)",
-    "tensor": "each layer is cut, and each rank has a slice of it",
-    "mesh": "several at once: the ranks stand in a grid, with a method along each axis",
-    "private": "data parallel whose model does not tell whether any one sample was in the data",
-    "federated": "each client trains on samples of its own for some steps; models are averaged",
-    "own": "methods of your own",
+    "tensor": "each layer is cut, and each rank has a part of it",
+    "mesh": "several at once: the ranks form a grid, with one method along each axis",
+    "private": "data parallel whose model does not reveal whether a sample was in the data",
+    "federated": "each client trains on its own samples for some steps; models are averaged",
+    "own": "your own methods",
 }
 VARIANTS = {
     "data_parallel/per_parameter": "one sum for each parameter",
     "data_parallel/ring": "one sum for all of them, on a ring of ranks",
     "data_parallel/symmetric": "sums in memory that all ranks share, without messages",
-    "data_parallel/overlapped": "sums of a part (a bucket) while the backward goes on",
+    "data_parallel/overlapped": "sums of a part (a bucket) while the backward continues",
     "parameter_server/bsp": "bulk synchronous: every step waits for all workers",
     "parameter_server/bsp_sharded": "the same with two servers, each with a part of the parameters",
     "parameter_server/bsp_colocated": "the same; every rank is a server and a worker",
@@ -61,39 +61,39 @@ VARIANTS = {
     "parameter_server/backup": "the slowest worker's gradient of each step is not waited for",
     "zero/1": "optimizer state",
     "zero/2": "optimizer state and gradients",
-    "zero/3": "and parameters, which are collected layer by layer when needed",
+    "zero/3": "these and parameters, which are gathered block by block when needed",
     "compression/float16": "in 16 bits",
     "compression/bfloat16": "in 16 bits, with float32's range",
     "compression/top_k": "the largest 1 %; the rest is added to the next gradient",
-    "compression/random_k": "10 % of the elements, drawn anew each step",
+    "compression/random_k": "10 % of the elements, chosen at random in each step",
     "compression/sign": "one bit an element",
     "compression/qsgd": "rounded at random to 8 bits",
-    "compression/power_sgd": "two narrow matrices whose product is near the gradient",
+    "compression/power_sgd": "two thin matrices whose product is close to the gradient",
     "local_sgd/average": "the plain average",
-    "local_sgd/diloco": "DiLoCo: an optimizer steps with the average of what the ranks changed",
+    "local_sgd/diloco": "DiLoCo: an optimizer steps with the average of the ranks' changes",
     "gossip/ring": "the two neighbours on a ring",
     "gossip/exponential": "a rank 1, 2, 4, ... places away, in turn",
-    "easgd/sync": "in steps that all make together",
+    "easgd/sync": "all ranks at the same step",
     "pipeline/naive": "one stage works while all others wait",
     "pipeline/gpipe": "all microbatches forward, then all backward",
-    "pipeline/1f1b": "one forward, one backward, in turn: fewer activations are kept",
-    "pipeline/interleaved": "two pieces of the model on each rank: less waiting, more messages",
-    "pipeline/zero_bubble_h1": "gradients of weights are computed while a rank would wait",
-    "pipeline/zero_bubble_v": "the same, on two pieces for each rank, down and up again",
-    "pipeline/pipedream": "stages never wait: each steps at once, with weights of several ages",
+    "pipeline/1f1b": "alternates forward and backward, so fewer activations are kept",
+    "pipeline/interleaved": "two parts of the model on each rank: less waiting, more messages",
+    "pipeline/zero_bubble_h1": "gradients of weights are computed when a rank would wait",
+    "pipeline/zero_bubble_v": "the same, with two parts on each rank, down the ranks and up again",
+    "pipeline/pipedream": "stages step after each microbatch, without waiting, with stale weights",
     "tensor/parallel": "each layer's columns or rows",
-    "tensor/sequence": "and what is between the layers is cut along the sequence",
-    "private/dp_sgd": "each sample's gradient is cut to a length, and noise is added to the sum",
+    "tensor/sequence": "activations between the layers are cut along the sequence too",
+    "private/dp_sgd": "each sample's gradient is clipped, and noise is added to the sum",
     "federated/average": "half of eight clients in each round",
     "federated/prox": "clients are pulled back towards the common model",
-    "federated/private": "what a client changes is cut to a length, and noise is added to the sum",
+    "federated/private": "each client's change is clipped, and noise is added to the sum",
     "mesh/every_axis": "data, pipeline and tensor parallel",
     "mesh/sequence": "the same, and cut along the sequence",
 }
 
 
 def explained(rows: list[dict[str, Any]], headings: list[str]) -> list[tuple[str, str]]:
-    """(word, meaning) of all words in the table of these rows, in its order."""
+    """(word, meaning) of all words in the table of these rows, in the table's order."""
     found = [(heading, COLUMNS[heading]) for heading in headings] + [*SIGNS.items()]
     families = list(dict.fromkeys(row["method"] for row in rows))
     for family in families:

@@ -1,10 +1,9 @@
-"""Make a trained model smaller: prune, quantize, factor, distil; and adapt one with few parameters.
+"""Make a trained model smaller: pruning, quantization, low rank, distillation; and LoRA.
 
 Read in this order: ``pruning.py`` (zeros), ``structured.py`` (smaller arrays), ``affine.py`` and
-``int8.py`` (fewer bits), ``low_rank.py`` (thinner products), ``distillation.py`` (a small model
-learns from a large one), ``lora.py`` (a large model learns something new with few parameters).
-``files.py`` saves all of them. The compression of *gradients* is in
-``parallel/gradient_compression``.
+``int8.py`` (fewer bits), ``low_rank.py`` (thinner matrices), ``distillation.py`` (a small model
+learns from a large one), ``lora.py`` (fine-tuning with few trained parameters). ``files.py`` saves
+all of them. The compression of *gradients* is in ``parallel/gradient_compression``.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     real     low ─────────── 0 ────────────────── high
     code    -128 ─────────── Z ──────────────────  127        8 bits
 
-S is the scale, Z the code of 0: zero must have a code of its own, since padding and ReLUs make many
-zeros. Between low and high the error is at most S/2; what lies outside is clamped. Two kinds:
+S is the scale, Z the code of 0. Zero must be represented exactly, since padding and ReLUs make many
+zeros. Between low and high the error is at most S/2; numbers outside are clamped. Two kinds:
 
     asymmetric   uses all 2ᵇ codes for [low, high]: for activations, which are often all positive
     symmetric    Z = 0, codes -(2ᵇ⁻¹ - 1) to 2ᵇ⁻¹ - 1: for weights, so that products need no Z
@@ -28,7 +28,7 @@ from minidist.engine.array import Array, module_of
 
 @dataclass(frozen=True)
 class Grid:
-    """The real numbers that codes stand for: S · (q - Z), q in [least, most]."""
+    """The real numbers that codes represent: S · (q - Z), q in [least, most]."""
 
     scale: Array  # S > 0
     zero: Array  # Z, whole numbers
@@ -45,11 +45,11 @@ class Grid:
         return self.scale * (q.astype(self.scale.dtype) - self.zero)
 
     def rounded(self, r: Array) -> Array:
-        """``r`` as it is after ``encode`` and ``decode``."""
+        """``r`` after ``encode`` and ``decode``."""
         return self.decode(self.encode(r))
 
     def inside(self, r: Array) -> Array:
-        """Whether each element is in range, so that it is rounded and not clamped."""
+        """Whether each element is in range, so not clamped."""
         q = module_of(r).rint(r / self.scale) + self.zero
         return (self.least <= q) & (q <= self.most)
 
@@ -57,7 +57,8 @@ class Grid:
 def asymmetric(low: Any, high: Any, bits: int = 8) -> Grid:
     """The grid of 2ᵇ codes for [low, high], widened to include 0.
 
-    S = (high - low) / (2ᵇ - 1), Z = round(least - low / S). Of a range of length 0, S is 1.
+    S = (high - low) / (2ᵇ - 1), Z = round(least - low / S). For a range of length 0, S is 1. Raises
+    ValueError unless ``bits`` is 2 to 8.
     """
     least, most = -(1 << _checked(bits) - 1), (1 << bits - 1) - 1
     xp = module_of(low)
@@ -68,7 +69,7 @@ def asymmetric(low: Any, high: Any, bits: int = 8) -> Grid:
 
 
 def symmetric(largest: Any, bits: int = 8) -> Grid:
-    """The grid for [-largest, largest]: Z = 0, S = largest / (2ᵇ⁻¹ - 1); of largest 0, S is 1."""
+    """The grid for [-largest, largest]: Z = 0, S = largest / (2ᵇ⁻¹ - 1), or 1 if largest is 0."""
     most = (1 << _checked(bits) - 1) - 1
     xp = module_of(largest)
     scale = largest / most

@@ -1,18 +1,18 @@
-"""Quantization-aware training: train with the rounding that int8 will do.
+"""Quantization-aware training: train with the rounding of the later int8 model.
 
     forward    x ─ round to codes and back ─▸ x̂ = S · (clamp(round(x / S) + Z) - Z)
     backward   ∂x̂/∂x ≈ 1 where x was in range, 0 where it was clamped
 
-Rounding has the derivative 0 almost everywhere, so nothing would be learned. The straight-through
-estimator takes the derivative of the identity in its place. The weights remain floating numbers
-that small steps can change; what they compute is what the int8 layer will compute.
+The derivative of rounding is 0 almost everywhere, so nothing could be learned. The straight-through
+estimator uses the derivative of the identity instead. Weights stay float, so that small steps can
+change them; the forward computes what the int8 layer will compute.
 
-    prepare    put an ``Aware`` layer around each linear layer and convolution
+    prepare    replaces each linear layer and convolution by an ``Aware`` layer
     train      as usual
-    convert    the int8 layers that compute the same numbers
+    convert    replaces them by int8 layers that compute the same numbers
 
-Ranges: of a weight, its present largest magnitude by channel, at each step; of an input, what
-calibration found in ``prepare``. Memory and time of training: about one more array the size of each
+Ranges: for a weight, its current largest magnitude by channel, in each step; for an input, the
+range that calibration found in ``prepare``. Training needs about one more array of the size of each
 input, and a few passes over it.
 
 Source: Bengio, Léonard, Courville, arXiv 1308.3432, section 4 (straight-through estimator); Jacob
@@ -39,7 +39,7 @@ from minidist.nn.module import Buffer, LayerCost, Module, Shape
 
 
 def fake_quantize(x: Any, grid: Grid) -> Tensor:
-    """x rounded to the grid; the gradient passes straight through where x was in range."""
+    """x rounded to the grid; the gradient is passed on unchanged where x was in range, else 0."""
     x = as_tensor(x)
     y = grid.rounded(x.data).astype(x.dtype, copy=False)
     inside = grid.inside(x.data)
@@ -73,7 +73,7 @@ class Aware(Module):
         )
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """FLOPs of the layer; saves the rounded input and weight, and which of each were inside."""
+        """FLOPs of the layer; saves rounded input and weight, and which elements were in range."""
         inner = self.inner.cost(shape, itemsize)
         elements = int(np.prod(shape)) + int(np.prod(self.inner.weight.declared))
         return LayerCost(
@@ -86,9 +86,10 @@ class Aware(Module):
 
 
 def prepare(model: Module, batches: Iterable[Any], method: str = "range") -> Module:
-    """A new model to train, whose layers round as int8 layers will.
+    """A new model to train, with ``Aware`` layers.
 
-    ``batches``: some inputs, on which the ranges of activations are found; ``method``: how.
+    ``batches``: inputs from which calibration ``method`` finds the ranges of activations. Raises
+    ValueError for an unknown method, and for a model without layers to quantize.
     """
     chosen = calibration(method)
     state, dtype = model.state(), dtype_of(model)
@@ -108,7 +109,10 @@ def prepare(model: Module, batches: Iterable[Any], method: str = "range") -> Mod
 
 
 def convert(model: Module) -> Module:
-    """The int8 model (int8.py) of a model that was made by ``prepare`` and trained."""
+    """The int8 model of a model that was made by ``prepare`` and trained.
+
+    Raises ValueError for a model without ``Aware`` layers.
+    """
     state, dtype = model.state(), dtype_of(model)
     ranges = {
         path: (float(to_host(layer.low.data)[0]), float(to_host(layer.high.data)[0]))

@@ -4,11 +4,11 @@
     percentile      leaves out the 0.05 % at each end: an outlier does not make all steps coarse
     squared error   of 50 narrower ranges, the one with the least mean (r - rounded r)²
 
-A wide range makes every rounding error larger, a narrow one clamps the largest values: squared
-error weighs the two against each other. ``CALIBRATIONS`` has them by name. Each takes rows (n, m)
-and a number of bits, and returns low and high (n,): one row for each channel, or a single one.
+A wide range makes every rounding error larger; a narrow range clamps the largest values. The
+squared error is the best compromise. ``CALIBRATIONS`` has them by name. Each takes rows (n, m), one
+for each channel or a single one, and a number of bits, and returns low and high (n,).
 
-``observe`` records what the layers of a model are given while it runs on some data.
+``observe`` records the inputs of layers while the model runs on some data.
 
 Source: Wu, Judd, Zhang, Isaev, Micikevicius, "Integer quantization for deep learning inference",
 arXiv 2004.09602, section 3.3 (range, percentile); Banner, Nahshan, Hoffer, Soudry, arXiv
@@ -31,9 +31,9 @@ from minidist.nn.module import Module
 Range = tuple[np.ndarray, np.ndarray]
 Calibration = Callable[[np.ndarray, int], Range]
 
-PERCENT = 99.9  # of the values that the percentile's range covers
-FRACTIONS = np.linspace(0.02, 1, 50)  # of the range, tried for the least squared error
-SAMPLE = 1 << 18  # values of a layer's input that are looked at
+PERCENT = 99.9  # percent of the values that the percentile's range covers
+FRACTIONS = np.linspace(0.02, 1, 50)  # of the range; those tried for the least squared error
+SAMPLE = 1 << 18  # largest number of values kept of one input of a layer
 
 
 def by_range(rows: np.ndarray, bits: int) -> Range:
@@ -73,7 +73,7 @@ CALIBRATIONS: dict[str, Calibration] = {
 
 
 def calibration(name: str) -> Calibration:
-    """The calibration of this name; ValueError if there is none."""
+    """The calibration of this name. Raises ValueError if there is none."""
     if name not in CALIBRATIONS:
         raise ValueError(f"no calibration {name!r}: choose one of {', '.join(CALIBRATIONS)}")
     return CALIBRATIONS[name]
@@ -82,7 +82,7 @@ def calibration(name: str) -> Calibration:
 def weight_grid(rows: np.ndarray, name: str = "range", bits: int = 8) -> Grid:
     """The symmetric grid of each row of weights (n, m): S and Z are (n,)."""
     chosen = calibration(name)
-    if chosen is by_squared_error:  # with the grid that will be used
+    if chosen is by_squared_error:  # the error of the symmetric grid, which will be used
         widest = np.abs(rows).max(axis=1, keepdims=True)
         pairs = np.concatenate([-widest, widest, rows], axis=1)  # so that low = -high
         low, high = _least_error(pairs, lambda low, high: symmetric(high, bits))
@@ -92,10 +92,10 @@ def weight_grid(rows: np.ndarray, name: str = "range", bits: int = 8) -> Grid:
 
 
 def observe(model: Module, paths: Iterable[str], batches: Iterable[Any]) -> dict[str, np.ndarray]:
-    """Values that the layers at ``paths`` are given: by path, a 1-D sample of their inputs.
+    """A 1-D sample of the inputs of the layers at ``paths``, by path.
 
-    ``batches`` are inputs of the model. Of a long input every k-th value is taken. Computed as in
-    evaluation; the model is not changed.
+    ``batches`` are inputs of the model. Of a long input every k-th value is kept. The model runs in
+    evaluation mode and is not changed. Raises ValueError if no data reaches a layer.
     """
     modules = model.named_modules()
     seen: dict[str, list[np.ndarray]] = {path: [] for path in paths}

@@ -1,12 +1,12 @@
-"""Choose among compressed models by what is wanted, with a limit on what may be lost.
+"""Choose the best compressed model for a goal, with a limit on the loss of quality.
 
-    smaller file     the fewest bytes on disk
-    less memory      the fewest bytes of parameters and buffers
-    faster here      the fewest measured seconds: on this machine, with this library
+    file      the fewest bytes on disk
+    memory    the fewest bytes of parameters and buffers
+    speed     the fewest measured seconds, on this machine
 
-Of the models that lose at most ``lose`` (points of accuracy, or nats), the one that is best by the
-goal; the original itself if no other is better. By time, one that is less than a tenth faster is
-not taken for faster: repeated measurements differ by as much.
+Only models that lose at most ``lose`` (points of accuracy, or nats) are considered. If none is
+better, the original is chosen. Faster means at least a tenth faster, because repeated measurements
+differ by nearly as much.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def choose(report: dict[str, Any], goal: str, lose: float) -> dict[str, Any]:
     if goal not in GOALS:
         raise ValueError(f"unknown goal {goal!r}: choose one of {', '.join(GOALS)}")
     if not lose >= 0:
-        raise ValueError(f"what may be lost must be at least 0, not {lose}")
+        raise ValueError(f"lose must be at least 0, not {lose}")
     what = GOALS[goal]
     original, *others = report["rows"]
     good = [

@@ -1,17 +1,15 @@
 """Distillation: a small model learns the outputs of a large one.
 
-    teacher's logits z_t:  shirt 4.1   coat 3.6   bag -2 ...      the label says only: shirt
+    teacher's logits z_t:  shirt 4.1   coat 3.6   bag -2 ...      the label contains only: shirt
 
     L = (1 - λ) · CE(y, softmax(z)) + λ · T² · CE(softmax(z_t / T), softmax(z / T))
 
-The teacher's probabilities say more than the label: that this shirt looks like a coat, and not like
-a bag. The temperature T makes small probabilities larger, so that they count. T² keeps the size
-of the second part's gradient when T changes (it falls with 1/T²). With λ = 0 this is ordinary
-training.
+The teacher's probabilities contain more than the label: this shirt resembles a coat, but not a bag.
+The temperature T makes small probabilities larger, so that they have an effect. The gradient of the
+second term falls with 1/T²; the factor T² corrects this. With λ = 0 this is ordinary training.
 
-Both parts are divided by ``count``, the number of targets in the global batch, as in all losses.
-A step costs one forward of the teacher more. The teacher sees what the student sees: the same
-augmented images.
+Both terms are divided by ``count``, the number of targets in the global batch, as in all losses. A
+step needs one more forward, of the teacher, on the same (augmented) images.
 
 Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531,
 section 2.
@@ -32,7 +30,8 @@ from minidist.ops.operands import ShapeError
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, count: float) -> Tensor:
     """T² · Σ -softmax(z_t / T) · log softmax(z / T) / count; both logits (..., classes).
 
-    The gradient with respect to z is T (softmax(z / T) - softmax(z_t / T)) / count.
+    The gradient with respect to z is T (softmax(z / T) - softmax(z_t / T)) / count. Raises
+    ShapeError for logits of different shapes, ValueError for a temperature of 0 or below.
     """
     if logits.shape != teacher.shape:
         raise ShapeError(
@@ -46,9 +45,9 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, coun
 
 
 class Distillation:
-    """The loss of a student on a batch: ``loss(student, batch)``, a scalar to go backward from.
+    """The loss of a student on a batch: ``loss(student, batch)``, a scalar.
 
-    ``weight`` is λ, the teacher's share, and ``temperature`` T.
+    ``weight`` is λ, the weight of the teacher's term, in [0, 1]; ``temperature`` is T.
     """
 
     def __init__(self, teacher: Module, temperature: float = 4.0, weight: float = 0.9) -> None:

@@ -1,12 +1,12 @@
-"""The comparison: one trained model, made smaller in every way, each measured in the same manner.
+"""Compare compressed models: one trained model, made smaller by each recipe, and measured.
 
     trained model ─┬─ recipe ─▸ smaller model ─ quality before ─▸ fine-tuning ─ quality after
                    ├─ recipe ─▸ ...
-                   ╰─ ...                            then all of them: bytes, FLOPs, seconds
+                   ╰─ ...                            then measure all: bytes, FLOPs, seconds
 
-A recipe is two functions: ``make`` returns a new model from the trained one, and ``tune`` trains it
-further. Quality is the accuracy of a classifier in percent, or the loss of a language model in
-nats, on data that training has not seen.
+A recipe has two functions: ``make`` returns a new model from the trained one, and ``tune``
+fine-tunes it. Quality is the accuracy of a classifier in percent, or the loss of a language model
+in nats, on held-out data.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from minidist.nn.layers import Sequential
 from minidist.nn.losses import CrossEntropy
 from minidist.nn.module import Module
 
-Said = Callable[[str, int, int, float], None]  # what is trained, steps done, steps in all, loss
+Report = Callable[[str, int, int, float], None]  # name of the model, steps done, all steps, loss
 
 
 @dataclass(frozen=True)
 class CompressTask:
-    """A model, its data, and how it is trained and judged."""
+    """A model, its data, and how it is trained and evaluated."""
 
     name: str
     model: Callable[[], Sequential]
-    small: Callable[[], Sequential]  # of the same inputs and outputs: a student
+    small: Callable[[], Sequential]  # a student, with the same inputs and outputs
     data: Callable[[], tuple[Dataset, Dataset]]
     batch: int
     lr: float
     quality: str  # "accuracy", in percent, or "nats"
     augment: Augment | None = None
-    timed: int = 100  # samples of a forward that is timed
+    timed: int = 100  # samples in a forward that is timed
 
     def batches(self, seed: int) -> Batches:
         return Batches(self.data()[0], self.batch, seed, self.augment)
@@ -72,7 +72,7 @@ CONTEXT = 128
 
 
 def _text() -> tuple[Dataset, Dataset]:
-    """Every window for training; every fourth for the test, which is enough to judge."""
+    """(training, test): every window for training, fewer for the test."""
     training, test = shakespeare(CONTEXT, stride=1)
     return training, token_windows(
         test.name, test.inputs.tokens, CONTEXT, test.classes, stride=4 * CONTEXT
@@ -97,17 +97,17 @@ COMPRESS_TASKS = {
 
 
 class Tools:
-    """What recipes need: the task, inputs for calibration, and a loop to train with."""
+    """For recipes: the task, inputs for calibration, and the training loop."""
 
-    def __init__(self, task: CompressTask, steps: int, seed: int, said: Said | None) -> None:
-        self.task, self.steps, self.seed, self.said = task, steps, seed, said
-        self.name = ""  # of the recipe that is at work
+    def __init__(self, task: CompressTask, steps: int, seed: int, report: Report | None) -> None:
+        self.task, self.steps, self.seed, self.report = task, steps, seed, report
+        self.name = ""  # of the current recipe
         self.batches = task.batches(seed)
         self.calibration = [self.batches[step].inputs for step in range(4)]
 
     def progress(self) -> Progress | None:
-        said, name = self.said, self.name
-        return None if said is None else lambda *numbers: said(name, *numbers)
+        report, name = self.report, self.name
+        return None if report is None else lambda *numbers: report(name, *numbers)
 
     def fit(self, model: Module, share: float = 0.3, **more: Any) -> Module:
         """Fine-tune in place, with a ``share`` of the learning rate that trained the model."""
@@ -119,7 +119,7 @@ class Tools:
 class Recipe:
     """A way to make a model smaller: ``make(trained, tools)``, and ``tune(model, trained, tools)``.
 
-    Without ``tune``, the model is not trained further.
+    Without ``tune``, the model is not fine-tuned.
     """
 
     name: str
@@ -157,7 +157,7 @@ def _tune(model: Module, trained: Module, tools: Tools) -> Module:
 
 
 def _taught(model: Module, trained: Module, tools: Tools) -> Module:
-    """With the original as teacher: a model that has lost much learns more from it."""
+    """Fine-tune with the original as teacher, which helps a model that has lost much quality."""
     return tools.fit(model, 1.0, loss=Distillation(trained))
 
 
@@ -197,12 +197,15 @@ RECIPES = [
 
 
 def _row(name: str, before: float | None, after: float) -> dict[str, Any]:
-    """``before`` and ``after`` fine-tuning; before is None where there is none."""
+    """The quality ``before`` and ``after`` fine-tuning; before is None if there is no tuning."""
     return {"name": name, "before": before, "after": after}
 
 
 def _recipes(names: str) -> list[Recipe]:
-    """The recipes whose name has one of the ``names``, separated by commas; "all" are all."""
+    """The recipes whose name contains one of the ``names``, separated by commas; "all" for all.
+
+    Raises ValueError for a name that matches none.
+    """
     wanted = [name.strip() for name in names.split(",")]
     for one in wanted:
         if one != "all" and not any(one and one in recipe.name for recipe in RECIPES):
@@ -218,13 +221,14 @@ def compress(
     steps: int = 400,
     trained: dict[str, np.ndarray] | None = None,
     seed: int = 0,
-    said: Said | None = None,
+    said: Report | None = None,
 ) -> tuple[dict[str, Any], dict[str, Module]]:
     """Run the comparison; returns the report (the content of compress.json) and models by name.
 
-    ``names``: recipes separated by commas, each a part of a name, or "all". ``trained``: the
-    parameters of a trained model; without it, one is trained for ``train_steps``. ``steps``: of
-    fine-tuning, the same for each recipe. Raises ValueError for unknown names.
+    ``names``: parts of recipes' names, separated by commas, or "all". ``trained``: the parameters
+    of a trained model; None: train one for ``train_steps``. ``steps``: of fine-tuning, for each
+    recipe. ``said``: called after each step, with the model's name. Raises ValueError for unknown
+    names.
     """
     if task not in COMPRESS_TASKS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(COMPRESS_TASKS)}")

@@ -1,18 +1,18 @@
 """Save a compressed model as safetensors, and load it again, bit for bit.
 
     save("small.safetensors", model)
-    model = load("small.safetensors", cnn())     # the model that it was made from, declared
+    model = load("small.safetensors", cnn())     # the original model, declared
 
-The file has the model's arrays and, as metadata, what differs from the original: which layers were
-replaced by which, with what settings, and how many heads are left. Shapes are those of the arrays.
+The file has the model's arrays. Its metadata has the differences to the original: the layers that
+were replaced, with their settings, and the numbers of heads. Shapes follow from the arrays.
 
-An array with many zeros is stored without them, as one bit for each element and the other
-elements, if that takes fewer bytes:
+If it takes fewer bytes, an array with many zeros is stored as one bit for each element, and the
+elements that are not zero:
 
     w = 0.9 0 0 0.4  →  w:mask = 1 0 0 1,  w:values = 0.9 0.4          n / 8 + 4 · nonzero bytes
 
-"Zero" here means all bits zero, so -0.0 is stored as it is. safetensors contains no code; what the
-metadata asks for is looked up in ``LAYERS`` and refused if it is not there.
+"Zero" here means that all bits are zero, so -0.0 is kept. safetensors contains no code; layers in
+the metadata are looked up in ``LAYERS``, and others are refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from minidist.nn.module import Module
 
 KEY = "minidist.compress"
 
-# How a layer is made again, from the one that it replaced and its settings.
+# How to make a layer again, from the one that it replaced and its settings.
 LAYERS: dict[str, Callable[..., Module]] = {
     "Int8Linear": lambda old, **settings: Int8Linear(**settings),
     "Int8Conv2d": lambda old, **settings: Int8Conv2d(**settings),
@@ -50,7 +50,7 @@ LAYERS: dict[str, Callable[..., Module]] = {
 
 
 class FileError(ValueError):
-    """A file that ``save`` has not written, or that belongs to another model."""
+    """The file was not written by ``save``, is damaged, or belongs to another model."""
 
 
 def to_bytes(model: Module) -> bytes:
@@ -91,13 +91,16 @@ def save(path: str | Path, model: Module) -> Path:
 
 
 def parameters(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a model that ``save``, or any other safetensors writer, has written whole."""
+    """The arrays of a model in a file of ``save``, or in any other safetensors file.
+
+    Raises FileError for a file that cannot be read.
+    """
     tensors, metadata = _read(path)
     return tensors if metadata is None else _unpacked(tensors, json.loads(metadata)["packed"])
 
 
 def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The arrays of a safetensors file, and what ``save`` wrote about them."""
+    """The arrays of a safetensors file, and the metadata of ``save`` (None if it has none)."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = (file.metadata() or {}).get(KEY)
@@ -109,14 +112,14 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:
 
 
 def load(path: str | Path, model: Module) -> Module:
-    """The saved model, from ``model``: the declared one that it was made from.
+    """The saved model. ``model``: the original model, declared.
 
-    Raises FileError, with what is wrong, if the file is damaged, was not written by ``save``, or
-    belongs to another model.
+    Raises FileError if the file is damaged, was not written by ``save``, or belongs to another
+    model.
     """
     tensors, metadata = _read(path)
     if metadata is None:
-        raise FileError(f"{path} has no {KEY!r} metadata: minidist.compress.save has not made it")
+        raise FileError(f"{path} has no {KEY!r} metadata: minidist.compress.save did not write it")
     try:
         what = json.loads(metadata)
         state = _unpacked(tensors, what["packed"])
@@ -134,7 +137,7 @@ def load(path: str | Path, model: Module) -> Module:
 
 def _replace(model: Module, place: str, kind: str, settings: dict[str, Any]) -> None:
     if kind not in LAYERS:
-        raise ValueError(f"layer {place} is a {kind!r}, which is none of {', '.join(LAYERS)}")
+        raise ValueError(f"layer {place} is a {kind!r}, which is not one of {', '.join(LAYERS)}")
     found = []
 
     def change(path: str, layer: Module) -> Module | None:
@@ -151,7 +154,7 @@ def _replace(model: Module, place: str, kind: str, settings: dict[str, Any]) -> 
 def _unpacked(
     tensors: dict[str, np.ndarray], packed: dict[str, list[int]]
 ) -> dict[str, np.ndarray]:
-    """The arrays with their zeros again."""
+    """The arrays, with the zeros that were left out."""
     for name, shape in packed.items():
         bits, kept = tensors.pop(f"{name}:mask"), tensors.pop(f"{name}:values")
         values = np.zeros(int(np.prod(shape)), kept.dtype)

@@ -1,4 +1,4 @@
-"""Gradual pruning: remove weights little by little during training, fast at first, then slowly.
+"""Gradual pruning: remove weights during training, many at first, then fewer and fewer.
 
     share ▏          ▁▁▂▂▃▃▃▃    sₜ = s_f + (s_i - s_f) · (1 - (t - t₀) / (n Δt))³
           ▏     ▂▄▅▆▇████████    for t = t₀, t₀ + Δt, ..., t₀ + n Δt; constant after that
@@ -7,9 +7,9 @@
           ╰──────────────────    two prunings, n: how many follow the first one
                           step
 
-Early on there are many weights that the model can do without; later each removal costs more, and
-the model needs steps in between to recover. The masks are chosen anew each time. A pruned weight
-has magnitude 0, so it stays pruned.
+At first many weights are unnecessary; later each removal costs more, and the model needs steps in
+between to recover. The masks are computed again each time. A pruned weight has magnitude 0, so it
+stays pruned.
 
 Source: Zhu, Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
 compression", arXiv 1710.01878, section 3, equation 1.

@@ -1,16 +1,16 @@
-"""Weight-only quantization in groups: int8 or int4 codes, a scale for each group of weights.
+"""Weight-only quantization in groups: int8 or int4 codes, with a scale for each group of weights.
 
     a column of a weight (inputs, outputs)      group 0          group 1
     codes                                    7 -3  0 ... 5 │ 1  7 -2 ... 4        4 bits each
     scales                                       0.021     │     0.083           float32
 
-A scale covers ``group`` weights of one output, so one large weight makes only its own group coarse:
-that makes 4 bits enough. The activations stay floating numbers, and need no calibration. Bits for
-each weight: b + 32 / group; int4 in groups of 32 takes 5, a sixth of float32.
+A scale is used by ``group`` weights of one output. So one large weight makes only its own group
+coarse, and 4 bits are enough. Activations stay float and need no calibration. Bits for each weight:
+b + 32 / group; int4 in groups of 32 takes 5, about a sixth of float32.
 
-In memory the codes stay packed, two int4 codes a byte. Each forward turns them into floats again:
-that costs time here. Where a model is read from memory for each token (large models, small
-batches), it saves time, because fewer bytes are read.
+In memory two int4 codes share a byte. Each forward converts them to floats, which costs time here.
+If the speed is limited by reading weights from memory (large models, small batches), a fused kernel
+saves time, because fewer bytes are read.
 
 Source: Shen et al., "Q-BERT", arXiv 1909.05840, section 3.2 (groups); Frantar et al., "GPTQ", arXiv
 2210.17323, section 2 (weights only; here they are only rounded to nearest).
@@ -36,7 +36,8 @@ from minidist.nn.module import Buffer, LayerCost, Module, Shape
 class GroupedLinear(Module):
     """A linear layer whose weight is stored as int8 or int4 codes, in groups along the inputs.
 
-    A gradient passes through to its input, but the weight and the bias are not trained.
+    The input gets a gradient; weight and bias are not trained. Raises ValueError for other bits,
+    for groups that do not divide the inputs, and for 4 bits with an odd number of outputs.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class GroupedLinear(Module):
         }
 
     def weight(self) -> Array:
-        """The weight as floating numbers: (inputs, outputs)."""
+        """The weight as floats: (inputs, outputs)."""
         codes = unpack4(self.codes.data) if self.bits == 4 else self.codes.data
         scale = self.scale.data
         groups, outputs = scale.shape
@@ -122,9 +123,9 @@ def quantize_weights(
 ) -> Module:
     """A new model whose linear layers store int8 or int4 codes in groups.
 
-    ``where(path)`` selects layers. ``method``: how the range of a group is found, see
+    ``where(path)`` selects layers. ``method``: the calibration of a group's range, see
     calibration.py. Raises ValueError, with the layer's name, if ``group`` does not divide a layer's
-    inputs.
+    inputs; and if no layer is selected.
     """
     state = model.state()
     dtype = dtype_of(model)

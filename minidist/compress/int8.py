@@ -1,19 +1,19 @@
-"""Layers that compute with int8: codes of weights and activations, sums in whole numbers.
+"""Layers that compute with int8: codes of weights and activations, sums of integers.
 
 With weights w = S_w q_w (symmetric) and inputs x = S_x (q_x - Z_x), a linear layer is
 
     y = x w + b = S_x S_w · Σ (q_x - Z_x) q_w + b
-                            ╰── whole numbers ──╯
+                            ╰──── integers ─────╯
 
 The sum is exact, so an int8 layer gives the same bits in any order of addition. S_w is one number
-for the layer ("per tensor") or one for each output channel ("per channel"): then one large channel
-does not make the steps of all others coarse. S_x and Z_x come from calibration on some data. A
-convolution is the same sum over patches; its padding, real 0, is Z_x.
+for the layer ("per tensor"), or one for each output channel ("per channel"), so that one large
+channel does not make all others coarse. S_x and Z_x come from calibration on some data. A
+convolution is the same sum over patches; the code of its padding (real 0) is Z_x.
 
-Memory: one byte a weight in place of four. Time: a processor with int8 instructions computes this
-up to four times faster than float32. NumPy does not use them, so here the codes are converted
-to floating point before the product, and int8 is *slower* than float32. The sum of whole numbers is
-exact in float32 as long as it is below 2²⁴: for up to 518 products of 255 · 127 (float64 beyond).
+Memory: one byte a weight instead of four. Time: a processor with int8 instructions computes this up
+to four times faster than float32. NumPy does not use them; here codes are converted to floating
+point before the product, so int8 is *slower* than float32. A sum of integers is exact in float32 if
+it is below 2²⁴, so for up to 518 products of 255 · 127; for more products float64 is used.
 
 Source: Jacob et al., arXiv 1712.05877, section 2.2; per channel: Krishnamoorthi, "Quantizing deep
 convolutional networks for efficient inference", arXiv 1806.08342, section 2.4.
@@ -41,7 +41,7 @@ LARGEST = 255 * 127  # of a product (q_x - Z_x) · q_w
 
 
 class Int8Layer(Module):
-    """What both layers share: codes of the weights, their scales, and the grid of the inputs."""
+    """Base of both layers: codes of the weights, their scales, and the grid of the inputs."""
 
     def __init__(self, shape: Shape, outputs: int, bias: bool, per_channel: bool) -> None:
         self.outputs = outputs
@@ -52,7 +52,10 @@ class Int8Layer(Module):
         self.bias = Buffer((outputs,), 0) if bias else None
 
     def centred(self, x: Any) -> Array:
-        """q_x - Z_x of the input, as floating numbers in which the sums are exact."""
+        """q_x - Z_x of the input, in a float dtype in which the sums are exact.
+
+        Raises TypeError if the input needs a gradient.
+        """
         x = as_tensor(x)
         if x.node is not None:
             raise TypeError(
@@ -184,7 +187,7 @@ def channels_back(rows: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def quantizable(model: Module) -> dict[str, Linear | Conv2d]:
-    """The linear layers and convolutions of a model, by name."""
+    """The linear layers and convolutions of a model, by name. Raises ValueError if it has none."""
     found = model.named_modules().items()
     layers = {path: layer for path, layer in found if isinstance(layer, (Linear, Conv2d))}
     if not layers:
@@ -201,9 +204,10 @@ def quantize_int8(
 ) -> Module:
     """A new model whose linear layers and convolutions compute with int8.
 
-    ``batches``: some inputs of the model, on which the ranges of activations are found by
-    ``method``; ``weight_method`` is that of the weights: "range", "percentile" or "squared error".
-    Norms, embeddings and biases remain floating numbers. See calibration.py.
+    ``batches``: inputs of the model, from which calibration ``method`` finds the ranges of
+    activations. ``weight_method``: the calibration of weights. Both are "range", "percentile" or
+    "squared error": see calibration.py. Norms, embeddings and biases stay float. Raises ValueError
+    for an unknown method, and for a model without layers to quantize.
     """
     chosen = calibration(method)
     values = observe(model, quantizable(model), batches)
@@ -220,7 +224,7 @@ def with_ranges(
     per_channel: bool = True,
     weight_method: str = "range",
 ) -> Module:
-    """``quantize_int8`` with the range of each layer's input already known."""
+    """``quantize_int8`` with given ranges of the layers' inputs, (low, high) by name."""
     state = model.state()
     dtype = dtype_of(model)
 

@@ -1,17 +1,17 @@
-"""LoRA: adapt a trained model to something new by training a few added weights; the rest is frozen.
+"""LoRA: fine-tune a trained model by training a few added weights; all others are frozen.
 
     y = x W + (α / r) · (x A) B        W (i, o) frozen;  A (i, r) and B (r, o) trained
 
-A starts random and B at zero, so the adapted model begins as exactly the trained one. What is
-trained is r (i + o) numbers a layer in place of i · o, and so are the gradients, the optimizer's
-state, and the bytes that data parallelism sends: with p ranks and a ring, 2 (p - 1) / p times the
-*trained* parameters. The forward still needs W. Afterwards ``merge`` adds (α / r) A B to W, and the
-model is as fast and as large as before.
+A starts random and B at zero, so the adapted model starts equal to the trained one. A layer has
+r (i + o) trained parameters in place of i · o. Gradients, optimizer state and the bytes of data
+parallelism shrink in the same proportion: with p ranks a ring sends 2 (p - 1) / p times the bytes
+of the *trained* parameters. The forward still needs W. Afterwards ``merge`` adds (α / r) A B to W,
+so the final model is as fast and as large as the original.
 
     model = adapt(gpt(63), rank=4)                     # declared; the rest is frozen
     method = DataParallel(model, loss, optimizer, comm)
     method.load_parameters(method.parameters() | adapted_names(model, trained))
-    ...                                                # train: every method that can freeze
+    ...                                                # train, by any method that supports freezing
     merged = merge(gpt(63), method.parameters(), alpha=8)
 
 Source: Hu et al., "LoRA: low-rank adaptation of large language models", arXiv 2106.09685,
@@ -34,7 +34,10 @@ from minidist.nn.module import LayerCost, Module, Parameter, Shape
 
 
 class LoRA(Module):
-    """A linear layer and its low-rank correction: x W + b + (α / r) (x A) B."""
+    """A linear layer with a low-rank correction: x W + b + (α / r) (x A) B.
+
+    Raises ValueError for a rank above that of W, or an alpha of 0 or below.
+    """
 
     def __init__(self, inner: Linear, rank: int, alpha: float) -> None:
         inputs, outputs = inner.weight.declared
@@ -60,7 +63,7 @@ class LoRA(Module):
         return self.inner(x) + ops.linear(low, self.B)  # (.., r) @ (r, o) -> (.., o)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """The frozen product has no gradient of its weight; x and x A are saved."""
+        """Saves x and x A; the frozen weight has no gradient."""
         inner = self.inner.cost(shape, itemsize)
         inputs, rank = self.A.declared
         rows = int(np.prod(shape[:-1]))
@@ -88,10 +91,10 @@ def adapt(
     alpha: float = 8.0,
     where: Callable[[str], bool] = lambda path: True,
 ) -> Module:
-    """Put LoRA around the linear layers of a declared model, in place, and freeze all the rest.
+    """Add LoRA to the linear layers of a declared model, in place, and freeze all other parameters.
 
     ``where(path)`` selects layers. Raises ValueError if none is selected, or if the model is
-    initialised already.
+    initialised or adapted already.
     """
     if model.initialised:
         raise ValueError(
@@ -119,7 +122,7 @@ def adapt(
 
 
 def adapted_names(model: Module, trained: Values) -> dict[str, np.ndarray]:
-    """The parameters of a trained model under the names that they have in ``adapt``'s model."""
+    """The parameters of a trained model, under their names in the adapted ``model``."""
     inside = _layers(model)
     renamed = {}
     for name, values in trained.items():
@@ -129,7 +132,7 @@ def adapted_names(model: Module, trained: Values) -> dict[str, np.ndarray]:
 
 
 def merge(plain: Module, adapted: Values, alpha: float = 8.0) -> Module:
-    """``plain``, a declared model, with W + (α / r) A B of each layer that has an A and a B.
+    """Initialise ``plain``, a declared model, with the weights W + (α / r) A B.
 
     ``adapted``: the parameters of a model made by ``adapt`` with this ``alpha``.
     """

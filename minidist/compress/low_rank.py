@@ -3,12 +3,12 @@
     W (i, o) = U Σ Vᵀ ≈ (U_r Σ_r) (V_rᵀ) = A (i, r) · B (r, o)
 
 Of all matrices of rank r, this one has the least squared error, Σ_{k>r} σ_k² (Eckart and Young,
-1936). The product x A B needs r (i + o) weights and as many multiply-adds a row, in place of i · o:
-that is less if r < i o / (i + o). A convolution is cut in the same way: its kernels as a matrix
-(c · k · k, o) become r kernels and then a 1 × 1 convolution that mixes their results.
+1936). The product x A B needs r (i + o) weights, and as many multiply-adds a row, in place of
+i · o; this is less if r < i o / (i + o). A convolution is factored in the same way: its kernels, as
+a matrix (c · k · k, o), become r kernels, followed by a 1 × 1 convolution.
 
-Layers of trained networks are often nearly of low rank, though less so if the network is small.
-Fine-tuning afterwards wins back most of what is lost.
+Layers of large trained networks often have nearly low rank. Fine-tuning afterwards regains most of
+the lost quality.
 
 Source: Denton, Zaremba, Bruna, LeCun, Fergus, "Exploiting linear structure within convolutional
 networks", arXiv 1404.0736; Jaderberg, Vedaldi, Zisserman, arXiv 1405.3866, section 2.
@@ -30,7 +30,7 @@ from minidist.nn.module import LayerCost, Module, Shape, in_a_row
 
 
 class Factored(Module):
-    """Two layers of rank r in place of one: first to r outputs, then to all."""
+    """Two layers in place of one: the first has r outputs, the second all."""
 
     def __init__(self, first: Linear | Conv2d, second: Linear | Conv2d, rank: int) -> None:
         self.first, self.second, self.rank = first, second, rank
@@ -65,7 +65,7 @@ def factored(layer: Linear | Conv2d, rank: int) -> Factored:
 def truncated(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """A (i, r) and B (r, o) with the least squared error |A B - matrix|²; in float64.
 
-    √Σ goes to each of the two, so that their sizes are alike and both train at one learning rate.
+    Each gets a factor √Σ, so that both have similar magnitudes and can use the same learning rate.
     """
     U, sigma, Vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     root = np.sqrt(sigma[:rank])
@@ -73,7 +73,7 @@ def truncated(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_for(matrix: np.ndarray, energy: float) -> int:
-    """The smallest rank whose singular values have the share ``energy`` of Σ σ²."""
+    """The smallest rank whose singular values have at least the share ``energy`` of Σ σ²."""
     squares = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
     return int(np.searchsorted(np.cumsum(squares), energy * squares.sum() * (1 - 1e-12))) + 1
 
@@ -84,10 +84,11 @@ def factor(
     energy: float | None = None,
     where: Callable[[str], bool] = lambda path: True,
 ) -> Module:
-    """A new model whose layers are factored, each where that has fewer weights.
+    """A new model in which each layer that gets smaller by it is factored.
 
     Give either ``rank``, or ``energy``: the share of the squared singular values to keep.
-    ``where(path)`` selects layers. Raises ValueError if no selected layer gets smaller.
+    ``where(path)`` selects layers. Raises ValueError for a rank or energy out of range, and if no
+    selected layer gets smaller.
     """
     if (rank is None) == (energy is None):
         raise ValueError("factor: give either rank or energy")

@@ -1,8 +1,8 @@
-"""What a model takes: bytes on disk and in memory, parameters, FLOPs, and measured seconds.
+"""The size and speed of a model: bytes on disk and in memory, parameters, FLOPs, seconds.
 
 bytes on disk     of the file that ``save`` writes
-bytes in memory   of all parameters and buffers: what must be there to compute an answer
-parameters        weights that are not zero; codes count as the weights that they stand for
+bytes in memory   of all parameters and buffers
+parameters        weights that are not zero; a code counts as one weight
 FLOPs             of one sample's forward, by ``Module.cost``: zeros are multiplied too
 seconds           of one sample's forward, measured: median of several on a whole batch
 """
@@ -26,7 +26,7 @@ from minidist.nn.module import Module
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one model takes: bytes on disk, bytes in memory, parameters, FLOPs of a sample."""
+    """The sizes of one model: bytes on disk, bytes in memory, parameters, FLOPs of a sample."""
 
     disk: int
     memory: int
@@ -35,7 +35,7 @@ class Sizes:
 
 
 def count_parameters(model: Module) -> int:
-    """Weights and biases that are not zero, as numbers or as codes; scales are not counted."""
+    """The number of weights and biases (or codes) that are not zero; scales are not counted."""
     arrays = [parameter.data for parameter in model.parameters()]
     for layer in model.named_modules().values():
         if isinstance(layer, (Int8Layer, GroupedLinear)):
@@ -46,7 +46,7 @@ def count_parameters(model: Module) -> int:
 
 
 def sizes(model: Any, shape: tuple[int, ...]) -> Sizes:
-    """What an initialised model takes; ``shape`` is that of one sample."""
+    """The sizes of an initialised model; ``shape`` is that of one sample."""
     return Sizes(
         disk=len(to_bytes(model)),
         memory=sum(array.nbytes for array in model.state().values()),
@@ -56,9 +56,9 @@ def sizes(model: Any, shape: tuple[int, ...]) -> Sizes:
 
 
 def seconds_a_sample(models: list[Any], inputs: Any, repeats: int = 7) -> list[float]:
-    """Median seconds of each model's forward, by sample.
+    """Median seconds of each model's forward, divided by the number of samples.
 
-    The models take turns, so that a change in the machine's load meets them all.
+    The models are timed in turn, so that a change in the machine's load affects all.
     """
     times: list[list[float]] = [[] for _ in models]
     with no_grad():

@@ -2,18 +2,17 @@
 
     w = 0.9  -0.02  0.4   0.01        mask = 1 0 1 0        w ⊙ mask = 0.9  0  0.4  0
 
-A share s of the weights of linear layers and convolutions is zero afterwards, those with the
-smallest |w|; biases, norms and embeddings are left alone. The others are then trained further
-("fine-tuned"), and after each step of the optimizer ``apply_masks`` sets the pruned ones to zero
-again:
+A share s of the weights of linear layers and convolutions becomes zero: those with the smallest
+|w|. Biases, norms and embeddings are not pruned. Then the model is fine-tuned; after each step of
+the optimizer ``apply_masks`` sets the pruned weights to zero again:
 
     w ← (w - lr · g) ⊙ mask
 
-``scope="model"`` compares all weights of the model with one threshold, so a layer that has many
-small weights loses more of them; ``scope="layer"`` removes the same share of each.
+``scope="model"`` uses one threshold for all weights of the model, so a layer with many small
+weights loses more of them; ``scope="layer"`` removes the same share of each layer.
 
-What it costs and gains: the arrays keep their size, so memory and time are the same. NumPy's
-products multiply the zeros too. Only the file gets smaller, if it does not store zeros (files.py).
+The arrays keep their size, so memory and time do not change: NumPy's products multiply the zeros
+too. Only a file that does not store zeros gets smaller (files.py).
 
 Source: Han, Pool, Tran, Dally, "Learning both weights and connections for efficient neural
 networks", arXiv 1506.02626, section 3.
@@ -30,7 +29,7 @@ from minidist.nn.convolution import Conv2d
 from minidist.nn.layers import Linear
 from minidist.nn.module import Module, Parameter
 
-Masks = dict[str, Array]  # by parameter: True where a weight is kept, of the parameter's shape
+Masks = dict[str, Array]  # by parameter, with its shape: True where a weight is kept
 
 
 def prunable(model: Module) -> dict[str, Parameter]:
@@ -46,11 +45,11 @@ def prunable(model: Module) -> dict[str, Parameter]:
 def magnitude_masks(
     model: Module, share: float, scope: Literal["model", "layer"] = "model"
 ) -> Masks:
-    """Masks that remove a ``share`` of the weights, those of the smallest magnitude.
+    """Masks that remove a ``share`` of the weights, those with the smallest magnitude.
 
-    Of n weights, round(share · n) are removed. Among equal magnitudes the first ones are removed,
-    so that all ranks with the same weights get the same masks. Raises ValueError if the share is
-    not in [0, 1), or if the model has no weights to prune.
+    Of n weights, round(share · n) are removed. Of equal magnitudes the first ones are removed, so
+    ranks with the same weights get the same masks. Raises ValueError for a share outside [0, 1),
+    another scope, NaN weights, or a model without weights to prune.
 
     >>> from minidist.nn import Linear
     >>> masks = magnitude_masks(Linear(10, 10).init(0), 0.9)
@@ -78,7 +77,7 @@ def magnitude_masks(
 
 
 def _largest(magnitudes: np.ndarray, share: float) -> np.ndarray:
-    """True for all but a ``share`` of the elements, the smallest."""
+    """False for the smallest ``share`` of the elements, True for the others."""
     if np.isnan(magnitudes).any():
         raise ValueError("magnitude_masks: some weights are NaN: training has diverged")
     kept = np.ones(magnitudes.size, bool)

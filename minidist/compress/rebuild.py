@@ -1,8 +1,8 @@
 """Copies of a model with other layers, or with arrays of other shapes.
 
-A model is declared first and then initialised in one flat array, so that its arrays cannot change
-their length. Each way of compressing therefore returns a *new* model: a declared copy, changed as
-needed, initialised, and loaded with values.
+An initialised model has one flat array, so its arrays cannot change their sizes. Each way of
+compressing therefore returns a *new* model: a declared copy, which is changed, initialised and
+loaded with values.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Values = Mapping[str, np.ndarray]
 
 
 def declared(model: Module, shapes: Mapping[str, Shape] | None = None) -> Module:
-    """A copy of ``model`` that is declared only, whose parameters and buffers have these shapes.
+    """A declared copy of ``model``, whose parameters and buffers have these ``shapes``, by name.
 
-    What ``shapes`` does not name keeps its shape. A parameter that several layers share is shared
-    in the copy too.
+    Arrays that ``shapes`` does not name keep their shapes. A parameter that several layers share is
+    shared in the copy too.
     """
     shapes = shapes or {}
     new = copy.deepcopy(model)
@@ -44,7 +44,7 @@ def declared(model: Module, shapes: Mapping[str, Shape] | None = None) -> Module
         return made[id(old)]
 
     for module in new.named_modules().values():
-        for name in ("flat", "fixed"):  # declared only: its parts may be exchanged again
+        for name in ("flat", "fixed"):  # so that layers can be replaced again
             vars(module).pop(name, None)
         if isinstance(module, Sequential):
             module.blocks.fixed = False
@@ -56,9 +56,9 @@ def declared(model: Module, shapes: Mapping[str, Shape] | None = None) -> Module
 
 
 def exchange(model: Module, change: Callable[[str, Module], Module | None]) -> Module:
-    """Put ``change(path, layer)`` in the place of each inner layer, where it is not None.
+    """Replace each inner layer by ``change(path, layer)``, unless that is None.
 
-    Changes a declared model in place and returns it. ``path`` is the layer's full name.
+    Changes a declared model in place and returns it. ``path``: the layer's full name.
     """
 
     def visit(module: Module, prefix: str) -> None:
@@ -84,7 +84,7 @@ def exchange(model: Module, change: Callable[[str, Module], Module | None]) -> M
 
 
 def filled(model: Module, values: Values, dtype: Any = None) -> Module:
-    """Initialise a declared model and load ``values``: exactly its names and shapes."""
+    """Initialise a declared model and load ``values``, which must have its names and shapes."""
     return model.init(0, dtype).load(dict(values))
 
 

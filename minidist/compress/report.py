@@ -16,7 +16,7 @@ from minidist.nn.module import Module
 from minidist.plots import save as save_figure
 
 UNITS = {"accuracy": "points", "nats": "nats"}
-ALLOWED = {"accuracy": 1.0, "nats": 0.05}  # what may be lost, if the user says nothing
+ALLOWED = {"accuracy": 1.0, "nats": 0.05}  # default limits of the loss of quality
 
 
 def quality(report: dict[str, Any], value: float | None) -> str:
@@ -26,10 +26,10 @@ def quality(report: dict[str, Any], value: float | None) -> str:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """One row for each model; in brackets, the original divided by it."""
+    """One row for each model; in brackets, the original's value divided by the model's."""
     view = Table(
         title=f"{report['task']} on {report['dataset']}, {report['steps']} steps of fine-tuning",
-        caption="(×) how many times less than the original; seconds measured here",
+        caption="(×) the original's value divided by this; seconds are measured on this machine",
     )
     view.add_column("model")
     shown = report["quality"] if report["quality"] == "nats" else "accuracy"
@@ -60,24 +60,24 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def allowed(report: dict[str, Any], lose: float | None) -> float:
-    """What may be lost: ``lose``, or ALLOWED if it is None."""
+    """The limit of the loss of quality: ``lose``, or its default if None."""
     return ALLOWED[report["quality"]] if lose is None else lose
 
 
 def advice(report: dict[str, Any], lose: float | None = None) -> list[str]:
-    """A sentence for each goal: which model to take."""
+    """For each goal, a line with the best model."""
     lose = allowed(report, lose)
     lines = []
     for goal, what in GOALS.items():
         row, first = choose(report, goal, lose), report["rows"][0]
-        gain = f"{first[what] / row[what]:.1f} times less" if row is not first else "nothing gains"
+        gain = f"{first[what] / row[what]:.1f} times less" if row is not first else "none is better"
         unit = UNITS[report["quality"]]
         lines.append(f"{goal}, losing at most {lose:g} {unit}: {row['name']} ({gain})")
     return lines
 
 
 def draw(report: dict[str, Any], path: str | Path) -> Path:
-    """Quality against bytes on disk and against time: what lies up and to the left is better."""
+    """Draw quality against bytes on disk and against time; models to the top left are better."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.4), layout="constrained")
@@ -97,7 +97,7 @@ def draw(report: dict[str, Any], path: str | Path) -> Path:
         axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-    # What is far below the others would press them together: the scale shows the results.
+    # The scale covers the results; qualities before tuning may be far outside.
     results = [row["after"] for row in rows]
     spread = max(max(results) - min(results), 0.01)
     low, high = min(results) - 0.6 * spread, max(results) + 0.25 * spread
@@ -117,7 +117,7 @@ def file_of(name: str) -> str:
 
 
 def save(report: dict[str, Any], models: Mapping[str, Module], folder: str | Path) -> list[Path]:
-    """Write compress.json, compress.png, and each model, to a folder; returns all paths."""
+    """Write compress.json, compress.png and each model into ``folder``; returns all paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = folder / "compress.json"

@@ -1,16 +1,16 @@
-"""Structured pruning: remove whole channels, hidden units and heads, so that arrays shrink.
+"""Structured pruning: remove whole channels, hidden units and heads, so that arrays get smaller.
 
     conv (16, 1, 3, 3) → conv (32, 16, 3, 3) → linear (1568, 128)
                 half of the channels of both:
     conv ( 8, 1, 3, 3) → conv (16,  8, 3, 3) → linear ( 784, 128)
 
-A unit that is zero in a large array costs as much as any other; a unit that is not there costs
-nothing. With a share r of the units kept before and after a layer, it keeps r² of its parameters
-and FLOPs, in memory, on disk and on every machine. That is coarser than removing single weights, so
-more accuracy is lost for the same number of parameters, and fine-tuning matters more.
+Zeros in a large array cost as much as other numbers; a removed unit costs nothing. If a share r of
+the units before and after a layer is kept, the layer keeps r² of its parameters and FLOPs, in
+memory, on disk and on every machine. Removing whole units is coarser than removing single weights,
+so more accuracy is lost for the same number of parameters, and fine-tuning is more important.
 
-A unit's score is the L1 norm of the weights that compute it, Σ|w|: the filters with the smallest
-sums are removed. Which arrays have to be cut is in ``units.py``.
+A unit's score is the L1 norm of the weights that compute it, Σ|w|; units with the smallest scores
+are removed. ``units.py`` finds the arrays to cut.
 
 Source: Li, Kadav, Durdanovic, Samet, Graf, "Pruning filters for efficient ConvNets",
 arXiv 1608.08710, section 3.1; heads: Michel, Levy, Neubig, "Are sixteen heads really better than
@@ -30,11 +30,11 @@ from minidist.nn.module import Module
 
 
 def keep_largest(model: Module, keep: float | Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The units of each layer to keep, in order: those with the largest Σ|w|.
+    """For each layer the indices of the units to keep, sorted: those with the largest Σ|w|.
 
-    ``keep`` is a share of the units of every layer, or the number for each layer by name; layers
-    that a mapping does not name are left whole. Raises ValueError if a share of a layer's units is
-    not a whole number, and KeyError for a layer that has no units.
+    ``keep``: a share of the units of every layer, or the number for each layer by name; layers that
+    a mapping does not name keep all. Raises ValueError if a share of a layer's units is not an
+    integer, or there are no units; KeyError for a layer without units.
     """
     groups = find_units(model)
     if not groups:
@@ -76,9 +76,9 @@ def _largest(units: Units, count: int, state: dict[str, np.ndarray]) -> np.ndarr
 
 
 def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
-    """A new model that has only the ``kept`` units of each layer, with smaller arrays.
+    """A new, smaller model with only the ``kept`` units of each layer.
 
-    Its outputs are those of ``model`` with the other units' outputs set to zero.
+    Its outputs equal those of ``model`` with the outputs of the other units set to zero.
 
     >>> from minidist.models import cnn
     >>> model = cnn(16).init(0)
@@ -103,10 +103,10 @@ def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
 
 
 def set_heads(model: Module, heads: Mapping[str, tuple[int, int]]) -> None:
-    """Set the numbers of heads and groups of attention layers, by name, of a declared model."""
+    """Set the numbers of (heads, groups) of a declared model's attention layers, by name."""
 
     def change(path: str, layer: Module) -> None:
         if path in heads and isinstance(layer, CausalSelfAttention):
             layer.heads, layer.groups = heads[path]
 
-    exchange(model, change)  # changes nothing else
+    exchange(model, change)  # visits all layers; replaces none

@@ -1,7 +1,8 @@
-"""Train, or train further: the loop that the comparison of compressed models uses for all of them.
+"""The training loop of the comparison of compressed models.
 
-AdamW with warm-up and a cosine, and clipping, as in lesson 4. What differs is passed: the loss
-(distillation has a teacher), and what to do after each step (pruning sets weights to zero).
+AdamW with warm-up, a cosine schedule and clipping, as in lesson 4. Two arguments differ between
+recipes: the loss (distillation has a teacher), and a function to call after each step (pruning sets
+weights to zero).
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Which slices of which arrays belong to one unit: a channel, a hidden unit, or a head.
+"""The slices of arrays that belong to one unit: a channel, a hidden unit, or a head.
 
-To remove one output of a layer, its weights go, and so do the weights of the next layer that read
-it. Structured pruning therefore has to know what reads what:
+To remove an output of a layer, its weights are removed, and also the weights of the next layer that
+read it. So structured pruning must know which weights read which units:
 
     conv 1: kernel j, bias j  ──channel j──▸  conv 2: the input channel j of every kernel
     conv 2: kernel j, bias j  ──channel j──▸  linear: the rows of all pixels of channel j
     up:     column j, bias j  ──hidden j──▸   down: row j
     qkv:    columns of head j ──head j──▸     out: the rows of head j
 
-A ``Cut`` says where the units lie along one axis of one array; ``Units`` has all the cuts of a
-group of units. The outputs of a model, and what is added to a residual stream, are no units: their
-number is fixed by others.
+A ``Cut`` has the indices of the units along one axis of one array; ``Units`` has all cuts of a
+layer's units. The outputs of a model, and arrays that are added to a residual stream, are not
+units, because other layers fix their number.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from minidist.nn.layers import Flatten, Linear, Sequential
 from minidist.nn.module import Module
 from minidist.nn.normalization import BatchNorm
 
-# Layers that compute each unit's output from the same unit alone.
+# Layers that compute each unit's output from this unit only.
 UNIT_BY_UNIT = (ReLU, Tanh, Sigmoid, GELU, SiLU, Dropout, MaxPool2d, AvgPool2d)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Units along ``axis`` of array ``name``: unit i is at the indices ``places[i]``."""
+    """Units along ``axis`` of array ``name``: unit i has the indices ``places[i]``."""
 
     name: str
     axis: int
@@ -45,7 +45,7 @@ class Cut:
 class Units:
     """The channels, hidden units or heads of ``layer``.
 
-    ``own`` are the arrays that compute them, ``readers`` those of the next layer that read them.
+    ``own``: the arrays that compute them; ``readers``: those of the next layer that read them.
     """
 
     layer: str
@@ -61,8 +61,8 @@ class Units:
 def find_units(model: Module) -> dict[str, Units]:
     """All units that can be removed, by the name of the layer that computes them.
 
-    Finds layers in a row (``Sequential``), heads of ``CausalSelfAttention``, and the hidden units
-    of GPT's blocks. A convolution in groups is left whole.
+    Finds outputs of consecutive layers in a ``Sequential``, heads of ``CausalSelfAttention``, and
+    hidden units of GPT's blocks. Grouped convolutions have none.
     """
     found = [
         units
@@ -88,7 +88,7 @@ def _inside(module: Module, prefix: str) -> Iterator[Units]:
 
 
 def _in_a_row(model: Sequential, prefix: str) -> Iterator[Units]:
-    """Units of a layer that the next layer reads, with nothing but UNIT_BY_UNIT between them."""
+    """Units of a layer that the next layer reads, with only UNIT_BY_UNIT layers between."""
     maker: tuple[str, Linear | Conv2d] | None = None
     own: list[Cut] = []
     for name, block in model.blocks.items():
@@ -98,7 +98,7 @@ def _in_a_row(model: Sequential, prefix: str) -> Iterator[Units]:
                 units = _outputs(maker[1])
                 axis = 0 if isinstance(block, Linear) else 1
                 inputs = block.weight.declared[axis]
-                # After Flatten, a channel is inputs / units numbers side by side.
+                # After Flatten, a channel has inputs / units consecutive features.
                 places = np.arange(inputs).reshape(units, -1)
                 kind = "channel" if isinstance(maker[1], Conv2d) else "hidden unit"
                 yield Units(maker[0], kind, tuple(own), (Cut(f"{path}.weight", axis, places),))
@@ -112,7 +112,7 @@ def _in_a_row(model: Sequential, prefix: str) -> Iterator[Units]:
 
 
 def _heads(attention: CausalSelfAttention, prefix: str) -> Units:
-    """A unit is a head of keys and values with the query heads that use it."""
+    """The units of an attention layer: a head of keys and values with the query heads using it."""
     heads, groups = attention.heads, attention.groups
     packed = attention.qkv.weight.declared[1]
     d = packed // (heads + 2 * groups)
@@ -125,7 +125,7 @@ def _heads(attention: CausalSelfAttention, prefix: str) -> Units:
 
 
 def _plain(*layers: Module) -> bool:
-    """Whether these are linear layers, and not what has taken their place."""
+    """Whether all are linear layers: another layer may have replaced one."""
     return all(isinstance(layer, Linear) for layer in layers)
 
 

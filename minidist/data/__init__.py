@@ -1,4 +1,4 @@
-"""Datasets that ship with the package, a user's own files, and batches keyed by (seed, step)."""
+"""Datasets of the package, datasets from a user's files, and batches keyed by (seed, step)."""
 
 from minidist.data.augment import Augment
 from minidist.data.batches import Batches

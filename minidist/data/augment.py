@@ -1,7 +1,6 @@
 """Augmentation: change images a little at random, so that a small dataset gives more variety.
 
-The random numbers are an argument, one row for each sample. ``Batch`` draws them, and decides what
-they are keyed by. This file is plain arithmetic on arrays.
+The random numbers are an argument, one row for each sample; ``Batch`` draws them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Augment:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1 or self.shift < 0:
             raise ValueError(
-                f"Augment: flip is a probability and shift at least 0, not {self.flip} "
+                f"Augment: flip must be a probability and shift at least 0, not {self.flip} "
                 f"and {self.shift}"
             )
 

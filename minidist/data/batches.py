@@ -1,7 +1,7 @@
 """Batches keyed by (seed, step): a stream of global batches that is the same on every rank.
 
 batches = Batches(dataset, 128, seed=0)
-batches[step]                        any step, in any order: nothing is remembered
+batches[step]                        any step, in any order
 len(batches)                         steps in an epoch
 for batch in batches.epoch(0):       one epoch, each sample once
 """
@@ -20,17 +20,17 @@ from minidist.engine.seeds import generator
 
 __all__ = ["LISTED", "Batch", "Batches", "Dataset"]
 
-LISTED = 1 << 24  # up to so many samples the order is stored as a list, of at most 128 MB
+LISTED = 1 << 24  # samples, up to which the order is stored as an array, of at most 128 MB
 
 
 class Batches:
     """An endless stream of global batches: ``batches[step]`` is the same on every rank.
 
-    ``dataset`` may be a pair of arrays, (inputs, targets). Each epoch is a new
-    permutation, keyed by (seed, epoch); its last batch is shorter if ``size`` does not divide the
-    dataset. ``augment`` changes the inputs at random, keyed by (seed, step, position in the global
-    batch). The order of more than ``LISTED`` samples is computed, not stored, so the dataset may
-    be larger than memory.
+    ``dataset`` may be a pair of arrays, (inputs, targets). Each epoch is a new permutation, keyed
+    by (seed, epoch); its last batch is shorter if ``size`` does not divide the dataset. ``augment``
+    changes the inputs at random, keyed by (seed, step, position in the global batch). For more than
+    ``LISTED`` samples the order is computed, not stored, so the dataset may be larger than memory.
+    Raises TypeError for another kind of dataset, ValueError for a size that does not fit.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Batches:
                 f"{type(dataset).__name__}"
             )
         if not isinstance(size, (int, np.integer)):
-            raise TypeError(f"a batch has a whole number of samples, not {size!r}")
+            raise TypeError(f"the batch size must be an integer, not {size!r}")
         if not 1 <= size <= len(dataset):
             raise ValueError(f"batch size {size} is not in [1, {len(dataset)}], the dataset's size")
         self.dataset = dataset
@@ -60,11 +60,11 @@ class Batches:
         self._order: np.ndarray | Permutation = np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        """Steps in an epoch. There is a batch for every step, also of later epochs."""
+        """Steps in an epoch. ``batches[step]`` also takes steps of later epochs."""
         return self.steps_per_epoch
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0: each sample once, in an order of its own.
+        """The batches of one epoch, counted from 0: each sample once, in the epoch's random order.
 
         >>> batches = Batches((np.zeros((5, 2)), np.zeros(5, int)), 2)
         >>> [len(batch) for batch in batches.epoch(0)], len(batches)
@@ -75,7 +75,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         raise TypeError(
-            "which epoch? Each has an order of its own: `for batch in batches.epoch(0)`, or "
+            "which epoch? Each has another order: use `for batch in batches.epoch(0)`, or "
             "batches[step] for any step of any epoch"
         )
 

@@ -1,18 +1,18 @@
-"""Clients: who owns which samples, where data stays with the people that it comes from.
+"""Clients of federated learning: which client owns each sample of a dataset.
 
     owner of sample 0, 1, 2, ...     3 0 0 2 3 1 ...        a client's number for each sample
 
-Phones and hospitals do not hold a random sample of all data. Two ways to share a dataset out:
+In practice a client (a phone, a hospital) does not have a random part of all data. Two ways to
+divide a dataset:
 
-    evenly(dataset, 10)               at random: every client's data looks like everybody's
-    by_dirichlet(dataset, 10, 0.3)    skewed: each client has much of few classes, and the clients
-                                      have unequal amounts
+    evenly(dataset, 10)               at random: all clients have similar data
+    by_dirichlet(dataset, 10, 0.3)    skewed: each client has most of its samples from few classes,
+                                      and the clients have unequal numbers of samples
 
-For each class c the second draws the share that each client gets of it, (p_1, ..., p_K) from a
-Dirichlet distribution with all parameters α. A small α gives nearly all of a class to one client;
-with α → ∞ all shares are 1/K. Yurochkin et al., "Bayesian nonparametric federated learning of
-neural networks", ICML 2019 (arXiv 1905.12022), section 4. Draws are keyed by (seed, what), so all
-ranks share out alike without a message.
+For each class the second draws the clients' shares (p_1, ..., p_K) from a Dirichlet distribution
+with all parameters α. A small α gives nearly all of a class to one client; with α → ∞ all shares
+are 1/K. Yurochkin et al., "Bayesian nonparametric federated learning of neural networks", ICML 2019
+(arXiv 1905.12022), section 4. Draws are keyed by the seed, so all ranks get the same clients.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from minidist.engine.seeds import generator
 class Clients:
     """``owner`` (n,): the client, 0 ... count - 1, of each sample of a dataset.
 
+    Raises TypeError or ValueError for owners that are no such numbers.
+
     >>> clients = Clients(np.array([0, 2, 2, 0, 1]), 3)
     >>> clients.samples(2)
     array([1, 2])
@@ -43,7 +45,7 @@ class Clients:
         owner = np.asarray(self.owner)
         if owner.ndim != 1 or owner.dtype.kind not in "iu":
             raise TypeError(
-                "clients: the owners are one whole number a sample, not "
+                "clients: owner must be an array with one integer for each sample, not "
                 f"{owner.dtype} of shape {owner.shape}"
             )
         if owner.size and not (owner.min() >= 0 and owner.max() < self.count):
@@ -58,11 +60,11 @@ class Clients:
         return np.flatnonzero(self.owner == client)
 
     def sizes(self) -> np.ndarray:
-        """How many samples each client owns: (count,)."""
+        """The number of samples of each client: (count,)."""
         return np.bincount(self.owner, minlength=self.count)
 
     def places(self, indices: np.ndarray) -> list[np.ndarray]:
-        """For each client, where its samples stand among ``indices`` of the dataset."""
+        """For each client, the positions of its samples in ``indices``."""
         owner = self.owner[indices]
         order = np.argsort(owner, kind="stable")
         ends = np.cumsum(np.bincount(owner, minlength=self.count))
@@ -70,20 +72,23 @@ class Clients:
 
 
 def evenly(dataset: Dataset, count: int, seed: int = 0) -> Clients:
-    """Equal amounts of random samples; the first clients have one more if that does not divide."""
+    """Clients with equal numbers of random samples, as far as ``count`` divides them.
+
+    Raises ValueError if a client gets no data.
+    """
     check_count(count)
     owner = np.empty(len(dataset), np.int64)
     owner[generator(seed, "clients", "evenly").permutation(len(dataset))] = (
         np.arange(len(dataset)) * count // max(1, len(dataset))
     )
-    return having_data(Clients(owner, count), dataset, "take fewer clients")
+    return having_data(Clients(owner, count), dataset, "use fewer clients")
 
 
 def by_dirichlet(dataset: Dataset, count: int, alpha: float, seed: int = 0) -> Clients:
-    """Label-skewed clients of unequal sizes: the smaller ``alpha``, the more skewed.
+    """Label-skewed clients of unequal sizes: a smaller ``alpha`` gives more skew.
 
-    Raises ValueError if a client is left without data: take a larger alpha, fewer clients, or
-    another seed. Targets must be class numbers, one a sample.
+    Targets must be class numbers, one for each sample. Raises TypeError for other targets,
+    ValueError if a client gets no data.
     """
     check_count(count)
     if not alpha > 0 or not np.isfinite(alpha):
@@ -92,8 +97,8 @@ def by_dirichlet(dataset: Dataset, count: int, alpha: float, seed: int = 0) -> C
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
         raise TypeError(
             f"by_dirichlet: dataset {dataset.name} has targets {targets.dtype} of shape "
-            f"{targets.shape}, and clients are skewed by class numbers, one a sample: "
-            "take evenly(dataset, count), or Clients(owner, count)"
+            f"{targets.shape}, but class numbers, one for each sample, are needed: use "
+            "evenly(dataset, count), or Clients(owner, count)"
         )
     owner = np.empty(len(dataset), np.int64)
     for label in np.unique(targets):
@@ -103,19 +108,19 @@ def by_dirichlet(dataset: Dataset, count: int, alpha: float, seed: int = 0) -> C
         ends = np.round(np.cumsum(shares) * len(where)).astype(int)
         owner[where] = np.searchsorted(ends, np.arange(len(where)), side="right").clip(0, count - 1)
     return having_data(
-        Clients(owner, count), dataset, f"take a larger alpha than {alpha}, fewer clients or "
+        Clients(owner, count), dataset, f"use a larger alpha than {alpha}, fewer clients or "
         "another seed"
     )  # fmt: skip
 
 
 def check_count(count: int) -> None:
-    """Raise ValueError unless this is a number of clients."""
+    """Raise ValueError unless ``count`` is an integer of at least 1."""
     if not isinstance(count, (int, np.integer)) or count < 1:
-        raise ValueError(f"clients: their number is a whole number, at least 1, not {count!r}")
+        raise ValueError(f"clients: their number must be an integer ≥ 1, not {count!r}")
 
 
 def having_data(clients: Clients, dataset: Dataset, instead: str) -> Clients:
-    """The clients; ValueError if one has no data."""
+    """``clients``. Raises ValueError if one has no data."""
     empty = np.flatnonzero(clients.sizes() == 0)
     if len(empty):
         some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")

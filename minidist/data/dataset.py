@@ -1,11 +1,11 @@
-"""Datasets, and batches of them: by index, read only when a sample is needed.
+"""Datasets and batches: samples are read only when they are needed.
 
-A ``Batch`` stores the *indices* of its samples. So all ranks agree on the global batch without a
+A ``Batch`` stores the *indices* of its samples. So all ranks can make the global batch without a
 message, and a rank that takes ``batch.shard(rank, size)`` reads only its shard. Shards and
-microbatches may have uneven sizes; each knows its global batch, whose targets its loss is divided
-by, and its position in it, by which random draws are keyed.
+microbatches may have uneven sizes. Each knows its global batch, because its loss is divided by the
+number of targets there; and its position in it, which keys random draws.
 
-Inputs and targets keep their kind:
+Kinds of inputs and targets:
 
     stored            inputs become            targets become
     integers          the same integers        int64: classes, tokens
@@ -37,10 +37,11 @@ Samples = Any  # has a shape, a length and [array of indices]: an array, a memor
 class Dataset:
     """Samples in memory or memory-mapped: ``inputs`` (n, ...) and ``targets`` (n, ...).
 
-    ``classes``: how many there are, if targets are class numbers; None if they are numbers.
-    ``prepare`` turns the raw inputs of a batch into what the model takes, for example uint8
-    pixels into floats. ``encode`` and ``decode`` convert text to tokens and back, if the data is
-    text. Which targets are padding, only the loss knows: ``CrossEntropy(ignore_index=-1)``.
+    ``classes``: the number of classes, if targets are class numbers; else None. ``prepare`` turns
+    the raw inputs of a batch into the model's input, for example uint8 pixels into floats.
+    ``encode`` and ``decode`` convert text to tokens and back, if the data is text. Targets that are
+    padding are a setting of the loss: ``CrossEntropy(ignore_index=-1)``. Raises TypeError or
+    ValueError for arrays that do not fit.
 
     >>> x = np.linspace(0, 1, 6).reshape(6, 1)
     >>> Dataset("squares", x, x**2).batch([1, 5]).targets
@@ -60,7 +61,7 @@ class Dataset:
     def __post_init__(self, ignore: int | None) -> None:
         if ignore is not None:
             raise TypeError(
-                f"dataset {self.name}: ignore={ignore} is the loss's to know, so that loss, "
+                f"dataset {self.name}: ignore={ignore} is a setting of the loss, so that loss, "
                 f"accuracy and count ignore the same targets: CrossEntropy(ignore_index={ignore})"
             )
         for what in ("inputs", "targets"):
@@ -69,7 +70,7 @@ class Dataset:
             kind = getattr(getattr(getattr(self, what), "dtype", None), "kind", None)
             if kind is not None and kind not in "iufb":
                 raise TypeError(
-                    f"dataset {self.name}: {what} of dtype {getattr(self, what).dtype} are no "
+                    f"dataset {self.name}: {what} of dtype {getattr(self, what).dtype} are not "
                     "numbers: encode them as integers or floats first"
                 )
         if len(self.inputs) != len(self.targets):
@@ -90,25 +91,25 @@ class Dataset:
 
     @cached_property
     def prepared(self) -> np.ndarray:
-        """No samples, prepared: the shape and dtype of what the model takes, without reading."""
-        none = np.empty(0, np.int64)  # of rows that say no dtype, none is read
+        """An empty prepared batch: the dtype and shape of the model's input, without reading."""
+        none = np.empty(0, np.int64)  # if the inputs have no dtype, reads 0 rows to find it
         dtype = getattr(self.inputs, "dtype", None) or self.inputs[none].dtype
         return self.prepare(np.empty((0, *self.input_shape), dtype))
 
     def inputs_for(self, raw: Any) -> Array:
-        """What a model takes, of raw samples like ``inputs``: (n, *input_shape), or one sample.
+        """The model's input for raw samples (n, *input_shape), or for one sample.
 
-        ``prepare``d, floats in the default dtype, on the default device; one sample gets a batch
-        axis. Batches prepare their inputs in this way, and so must whoever predicts: a model is
-        only right for inputs like those it was trained on.
+        It is ``prepare``d, with floats in the default dtype, on the default device; one sample gets
+        a batch axis. Use this for predictions: a model needs inputs that are prepared as in
+        training.
 
         >>> pixels = Dataset("grey", np.zeros((9, 2, 2), np.uint8), np.zeros(9, int), 2,
         ...                  prepare=lambda raw: raw / 255)
         >>> pixels.inputs_for(np.full((2, 2), 51, np.uint8)).tolist()  # one image
         [[[0.20000000298023224, 0.20000000298023224], [0.20000000298023224, 0.20000000298023224]]]
 
-        Raises ValueError for another shape, TypeError for floats if the raw samples are integers:
-        they have been prepared already.
+        Raises ValueError for another shape, TypeError for floats if the raw samples are integers,
+        since these are probably prepared already.
         """
         raw = raw if hasattr(raw, "shape") else np.asarray(raw)
         if raw.shape == self.input_shape:
@@ -121,8 +122,8 @@ class Dataset:
         stored = getattr(self.inputs, "dtype", raw.dtype)
         if raw.dtype.kind == "f" and stored.kind in "iu":
             raise TypeError(
-                f"dataset {self.name}: raw samples are {stored}, and these {raw.dtype}: have "
-                "they been prepared already? Then the model takes them as they are"
+                f"dataset {self.name}: raw samples are {stored}, and these {raw.dtype}: if they "
+                "are prepared already, pass them to the model directly"
             )
         if stored.kind == "f":
             raw = raw.astype(stored, copy=False)
@@ -141,9 +142,10 @@ class Dataset:
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two datasets, (training, held-out), chosen at random by ``seed``; both in memory.
+        """Two datasets in memory, (training, held-out), chosen at random by ``seed``.
 
-        Not for windows of a text, because windows overlap: use ``split_tokens`` on the text.
+        Do not use it for windows of a text, which overlap: use ``split_tokens`` on the text. Raises
+        ValueError if one side would be empty.
         """
         count = round(len(self) * held_out)
         if not 0 < count < len(self):
@@ -160,11 +162,11 @@ class Dataset:
 class Batch:
     """Part of a dataset, by index: a global batch, or a shard or microbatch of one.
 
-    ``first`` is the position of its first sample in the global batch. Random draws for a sample
-    are keyed by its position, so a shard draws exactly the numbers that serial training draws for
-    the same samples: in a loop of your own, ``with draws(seed, step, part.positions):`` around the
-    forward. ``seed`` and ``step`` say where the batch is from, and key what ``augment`` draws;
-    nothing of a training step depends on them, so a batch may be stepped on again.
+    ``first`` is the position of its first sample in the global batch. Random draws for a sample are
+    keyed by its position, so a shard draws the same numbers as serial training does for its
+    samples. (In your own loop, use ``with draws(seed, step, part.positions):`` around the forward.)
+    ``seed`` and ``step`` key only the draws of ``augment``; a method has its own, so the same batch
+    can be used in several steps.
     """
 
     dataset: Dataset
@@ -214,16 +216,16 @@ class Batch:
         return arrays.to_device(self.raw_targets.astype(dtype, copy=False))
 
     def count(self, loss: Any) -> float:
-        """By how much ``loss`` of any part of the *global* batch is divided: see nn/loss.py.
+        """The divisor of ``loss`` for any part of the *global* batch: see nn/loss.py.
 
-        The same for all parts of a batch, so that their losses add up to the batch's.
+        It is the same for all parts of a batch, so their losses add up to the batch's loss.
         """
         return (self.global_batch or self).own_count(loss)
 
     def own_count(self, loss: Any) -> float:
-        """``loss.count`` of this part's targets alone. They are read only if it needs them.
+        """``loss.count`` of this part's targets. They are read only if the loss needs them.
 
-        On a device without numbers nothing is read, and each target is taken to count as 1.
+        On device "phantom" nothing is read, and each target counts as 1.
         """
         if not loss.counts_values:
             of = self.dataset.targets
@@ -235,7 +237,7 @@ class Batch:
         return len(self) * int(np.prod(self.dataset.targets.shape[1:]))
 
     def digest(self) -> int:
-        """64 bits that differ if the samples do: their indices, and the first of them as stored."""
+        """64 bits, different for other samples: from their indices, and the first sample."""
         of, first = self.dataset, self.indices[:1]
         what: list[object] = [len(of), np.asarray(self.indices, np.int64)]
         if self.augment is not None:

@@ -38,9 +38,10 @@ def _pixels(raw: np.ndarray) -> np.ndarray:
 def fashion_mnist(folder: str | Path | None = None) -> tuple[Dataset, Dataset]:
     """(training, test): inputs (n, 28, 28) float, targets (n,) in 0..9.
 
-    Without ``folder``, the shipped part of 10,000 and 2,000 images. With it, the full dataset from
-    the IDX files there: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same two
-    with ``t10k``, each with or without ``.gz``.
+    Without ``folder``, the package's part of 10,000 and 2,000 images. With it, the full dataset
+    from the IDX files there: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same
+    two with ``t10k``, each with or without ``.gz``. Raises FileNotFoundError if one is missing,
+    ValueError if it is damaged or another dataset.
     """
     if folder is None:
         return _shipped()

@@ -19,7 +19,7 @@ TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: 
 
 
 def find(folder: str | Path, name: str) -> Path:
-    """``name`` in ``folder``, with or without ``.gz``."""
+    """The path of ``name`` in ``folder``, with or without ``.gz``. Raises FileNotFoundError."""
     folder = Path(folder)
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -29,7 +29,10 @@ def find(folder: str | Path, name: str) -> Path:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array in an IDX file, gzip-compressed if its name ends in ``.gz``."""
+    """The array in an IDX file, gzip-compressed if its name ends in ``.gz``.
+
+    Raises ValueError if it is damaged, or another format.
+    """
     path = Path(path)
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in TYPES:

@@ -1,18 +1,17 @@
-"""Prefetch: read a rank's part of the next batch while the current one is trained on.
+"""Prefetch: read a rank's part of the next batch during the current training step.
 
     disk      ─read 0─ ─read 1─  ─read 2─  ─read 3─
-    compute            ▇step 0▇▇ ▇step 1▇▇ ▇step 2▇▇      only read 0 is waited for
+    compute            ▇step 0▇▇ ▇step 1▇▇ ▇step 2▇▇      waits only for read 0
 
     with Prefetch(batches, comm.rank, comm.size) as ahead:
         for step in range(steps):
             method.step(ahead[step])
     ahead.waited                 seconds that this rank waited for data
 
-A dataset that is larger than memory is read by index, from a memory-mapped file for example, and a
-method reads only its shard of a batch. Without prefetch it reads when it computes, and waits. Here
-a thread reads the same samples before they are asked for; the batches are those of ``batches``, so
-nothing else changes. If a step computes for C seconds and its shard is read in R, a step takes
-C + R without prefetch, and max(C, R) with it: a disk that is too slow stays too slow.
+A dataset larger than memory is read by index, for example from a memory-mapped file, and a method
+reads only its shard of a batch. Without prefetch the step waits while it reads. Here a thread reads
+the same samples in advance; the batches are those of ``batches``. If a step computes for C seconds
+and reads its shard in R seconds, it takes C + R without prefetch, and max(C, R) with it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from minidist.data.dataset import Batch, Samples
 
 
 class Prefetch:
-    """``prefetch[step]`` is ``batches[step]``, and this rank's shard of it is in memory.
+    """``prefetch[step]`` is ``batches[step]``, with this rank's shard in memory.
 
-    The shard is part ``rank`` of ``size``: a data-parallel method's. ``ahead`` batches are read
-    before they are needed, in one thread, in order of steps. ``waited`` and ``read`` are seconds:
-    of waiting for the thread, and of the thread's reading. Raises ValueError for a rank that is not
-    in [0, size) or ``ahead`` below 1; what the reading raises, ``prefetch[step]`` raises.
+    The shard is part ``rank`` of ``size``, as in data parallelism. One thread reads ``ahead``
+    batches in advance, in order of steps. ``waited`` is the seconds spent waiting for the thread,
+    ``read`` those of its reading. Raises ValueError for a rank outside [0, size) or ``ahead`` below
+    1; ``prefetch[step]`` raises the errors of reading.
     """
 
     def __init__(self, batches: Batches, rank: int, size: int, ahead: int = 1) -> None:
@@ -64,7 +63,7 @@ class Prefetch:
             self.waited += time.perf_counter() - start
 
     def _load(self, batch: Batch) -> Batch:
-        """The same batch, of a dataset of which this rank's samples are in memory."""
+        """The same batch, with a dataset that has this rank's samples in memory."""
         start = time.perf_counter()
         indices, of = batch.shard(self.rank, self.size).indices, batch.dataset
         loaded = replace(
@@ -80,13 +79,13 @@ class Prefetch:
         self.close()
 
     def close(self) -> None:
-        """Read nothing more."""
+        """Stop reading, and end the thread."""
         self._thread.shutdown(cancel_futures=True)
         self._reads.clear()
 
 
 class InMemory:
-    """Samples ``of`` a dataset, used like them: some are in memory, others are read when needed."""
+    """Samples that can be indexed like ``of``: some are in memory, others are read when needed."""
 
     def __init__(self, of: Samples, indices: np.ndarray) -> None:
         self.of, self.shape = of, of.shape

@@ -21,7 +21,7 @@ ROUNDS = 6
 
 
 class Permutation:
-    """A permutation of [0, count), chosen by ``generator``; a slice is that part of the order."""
+    """A permutation of [0, count), made by ``generator``; ``permutation[a:b]`` computes a part."""
 
     def __init__(self, count: int, generator: np.random.Generator) -> None:
         self.count = count

@@ -1,9 +1,9 @@
-"""Made-up numbers to fit, for regression: two waves of a few inputs, and noise.
+"""Synthetic data for regression: two sine waves of eight inputs, and noise.
 
     y = sin(x W) + noise        x (n, 8) uniform in [-1, 1], W (8, 2) fixed, y (n, 2)
 
-Nothing real: to see that a method trains on numbers, on several a sample. With noise of standard
-deviation 0.1 no model's mean squared error on new samples goes below 0.01.
+It shows that a method can train on targets that are numbers, several for each sample. The noise has
+standard deviation 0.1, so the expected squared error of any model is at least 0.01.
 """
 
 from __future__ import annotations

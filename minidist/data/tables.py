@@ -1,11 +1,11 @@
 """A user's own samples in a table: CSV and NPZ files as (training, held-out) datasets.
 
-    CSV   a sample a line, numbers separated by commas, with or without a line of names;
+    CSV   one sample on each line, numbers separated by commas, with or without a line of names;
           the last column, or the one named ``target``, is the class: 0, 1, 2, ...
     NPZ   ``numpy.savez(path, inputs=..., targets=...)``: inputs (n, ...), targets (n,)
 
-Columns of a CSV, and floating inputs of an NPZ, are scaled to mean 0 and standard deviation 1, by
-what the training part has; integers of one byte (pixels) are divided by 255.
+Inputs are scaled to mean 0 and standard deviation 1 over the training part (in a CSV each column
+separately); inputs of dtype uint8 (pixels) are divided by 255.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def csv_file(
 ) -> tuple[Dataset, Dataset]:
     """(training, held-out) of a CSV file: inputs (n, columns - 1), split at random by ``seed``.
 
-    Raises ValueError, with the place, for what is no number, no class, or no rectangle.
+    Raises ValueError, with the position, for anything but numbers, classes and equal rows.
     """
     path = Path(path)
     with open(path, encoding="utf-8") as file:
@@ -34,7 +34,7 @@ def csv_file(
     try:
         table = np.loadtxt(path, delimiter=",", skiprows=int(names is not None), ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path} is no table of numbers: {error}") from error
+        raise ValueError(f"{path} is not a table of numbers: {error}") from error
     if table.shape[0] < 2 or table.shape[1] < 2:
         raise ValueError(
             f"{path} has {table.shape} rows and columns: at least 2 of both are needed"
@@ -49,7 +49,7 @@ def csv_file(
 def npz_file(path: str | Path, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """(training, held-out) of an NPZ file with ``inputs`` and ``targets``, split at random.
 
-    Raises ValueError if they are missing, or contain Python objects, which are never unpickled.
+    Raises ValueError if one is missing, or has Python objects, which are never unpickled.
     """
     path = Path(path)
     try:
@@ -57,7 +57,7 @@ def npz_file(path: str | Path, held_out: float = 0.1, seed: int = 0) -> tuple[Da
             found = {name: stored[name] for name in ("inputs", "targets") if name in stored}
             names = list(stored)
     except ValueError as error:
-        raise ValueError(f"{path} is no NPZ file of numbers: {error}") from error
+        raise ValueError(f"{path} is not an NPZ file of numbers: {error}") from error
     if len(found) < 2:
         raise ValueError(f"{path} has {names}: inputs and targets are needed")
     return _datasets(path, found["inputs"], found["targets"], held_out, seed)

@@ -1,4 +1,4 @@
-"""Text as characters: a small vocabulary, and no tokenizer to explain."""
+"""Text as characters: each character is a token, so no tokenizer is needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Vocabulary:
         return len(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
-        """The token of every character: (len(text),) int64."""
+        """The token of every character: (len(text),) int64. Raises ValueError for unknown ones."""
         wanted = _code_points(text)
         tokens = np.searchsorted(self._code_points, wanted)
         unknown = self._code_points[np.minimum(tokens, len(self) - 1)] != wanted
@@ -77,7 +77,10 @@ def characters(
 def text_file(
     path: str | Path, length: int, held_out: float = 0.1, stride: int | None = None
 ) -> tuple[Dataset, Dataset]:
-    """``characters`` of a UTF-8 file, gzip-compressed if its name ends in ``.gz``."""
+    """``characters`` of a UTF-8 file, gzip-compressed if its name ends in ``.gz``.
+
+    Raises FileNotFoundError, and ValueError if it is not UTF-8.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no text file at {path}")
@@ -99,7 +102,7 @@ def shakespeare_text() -> str:
 def shakespeare(
     length: int = 128, held_out: float = 0.1, stride: int | None = None
 ) -> tuple[Dataset, Dataset]:
-    """The shipped Shakespeare as (training, held-out) next-character windows; 63 classes."""
+    """The package's Shakespeare as (training, held-out) next-character windows; 63 classes."""
     return characters(shakespeare_text(), length, held_out, stride, "shakespeare")
 
 

@@ -2,7 +2,7 @@
 
     tokens    T o   b e   o r   n o t
     input     T o   b e            a window of ``length`` tokens
-    target      o   b e   o        the same window one token later: to predict at each position
+    target      o   b e   o        the same window one token later: the next token at each position
 
 The sequence may be a file larger than memory: ``write_tokens`` writes it once, in pieces, and
 ``open_tokens`` maps it into memory, so that only the windows that are used are read.
@@ -26,15 +26,15 @@ class Windows:
     Window i begins at token ``offset + i · stride``. Nothing is copied until ``windows[indices]``.
     """
 
-    dtype = np.dtype(np.int64)  # of ``windows[indices]``, whatever the tokens are stored as
+    dtype = np.dtype(np.int64)  # of ``windows[indices]``, for any stored dtype
 
     def __init__(self, tokens: np.ndarray, length: int, stride: int, offset: int = 0) -> None:
         # The last token is left out, so that inputs and targets have the same number of windows.
         count = (len(tokens) - 1 - length) // stride + 1
         if length < 1 or stride < 1 or count < 1:
             raise ValueError(
-                f"{len(tokens)} tokens hold no window of {length} tokens and the one after it, "
-                f"with stride {stride}"
+                f"{len(tokens)} tokens are too few for a window of {length} tokens and the one "
+                f"after it, with stride {stride}"
             )
         self.tokens = tokens
         self.stride = stride
@@ -72,7 +72,10 @@ def token_windows(
 
 
 def split_tokens(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out): the *end* is held out, so that no window is in both parts."""
+    """(training, held-out): the *end* is held out, so that windows of both do not overlap.
+
+    Raises ValueError if one side would be empty.
+    """
     cut = len(tokens) - round(len(tokens) * held_out)
     if not 0 < cut < len(tokens):
         raise ValueError(f"split_tokens: {held_out} of {len(tokens)} tokens leaves one side empty")
@@ -82,9 +85,9 @@ def split_tokens(tokens: np.ndarray, held_out: float = 0.1) -> tuple[np.ndarray,
 def write_tokens(path: str | Path, pieces: Iterable[np.ndarray], classes: int) -> int:
     """Write a sequence of tokens, piece by piece, to an ``.npy`` file; returns their number.
 
-    Each token takes 1, 2 or 4 bytes, as ``classes`` needs. The length is known only at the end, so
-    the header is written twice: NumPy's header has room for the final length. A file that was not
-    finished has length 0.
+    Each token takes 1, 2 or 4 bytes, depending on ``classes``. The length is known only at the end,
+    so the header is written again then; NumPy's header has room for it. A file that was not
+    finished has length 0. Raises ValueError for a token outside [0, classes).
     """
     dtype = np.dtype(np.min_scalar_type(classes - 1))
     count = 0
@@ -112,7 +115,10 @@ def write_tokens(path: str | Path, pieces: Iterable[np.ndarray], classes: int) -
 
 
 def open_tokens(path: str | Path) -> np.ndarray:
-    """The tokens in a file written by ``write_tokens``, memory-mapped and read-only."""
+    """The tokens in a file written by ``write_tokens``, memory-mapped and read-only.
+
+    Raises ValueError for any other file, or one that was not finished.
+    """
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # EOFError: it is empty, or being written

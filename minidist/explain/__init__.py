@@ -1,8 +1,8 @@
-"""What does a model look at? Maps of how much each part of an input counts for one output.
+"""Maps that explain an output: how much each part of an input contributes to it.
 
-Read ``score.py`` first: which number is explained. Then ``gradients.py`` (by derivatives),
-``occlusion.py`` (by covering parts) and ``attention.py`` (the weights of a GPT). ``sanity.py`` asks
-whether a map depends on what the model has learned.
+Read ``score.py`` first: it chooses the number to explain. Then ``gradients.py`` (by derivatives),
+``occlusion.py`` (by covering parts) and ``attention.py`` (the attention weights of a GPT).
+``sanity.py`` tests whether a map depends on the trained weights.
 """
 
 from __future__ import annotations

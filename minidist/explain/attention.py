@@ -1,19 +1,19 @@
-"""Attention maps: from where each position reads, in every layer and head of a GPT.
+"""Attention maps: the positions that each position reads from, in every layer and head of a GPT.
 
-    P = softmax(Q Kᵀ / √d),  row i: how much position i takes of the values at positions j ≤ i
+    P = softmax(Q Kᵀ / √d),  row i: the weights of the values at positions j ≤ i in position i
 
-They are there anyway, so they are the first thing to look at. But they say from where a layer
-*reads*, not what counts for the output: values may be small, later layers may ignore them, and a
-position may have been mixed from others already. *Rollout* follows the mixing: in each layer half
-of a position stays (the residual connection), half is the mean over the heads, and the layers'
-matrices are multiplied:
+These weights are computed anyway, so they are easy to look at. But they show what a layer *reads*,
+not what matters for the output: values may be small, later layers may ignore them, and a position
+already contains a mix of others. *Rollout* takes this mixing into account. It assumes that in each
+layer half of a position is kept (the residual connection) and half is the mean over the heads; then
+it multiplies the matrices of the layers:
 
     A_l = ½ I + ½ mean over heads of P_l          R = A_L ... A_2 A_1
 
-Row i of R says how much of each input position is in position i at the end, if values and the
-layers between did not matter. Abnar, Zuidema, "Quantifying attention flow in transformers", ACL
-2020 (arXiv 2005.00928), section 3. That attention need not be explanation: Jain, Wallace, arXiv
-1902.10186.
+Row i of R is the share of each input position in position i at the end; it ignores the values and
+the other layers. Abnar, Zuidema, "Quantifying attention flow in transformers", ACL 2020 (arXiv
+2005.00928), section 3. Attention weights often do not explain an output: Jain, Wallace, "Attention
+is not explanation", arXiv 1902.10186.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from minidist.ops.attention import attention_forward
 def attention_maps(model: Sequential, tokens: Any) -> list[np.ndarray]:
     """P of each layer, from the first on: (batch, heads, length, length); rows sum to 1.
 
-    ``tokens``: what the model takes, (batch, length). Raises ValueError for a model in which no
-    layer attends.
+    ``tokens``: the model's input, (batch, length). Raises ValueError for a model without attention
+    layers.
     """
     copy = frozen(model)
     found: list[np.ndarray] = []
@@ -69,7 +69,7 @@ def recording(layer: CausalSelfAttention, found: list[np.ndarray]) -> Any:
 
 
 def weights_of(layer: CausalSelfAttention, qkv: Tensor) -> Any:
-    """P, of queries, keys and values side by side: (b, heads, l, l)."""
+    """P from concatenated queries, keys and values (b, l, features): (b, heads, l, l)."""
     batch, length, _ = qkv.shape
     groups, xp = layer.groups, qkv.xp
     parts = qkv.reshape(batch, length, layer.heads + 2 * groups, -1).transpose(0, 2, 1, 3)
@@ -79,14 +79,14 @@ def weights_of(layer: CausalSelfAttention, qkv: Tensor) -> Any:
     one = xp.empty((batch, groups, length, length), q.dtype)
     one[...] = xp.eye(length, dtype=q.dtype)
     weights = xp.empty((batch, layer.heads, length, length), q.dtype)
-    attention_forward(q.data, k.data, one, weights, causal=True)  # O = P V, and V is I here
+    attention_forward(q.data, k.data, one, weights, causal=True)  # with V = I, O = P V is P
     return weights
 
 
 def attention_rollout(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """R of what ``attention_maps`` gave: (batch, length, length); rows sum to 1."""
+    """R from the result of ``attention_maps``: (batch, length, length); rows sum to 1."""
     if not maps:
-        raise ValueError("attention rollout: no maps: pass what attention_maps(model, tokens) gave")
+        raise ValueError("attention rollout: no maps: pass attention_maps(model, tokens)")
     length = maps[0].shape[-1]
     found = np.eye(length)
     for weights in maps:

@@ -5,17 +5,17 @@
     gradient × input        x_i ∂S/∂x_i                            S(x) - S(0), if S were linear
     integrated gradients    (x_i - b_i) ∫₀¹ ∂S/∂x_i(b + α(x - b)) dα     S(x) - S(b)
 
-The gradient says what a small change would do. That is not what *counts* for S: where S is flat
-because it is sure already, all gradients are small. Integrated gradients add up the changes along a
-straight way from a *baseline* b, which stands for "nothing", to x. By the fundamental theorem of
-calculus they add up to the whole difference (*completeness*). What "nothing" is, is a choice: a
-grey image of zeros, a black one, the mean embedding. Another baseline gives another map.
+The gradient is the effect of a small change. It is not the *contribution* to S: if S is saturated,
+all gradients are small. Integrated gradients sum the changes along a straight line from a
+*baseline* b, which represents "no input", to x. By the fundamental theorem of calculus they sum to
+the whole difference (*completeness*). The baseline is a choice: an image of zeros, a black one, the
+mean embedding. Another baseline gives another map.
 
-The integral is a sum over ``steps`` midpoints: α = (k + ½)/steps. A step takes a forward and a
-backward. ``completeness_gap`` says how far the sum is from the difference: if it is not small, take
-more steps. Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, section 3; Shrikumar et al., arXiv
-1605.01713; Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017 (arXiv
-1703.01365), equations 1 and 3.
+The integral is computed as a sum over ``steps`` midpoints: α = (k + ½)/steps. Each takes a forward
+and a backward. ``completeness_gap`` is the difference between the sum and S(x) - S(b): if it is not
+small, use more steps. Simonyan, Vedaldi, Zisserman, arXiv 1312.6034, section 3; Shrikumar et al.,
+arXiv 1605.01713; Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017
+(arXiv 1703.01365), equations 1 and 3.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from minidist.nn import Sequential
 def gradient(
     model: Sequential, inputs: Any, target: Target = None, position: int = -1
 ) -> np.ndarray:
-    """∂S/∂x_i, like ``inputs``. For arguments and errors see ``Score``.
+    """∂S/∂x_i, with the shape of ``inputs``. For arguments and errors see ``Score``.
 
-    Of tokens (n, l) it is the length of the gradient with respect to each embedding. (Not the sum:
-    behind a layer norm, which takes the mean away, it would be 0.)
+    For tokens (n, l) it is the norm of the gradient with respect to each embedding. (The sum would
+    be 0, because the layer norm after it subtracts the mean.)
     """
     score = Score(model, inputs, target, position)
     slope = to_host(score.gradient(score.x))
@@ -45,7 +45,7 @@ def gradient(
 def gradient_times_input(
     model: Sequential, inputs: Any, target: Target = None, position: int = -1
 ) -> np.ndarray:
-    """x_i ∂S/∂x_i: like ``inputs``, or (n, l) for tokens. For arguments and errors see ``Score``.
+    """x_i ∂S/∂x_i, with the shape of ``inputs``. For arguments and errors see ``Score``.
 
     >>> from minidist.models import mlp
     >>> linear = mlp((2, 3)).init(0)
@@ -66,22 +66,22 @@ def integrated_gradients(
     baseline: Any = None,
     steps: int = 64,
 ) -> np.ndarray:
-    """Σ_i is S(x) - S(b): like ``inputs``, or (n, l) for tokens.
+    """A map with the shape of ``inputs``, which sums to about S(x) - S(b).
 
-    ``baseline`` is b: a number, an array that broadcasts to the inputs (to their embeddings), or
-    None: see ``Score.baseline``.
-    Raises ValueError for steps of 0; for the other errors see ``Score``.
+    ``baseline`` is b: a number, an array that broadcasts to the inputs (for tokens, to their
+    embeddings), or None: see ``Score.baseline``. Raises ValueError unless ``steps`` is at least 1;
+    for other errors see ``Score``.
     """
     if not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ValueError(f"integrated gradients: 1 or more steps from the baseline, not {steps!r}")
     score = Score(model, inputs, target, position)
     b = score.baseline(baseline)
-    way = score.x - b
+    line = score.x - b
     total = score.model.flat.xp.zeros(score.x.shape, np.float64)
     for k in range(steps):
         alpha = (k + 0.5) / steps
-        total += score.gradient(b + score.x.dtype.type(alpha) * way)
-    return score.as_map(way * (total / steps))
+        total += score.gradient(b + score.x.dtype.type(alpha) * line)
+    return score.as_map(line * (total / steps))
 
 
 def completeness_gap(

@@ -1,16 +1,16 @@
-"""Occlusion: cover a part of the input and see how far the score drops.
+"""Occlusion: cover a part of the input and measure how much the score drops.
 
     x           a patch covered         S(x) - S(x with the patch covered)
-    ░░▒▒░░      ░░▒▒░░                  belongs to the pixels of the patch
+    ░░▒▒░░      ░░▒▒░░                  is the contribution of the patch's pixels
     ░▒██▒░      ░▒□□▒░
     ░░▒▒░░      ░░□□░░
 
-It needs no gradients, only forwards: one for each place of the patch. So it also explains models
-that have no derivatives. Each pixel gets the mean over the patches that cover it. Of images (n, h,
-w) and (n, c, h, w) the patch is a square over all channels; of vectors (n, f) a run of features; of
-tokens one position, whose embedding is covered. Two features of which either one would do hide each
-other: to cover one changes nothing. Zeiler, Fergus, "Visualizing and understanding convolutional
-networks", ECCV 2014 (arXiv 1311.2901), section 4.2.
+It needs only forwards, one for each position of the patch, so it also explains models without
+derivatives. Each pixel gets the mean over the patches that cover it. For images (n, h, w) and
+(n, c, h, w) the patch is a square over all channels; for vectors (n, f) several consecutive
+features; for tokens the embedding of one position. Limit: if either of two features is enough, the
+score does not drop when one is covered, so both seem unimportant. Zeiler, Fergus, "Visualizing and
+understanding convolutional networks", ECCV 2014 (arXiv 1311.2901), section 4.2.
 """
 
 from __future__ import annotations
@@ -33,18 +33,17 @@ def occlude(
     stride: int | None = None,
     fill: Any = None,
 ) -> np.ndarray:
-    """The mean drop of S by patches over each pixel: like ``inputs``, or (n, l) for tokens.
+    """The mean drop of S over the patches that cover each pixel, with the shape of ``inputs``.
 
-    ``patch``: side of the square. ``stride``: from one to the next, None: no overlap. ``fill``:
-    what covers, as a baseline: see ``Score.baseline``.
-
-    Raises ValueError for a patch that does not fit; for other errors see ``Score``.
+    ``patch``: side of the square. ``stride``: distance between patches; None: no overlap. ``fill``:
+    the values of a covered patch, as in ``Score.baseline``. Raises ValueError for a patch that does
+    not fit; for other errors see ``Score``.
     """
     score = Score(model, inputs, target, position)
     cover = score.baseline(fill)
     shape = score.x.shape[1:-1] if score.embeds else score.x.shape[1:]
     patch = 1 if score.embeds else patch
-    sides = shape[-2:]  # what a patch goes over; of vectors and tokens a single axis
+    sides = shape[-2:]  # axes of the patch; for vectors and tokens there is one
     stride = patch if stride is None else stride
     if not 1 <= patch <= min(sides) or not 1 <= stride <= patch:
         raise ValueError(
@@ -54,7 +53,7 @@ def occlude(
     whole = score(score.x)
     drops, times = np.zeros((len(whole), *sides)), np.zeros(sides)
     for place in places(sides, patch, stride):
-        # Of embeddings (n, l, width), and of images without channels, the place is axes 1 on.
+        # For embeddings (n, l, width) the patch is on axis 1; otherwise on the last axes.
         where = (slice(None), *place) if score.embeds else (..., *place)
         covered = score.x.copy()
         covered[where] = cover[where]
@@ -68,7 +67,7 @@ def occlude(
 
 
 def places(sides: Sequence[int], patch: int, stride: int) -> Iterator[tuple[slice, ...]]:
-    """Where patches lie, so that all is covered; the last one ends at the edge."""
+    """The slices of patches that cover everything; the last patch ends at the edge."""
     starts = [sorted({*range(0, side - patch + 1, stride), side - patch}) for side in sides]
     grids = np.meshgrid(*starts, indexing="ij")
     for corner in zip(*(grid.reshape(-1) for grid in grids), strict=True):

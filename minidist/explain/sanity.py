@@ -1,13 +1,13 @@
-"""A sanity check: does a map depend on what the model has learned?
+"""A sanity check: does a map depend on the trained weights?
 
-A method may draw the edges of an image, whatever the model is. Such a map looks convincing, and
-explains nothing. So explain the same class with random weights in place of the learned ones: a map
-that hardly changes did not come from the learning.
+A method may simply draw the edges of an image, for any model. Such a map looks convincing, but
+explains nothing. So explain the same class with random weights in place of the trained ones. If the
+map hardly changes, it does not depend on the training.
 
-``cascade`` replaces the weights block by block, from the output on, and says how similar the maps
-still are: the rank correlation (Spearman's) between |map| with learned and with random weights,
-1 for the same order of pixels, 0 for an unrelated one. Adebayo et al., "Sanity checks for saliency
-maps", NeurIPS 2018 (arXiv 1810.03292), section 3.
+``cascade`` replaces the weights block by block, beginning at the output. It compares |map| with
+trained and with random weights by Spearman's rank correlation: 1 for the same order of pixels, 0
+for an unrelated order. Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018 (arXiv
+1810.03292), section 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Explain = Callable[[Sequential, Any, Target], np.ndarray]
 
 
 def randomised(model: Sequential, seed: int, last: int | None = None) -> Sequential:
-    """A copy with new weights in its ``last`` blocks that have any; None: in all of them."""
+    """A copy with random weights in its ``last`` blocks with parameters; None: in all of them."""
     named = model.named_parameters()
     changed = {
         name
@@ -49,8 +49,8 @@ def with_weights(model: Sequential, last: int | None = None) -> list[str]:
 def cascade(
     explain: Explain, model: Sequential, inputs: Any, target: Target = None, seed: int = 1
 ) -> dict[str, np.ndarray]:
-    """For each block from the output on: the correlation of each input's map, (n,), once that block
-    and all later ones are random. The class that is explained stays the same."""
+    """For each block, beginning at the output: the correlation of each input's map, (n,), if this
+    block and all later ones are random. The explained class stays the same."""
     classes = Score(model, inputs, target).classes
     before = explain(model, inputs, classes)
     found = {}
@@ -64,7 +64,7 @@ def cascade(
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: the correlation between the ranks of the values; 0 if all of one are equal.
+    """Spearman's correlation, between the ranks of the values; 0 if all values of one are equal.
 
     >>> rank_correlation(np.array([1, 2, 3, 4]), np.array([1, 10, 100, 1000]))
     1.0
@@ -78,7 +78,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """0, 1, ... from the smallest on; equal values share the mean of theirs."""
+    """The rank of each value: 0 for the smallest; equal values get the mean of their ranks."""
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts + 1) / 2)[where]

@@ -1,14 +1,13 @@
-"""The score: which number is explained, and of which input.
+"""The score S: the number that is explained, as a function of the input.
 
     images (n, ...) ────────────────▶ the model ─▶ outputs (n, classes) ─────▶ S: that of ``target``
     tokens (n, l) ─▶ embed ─▶ e (n, l, width) ─▶ the other blocks ─▶ (n, l, classes) at ``position``
 
-S is a logit: what is before the softmax. (A probability would also go up because another class goes
-down.) Tokens are integers, and nothing can be said of "a little more of token 17", so the input of
-a model of tokens are its embeddings: their part of a map is summed over the width, which leaves a
-number for each position.
+S is a logit, before the softmax. (A probability also grows if the logit of another class falls.)
+Tokens are integers, for which derivatives do not exist. So for tokens the input x is the
+embeddings; a map is summed over the width, which gives one number for each position.
 
-The model itself stays as it is: a frozen copy computes, as in evaluation.
+A frozen copy of the model computes, in evaluation mode; the model is not changed.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ Target = Any  # a class, an array (n,) of classes, or None for the most likely o
 class Score:
     """One output of ``model`` for each of ``inputs``, and its gradient.
 
-    ``inputs``: what the model takes, such as ``batch.inputs`` (n, ...); integers if its first block
-    is an embedding. ``target``: a class for all, one for each, or None: the likeliest of each.
-    ``position``: of outputs for each position, which one; by default the last.
+    ``inputs``: the model's input, such as ``batch.inputs`` (n, ...); integers if the first block is
+    an embedding. ``target``: a class for all inputs, (n,) classes, or None: the most likely of
+    each. ``position``: if there is an output for each position, the one to explain.
 
-    Raises TypeError for integers where numbers are wanted, ValueError for a class, a target or a
-    position that is not there.
+    Raises TypeError for a model that is not a Sequential, and for inputs of the wrong kind of
+    numbers; ValueError for a class or position that does not exist, and for other output shapes.
     """
 
     def __init__(
@@ -43,8 +42,8 @@ class Score:
     ) -> None:
         if not isinstance(model, Sequential):
             raise TypeError(
-                f"explain: a {type(model).__name__} is not a Sequential: embeddings are what comes "
-                "out of its first block, so a list of blocks is wanted"
+                f"explain: a {type(model).__name__} is not a Sequential: embeddings are the output "
+                "of the first block, so a list of blocks is needed"
             )
         self.model = frozen(model)
         first, *_ = self.model.blocks.values()
@@ -66,11 +65,11 @@ class Score:
         self.embeds, self.x, self.position = embeds, x, position
         self.tokens = given if embeds else None
         if output.ndim == 3 and not -output.shape[1] <= position < output.shape[1]:
-            raise ValueError(f"explain: position {position} of outputs {output.shape} is not there")
+            raise ValueError(f"explain: outputs {output.shape} have no position {position}")
         if output.ndim not in (2, 3):
             raise ValueError(
-                f"explain: outputs of shape {output.shape}: one score for each of the inputs is "
-                "wanted, out of (n, classes) or (n, length, classes)"
+                f"explain: outputs of shape {output.shape}: must be (n, classes) or (n, length, "
+                "classes), to have one score for each input"
             )
         self.classes = self._classes(arrays.to_host(self._at_position(output)), target)
 
@@ -93,13 +92,13 @@ class Score:
         return np.broadcast_to(classes, (n,)).copy()
 
     def __call__(self, x: Array) -> np.ndarray:
-        """S of inputs like ``self.x``: (n,), on the host."""
+        """S of ``x``, which has the shape of ``self.x``: (n,), on the host."""
         with no_grad():
             output = self._at_position(self.rest(Tensor(x)).data)
         return arrays.to_host(output)[np.arange(len(self.classes)), self.classes]
 
     def gradient(self, x: Array) -> Array:
-        """∂S/∂x: of the shape of x. (The samples do not depend on each other.)"""
+        """∂S/∂x, with the shape of x."""
         given = Tensor(x, requires_grad=True)
         output = self.rest(given)
         xp, one = output.xp, output.xp.zeros_like(output.data)
@@ -108,16 +107,17 @@ class Score:
         return given.grad
 
     def as_map(self, contributions: Array) -> np.ndarray:
-        """On the host; of embeddings the sum over the width: (n, l)."""
+        """``contributions`` on the host; for tokens summed over the width: (n, l)."""
         found = arrays.to_host(contributions)
         return found.sum(axis=-1) if self.embeds else found
 
     def baseline(self, value: Any = None) -> Array:
-        """What stands for nothing, like x: ``value``, a number or an array, or None.
+        """The baseline b, with the shape of x, from ``value``: a number, an array, or None.
 
-        None is 0, the mean of prepared images; of tokens it is the mean of the embedding's table in
-        each position. (The embedding 0 would be a bad one: the layer norm behind it gives the same
-        for all multiples of a vector, so everything would happen next to 0.)
+        None: 0, the mean of prepared images; for tokens the mean of the embedding table, at each
+        position. (Embeddings of 0 would be a bad baseline. The layer norm after them gives the same
+        result for all multiples of a vector, so S would change only very close to 0.) Raises
+        ValueError for an array that does not broadcast to x.
         """
         if value is None and self.embeds:
             table = next(iter(self.model.blocks.values())).weight.data
@@ -130,12 +130,12 @@ class Score:
             shape = None
         if shape != self.x.shape:
             raise ValueError(
-                f"explain: a baseline of shape {base.shape} is not one for inputs of {self.x.shape}"
+                f"explain: a baseline of shape {base.shape} does not fit inputs {self.x.shape}"
             )
         return base + self.model.flat.xp.zeros_like(self.x)
 
 
 def frozen(model: Sequential) -> Sequential:
-    """A copy that computes as in evaluation and has no gradients: ``model`` is not written to."""
-    _ = [parameter.data for parameter in model.parameters()]  # or the reason why there are none
+    """A copy in evaluation mode without gradients, so that ``model`` is not written."""
+    _ = [parameter.data for parameter in model.parameters()]  # raises, if they are not here, why
     return copy.deepcopy(model).freeze().eval()

@@ -1,10 +1,10 @@
 """Answer many requests at once with a language model.
 
-Read in this order: ``requests.py`` (what is asked and answered), ``blocks.py`` (the key-value cache
-in blocks), ``ragged.py`` (one forward for sequences of different lengths), ``engine.py``
-(continuous batching), ``timing.py`` (what users wait for), ``mesh_engine.py`` (a model on several
-ranks: ``share.py`` is what each has, ``cost.py`` what they send), ``replicas.py`` (several of them,
-and one queue in front).
+Read in this order: ``requests.py`` (requests and answers), ``blocks.py`` (the key-value cache in
+blocks), ``ragged.py`` (one forward for sequences of different lengths), ``engine.py`` (continuous
+batching), ``timing.py`` (latency and throughput), ``mesh_engine.py`` (a model on several ranks;
+``share.py`` cuts the model, ``cost.py`` predicts the messages), ``replicas.py`` (several replicas
+with one queue).
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     owner     A    B    A    A    -    B
               ╰────────────────────────── table of A: 0, 2, 3; of B: 1, 5; block 4 is free
 
-A cache as one array for each sequence, of the longest length that it may reach, is mostly empty.
-With blocks a sequence takes as many as it needs, wherever they are free; its table says in which
-order. At most one block of each sequence is partly empty.
+If each sequence had one array of its largest possible length, most of this memory would stay empty.
+With blocks a sequence takes as many free blocks as it needs; its table lists them in order. At most
+one block of each sequence is partly empty.
 
 Memory: 2 · layers · blocks · block · groups · d · e bytes, for keys and values.
 
@@ -38,17 +38,17 @@ class BlockPool:
     ) -> None:
         if not all(isinstance(one, (int, np.integer)) and one >= 1 for one in (blocks, block)):
             raise ValueError(
-                f"BlockPool: {blocks} blocks of {block} positions: at least 1 of each, and whole"
+                f"BlockPool: {blocks} blocks of {block} positions: both must be integers ≥ 1"
             )
         self.block, self.blocks, self.xp = block, blocks, xp
-        # One row for each position of each block, so that a list of rows reads any sequence.
+        # One row for each position of each block, so that an index array can read any sequence.
         self.keys = xp.zeros((layers, blocks * block, groups, d), dtype)
         self.values = xp.zeros_like(self.keys)
         self._free = list(range(blocks))[::-1]
 
     @property
     def free(self) -> int:
-        """How many blocks no sequence owns."""
+        """The number of free blocks."""
         return len(self._free)
 
     @property
@@ -56,11 +56,11 @@ class BlockPool:
         return self.keys.nbytes + self.values.nbytes
 
     def needed(self, positions: int) -> int:
-        """How many blocks that many positions take."""
+        """The number of blocks for ``positions`` positions."""
         return -(-positions // self.block)
 
     def take(self, positions: int) -> list[int]:
-        """A table of blocks for that many positions; MemoryError if too few are free."""
+        """A table of blocks for ``positions`` positions. Raises MemoryError if too few are free."""
         if positions < 0:
             raise ValueError(f"BlockPool: {positions} positions")
         count = self.needed(positions)
@@ -69,7 +69,7 @@ class BlockPool:
         return [self._free.pop() for _ in range(count)]
 
     def give_back(self, table: list[int]) -> None:
-        """Free the blocks of a sequence."""
+        """Free the blocks of a sequence. Raises ValueError for blocks that it cannot own."""
         if twice := set(table) & set(self._free):
             raise ValueError(f"blocks {sorted(twice)} are free already")
         if len(set(table)) < len(table) or not set(table) <= set(range(self.blocks)):
@@ -77,7 +77,7 @@ class BlockPool:
         self._free += table[::-1]
 
     def rows(self, table: list[int], positions: np.ndarray) -> np.ndarray:
-        """The rows of ``keys`` and ``values`` in which these positions of a sequence are."""
+        """The rows of ``keys`` and ``values`` with these positions of a sequence."""
         return np.asarray(table)[positions // self.block] * self.block + positions % self.block
 
     def write(self, layer: int, rows: Array, keys: Array, values: Array) -> None:

@@ -1,17 +1,17 @@
-"""What answering requests sends between ranks: a formula of the requests, not of how they meet.
+"""The bytes that answering requests sends between ranks: they do not depend on the batching.
 
 Each position of a request goes through the model once, and each new token needs the logits of one
-row, whatever shares the batch. So for requests of l tokens and c new ones, in all
+row, in any batch. So requests with prompts of l tokens and c new tokens have
 
     n = Σ (l + c - 1)  rows        r = Σ c  tokens
 
-A rank sends what its layers say (``Traffic``) for n rows, its part of the logits for r rows, its
-rows to the next stage, and from the last stage 8r bytes to each other. In front of the replicas,
-rank 0 sends each other rank 16 bytes a round, and 8 bytes for each of the numbers that say a
-request; the first rank of each other replica sends 24 bytes a round for each place.
+A rank sends the ``Traffic`` of its layers for n rows, its part of the logits for r rows, and n rows
+to the next stage; the last stage sends 8r bytes to each other stage. For the replicas, rank 0 sends
+each other rank 16 bytes a round, and 8 bytes for each number that encodes a request. The first rank
+of each other replica sends 24 bytes a round for each of ``at_once`` sequences.
 
-Exact where the ranks of the tensor axis divide the width (rings cut what they sum into as many
-pieces, and uneven ones differ by a number) and nothing is cancelled or stopped.
+The formula is exact if the ranks of the tensor axis divide the width (otherwise the chunks of a
+ring are uneven), and no request is cancelled or stopped early.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minidist.parallel.tensor.layers import traffic_of
 
 
 def bytes_of(engine: MeshEngine, requests: Sequence[Request]) -> int:
-    """What this rank sends to the other ranks of its replica, to answer these requests."""
+    """The bytes that this rank sends to the ranks of its replica, to answer these requests."""
     n = sum(request.positions for request in requests)
     r = sum(request.count for request in requests)
     itemsize, tensor, width = engine.model.flat.data.itemsize, engine.mesh["tp"], engine.width
@@ -37,7 +37,7 @@ def bytes_of(engine: MeshEngine, requests: Sequence[Request]) -> int:
     for block in engine.model.blocks.values():
         if isinstance(block, CutHead):
             lengths = [block.cut.length(rank) for rank in range(tensor.size)]
-            # A ring's all-gather: every part but that of the next rank passes through this one.
+            # A ring all-gather: this rank sends every part except that of the next rank.
             sent = sum(lengths) - lengths[(tensor.rank + 1) % tensor.size]
             logits = sent * r * itemsize
         elif not isinstance(block, Head):
@@ -51,6 +51,6 @@ def bytes_of(engine: MeshEngine, requests: Sequence[Request]) -> int:
     return total + 8 * r * (engine.stages - 1)
 
 
-def told_bytes(requests: Sequence[Request]) -> int:
-    """What says these requests to a rank."""
+def request_bytes(requests: Sequence[Request]) -> int:
+    """The bytes that send these requests to a rank."""
     return 8 * sum(len(encode(0, request)) for request in requests)

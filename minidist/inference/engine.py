@@ -3,19 +3,19 @@
     step        1   2   3   4   5   6   7   8
     request A   ▓   ░   ░   ░                      ▓ prompt, ░ one token
     request B   ▓   ░   ░   ░   ░   ░   ░
-    request C           ▓   ░   ░                  came later, and need not wait for A or B to end
-    request D                   ▓   ░   ░   ░      waited until A had left its place
+    request C           ▓   ░   ░                  arrives later; does not wait for A or B to end
+    request D                   ▓   ░   ░   ░      waits until A leaves the batch
 
-A step is one forward of all sequences in the batch: those that are new with their whole prompt,
-the others with the token that was drawn last. A batch of eight takes little more time than one
-sequence, because each weight is read once for all of them.
+A step is one forward of all sequences in the batch: new ones with their whole prompt, the others
+with the token that was drawn last. A batch of eight takes little more time than one sequence,
+because each weight is read once for all of them.
 
-Limits: ``at_once`` sequences, and the blocks of the cache. A request is let in when there are
-enough free blocks for the longest answer that it may get, so nothing has to be thrown out later
-(vLLM lets in more, and sometimes computes again what it threw out). Requests are let in in the
-order in which they came. One that could never be let in is refused when it is submitted.
+A request joins the batch if it has less than ``at_once`` sequences, and there are enough free
+blocks of the cache for the request's longest possible answer. So no running request must be evicted
+(vLLM admits more requests, and sometimes evicts and recomputes one). Requests are admitted in the
+order in which they arrived. One that can never be admitted is refused when it is submitted.
 
-What is drawn for a request depends on the request alone: greedy and seeded answers are those of
+A request's random draws depend only on the request: greedy and seeded answers are those of
 ``minidist.models.sample`` (unless two logits are equal up to rounding).
 
 Source: Yu et al., "Orca", OSDI 2022, section 3.1 ("iteration-level scheduling").
@@ -59,11 +59,12 @@ class _Running:
 
 
 class Engine:
-    """Answers requests with a GPT that is initialised, or one whose layers were quantized.
+    """Answers requests with an initialised GPT, which may be quantized.
 
-    ``at_once``: how many sequences are in the batch at most. ``blocks`` of ``block`` positions:
-    the memory of the cache; by default enough for ``at_once`` whole contexts. ``waiting``: how
-    many requests may wait; the next one is refused (None: any number).
+    ``at_once``: the largest number of sequences in the batch. ``blocks`` blocks of ``block``
+    positions: the size of the cache; by default enough for ``at_once`` whole contexts.
+    ``waiting``: the largest number of waiting requests; further ones are refused (None: no limit).
+    Raises ValueError for numbers that are too small, TypeError for a model that is no such GPT.
     """
 
     def __init__(
@@ -81,21 +82,21 @@ class Engine:
         embed, attention, d = parts_of_gpt(model)
         self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
         self.at_once, self.waiting = at_once, waiting
-        self.places = [at_once]  # of each turn: see MeshEngine
+        self.places = [at_once]  # sequences of each group: see MeshEngine
         self.model = self.share(model)
         flat, mine = self.model.flat.data, _attention(self.model)
         groups = mine[0].groups if mine else attention[0].groups
         if blocks is None:
             blocks = at_once * -(-self.context // max(1, block))
         self.pool = BlockPool(len(mine), groups, d, blocks, block, module_of(flat), flat.dtype)
-        self.answers: dict[int, Answer] = {}  # of all requests that were let into the queue
+        self.answers: dict[int, Answer] = {}  # of all requests that were accepted
         self._queue: deque[int] = deque()
         self._running: list[_Running] = []
         self._next = 0
-        self._written: list[int] = []  # the versions of the weights that the cache is of
+        self._written: list[int] = []  # versions of the weights that computed the cache
 
     def share(self, model: Sequential) -> Sequential:
-        """What this rank computes of the model."""
+        """The part of the model that this rank computes."""
         return model
 
     @property
@@ -104,13 +105,17 @@ class Engine:
         return bool(self._queue or self._running)
 
     def check(self, request: Request) -> None:
-        """Raise Refused, with the reason, if this engine can never answer the request."""
+        """Raise Refused, with the reason, if this engine can never answer the request.
+
+        Raises TypeError for anything but a Request.
+        """
         if not isinstance(request, Request):
-            raise TypeError(f"Engine: a Request is answered, not a {type(request).__name__}")
+            raise TypeError(f"Engine: submit a Request, not a {type(request).__name__}")
         request.check(self.vocabulary, self.context, self.pool.blocks * self.pool.block)
 
     def submit(self, request: Request) -> int:
-        """Put a request into the queue; returns its number. Raises Refused, with the reason."""
+        """Put a request into the queue; returns its number. Raises Refused: see ``check``, and if
+        too many are waiting."""
         self.check(request)
         if self.waiting is not None and len(self._queue) >= self.waiting:
             raise Refused(f"{len(self._queue)} requests are waiting already: try again later")
@@ -121,7 +126,10 @@ class Engine:
         return number
 
     def cancel(self, number: int) -> bool:
-        """End a request; False if it has ended before. Its tokens so far remain."""
+        """End a request, and keep its tokens so far. False if it had ended before.
+
+        Raises KeyError for an unknown number.
+        """
         answer = self.answers.get(number)
         if answer is None:
             raise KeyError(f"there is no request {number}")
@@ -135,9 +143,12 @@ class Engine:
         return True
 
     def step(self) -> list[Event]:
-        """Let requests in, compute one token of each, and say which; none if nothing is to do."""
+        """Admit requests and compute one token of each; returns these tokens, which may be none.
+
+        Raises ChangedError: see ``check_weights``.
+        """
         self.check_weights()
-        self._let_in()
+        self._admit()
         if not self._running:
             return []
         by_part = {id(one.part): one for one in self._running}
@@ -151,29 +162,29 @@ class Engine:
         return sorted(events, key=lambda event: event.number)
 
     def computing(self) -> AbstractContextManager[None]:
-        """Without a tape, and the model's layers as in evaluation."""
+        """A context without a tape, with the model in evaluation mode."""
         return as_in_evaluation(self.model)
 
     def check_weights(self) -> None:
-        """Raise ChangedError if the cache has keys and values of weights that are gone."""
+        """Raise ChangedError if the weights were written after the cache was computed."""
         written = [version.last for version in self.model.flat.versions]
         if self._running and written != self._written:
             raise ChangedError(
                 f"the model's parameters were written while {len(self._running)} requests are "
-                "being answered, whose cached keys and values are of the old ones: answer or "
+                "being answered; their cached keys and values are of the old parameters: answer or "
                 "cancel them first"
             )
         self._written = written
 
-    def _let_in(self, turn: int = 0) -> None:
-        """Into the places of this turn, in the order in which the requests came."""
+    def _admit(self, turn: int = 0) -> None:
+        """Fill the free places of a group, in the order in which the requests arrived."""
         taken = sum(one.turn == turn for one in self._running)
         for _ in range(self.places[turn] - taken):
             if not self._queue:
                 return
             answer = self.answers[self._queue[0]]
             if self.pool.needed(answer.request.positions) > self.pool.free:
-                return  # those behind it wait too, so that no request waits for ever
+                return  # later requests wait too, so that no request waits for ever
             table = self.pool.take(answer.request.positions)
             self._running.append(_Running(self._queue.popleft(), answer, table, turn))
 
@@ -186,7 +197,7 @@ class Engine:
         ]
 
     def _take(self, one: _Running, token: int) -> Event:
-        """A token goes to its sequence, which goes on with it or leaves."""
+        """Append a token to its sequence, which then continues or leaves the batch."""
         answer, request = one.answer, one.answer.request
         answer.tokens.append(token)
         if token == request.stop:
@@ -206,9 +217,9 @@ class Engine:
 
 
 def parts_of_gpt(model: Sequential) -> tuple[Embed, list[CausalSelfAttention], int]:
-    """The embedding of a GPT, its attention layers, and the features of each of their heads.
+    """(embedding, attention layers, features of a head) of a GPT.
 
-    Raises TypeError if the model is another, or its layers need caches of several shapes.
+    Raises TypeError if the model is no GPT, or its layers need caches of different shapes.
     """
     embed, *inner, head = model.blocks.values()
     if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(

@@ -1,8 +1,8 @@
-"""Load a GPT for inference: from the arrays of a file that ``minidist.compress.save`` has written.
+"""Load a GPT for inference from a file that ``minidist.compress.save`` has written.
 
-The shapes say all that is needed to declare the model: ``embedding.weight`` is (vocabulary, width),
-``0.position`` (context, width), and the last block is the head. Layers that were quantized or
-otherwise replaced, and the numbers of heads, are in the file too.
+The shapes of the arrays give the model's arguments: ``embedding.weight`` is (vocabulary, width),
+``0.position`` is (context, width), and the last block is the head. The file also records replaced
+(such as quantized) layers, and the numbers of heads.
 """
 
 from __future__ import annotations

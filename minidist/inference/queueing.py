@@ -8,9 +8,9 @@
                                                        the share of requests that have to wait
     W = C / (c μ - λ)                                  the mean time in the queue
 
-W grows without bound as ρ comes near 1: half of the waiting at 90 % load is gone at 80 %. With an
-engine of c sequences at once, 1/μ is the time of a whole answer. It is longer when more sequences
-are in the batch, which this formula does not know: measure 1/μ with a full batch.
+W grows without bound as ρ approaches 1: at 80 % load it is about half of that at 90 %. For an
+engine with c sequences at once, 1/μ is the time of a whole answer. This time grows with the batch,
+which the formula ignores: measure 1/μ with a full batch.
 
 Source: A. K. Erlang, "Solution of some problems in the theory of probabilities of significance in
 automatic telephone exchanges", 1917; any textbook on queues under M/M/c.
@@ -20,9 +20,10 @@ from __future__ import annotations
 
 
 def erlang_c(rate: float, service: float, places: int) -> float:
-    """The share of requests that wait: λ a second, 1/μ = ``service`` seconds, c ``places``.
+    """C, the share of requests that wait; 1 if more requests arrive than can be served.
 
-    1 if there are more requests than can be served.
+    ``rate`` is λ, a second; ``service`` is 1/μ, seconds; ``places`` is c. Raises ValueError for
+    numbers out of range.
     """
     if not (rate >= 0 and service > 0 and isinstance(places, int) and places >= 1):
         raise ValueError(
@@ -32,8 +33,8 @@ def erlang_c(rate: float, service: float, places: int) -> float:
     a = rate * service
     if a >= places:
         return 1.0
-    # B: the share that would be lost without a queue (Erlang B), by its recursion: aᶜ / c! cannot
-    # overflow in it. C = B / (1 - ρ (1 - B)).
+    # B: the share that would be rejected without a queue (Erlang B). Its recursion avoids aᶜ / c!,
+    # which can overflow. C = B / (1 - ρ (1 - B)).
     B = 1.0
     for k in range(1, places + 1):
         B = a * B / (k + a * B)
@@ -41,6 +42,6 @@ def erlang_c(rate: float, service: float, places: int) -> float:
 
 
 def mean_wait(rate: float, service: float, places: int) -> float:
-    """W, the mean seconds in the queue; infinite if there are more requests than can be served."""
+    """W, the mean seconds in the queue; infinite if more requests arrive than can be served."""
     spare = places / service - rate  # c μ - λ
     return erlang_c(rate, service, places) / spare if spare > 0 else float("inf")

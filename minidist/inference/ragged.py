@@ -1,13 +1,13 @@
 """One forward for sequences of different lengths, without padding in the products.
 
     rows      A₀ A₁ A₂ A₃ │ B₀ B₁ │ C₇ │ D₂      two new prompts; C and D continue by one token
-              ╰─────────── one product ──────╯   norms, linear layers: each row is alone
+              ╰─────────── one product ──────╯   norms, linear layers: each row separately
     attention A with A    │ B with B │ C, D: each with its own cached positions
 
-Linear layers and norms treat each row alone, so all tokens of all sequences go through them in one
-product. Only attention has to know which rows belong together. A new prompt attends to itself.
-Those that continue are computed together: their cached positions are read from the blocks into
-one array, as long as the longest of them, and what lies beyond a sequence's own end is masked.
+Linear layers and norms treat each row separately, so all tokens of all sequences go through them in
+one product. Only attention depends on the sequence of a row. A new prompt attends to itself.
+Sequences that continue are computed together: their cached positions are read from the blocks into
+one array, as long as the longest sequence, and positions after a sequence's end are masked.
 
 Source: Yu et al., "Orca: a distributed serving system for transformer-based generative models",
 OSDI 2022, section 3.2 ("selective batching").
@@ -42,13 +42,13 @@ class Part:
 
 
 class Step:
-    """Where the rows of one forward lie: prompts first, then sequences that continue by a token."""
+    """The order of rows in one forward: prompts first, then sequences that continue by a token."""
 
     def __init__(self, parts: Sequence[Part], pool: BlockPool, xp: Any) -> None:
         prompts = [part for part in parts if part.start == 0]
         further = [part for part in parts if part.start]
         if any(len(part.tokens) != 1 for part in further):
-            raise ValueError("Step: a sequence that is in the cache continues by one token")
+            raise ValueError("Step: a sequence that is in the cache continues by exactly one token")
         self.order = [*prompts, *further]
         self.pool = pool
         lengths = [len(part.tokens) for part in self.order]
@@ -72,7 +72,7 @@ class Step:
 
 
 class LayerCache(KeyValueCache):
-    """What one attention layer uses as its cache during one step."""
+    """The cache of one attention layer in one step: reads and writes the block pool."""
 
     def __init__(self, step: Step, layer: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class LayerCache(KeyValueCache):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Tensor:
         """q (1, h, n, d), k and v (1, g, n, d): n rows of several sequences → (1, h, n, d)."""
         if mask is not None:
-            raise ValueError("rows of several sequences take no mask: each has its own")
+            raise ValueError("rows of several sequences take no mask: each sequence has its own")
         step, pool, xp = self.step, self.step.pool, q.xp
         rows_first = [part.data[0].transpose(1, 0, 2) for part in (k, v)]  # (n, g, d)
         pool.write(self.layer, step.rows, *rows_first)
@@ -94,7 +94,7 @@ class LayerCache(KeyValueCache):
         return Tensor(out)
 
     def _continue(self, xp: Any, q: Array, out: Array) -> None:
-        """One query for each sequence, over its cached positions: q and out (h, b, d)."""
+        """Attention of one query of each sequence to its cached positions: q and out (h, b, d)."""
         keys = self.step.pool.keys[self.layer, self.step.cached]  # (b, l, g, d)
         values = self.step.pool.values[self.layer, self.step.cached]
         batch, _, groups, d = keys.shape
@@ -108,10 +108,11 @@ class LayerCache(KeyValueCache):
 
 
 def through(blocks: Iterable[Module], step: Step, x: Tensor | None = None) -> Tensor:
-    """The rows of a step through consecutive blocks of a GPT; keys and values go into the pool.
+    """Compute consecutive blocks of a GPT for the rows of a step; keys and values go into the pool.
 
-    ``x``: (1, rows, width), or None if the first block is the embedding. Returns that of the last
-    block; after the head, the logits of the last token of each sequence: (1, parts, vocabulary).
+    ``x``: (1, rows, width), or None if the first block is the embedding. Returns the output of the
+    last block, (1, rows, width); after the head, the logits of the last token of each sequence,
+    (1, parts, vocabulary).
     """
     layer = 0
     for block in blocks:
@@ -130,10 +131,10 @@ def through(blocks: Iterable[Module], step: Step, x: Tensor | None = None) -> Te
 
 
 def forward(model: Sequential, parts: Sequence[Part], pool: BlockPool) -> tuple[list[Part], Array]:
-    """One forward of all parts, whose keys and values go into the pool.
+    """One forward of all parts; keys and values go into the pool.
 
-    Returns the parts in the order in which they were computed, and the logits of the last token
-    of each: (parts, vocabulary).
+    Returns the parts in the order of their rows, and the logits of the last token of each:
+    (parts, vocabulary).
     """
     step = Step(parts, pool, pool.xp)
     return step.order, through(model.blocks.values(), step).data[0]

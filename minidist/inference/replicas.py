@@ -1,24 +1,24 @@
-"""Replicas: a copy of the model on each rank, and one queue in front of all of them.
+"""Replicas: a copy of the model on each rank, and one queue for all of them.
 
     source ──▸ queue on rank 0 ──┬──▸ rank 0: engine ──╮
                                  ├──▸ rank 1: engine ──┼──▸ tokens on rank 0 ──▸ told
                                  ╰──▸ rank 2: engine ──╯
 
-One queue is better than one for each replica: no request waits behind a long one while another
-replica has room. Rank 0 gives the next request to the replica with the fewest tokens still to
-compute, among those with a free place.
+One queue is better than one for each replica: no request waits for a long one while another replica
+is free. Rank 0 gives the next request to the replica with the fewest tokens left to compute, among
+those with a free place.
 
-A replica may be several ranks: those of a mesh with the same place along dp (mesh_engine.py).
+A replica may have several ranks: those of a mesh with the same coordinate along dp
+(mesh_engine.py).
 
-All ranks work in rounds. In each, rank 0 sends to every other rank its new requests and what is
-cancelled; each engine computes one step; the first rank of each replica sends the tokens of that
-step back. With p ranks, k sequences at once on each replica, and payloads of w whole numbers (of 8
-bytes):
+All ranks work in rounds. In each round, rank 0 sends to every other rank its new requests and
+cancellations; each engine computes one step; the first rank of each replica sends the tokens back.
+With p ranks, k sequences at once on each replica, and payloads of w integers (of 8 bytes):
 
-    rank 0 sends a round                       (p - 1) · 16 bytes, and 8 w to those that get any
-    the first rank of another replica sends    24 k bytes
+    rank 0 sends a round                       (p - 1) · 16 bytes, and 8w to ranks with a payload
+    the first rank of another replica sends    24k bytes
 
-What is drawn depends on the request alone, so the answers do not depend on the number of ranks.
+Random draws depend only on the request, so the answers do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What comes in one round: requests, and the numbers of those that are cancelled."""
+    """The new requests of one round, and the numbers of cancelled ones."""
 
     requests: Sequence[Request] = ()
     cancelled: Sequence[int] = ()
 
 
-# Called once a round on rank 0; None: nothing comes any more.
+# Called once a round on rank 0; None: there are no more requests.
 Source = Callable[[int], Arrivals | None]
 
 
 @dataclass
 class _Front:
-    """Rank 0's books: who waits, which replica has what, and all answers."""
+    """Rank 0's records: the queue, the replica of each request, and all answers."""
 
-    engine: Engine  # rank 0's own: it knows what can never be answered
+    engine: Engine  # of rank 0: checks whether a request can be answered
     replicas: int
     at_once: int
     answers: dict[int, Answer] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     queue: deque[int] = field(default_factory=deque)
-    home: dict[int, int] = field(default_factory=dict)  # of requests that are being answered
+    replica_of: dict[int, int] = field(default_factory=dict)  # of requests being answered
     count: int = 0
 
     def arrive(self, arrivals: Arrivals) -> list[list[int]]:
-        """Take what came; returns for each replica what it is told about cancelled requests."""
+        """Record new and cancelled requests; returns the cancellations to send to each replica."""
         told: list[list[int]] = [[] for _ in range(self.replicas)]
         for request in arrivals.requests:
             number, self.count = self.count, self.count + 1
@@ -82,48 +82,50 @@ class _Front:
         for number in arrivals.cancelled:
             answer = self.answers.get(number)
             if answer is None or answer.reason:
-                continue  # refused, unknown or finished: nothing to end
+                continue  # refused, unknown or finished
             answer.reason = "cancelled"
-            if number in self.home:
-                told[self.home.pop(number)] += [CANCEL, number]
+            if number in self.replica_of:
+                told[self.replica_of.pop(number)] += [CANCEL, number]
             else:
                 self.queue.remove(number)
         return told
 
     def assign(self) -> list[list[int]]:
-        """Give waiting requests to replicas with free places; what each replica is told."""
+        """Give waiting requests to replicas with free places; returns the requests to send."""
         told: list[list[int]] = [[] for _ in range(self.replicas)]
         while self.queue:
-            places = [list(self.home.values()).count(one) for one in range(self.replicas)]
+            places = [list(self.replica_of.values()).count(one) for one in range(self.replicas)]
             free = [one for one in range(self.replicas) if places[one] < self.at_once]
             if not free:
                 break
             number = self.queue.popleft()
             replica = min(free, key=self._left)
-            self.home[number] = replica
+            self.replica_of[number] = replica
             told[replica] += encode(number, self.answers[number].request)
         return told
 
     def _left(self, replica: int) -> int:
         """Tokens that a replica still has to compute."""
-        answers = (self.answers[number] for number, home in self.home.items() if home == replica)
+        answers = (
+            self.answers[number] for number, one in self.replica_of.items() if one == replica
+        )
         return sum(answer.request.count - len(answer.tokens) for answer in answers)
 
     def take(self, events: np.ndarray) -> list[Event]:
-        """Write down the tokens of one replica's step: rows of (number, token, reason)."""
+        """Record the tokens of one replica's step: rows of (number, token, reason)."""
         found = []
         for number, token, reason in events[events[:, 0] != NOTHING].tolist():
             answer = self.answers[number]
             answer.tokens.append(token)
             answer.reason = REASONS[reason]
             if answer.reason:
-                del self.home[number]
+                del self.replica_of[number]
             found.append(Event(number, token, answer.reason))
         return found
 
 
 def encode(number: int, request: Request) -> list[int]:
-    """A request as whole numbers."""
+    """A request as integers."""
     temperature = int(np.array(request.temperature, np.float64).view(np.int64))
     optional = [NOTHING if one is None else one for one in (request.top_k, request.stop)]
     head = [number, request.count, temperature, request.seed, *optional, len(request.prompt)]
@@ -131,7 +133,7 @@ def encode(number: int, request: Request) -> list[int]:
 
 
 def decode(numbers: list[int]) -> tuple[list[tuple[int, Request]], list[int]]:
-    """(requests with their numbers, cancelled numbers) from ``encode``d ones, one after another."""
+    """(requests with their numbers, cancelled numbers) from a payload of ``encode``d requests."""
     requests, cancelled, at = [], [], 0
     while at < len(numbers):
         if numbers[at] == CANCEL:
@@ -149,14 +151,14 @@ def decode(numbers: list[int]) -> tuple[list[tuple[int, Request]], list[int]]:
 
 
 class _Replica:
-    """An engine whose requests have the numbers of the front."""
+    """An engine, with a translation to rank 0's numbers of requests."""
 
     def __init__(self, engine: Engine, at_once: int) -> None:
         self.engine, self.at_once = engine, at_once
-        self.outside: dict[int, int] = {}  # the engine's number: the front's
+        self.outside: dict[int, int] = {}  # from the engine's number to rank 0's
 
     def step(self, told: list[int]) -> np.ndarray:
-        """One step; its events as rows (number, token, reason), of a fixed number of rows."""
+        """One step; its events as ``at_once`` rows of (number, token, reason)."""
         requests, cancelled = decode(told)
         for number, request in requests:
             self.outside[self.engine.submit(request)] = number
@@ -179,16 +181,17 @@ def serve(
     block: int = 16,
     mesh: Mapping[str, int] | None = None,
 ) -> tuple[dict[int, Answer], dict[int, str]]:
-    """Answer all that ``source`` brings, on all ranks; every rank must call it.
+    """Answer all requests of ``source``, on all ranks. Every rank must call it.
 
-    ``model``: this rank's copy, initialised, equal on all ranks. ``source`` and ``told`` are used
-    on rank 0 only. ``mesh``: lengths of the axes dp (replicas), pp and tp, such as ``{"dp": 2,
-    "tp": 2}``; by default every rank is a replica. ``at_once``: sequences on each replica, and
-    ``blocks`` those of each rank's cache. Requests are numbered from 0 as they come.
+    ``model``: initialised, equal on all ranks. ``source`` gives the requests of each round, and
+    ``told`` is called with each token; both on rank 0 only. ``mesh``: lengths of the axes dp
+    (replicas), pp and tp, such as ``{"dp": 2, "tp": 2}``; by default every rank is a replica.
+    ``at_once``: sequences on each replica; ``blocks``: of each rank's cache. Requests are numbered
+    from 0 in the order of arrival.
 
-    Returns, on rank 0, the answers and the reasons of those that were refused, by number; on other
-    ranks two empty dictionaries. Raises ValueError for a mesh of another number of ranks, and for
-    what cannot be cut: see ``share.py``.
+    Returns on rank 0 the answers, and the reasons of refused requests, by number; on other ranks
+    two empty dictionaries. Raises ValueError for a mesh with another number of ranks, and for a
+    model that cannot be cut: see ``share.py``.
     """
     grid = Mesh(comm, **(mesh or {"dp": comm.size}))
     engine = MeshEngine(model, grid, at_once, blocks, block)
@@ -197,25 +200,26 @@ def serve(
         _follow(comm, replica, sends=comm.rank == grid.rank_of(dp=grid.place["dp"]))
         return {}, {}
     front = _Front(engine, replicas, at_once)
-    step, arriving, leaving = 0, True, list[Sending]()
+    step, arriving, sends = 0, True, list[Sending]()
     while True:
         arrivals = source(step) if arriving else None
         if not isinstance(arrivals, (Arrivals, type(None))):
             raise TypeError(
-                f"serve: source gives Arrivals, or None at the end, not a {type(arrivals).__name__}"
+                f"serve: source must return Arrivals, or None at the end, not a "
+                f"{type(arrivals).__name__}"
             )
         arriving = arrivals is not None
         cancels = front.arrive(arrivals or Arrivals())
         payloads = [a + b for a, b in zip(cancels, front.assign(), strict=True)]
-        more = arriving or bool(front.queue or front.home or any(payloads))
-        for sending in leaving:
+        more = arriving or bool(front.queue or front.replica_of or any(payloads))
+        for sending in sends:
             sending.wait()
-        leaving = []
+        sends = []
         for rank in range(1, comm.size):
             payload = payloads[int(np.argwhere(grid.grid == rank)[0][0])]
-            leaving.append(comm.isend(np.array([len(payload), more], np.int64), rank))
+            sends.append(comm.isend(np.array([len(payload), more], np.int64), rank))
             if payload:
-                leaving.append(comm.isend(np.array(payload, np.int64), rank))
+                sends.append(comm.isend(np.array(payload, np.int64), rank))
         if not more:
             break
         every = [replica.step(payloads[0])]
@@ -226,13 +230,13 @@ def serve(
             for event in front.take(rows):
                 told(event)
         step += 1
-    for sending in leaving:
+    for sending in sends:
         sending.wait()
     return front.answers, front.refused
 
 
 def _follow(comm: Comm, replica: _Replica, sends: bool) -> None:
-    """What every rank but 0 does: a step in each round; ``sends``: the tokens to rank 0."""
+    """The loop of every rank except 0; ``sends``: whether it sends the tokens to rank 0."""
     header = np.empty(2, np.int64)
     while True:
         comm.recv(header, 0)

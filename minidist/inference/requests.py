@@ -1,4 +1,4 @@
-"""A request, what is checked about it, and its answer."""
+"""A request, its checks, and its answer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 class Refused(ValueError):
-    """A request that can never be answered: the message says why, with the numbers."""
+    """A request that cannot be answered; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Request:
     """Continue ``prompt`` by up to ``count`` tokens.
 
-    ``temperature``, ``top_k`` and ``seed`` as in ``minidist.models.sample``: what is drawn depends
-    on the request alone, not on the others that are answered at the same time. ``stop``: a token
-    that ends the answer, and is its last.
+    ``temperature``, ``top_k`` and ``seed``: as in ``minidist.models.sample``. The draws do not
+    depend on other requests that are answered at the same time. ``stop``: a token that ends the
+    answer; it is the answer's last token.
     """
 
     prompt: tuple[int, ...]
@@ -33,8 +33,8 @@ class Request:
             object.__setattr__(self, "prompt", tuple(np.atleast_1d(self.prompt).tolist()))
 
     def check(self, vocabulary: int, context: int, positions: int) -> None:
-        """Raise Refused if no model of this vocabulary and context, or no cache of this many
-        ``positions``, can answer."""
+        """Raise Refused if a model with this ``vocabulary`` and ``context``, and a cache of
+        ``positions`` positions, cannot answer the request."""
         if not isinstance(self.prompt, (tuple, list)) or not self.prompt:
             raise Refused(
                 "the prompt is empty: give at least one token to begin with"
@@ -72,12 +72,12 @@ class Request:
 
     @property
     def positions(self) -> int:
-        """How many positions the cache needs: the last new token is not read again."""
+        """How many positions of the cache it needs; the last new token needs none."""
         return len(self.prompt) + self.count - 1
 
 
 def whole(what: str, value: Any) -> int:
-    """``value`` if it is a whole number of 64 bits, as which it is sent; else Refused."""
+    """``value``, an integer. Raises Refused if it is none, or needs more than 64 bits."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise Refused(f"{what} is a whole number, not {value!r}")
     if not -(1 << 63) <= value < 1 << 63:
@@ -87,9 +87,9 @@ def whole(what: str, value: Any) -> int:
 
 @dataclass
 class Answer:
-    """The tokens of a request so far, and how it ended.
+    """The tokens of a request so far.
 
-    ``reason``: "" while it is not finished, then "count", "stop" or "cancelled".
+    ``reason``: why it ended, "count", "stop" or "cancelled"; "" while it has not.
     """
 
     request: Request

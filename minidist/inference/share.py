@@ -1,15 +1,14 @@
-"""One rank's share of a model that several ranks answer with: some blocks, and a part of each.
+"""One rank's share of a model for inference on several ranks: some blocks, and a part of each.
 
     pp = 2, tp = 2             tp 0                    tp 1
     stage 0    embedding, block 1, half of      the other half of heads,
                heads, hidden units, tokens      hidden units and tokens
     stage 1    block 2, head: half              half
 
-Nothing is computed in a new way here. Layers are cut by the plan that training uses
-(``parallel.tensor``), the list of blocks where a pipeline would cut it, by FLOPs. Only codes are
-new: a weight that was quantized in groups is cut as its floating twin would be. So each rank has
-some of the serial model's codes, and the sum over ranks is the serial product. Cut by rows, the
-groups of inputs must stay whole.
+Layers are cut by the plan of tensor parallelism (``parallel.tensor``); blocks are assigned to
+stages as in a pipeline, by FLOPs. Here only codes are added: a weight that was quantized in groups
+is cut like a float weight. Each rank has some of the serial model's codes, so the sum over ranks is
+the serial product. A cut by rows must not divide a group of inputs.
 """
 
 from __future__ import annotations
@@ -37,10 +36,11 @@ from minidist.parallel.tensor.part import TensorPart
 
 
 def share_of(model: Sequential, tensor: Comm, stage: int, stages: int) -> Sequential:
-    """The blocks of a stage, of which this rank of ``tensor`` has a part, with their values.
+    """This rank's part of the blocks of ``stage``, initialised with the model's values.
 
-    ``model``: initialised, equal on all ranks; it is not changed. Raises ValueError for more stages
-    than blocks and for groups of codes that would be cut, TypeError for layers that have no parts.
+    ``model``: initialised, equal on all ranks; it is not changed. ``tensor``: the ranks of the
+    tensor axis. Raises ValueError for more stages than blocks, and for groups of codes that would
+    be cut; TypeError for layers that cannot be cut.
     """
     whole = declared(model)
     assert isinstance(whole, Sequential)
@@ -57,7 +57,7 @@ def share_of(model: Sequential, tensor: Comm, stage: int, stages: int) -> Sequen
 def _cut_layers(
     model: Sequential, values: dict[str, np.ndarray], tensor: Comm
 ) -> tuple[Sequential, dict[str, np.ndarray]]:
-    """The declared model with this rank's part of each layer, and the values of the parts."""
+    """(declared model with this rank's part of each layer, values of these parts)."""
     for path, block in model.named_modules().items():
         if isinstance(block, Block):
             attention = block.attention
@@ -105,15 +105,16 @@ def _cut_layers(
 def _cut_codes(
     path: str, layer: GroupedLinear, of_weight: Cut, rank: int, values: dict[str, np.ndarray]
 ) -> None:
-    """Put a rank's codes and scales in the place of all."""
+    """Replace a layer's codes and scales in ``values`` by this rank's part."""
     codes, scale = values[f"{path}.codes"], values[f"{path}.scale"]
     codes = unpack4(codes) if layer.bits == 4 else codes
     if of_weight.axis == 0:  # rows: whole groups of inputs
         ends = {end for ranges in of_weight.ranges for pair in ranges for end in pair}
         if inside := [end for end in sorted(ends) if end % layer.group]:
             raise ValueError(
-                f"layer {path}: ranks would be cut at input {inside[0]}, inside of a group of "
-                f"{layer.group} that has one scale: quantize in smaller groups, or use other ranks"
+                f"layer {path}: it would be cut at input {inside[0]}, inside a group of "
+                f"{layer.group} inputs with one scale: quantize in smaller groups, or use another "
+                "number of ranks"
             )
         groups = tuple(
             tuple((start // layer.group, stop // layer.group) for start, stop in ranges)
@@ -128,7 +129,7 @@ def _cut_codes(
 
 
 class GroupedRows(GroupedLinear):
-    """This rank's rows of a quantized layer, summed over ranks; then the bias, once."""
+    """This rank's rows of a quantized layer, summed over ranks; the bias is added once, after."""
 
     def __init__(self, axis: Axis, **settings: Any) -> None:
         super().__init__(**settings)

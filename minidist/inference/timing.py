@@ -1,10 +1,10 @@
-"""Time a stream of requests: how long until the first token, how long for each token after it.
+"""Time a stream of requests: latency of the first token, and of each token after it.
 
     arrival ──── waits ────▸ first token ─▸ token ─▸ token ─▸ last token
        ╰─── time to first token ───╯  ╰─ time a token ─╯
 
-Throughput counts all tokens of all requests; the other two are what one user notices. More
-sequences at once raise the first and worsen the others.
+Throughput counts the tokens of all requests; the two latencies are what one user sees. More
+sequences at once increase throughput and both latencies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minidist.nn.layers import Sequential
 
 @dataclass
 class Timing:
-    """When the tokens of each request came, in seconds after its arrival."""
+    """The times of each request's tokens, in seconds after its arrival."""
 
     times: dict[int, list[float]] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # by index: the reason
@@ -64,10 +64,11 @@ def run(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Timing:
-    """Submit each request at its time of arrival (seconds; by default all at once); answer all.
+    """Submit each request at its time of arrival (seconds; by default all at 0), and answer all.
 
     ``told(index, event)`` is called for each token, with the index of the request. Requests that
-    cannot be answered are in ``refused``, and stop no other.
+    cannot be answered are in ``refused``; the others are answered. Raises ValueError for
+    ``arrivals`` that are not in order, or not one for each request.
     """
     times = _times(requests, arrivals)
     timing, index_of, coming, start = Timing(), dict[int, int](), 0, clock()
@@ -100,10 +101,10 @@ def run_on(
     at_once: int = 8,
     mesh: Mapping[str, int] | None = None,
 ) -> Timing:
-    """As ``run``, on all ranks of ``comm``, by its clock; the times are on rank 0. See ``serve``.
+    """As ``run``, on all ranks of ``comm``, by its clock; rank 0 has the times. See ``serve``.
 
-    On shapes (device "phantom") in the local world these are the times that a machine would take:
-    each sequence is as long as its request allows, and drawn tokens are all 0.
+    On device "phantom" in the local world these are simulated times: each answer has ``count``
+    tokens, and all tokens are 0.
     """
     times, timing, open_ = _times(requests, arrivals), Timing(), set[int]()
     embed, _, _ = parts_of_gpt(model)
@@ -122,12 +123,12 @@ def run_on(
                 requests[coming].check(vocabulary, context, context)
                 open_.add(coming)
             except Refused:
-                pass  # the front refuses it too, and says why
+                pass  # serve refuses it too, with the reason
             coming += 1
         return Arrivals(requests[first:coming])
 
     def noted(event: Event) -> None:
-        index = event.number  # numbered as they come
+        index = event.number  # requests are numbered in order
         timing.seconds = comm.time() - start
         timing.times.setdefault(index, []).append(timing.seconds - times[index])
         if event.reason:
@@ -139,8 +140,8 @@ def run_on(
 
 
 def _times(requests: Sequence[Request], arrivals: Sequence[float] | None) -> list[float]:
-    """When each request comes; ValueError unless there is a time for each, in order."""
+    """The time of arrival of each request. Raises ValueError unless each has one, in order."""
     times = [0.0] * len(requests) if arrivals is None else list(arrivals)
     if len(times) != len(requests) or sorted(times) != times:
-        raise ValueError("run: one time of arrival for each request, in order")
+        raise ValueError("run: arrivals must have one time for each request, in order")
     return times

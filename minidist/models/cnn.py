@@ -19,6 +19,8 @@ from minidist import nn
 def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128) -> nn.Sequential:
     """Two convolutions and two linear layers, for grey images of ``size`` × ``size``.
 
+    Raises ValueError for a size that 4 does not divide.
+
     >>> print(cnn(8).blocks["1"])
     Conv2d(1, 8, kernel=3, padding=1)
     """

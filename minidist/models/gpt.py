@@ -2,8 +2,8 @@
 
     tokens (b, l) ── embed + positions ── block ── block ── ... ── norm ── logits (b, l, vocabulary)
 
-    block:   x ← x + attention(norm(x))      each position reads from those before it
-             x ← x + mlp(norm(x))            each position is computed alone
+    block:   x ← x + attention(norm(x))      each position reads from itself and those before it
+             x ← x + mlp(norm(x))            each position is computed separately
 
 The norm comes first in each branch ("pre-norm"), so gradients pass through the sums unchanged.
 The table that maps tokens to vectors also computes the logits from vectors: the tied embedding
@@ -122,7 +122,7 @@ class Head(Module):
         return ops.linear(self.norm(x), ops.transpose(self.weight))  # (b, l, w) @ (w, v)
 
     def logits(self, x: Tensor) -> Tensor:
-        """As ``forward``: the logits of the whole vocabulary, also where that is cut over ranks."""
+        """As ``forward``; also if the vocabulary is cut over ranks, the logits of all tokens."""
         return self(x)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
@@ -211,7 +211,7 @@ def sample(
             x = embed(xp.asarray([unread], np.int64), len(caches[0]))
             for block, cache in zip(blocks, caches, strict=True):
                 x = block(x, cache)
-            x = x[:, -1:]  # the last position alone
+            x = x[:, -1:]  # only the last position
             logits = to_host(head.logits(x).data)[0, -1]  # (vocabulary,)
             unread = [pick(logits, temperature, top_k, draw.random())]
             text += unread
@@ -219,9 +219,9 @@ def sample(
 
 
 def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -> int:
-    """Select a token from softmax(logits / temperature) by the number ``uniform`` in [0, 1).
+    """The token of softmax(logits / temperature) that ``uniform``, a number in [0, 1), selects.
 
-    Raises ArithmeticError if there is no most likely one: a logit is NaN, or +inf, or all are -inf.
+    Raises ArithmeticError if a logit is NaN or +inf, or all are -inf.
     """
     if not np.isfinite(logits.max()):
         raise ArithmeticError(

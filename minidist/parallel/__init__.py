@@ -1,12 +1,12 @@
-"""Methods of parallel training, all with the interface of ``Method``, a package a family.
+"""Methods of parallel training, all with the interface of ``Method``; one package for each family.
 
-Read ``method.py`` first, then ``serial.py``, whose numbers every exact method must give. The
+Read ``method.py`` first, then ``serial.py``: every exact method must give its numbers. The
 families, from the simplest on:
 
     data_parallel/          every rank holds the whole model and takes a part of each batch
     zero/                   the same, but no rank keeps all of the optimizer, gradients, parameters
     gradient_compression/   fewer bytes for a gradient
-    averaging/              parameters are averaged, now and then, in place of gradients
+    averaging/              parameters are averaged, every few steps, in place of gradients
     server/                 some ranks keep the parameters, the others compute
     pipeline/               every rank holds some of the model's blocks
     tensor/                 every rank holds a part of every layer

@@ -1,8 +1,8 @@
-"""Blocks: the parts of a model that compute one after the other, and parameters with several homes.
+"""Blocks: the parts of a model that compute one after the other; and parameters used in several.
 
-A ``Sequential`` is a list of blocks. A model with a ``forward`` of its own is one block for the
-methods: nobody but it knows in which order its parts compute. Data parallelism, servers, averaging
-and ZeRO take either; a pipeline has to cut, and takes a ``Sequential`` alone.
+A ``Sequential`` is a list of blocks. A model with a ``forward`` of its own counts as one block,
+because a method cannot know in which order its layers compute. Data parallelism, servers, averaging
+and ZeRO accept both. A pipeline must cut the model, so it accepts only a ``Sequential``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def is_list_of_blocks(model: Module) -> bool:
 
 
 def blocks_of(model: Module) -> dict[str, Module]:
-    """The blocks by the prefix of their parameters' names, such as ``"0."``; or the model alone."""
+    """The blocks, keyed by the prefix of their parameters' names (``"0."``); or {"": model}."""
     if not is_list_of_blocks(model):
         return {"": model}
     assert isinstance(model, Sequential)
@@ -25,7 +25,7 @@ def blocks_of(model: Module) -> dict[str, Module]:
 
 
 def one_block(model: Module, number: int) -> Module:
-    """A block as a model of its own, whose parameters keep their names."""
+    """Block ``number`` as a separate model, whose parameters keep their names."""
     if not is_list_of_blocks(model):
         return model
     assert isinstance(model, Sequential)
@@ -41,23 +41,30 @@ def costs_of(model: Module, shape: Shape, itemsize: int = 4) -> list[LayerCost]:
 
 
 def name_shared(model: Module) -> None:
-    """Give every parameter that has several homes in a declared model one name in all of them.
+    """Set ``shared_name`` of every parameter that a declared model uses in several places.
 
-    A layer that is used twice, or ``b.weight = a.weight``, is one parameter, and its name the first
-    of its paths. A stage or a block that is built alone would know another path, and so draw other
-    values: ``shared_name`` tells it.
+    A layer that is used twice, or ``b.weight = a.weight``, is one parameter with several paths. Its
+    name is the first of them. A stage that is built alone sees only a later path, and initial
+    values are drawn by name: ``shared_name`` gives it the first one.
     """
-    homes: dict[int, int] = {}
-    _count_homes(model, homes)
+    uses = use_counts(model)
     for name, parameter in model.named_parameters().items():
-        if homes[id(parameter)] > 1:
+        if uses[id(parameter)] > 1:
             parameter.shared_name = name
 
 
-# A function inside that calls itself would be a circle that keeps the parameters in memory.
-def _count_homes(module: Module, homes: dict[int, int]) -> None:
+def use_counts(model: Module) -> dict[int, int]:
+    """How many modules have each parameter, by its id; a module used twice counts twice."""
+    found: dict[int, int] = {}
+    _count_uses(model, found)
+    return found
+
+
+# Not a nested function: one that calls itself is a reference cycle, and would keep the parameters
+# in memory until the garbage collector runs.
+def _count_uses(module: Module, found: dict[int, int]) -> None:
     for _, child in module.children():
         if isinstance(child, Parameter):
-            homes[id(child)] = homes.get(id(child), 0) + 1
+            found[id(child)] = found.get(id(child), 0) + 1
         else:
-            _count_homes(child, homes)
+            _count_uses(child, found)

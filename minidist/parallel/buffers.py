@@ -1,14 +1,14 @@
-"""Buffers, such as batch norm's running averages: one value for all ranks, and what they cost.
+"""Buffers, such as batch norm's running averages: one value for all ranks.
 
-Each rank updates its buffers from the samples that it sees, so they differ between ranks. To use
-the model, or to save it, there must be one value. It is the *mean* over the ranks that saw samples:
-each running average is linear in what it averages, so the mean of the ranks' is what one rank would
-have that saw all their statistics. It has the same bits on every rank; and buffers that are equal
-on all ranks, as those of synchronised batch norm, keep theirs. ``evaluate`` computes with it too.
-Training goes on with each rank's own; after ``load`` all begin with the mean.
+Each rank updates its buffers from its own samples, so they differ between ranks. To evaluate or to
+save the model, one value is needed: the *mean* over the ranks that train. A running average is
+linear in the statistics that it averages. So the mean of the ranks' running averages is the running
+average of the ranks' mean statistics. It has the same bits on every rank. Buffers that are equal on
+all ranks, such as those of synchronised batch norm, keep their bits. Training continues with each
+rank's own buffers; after ``load`` all ranks start with the mean.
 
-A layer whose result for one sample depends on the others computes another function when a batch is
-cut into parts. ``why_inexact`` says so.
+Batch norm's output for one sample depends on the other samples. When a batch is cut into parts, it
+therefore computes a different function. ``why_inexact`` gives this reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minidist.parallel.state import State, own_buffers
 
 
 def mean_buffers(comm: Comm, model: Module) -> State:
-    """The mean over all ranks of ``comm``, each of which must call it: the same on every rank."""
+    """The mean of the buffers over ``comm``: the same on every rank. Every rank must call it."""
     found = own_buffers(model)
     if comm.size > 1 and found:
         own = np.concatenate([values.reshape(-1) for values in found.values()])
@@ -40,7 +40,7 @@ def mean_buffers(comm: Comm, model: Module) -> State:
 
 
 def mean_of(found: State, every: Sequence[np.ndarray]) -> State:
-    """Buffers like ``found`` from the flat buffers of several ranks: their mean."""
+    """Fill ``found`` with the mean of ``every``, the flat buffers of several ranks."""
     first = every[0]
     cut_into(found, first + sum(other - first for other in every) / len(every))
     return found
@@ -56,7 +56,7 @@ def cut_into(found: State, flat: np.ndarray) -> None:
 
 @contextmanager
 def with_buffers(model: Module, values: State) -> Iterator[None]:
-    """These values in the model's buffers, and then its own again."""
+    """Put ``values`` in the model's buffers inside the block; then restore its own."""
     named = model.named_buffers()
     own = {name: buffer.data.copy() for name, buffer in named.items()}
     for name, buffer in named.items():
@@ -69,9 +69,9 @@ def with_buffers(model: Module, values: State) -> Iterator[None]:
 
 
 def why_inexact(model: Module, copies: int, microbatches: int) -> str:
-    """Why a method differs from serial training on this model; "" if it does not.
+    """Why a method's result differs from serial training on this model; "" if it does not.
 
-    A batch is cut over ``copies`` ranks, and each of these parts into ``microbatches``.
+    A batch is cut into ``copies`` shards, and each shard into ``microbatches``.
     """
     for path, layer in model.named_modules().items():
         if not isinstance(layer, BatchNorm):
@@ -81,7 +81,8 @@ def why_inexact(model: Module, copies: int, microbatches: int) -> str:
         if parts > 1:
             instead = "SyncBatchNorm or LayerNorm" if microbatches == 1 else "LayerNorm"
             return (
-                f"{type(layer).__name__} {path!r} normalises each of {parts} parts of a batch by "
-                f"itself, where serial training normalises the batch: take {instead} to be equal"
+                f"{type(layer).__name__} {path!r} normalises each of {parts} parts of a batch "
+                f"separately; serial training normalises the whole batch: use {instead} for equal "
+                "results"
             )
     return ""

@@ -1,10 +1,10 @@
-"""What replicas of a declared model hold between steps, with the bytes of each kind said apart.
+"""Bytes that replicas of a declared model hold between steps: parameters, gradients, optimizer.
 
     held(Zero1, gpt(50257, 1024, 3072, 65, 24), ranks=64, bytes_of=MIXED)
 
-Nothing is allocated, so the model may be of any size. ``MIXED`` are the bytes of a parameter in
+Nothing is allocated, so the model may be of any size. ``MIXED`` has the bytes of a parameter in
 mixed precision as ZeRO's paper counts them (arXiv 1910.02054, section 3.1): float16 parameters and
-gradients, and Adam's two averages in float32 beside a float32 copy of the parameter.
+gradients; for the optimizer a float32 copy of the parameter and Adam's two averages in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minidist.parallel.zero.stage1 import ReduceScatter, Zero1
 from minidist.parallel.zero.stage2 import ReduceScatterSlots, Zero2
 from minidist.parallel.zero.stage3 import Zero3
 
-# By method: the part whose formula says what is held.
+# By method: the part that has the memory formula.
 PARTS: dict[type[Method], type[GradientSync]] = {
     DataParallel: lambda: AllReduce("ring"),  # type: ignore[dict-item]
     Zero1: ReduceScatter,
@@ -33,7 +33,7 @@ PARTS: dict[type[Method], type[GradientSync]] = {
 
 @dataclass(frozen=True)
 class BytesOf:
-    """Bytes of one parameter, of its gradient, and of all that the optimizer keeps for it."""
+    """Bytes of one parameter, of its gradient, and of the optimizer's state for it."""
 
     parameters: int = 4
     gradients: int = 4
@@ -46,11 +46,11 @@ MIXED = BytesOf(parameters=2, gradients=2, optimizer=2 * 4 + 4)
 def held(
     method: type[Method], model: Module, ranks: int, bytes_of: BytesOf | None = None
 ) -> dict[str, list[int]]:
-    """Bytes by kind and rank: parameters, gradients, optimizer, and "slots", where there are any.
+    """Bytes by kind and rank; the kinds are "parameters", "gradients", "optimizer" and "slots".
 
-    Slots are memory for whole blocks, of gradients (stage 2) and parameters too (stage 3), beside
-    the shards: they depend on the largest block, and not on the ranks. ValueError for a method that
-    is not ``DataParallel`` or a stage of ZeRO.
+    ZeRO's stages 2 and 3 need "slots" besides the shards: memory for two whole blocks, of gradients
+    and (stage 3) of parameters. Their size depends on the largest block, not on the number of
+    ranks. Raises ValueError for a method that is not ``DataParallel`` or a stage of ZeRO.
     """
     if method not in PARTS:
         known = ", ".join(kind.__name__ for kind in PARTS)

@@ -1,11 +1,11 @@
-"""Evaluation, sharded: every rank looks at its part of every chunk, and four numbers are summed.
+"""Sharded evaluation: every rank evaluates its shard of each chunk, and four numbers are summed.
 
     rank 0   loss, count, right, guesses ╮
     rank 1   loss, count, right, guesses ┼ all-reduce of 32 bytes: mean loss and accuracy
     rank 2   loss, count, right, guesses ╯
 
-What counts, and what is right, the loss says: see nn/loss.py. Sums travel, not means: chunks that
-do not divide evenly, and ranks that have nothing to do, then weigh what they should.
+The loss defines which targets count and which guesses are right: see nn/loss.py. Sums are sent, and
+divided only at the end. So uneven shards and ranks without samples get their correct weight.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def evaluate(
     chunk: int = 1000,
     model: Module | None = None,
 ) -> tuple[float, float]:
-    """(mean loss, accuracy) over a dataset, each rank evaluating its shard of each chunk.
+    """(mean loss, accuracy) over a dataset; each rank evaluates its shard of each chunk.
 
-    The accuracy is NaN if there are no classes to guess. Every rank must call it; every rank gets
-    the result. One message: four numbers are summed.
-    ``model``, if given, computes as in evaluation meanwhile.
+    The accuracy is NaN if there are no classes to guess. Every rank must call it, and gets the
+    result. It costs one all-reduce of 32 bytes. ``model``, if given, is in evaluation mode
+    meanwhile. Raises ValueError if the loss ignores every target.
     """
     with as_in_evaluation(model):
         sums = sums_of(forward, loss, dataset, chunk, comm.rank, comm.size)
@@ -47,7 +47,7 @@ def evaluate(
 def sums_of(
     forward: Callable, loss: Loss, dataset: Dataset, chunk: int, shard: int, shards: int
 ) -> np.ndarray:
-    """``counts`` of one of so many shards of each chunk, summed."""
+    """The sum of ``counts`` over the chunks; of each chunk, shard number ``shard``."""
     sums = np.zeros(4)
     for whole in dataset.chunks(chunk):
         part = whole.shard(shard, shards)
@@ -56,28 +56,28 @@ def sums_of(
 
 
 def counts(output: Tensor, loss: Loss, part: Batch) -> list[float]:
-    """The sum of losses, what it is to be divided by, right guesses and all guesses of a part."""
+    """(sum of losses, number to divide it by, right guesses, all guesses) of a part."""
     total = sum_of_losses(loss, output, part.targets)
     return [total, part.own_count(loss), *loss.guesses(output, part.targets)]
 
 
 def mean_over_ranks(comm: Comm, sums: np.ndarray) -> tuple[float, float]:
-    """(mean loss, accuracy) of all ranks' sums together."""
+    """(mean loss, accuracy) from all ranks' sums. Every rank must call it."""
     all_reduce(comm, sums)
     return means(sums)
 
 
 def means(sums: np.ndarray) -> tuple[float, float]:
-    """(mean loss, accuracy) of ``counts``, summed."""
+    """(mean loss, accuracy) from summed ``counts``. Raises ValueError if no target counts."""
     loss, count, right, guesses = sums.tolist()
     if not count > 0:
-        raise ValueError("evaluate: the loss ignores every target, and there is no mean over none")
+        raise ValueError("evaluate: the loss ignores every target, so there is no mean loss")
     return loss / count, right / guesses if guesses else float("nan")
 
 
 @contextmanager
 def with_values(data: Array, values: Array) -> Iterator[None]:
-    """Other values in an array, and then its own again."""
+    """Put ``values`` in an array inside the block; then restore its own."""
     own = data.copy()
     data[...] = values
     try:

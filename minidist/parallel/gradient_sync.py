@@ -1,34 +1,34 @@
-"""How gradients come together: a part that every method with replicas takes.
+"""Gradient synchronisation: the part of a method that sums gradients over replicas.
 
 Replicas are ranks that hold the same part of a model (all of it, or one stage of a pipeline) and
 compute its gradient on different samples. Before the optimizer steps, these gradients are summed.
-How, is the choice of a ``GradientSync``:
+A ``GradientSync`` says how:
 
     DataParallel(model, loss, optimizer, comm, sync=Buckets(bucket_mb=1))
     Pipeline(model, loss, optimizer, comm, replicas=2, sync=ReduceScatter())
 
-    part                      when, and what each replica has afterwards           in
+    class                     when it sends, and what each replica has afterwards  in
     AllReduce                 at the end, the whole sum                            data_parallel/
     AllReducePerParameter     at the end, one all-reduce for each parameter        data_parallel/
-    SymmetricMemory           at the end, in memory that all replicas can see      data_parallel/
+    SymmetricMemory           at the end, in memory that all replicas share        data_parallel/
     Buckets                   while the backward runs, the whole sum               data_parallel/
-    CompressedSum             at the end, about the sum, from fewer bytes  gradient_compression/
+    CompressedSum             at the end, an approximate sum               gradient_compression/
     ReduceScatter             at the end, the sum of its own shard (ZeRO 1)        zero/
     ReduceScatterUnits        while the backward runs, its own shards (ZeRO 2)     zero/
     ReduceScatterSlots        the same, with gradient memory for two blocks only   zero/
-    GatheredUnits             the same, and parameters come when used (ZeRO 3)     zero/
+    GatheredUnits             the same; parameters are gathered when used (ZeRO 3) zero/
 
-A method makes the same calls to any of them, in this order:
+A method makes the same calls to each of them, in this order:
 
     begin(step)             the gradients are set to zero
       ... forward and backward of all microbatches but the last: gradients only accumulate ...
     last_backward(loss)     from here on, a gradient that is ready may be sent
       ... the last backward ...
     finish()                waits until the gradients are summed; returns the summed loss
-    update(limit)           clips, steps the optimizer on what this rank owns, and gathers the rest
+    update(limit)           clips, steps the optimizer on this rank's part, gathers the other parts
 
-To add a way, write a subclass: ``finish`` sums, ``plan`` says what that sends and how long it
-takes, and ``memory`` what is kept. Everything else has a default here.
+To add another, write a subclass with three methods: ``finish`` sums; ``plan`` predicts messages,
+bytes and time; ``memory`` predicts bytes. Everything else has a default here.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from minidist.parallel.state import OptimizerShard, State
 
 @dataclass(frozen=True)
 class Replicas:
-    """What a formula needs to know of ranks that hold the same part of a model.
+    """What the formulas need to know about ranks that hold the same part of a model.
 
-    ``model`` may be declared only. ``pieces``: the parts of its flat array that are complete one
-    after the other (see ``GradientSync.ready``); one piece, if all are complete at once.
+    ``model`` may be only declared. ``pieces``: slices of its flat array whose gradients are
+    complete at different times (see ``GradientSync.ready``); empty if all are complete at once.
     """
 
     model: Module
@@ -69,16 +69,16 @@ class Replicas:
     sums_loss: bool = True  # the loss is summed along with the gradients
     apart: frozenset[str] = frozenset()
     pieces: tuple[slice, ...] = ()
-    passes: int = 2  # how often a step computes each block: forward and backward, by microbatch
+    passes: int = 2  # how often a step computes each block: forward and backward, per microbatch
 
     @property
     def nbytes(self) -> int:
-        """Of all parameters that are trained, and so of all gradients."""
+        """Bytes of all trained parameters; their gradients have as many."""
         return parameter_count(self.model) * self.itemsize
 
     @property
     def frozen_bytes(self) -> int:
-        """Of all parameters that are not trained."""
+        """Bytes of all parameters that are not trained."""
         return frozen_count(self.model) * self.itemsize
 
     def all_pieces(self) -> list[slice]:
@@ -86,15 +86,15 @@ class Replicas:
 
 
 class GradientSync(Settings):
-    """Base of all, and what a rank without replicas does: nothing is sent.
+    """Base class; by itself it sends nothing, for a rank without other replicas.
 
     One object belongs to one method on one rank. ``sharded``: after ``finish`` each replica has
-    the sum of its own shard alone; otherwise all have the whole sum.
+    the sum of its own shard only; otherwise every replica has the whole sum.
     """
 
     sharded = False
-    hooks_forward = False  # it must see the model's blocks being computed: no pipeline can take it
-    whole_array = False  # shards cut through the whole flat array, not through each block
+    hooks_forward = False  # it runs the model's blocks itself, so a pipeline cannot use it
+    whole_array = False  # shards are cut from the whole flat array, not from each block
     comm: Comm | None = None
 
     def bind(
@@ -108,11 +108,11 @@ class GradientSync(Settings):
         apart: Collection[str] = (),
         late: Collection[str] = (),
     ) -> None:
-        """Take charge of a declared ``model``, whose replicas are the ranks of ``comm``.
+        """Initialise a declared ``model``, whose replicas are the ranks of ``comm``.
 
-        Initialises the model. ``apart`` names parameters whose gradient the method completes
-        itself, at the end of the step; ``late`` those whose gradient it completes after the last
-        backward, before it says so by ``ready``.
+        ``apart``: names of parameters whose gradient the method completes itself, at the end of the
+        step. ``late``: names of those whose gradient it completes after the last backward; it then
+        calls ``ready``. Raises ValueError if this object has a model already.
         """
         if self.comm is not None:
             raise ValueError(
@@ -130,7 +130,7 @@ class GradientSync(Settings):
         )
 
     def allocate(self, seed: int) -> None:
-        """Give the model its arrays, and tell the optimizer what it steps."""
+        """Allocate the model's arrays, and tell the optimizer what it steps."""
         slices = self.model.init(seed).flat.slices
         self.part = self.optimizer.part(slices)
 
@@ -139,13 +139,13 @@ class GradientSync(Settings):
         return self.model.flat.data.dtype.itemsize
 
     def clips(self, clips: bool) -> None:
-        """Whether the method clips, from now on."""
+        """Set whether the method clips from now on."""
         self.replicas = replace(self.replicas, clips=clips)
 
     # One step
 
     def begin(self, step: int) -> None:
-        """A training step begins: no gradients yet."""
+        """Begin training step ``step``: set the gradients to zero."""
         self.step = step
         self.model.zero_grad()
 
@@ -154,28 +154,28 @@ class GradientSync(Settings):
         return self.model(x)
 
     def run(self, part: Module, x: Any) -> Tensor:
-        """The output of some consecutive blocks of the model."""
+        """The output of ``part``, some consecutive blocks of the model."""
         return part(x)
 
     def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
-        """The last backward of this step begins. ``loss`` is this rank's, of all microbatches.
+        """The last backward of this step begins. ``loss`` is this rank's, over all microbatches.
 
-        If it is the last for some parameters only, ``part`` is where they lie in the flat array.
+        ``part``: the slice of the flat array whose last backward this is; None: all of it.
         """
         self.loss = loss
 
     def ready(self, part: slice) -> None:
-        """The gradients in ``part`` of the flat array are complete, while others still grow.
+        """The gradients in ``part`` of the flat array are complete; others are not yet.
 
-        A pipeline says so for each of its chunks. What is not sent now is sent by ``finish``.
+        A pipeline calls this for each of its chunks. What is not sent now is sent by ``finish``.
         """
 
     def finish(self) -> float:
-        """Return when the gradients are summed: the loss, summed if ``sums_loss``."""
+        """Wait until the gradients are summed; the loss, also summed if ``sums_loss``."""
         return self.loss
 
     def update(self, limit: float | None = None) -> None:
-        """Step the optimizer; the gradients are clipped to the norm ``limit`` first."""
+        """Clip the gradients to the norm ``limit`` (None: do not), then step the optimizer."""
         assert self.comm is not None
         flat = self.model.flat
         with self.comm.step("optimizer"):
@@ -183,12 +183,12 @@ class GradientSync(Settings):
                 clip_by_global_norm(flat.grad, limit)
             self.optimizer.step_parts([(self.part, flat.data, flat.grad)])
 
-    # The norm, for methods that sum it over more ranks than the replicas
+    # The norm, for methods that sum it over other ranks besides the replicas
 
     def squared_norm(self, without: Collection[str] = ()) -> float:
-        """The squared norm of the summed gradient, of which each number is counted once.
+        """The squared norm of the summed gradient; each element is counted once.
 
-        ``without`` names parameters that another stage of the pipeline counts.
+        ``without``: names of parameters that another stage of the pipeline counts.
         """
         grad, slices = self.model.flat.grad, self.model.flat.slices
         if not without:
@@ -196,7 +196,7 @@ class GradientSync(Settings):
         return sum(norm_of(grad[part]) ** 2 for n, part in slices.items() if n not in without)
 
     def scale(self, factor: float) -> None:
-        """Multiply the summed gradient, or what this replica has of it."""
+        """Multiply the summed gradient, or this replica's shard of it, by ``factor``."""
         self.model.flat.grad *= factor
 
     # What is kept
@@ -215,22 +215,25 @@ class GradientSync(Settings):
         return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
 
     def load_parameters(self, by_name: State) -> None:
-        """Take the model's parameters and buffers."""
+        """Set the model's parameters and buffers."""
         self.model.load({name: np.asarray(values) for name, values in by_name.items()})
 
     def optimizer_shards(self) -> list[OptimizerShard]:
-        """What this rank's optimizer steps, and where it lies: for saving and loading."""
+        """The parts of the flat array that this rank's optimizer steps: for saving and loading."""
         flat, named = self.model.flat, self.model.named_parameters()
         return [OptimizerShard(named, flat.slices, self.optimizer, self.part, flat.data)]
 
     def own_arrays(self) -> dict[str, Array]:
-        """What this rank alone keeps, and training needs to go on."""
+        """Arrays that only this rank has and that training needs to continue, by name."""
         return {}
 
-    # The formulas: of any replicas, also of a part of the model that this rank does not hold
+    # The formulas, for any replicas: also for a part of the model that this rank does not hold
 
     def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
-        """Messages, bytes, busy seconds and, where they add up, the seconds of a step."""
+        """Messages, bytes and busy seconds of a step; its duration, if nothing overlaps.
+
+        ``seconds``: of forward and backward, by replica.
+        """
         series = Series(machine, of.size)
         series.compute(seconds)
         return series
@@ -245,13 +248,13 @@ class GradientSync(Settings):
         }
 
     def parameters_stepped(self, of: Replicas) -> list[int]:
-        """How many parameters each of a rank's optimizers steps: layer-wise rules sum norms."""
+        """How many parameters each of a rank's optimizers steps; layer-wise rules sum norms."""
         return [len(of.model.trained())]
 
     def rings(self, of: Replicas, part: slice) -> list[slice] | None:
-        """The ring all-reduces that ``ready(part)`` starts, if it does nothing else.
+        """The slices that ``ready(part)`` all-reduces by rings, if it does nothing else.
 
-        None if it does something else: then a pipeline's price knows no time.
+        None if it does something else: then a pipeline's time cannot be predicted by formula.
         """
         return None
 
@@ -260,11 +263,11 @@ Sync = GradientSync | Callable[[], GradientSync]
 
 
 def make_sync(sync: Sync) -> GradientSync:
-    """``sync`` itself, or what it makes; TypeError for what is none."""
+    """``sync`` itself, or the object that it makes. Raises TypeError for anything else."""
     made = sync if isinstance(sync, GradientSync) else sync() if callable(sync) else None
     if not isinstance(made, GradientSync):
         raise TypeError(
-            f"sync is a GradientSync, such as Buckets(bucket_mb=1), or a function that makes one, "
-            f"not {sync!r}"
+            f"sync is a GradientSync, such as Buckets(bucket_mb=1), or a function that makes "
+            f"one, not {sync!r}"
         )
     return made

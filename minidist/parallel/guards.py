@@ -1,21 +1,21 @@
-"""Guards of a method: what would train on, silently, to wrong numbers.
+"""Guards of a method: they find errors that would silently give wrong numbers.
 
     method.guard(not_finite="skip", replicas_every=100)
 
-Ranks that build a method from different seeds, models or optimizers have replicas that differ, and
-nothing fails. So they compare digests of all of these when a method is built (``check_built``; 8
-bytes a rank), and those of their batch (``check_same_batches``): see ``Method.stepping``.
+If ranks build a method from different seeds, models or optimizers, their replicas differ, and
+nothing fails. So ranks compare a digest of these when the method is built (``check_built``; 8 bytes
+a rank), and a digest of their batches (``check_same_batches``; when: see ``Method.stepping``).
 
-A loss that is no longer finite is the same on every rank, so all ranks do the same in that step:
+The loss is the same on every rank. If it is not finite, all ranks follow the same policy:
 
-    "raise"   NotFinite; the parameters may have been updated: go on from a checkpoint
-    "skip"    the optimizer does not step if a gradient of any rank is not finite. It costs one
+    "raise"   raise NotFinite. The parameters may have been updated: continue from a checkpoint
+    "skip"    the optimizer does not step if a gradient of any rank is not finite. This costs one
               more all-reduce of 8 bytes, and a pass over the gradients
-    "go on"   nothing
+    "go on"   continue training
 
-A bit that flips in a replica changes that replica alone. ``check_replicas`` hashes every parameter
-on every rank, and names the first that differs, and where. It is off unless ``replicas_every`` says
-after how many steps, or ``MINIDIST_DEBUG=1`` after each.
+A flipped bit changes one replica only. ``check_replicas`` hashes every parameter on every rank, and
+names the first parameter that differs, with the rank. It runs every ``replicas_every`` steps (0:
+never), or after every step with ``MINIDIST_DEBUG=1``.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class NotFinite(ArithmeticError):
 
 
 def check_built(method: Method) -> None:
-    """Raise Disagreement, on every rank, unless all build the same method.
+    """Raise Disagreement, on every rank, unless all ranks build the same method.
 
-    Compared are its class, seed, microbatches and clip; names, shapes and layers of the model; the
-    loss; the optimizer with its settings; and what compiles loops (see engine/fusion.py).
+    Compared are its class, seed, microbatches and clip; the names and shapes of the parameters; the
+    class of the loss; the optimizer with its settings; and MINIDIST_FUSE (see engine/fusion.py).
     """
     shapes = {name: one.shape for name, one in method.whole.named_parameters().items()}
     settings = (type(method).__name__, method.seed, method.microbatches, method.clip)
@@ -62,7 +62,7 @@ def check_built(method: Method) -> None:
 
 
 def check_batch(method: Method, batch: Batch) -> None:
-    """Raise TypeError for a part of a batch, ValueError for one without targets that count."""
+    """Raise TypeError for a part of a batch, ValueError for one whose targets are all ignored."""
     name = type(method).__name__
     if not isinstance(batch, Batch):
         raise TypeError(
@@ -86,7 +86,7 @@ def check_batch(method: Method, batch: Batch) -> None:
 
 
 def check_same_batches(method: Method, batches: Sequence[Batch]) -> None:
-    """Raise Disagreement, on every rank, unless all step on the same batches."""
+    """Raise Disagreement, on every rank, unless all ranks step on the same batches."""
     if method.comm.size == 1:
         return
     of = f"step {method.steps} of {type(method).__name__}, seed {method.seed}"
@@ -110,7 +110,7 @@ def check_loss(method: Method, loss: float) -> None:
 
 
 def all_finite(comm: Comm, grads: Sequence[Array]) -> bool:
-    """Whether every gradient of every rank is finite: the same answer on each rank."""
+    """Whether all gradients of all ranks are finite: the same answer on every rank."""
     found = np.zeros(1)
     for grad in grads:
         if has_numbers(grad) and not bool(read(module_of(grad).isfinite(grad).all(), True)):
@@ -135,7 +135,7 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
             usual = values[np.argmax(counts)]
             ranks = [rank for rank in range(comm.size) if every[rank, column] != usual]
             where = f"on rank {', '.join(map(str, ranks))} is not what it is on the others"
-            if 2 * counts.max() <= comm.size:  # no majority: nobody knows who is right
+            if 2 * counts.max() <= comm.size:  # no majority: any of the values may be the right one
                 where = f"has {len(values)} different values on {comm.size} ranks"
             raise Disagreement(
                 f"after step {step} {name} {where}: a bit has flipped, or something but the method "
@@ -144,14 +144,14 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
 
 
 def replicas_due(method: Method) -> bool:
-    """Whether the replicas are to be compared after this step."""
+    """Whether to compare the replicas after this step."""
     every = method.replicas_every or int(debugging())
     return bool(every) and method.steps % every == 0
 
 
 @contextmanager
 def uncounted(comm: Comm) -> Iterator[None]:
-    """What is sent inside is not counted."""
+    """Messages sent inside the block are not counted."""
     sent = comm.trace.sent
     before = sent.messages, sent.nbytes
     yield

@@ -1,8 +1,8 @@
-"""Sending gradients while the backward runs: in which order, and when each may go.
+"""Sending gradients while the backward runs, in one order on all ranks.
 
 A backward completes the gradients of the last layers first. They are sent in groups (buckets, or
 ZeRO's units), on the communication stream. All ranks must send the same groups in the same order,
-even if a rank does not use some parameter at all.
+even if one of them does not use some parameter at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from minidist.parallel.gradient_sync import GradientSync
 class InOrder:
     """Groups of gradients that are sent in a fixed order, each when it is complete.
 
-    A group waits for those before it. At the end ``ready`` of all names sends the rest.
+    A complete group still waits for the groups before it. At the end, call ``ready`` with all
+    names: it returns the groups that are left.
     """
 
     def __init__(self, groups: Collection[Collection[str]]) -> None:
@@ -29,7 +30,7 @@ class InOrder:
         self.sent = 0
 
     def ready(self, names: Collection[str]) -> list[int]:
-        """These gradients are complete: the groups that go now, by number."""
+        """Mark these gradients as complete; the numbers of the groups to send now, in order."""
         for missing in self.missing[self.sent :]:
             missing.difference_update(names)
         first = self.sent
@@ -41,13 +42,13 @@ class InOrder:
 class SentInOrder(GradientSync):
     """Base of the parts that send groups of gradients while the last backward of a step runs.
 
-    A subclass calls ``watch`` when the model is there, and defines ``send``.
+    A subclass calls ``watch`` once its model has arrays, and defines ``send``.
     """
 
     def watch(self, groups: Collection[Collection[str]]) -> None:
         """Send these groups, in this order, each when its parameters' gradients are complete."""
         self.order = InOrder(groups)
-        self.last: set[str] = set()  # parameters whose last backward runs
+        self.last: set[str] = set()  # parameters whose last backward is running
         for name, parameter in self.model.trained().items():
             parameter.on_ready.append(partial(self.parameter_ready, name))
 
@@ -68,16 +69,16 @@ class SentInOrder(GradientSync):
             self.launch([name])
 
     def launch(self, ready: Collection[str]) -> None:
-        """Send what can go, now that these parameters' gradients are complete."""
+        """These parameters' gradients are complete: send every group that is complete now."""
         for index in self.order.ready(ready):
             self.send(index)
 
     def send(self, index: int) -> None:
-        """Start to sum a group on the communication stream."""
+        """Start to sum group number ``index`` on the communication stream."""
         raise TypeError(f"{type(self).__name__} does not define send()")
 
     def finish(self) -> float:
-        self.launch(list(self.model.flat.slices))  # those that no backward has touched, too
+        self.launch(list(self.model.flat.slices))  # also those that no backward has reached
         return super().finish()
 
 

@@ -1,24 +1,23 @@
-"""Method: the one interface through which every way of training is reached.
+"""Method: the one interface of every way of training.
 
     method = DataParallel(mlp(), CrossEntropy(), SGD(0.1), comm, seed=0)
     loss = method.step(batches[0])
 
-``step`` takes the *global* batch and returns the global mean loss, the same on every rank; which
-part of the batch a rank works on is the method's business. What belongs to the step and not to the
-batch, its number and its random draws, the method keeps: a batch can be stepped on again. So any
-two methods can be exchanged, and compared: with one seed they start from the same parameters, see
-the same data, and (if they are exact) go through the same parameters as ``Serial``, the oracle of
-all.
+``step`` takes the *global* batch and returns the global mean loss, the same on every rank. The
+method decides which part of the batch each rank computes. It also counts the steps, and keys random
+draws by the step; so the same batch can be used in several steps. Any two methods can therefore be
+compared: with the same seed they start from the same parameters and see the same data, and an exact
+method goes through the same parameters as ``Serial``, the reference.
 
-All of them have this much in common, and a test asks each for every point:
+All methods have this in common, and a test checks each point for each method:
 
-    step, parameters, buffers     train on a global batch; read the model, whole, on every rank
+    step, parameters, buffers     train on a global batch; read the whole model, on every rank
     evaluate                      mean loss and accuracy over a dataset
-    state, load                   save and go on, also on another number of ranks: see saving.py
+    state, load                   save and continue, on any number of ranks: see saving.py
     clip, microbatches            limit the gradient's norm; accumulate over parts of a shard
-    cost                          messages, bytes, memory and time of a step, predicted
+    cost                          predicted messages, bytes, memory and time of a step
 
-What a method does not support is listed in its ``refuses``, with the reason; asking for it raises
+What a method does not support is listed in its ``refuses``, with the reason. Asking for it raises
 ``Unsupported`` with the method's name.
 """
 
@@ -65,21 +64,21 @@ __all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes"
 
 
 class Unsupported(TypeError):
-    """A method was asked for what it does not support: the message says why."""
+    """The method does not support what was asked for; the message says why."""
 
 
 class Method(Saving):
-    """Base of all methods. ``model`` comes declared, not initialised: each rank builds its part.
+    """Base of all methods. ``model`` is declared, not initialised: each rank builds its own part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
-    ``optimizer`` is new. Both belong to this rank: make them inside the function that runs on
-    every rank, because ranks of the local world share one process.
+    ``optimizer`` has made no step yet. Make model and optimizer inside the function that runs on
+    every rank: ranks of the local world share one process, and must not share these.
     """
 
     exact = True  # same parameters as serial training, up to rounding
-    why_inexact = ""  # the reason, if it is the model that makes it inexact: see buffers.py
+    why_inexact = ""  # the reason, if the model makes the method inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
-    unskippable = ""  # why a step cannot be left out: see guards.py
+    unskippable = ""  # the reason, if a step cannot be skipped: see guards.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -95,7 +94,7 @@ class Method(Saving):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        """``clip``: the largest norm that a step's whole gradient may have; None: any."""
+        """``clip``: the largest norm allowed for a step's whole gradient; None: no limit."""
         name = type(self).__name__
         if not isinstance(comm, Comm):
             raise no_comm(comm, name)
@@ -124,7 +123,7 @@ class Method(Saving):
         for parameter in named.values():
             parameter.owner = name  # see Module.freeze
         optimizer.owner = name
-        optimizer.parts.clear()  # the method says anew what is stepped
+        optimizer.parts.clear()  # the method binds the optimizer to its own part of the model
         name_shared(model)
         optimizer.check_groups(named)
         self.whole = model  # declared only: names, shapes and costs of all parameters
@@ -136,7 +135,7 @@ class Method(Saving):
         self.microbatches = microbatches
         self.clip = clip
         self.not_finite, self.replicas_every = "raise", 0  # see guards.py
-        self.steps = 0  # training steps made: draws and schedules of messages are keyed by it
+        self.steps = 0  # training steps made: random draws are keyed by it
         self._agreed = False  # whether the ranks have compared a step's batch
         self._stepping = False
         check_built(self)
@@ -148,11 +147,11 @@ class Method(Saving):
 
     @property
     def copies(self) -> int:
-        """Over how many ranks a batch is cut: they compute the same layers on other samples."""
+        """The number of ranks over which a batch is cut; they compute the same layers."""
         return self.comm.size
 
     def check_setting(self, name: str, value: Any) -> None:
-        """Raise ValueError for nonsense, Unsupported for what this method refuses."""
+        """Raise ValueError or TypeError for a wrong value, Unsupported for one that is refused."""
         kind = type(self).__name__
         if name == "loss":
             if not isinstance(value, Loss):
@@ -187,15 +186,15 @@ class Method(Saving):
     def step(self, batch: Batch) -> float:
         """Train on one global batch; the global mean loss before the update, on every rank.
 
-        Raises TypeError for what is no global batch, such as a shard of one, and Disagreement if
-        ranks pass different ones.
+        Raises TypeError for anything but a global batch, such as a shard of one; ValueError if all
+        targets are ignored; Disagreement if ranks pass different batches; NotFinite: see ``guard``.
         """
         with self.stepping([batch]):
             loss = self.train_on(batch)
         return self.stepped(loss)
 
     def stepped(self, loss: float) -> float:
-        """A step has been made: see guards.py for what is checked then."""
+        """Count a step that was made, and check its loss and the replicas: see guards.py."""
         check_loss(self, loss)
         self.steps += 1
         if replicas_due(self) and self.comm.size > 1 and (same := self.replicated()):
@@ -203,10 +202,11 @@ class Method(Saving):
         return loss
 
     def guard(self, not_finite: str = "raise", replicas_every: int = 0) -> None:
-        """What to do if the loss is not finite, "raise", "skip" or "go on"; and after how many
-        steps to compare the replicas, 0 for never: see guards.py. Every rank must call it.
+        """Set ``not_finite``, what to do if the loss is not finite: "raise", "skip" or "go on"; and
+        ``replicas_every``, after how many steps to compare the replicas (0: never). See guards.py.
 
-        Raises Unsupported where a step cannot be skipped, or there are no replicas.
+        Every rank must call it. Raises ValueError for another policy, and Unsupported if a step
+        cannot be skipped or there are no replicas.
         """
         name = type(self).__name__
         if not_finite not in POLICIES:
@@ -224,18 +224,19 @@ class Method(Saving):
         return {}
 
     def check_targets(self, batch: Batch) -> None:
-        """Raise ValueError, on every rank, for targets that this method cannot use: none here."""
+        """Raise ValueError, on every rank, for targets that this method cannot use. Accepts all
+        by default."""
 
     def train_on(self, batch: Batch) -> float:
-        """What ``step`` does: for a method to define, and for ``step`` alone to call."""
+        """The training step. A method defines it; only ``step`` calls it."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
 
     @contextmanager
     def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """A step on each of these begins: refuse parts, and what other ranks do not have.
+        """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
 
-        Under MPI, where it takes a message, ranks compare at the first step, and at every one with
-        ``MINIDIST_DEBUG=1``.
+        Under MPI comparing takes a message. There, ranks compare at the first step only, or at
+        every step with ``MINIDIST_DEBUG=1``.
         """
         for batch in batches:
             check_batch(self, batch)
@@ -250,20 +251,21 @@ class Method(Saving):
             self._stepping = False
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy) over a dataset, of ``parameters()`` and ``buffers()``.
+        """(mean loss, accuracy) over a dataset, with ``parameters()`` and ``buffers()``.
 
-        Every rank must call it, and takes its shard of each chunk; layers compute as in evaluation.
-        What the loss ignores counts for neither; the accuracy is NaN if there are no classes.
+        Every rank must call it, and evaluates its shard of each chunk of samples, in evaluation
+        mode. Targets that the loss ignores count for neither number. The accuracy is NaN if there
+        are no classes.
         """
         with with_buffers(self.model, self.buffers()):
             return evaluate(self.forward, self.loss, dataset, self.comm, chunk, model=self.model)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """What the next step should send, hold and wait for, on ``machine``, with ``batch``."""
+        """The predicted cost of the next step, on ``batch``, on ``machine``."""
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
     def arrays(self) -> dict[str, list[Array]]:
-        """The arrays that this rank holds between steps, by kind: what memory is measured on."""
+        """The arrays that this rank holds between steps, by kind. Memory is measured from them."""
         return {
             "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
@@ -273,7 +275,8 @@ class Method(Saving):
     # What most methods do
 
     def accumulate(self, shard: Batch) -> float:
-        """Forward and backward on each microbatch of a shard: adds to the gradients."""
+        """Forward and backward on each microbatch of a shard; adds to the gradients, and returns
+        the shard's loss."""
         loss = 0.0
         for microbatch in shard.microbatches(self.microbatches):
             loss += self.forward_backward(microbatch)
@@ -284,7 +287,7 @@ class Method(Saving):
         return self.model(inputs)
 
     def draws_of(self, part: Batch) -> AbstractContextManager[None]:
-        """Key the random draws inside by the method's seed and step, and the part's samples."""
+        """Key random draws inside the block by (seed, step, positions of the part's samples)."""
         if not self._stepping:
             raise RuntimeError(
                 f"{type(self).__name__} computes outside of a step, whose number its random draws "
@@ -298,7 +301,7 @@ class Method(Saving):
     ) -> float:
         """Forward and backward on a part of a batch: adds to the gradients, returns its loss.
 
-        ``before_backward`` is called with the loss between the two.
+        ``before_backward`` is called with the loss, after the forward.
         """
         with self.comm.step("forward"), self.draws_of(batch):
             loss = self.loss(self.forward(batch.inputs), batch.targets, batch.count(self.loss))
@@ -309,7 +312,7 @@ class Method(Saving):
         return float(read(loss.data, math.nan))
 
     def update(self) -> None:
-        """One step of the optimizer on everything this rank holds."""
+        """One step of the optimizer on all parameters that this rank holds."""
         if not self.optimizer.parts:
             self.optimizer.bind(self.model.flat.slices)
         with self.comm.step("optimizer"):

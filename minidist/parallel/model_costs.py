@@ -1,7 +1,7 @@
-"""What a declared model costs: parameters, FLOPs, and what its forward saves for the backward.
+"""Costs of a declared model: parameters, FLOPs, and bytes that a forward saves for its backward.
 
-All of it follows from declared shapes: nothing is allocated. ``e`` bytes an element is called
-``itemsize`` in the code.
+They follow from the declared shapes; nothing is allocated. ``itemsize`` is the e of the formulas:
+bytes of an element.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from minidist.parallel.blocks import blocks_of, costs_of
 
 
 def parameter_count(model: Module) -> int:
-    """Ψ, the number of parameters that are trained, of a declared model too."""
+    """Ψ, the number of trained parameters (elements) of a model, which may be only declared."""
     return sum(parameter.size for parameter in model.trained().values())
 
 
 def frozen_count(model: Module) -> int:
-    """The number of frozen parameters: each takes memory, and has no gradient and no message."""
+    """The number of frozen parameters (elements): they take memory, but have no gradient."""
     return sum(parameter.size for parameter in model.frozen().values())
 
 
@@ -36,7 +36,7 @@ def parameter_slices(model: Module) -> dict[str, slice]:
 
 
 def first_recorded(model: Module, input_grad: bool) -> int:
-    """How many blocks leave nothing on the tape: frozen ones, before the first that is trained."""
+    """How many blocks the tape does not record: the frozen ones before the first trained one."""
     if input_grad or not model.frozen():
         return 0
     trained = [wants_gradient(block) for block in blocks_of(model).values()]
@@ -44,14 +44,14 @@ def first_recorded(model: Module, input_grad: bool) -> int:
 
 
 def wants_gradient(block: Module) -> bool:
-    """Whether the output of a block has a gradient, though its input has none."""
+    """Whether a block's output needs a gradient even if its input does not."""
     return bool(block.trained())
 
 
 def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tuple[int, int]:
     """FLOPs of (forward, backward) on an input of ``shape``.
 
-    A block computes its input's gradient only if something before it wants one.
+    A block computes its input's gradient only if something before it needs one.
     """
     forward = backward = 0
     for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
@@ -64,10 +64,10 @@ def training_flops(model: Module, shape: Shape, input_grad: bool = False) -> tup
 def saved_bytes(
     model: Module, shape: Shape, itemsize: int, loss: Loss | None, input_grad: bool = False
 ) -> int:
-    """Bytes that a forward on an input of ``shape`` saves for its backward, the input included.
+    """Bytes that a forward on an input of ``shape`` saves for its backward, with the input.
 
-    ``loss`` is there if this part of the model ends in it. Blocks before the first one with
-    something to train save nothing, unless the input wants a gradient (``input_grad``).
+    ``loss``: the loss, if this part of the model ends in it; else None. Blocks before the first
+    trained one save nothing, unless the input needs a gradient (``input_grad``).
     """
     costs = costs_of(model, shape, itemsize)
     first = first_recorded(model, input_grad)
@@ -85,24 +85,24 @@ def saved_bytes(
 
 
 def shape_of(batch: Batch) -> Shape:
-    """The shape of a batch's inputs, which need not be read for it."""
+    """The shape of a batch's inputs, without reading them."""
     return (len(batch), *batch.dataset.input_shape)
 
 
 def training_seconds(model: Module, batches: Sequence[Batch], machine: Machine, rank: int) -> float:
-    """Seconds that ``rank`` computes, forward and backward, on each of these batches in turn."""
+    """Seconds of compute of ``rank``: forward and backward on all these batches."""
     return sum(
         machine.compute(sum(training_flops(model, shape_of(batch))), rank) for batch in batches
     )
 
 
 def largest_saved(model: Module, batches: Sequence[Batch], itemsize: int, loss: Loss) -> int:
-    """Bytes of activations at the highest, if these batches go forward and backward in turn."""
+    """Peak bytes of activations, if these batches go forward and backward one after the other."""
     return max(peak_bytes(model, shape_of(batch), itemsize, loss) for batch in batches)
 
 
 def peak_bytes(model: Module, shape: Shape, itemsize: int, loss: Loss | None) -> int:
-    """``saved_bytes``, or more if a layer computes again in the backward what it did not save."""
+    """Peak bytes of activations: ``saved_bytes``, or more if a layer recomputes in the backward."""
     costs = costs_of(model, shape, itemsize)
     first = first_recorded(model, input_grad=False)
     if first and first == len(costs):

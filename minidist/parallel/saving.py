@@ -1,11 +1,11 @@
-"""What every method can read out, save and load: its model and its optimizer, by serial names.
+"""Reading, saving and loading a method's model and optimizer, under serial training's names.
 
-    parameters, buffers, frozen    the model, whole, on every rank
-    state, load                    all that training needs to go on, on every rank: see state.py
-    state_shares                   the same, each element on one rank only: see shares.py
+    parameters, buffers, frozen    the whole model, on every rank
+    state, load                    all that training needs to continue, on every rank: see state.py
+    state_shares                   the same, but each element on one rank only: see shares.py
 
-A method says what its ranks hold, in ``optimizer_shards``, ``own_arrays`` and ``load_parameters``;
-the rest follows.
+A method describes what its ranks hold in ``optimizer_shards``, ``own_arrays`` and
+``load_parameters``. The other functions here are built on these three.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minidist.parallel.state import (
 
 
 class Saving(Settings):
-    """Base of ``Method``: what it reads out, saves and loads."""
+    """Base of ``Method``: reading, saving and loading."""
 
     model: Module  # the part of the model that this rank holds
     whole: Module  # declared only: names, shapes and costs of all parameters
@@ -46,37 +46,38 @@ class Saving(Settings):
     steps: int  # training steps made
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """All parameters, by name and of serial shape, on the host. Every rank must call it."""
+        """All parameters on the host, by name, with the shapes of serial training. Every rank must
+        call it."""
         named = self.model.named_parameters()
         return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
 
     def frozen(self) -> dict[str, np.ndarray]:
-        """The frozen parameters, by name, on the host: constants. Every rank must call it."""
+        """The frozen parameters, by name, on the host. Every rank must call it."""
         named = self.model.frozen()
         return {name: arrays.to_host(parameter.data).copy() for name, parameter in named.items()}
 
     def in_order(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The trained parameters, ``found``, and the frozen ones, in the model's order."""
+        """``found``, the trained parameters, and the frozen ones, in the model's order."""
         found = found | self.frozen()
         return {name: found[name] for name in self.whole.named_parameters()}
 
     def buffers(self) -> dict[str, np.ndarray]:
         """All buffers, such as batch norm's running mean, by name. Every rank must call it.
 
-        Ranks see different samples, so their buffers differ: this is the mean over the ranks that
-        train, the same on every rank. See buffers.py.
+        Ranks see different samples, so their buffers differ. This is the mean over the ranks that
+        train; it is the same on every rank. See buffers.py.
         """
         return mean_buffers(self.comm, self.model)
 
     def optimizer_shards(self) -> list[OptimizerShard]:
-        """All that this rank's optimizers step; by default the whole model."""
+        """The parameters that this rank's optimizers step; by default the whole model."""
         flat = self.model.flat
         part = self.optimizer.only_part()
         named = self.model.named_parameters()
         return [OptimizerShard(named, flat.slices, self.optimizer, part, flat.data)]
 
     def state(self) -> State:
-        """All that training needs to go on, on every rank. Every rank must call it."""
+        """All arrays that training needs to continue, on every rank. Every rank must call it."""
         whole = self.parameters() | self.buffers()
         found = {f"parameters/{name}": value for name, value in whole.items()}
         found["method/steps"] = np.array(self.steps)
@@ -84,11 +85,12 @@ class Saving(Settings):
         return found | self.optimizer_state(kept) | kept
 
     def load(self, state: State) -> None:
-        """Go on from ``state()`` of any number of ranks, of the same model and optimizer.
+        """Continue from a ``state()``, saved on any number of ranks with the same model and
+        optimizer.
 
-        Every rank must call it. Raises KeyError if the state is another model's or another
-        optimizer's, and ValueError if an array has another shape. What a rank kept for itself is
-        taken if there are as many ranks as then.
+        Every rank must call it. Raises KeyError if the state is of another model or optimizer, and
+        ValueError if an array has another shape. Arrays that only one rank had (``own_arrays``) are
+        loaded if the number of ranks is the same as when saved.
         """
         check_state(state, self.whole, self.optimizer)
         check_own(self.comm, state, self.own_arrays())
@@ -100,14 +102,14 @@ class Saving(Settings):
                 array[...] = arrays.module_of(array).asarray(values)
 
     def state_shares(self) -> list[Share]:
-        """What this rank writes into a checkpoint: of all ranks together, ``state()``, each
-        element once. By default 1/p of it; see shares.py for who does better. Every rank must
-        call it. The arrays may be those that training changes.
+        """What this rank writes into a checkpoint. All ranks' shares together are ``state()``, each
+        element once. By default this rank's share is 1/p of it; shares.py lists the methods that
+        send less. Every rank must call it. The arrays may be views: training may change them.
         """
         return equal_shares(self.state(), self.comm)
 
     def own_shares(self, without: Collection[str] = ()) -> list[Share]:
-        """``state_shares()`` from this rank's own memory, without gathering."""
+        """``state_shares()`` taken from this rank's own memory, without gathering."""
         shards = self.optimizer_shards()
         number, count = self.which_replica()
         found = shard_shares(number, count, shards, without)
@@ -118,26 +120,26 @@ class Saving(Settings):
         return all_shares(self.comm, found, shards, self.steps, self.buffers(), own)
 
     def which_replica(self) -> tuple[int, int]:
-        """Which one of how many ranks this is that have what ``optimizer_shards`` lists, or a
-        shard of it."""
+        """(number, count): of the ``count`` ranks that hold what ``optimizer_shards`` lists, or a
+        shard of it, this is number ``number``."""
         return self.comm.rank, self.comm.size
 
     def optimizer_state(self, kept: State) -> State:
-        """The optimizer's state and steps, by serial names, on every rank.
+        """The optimizer's state and steps, under serial names, on every rank.
 
-        ``kept`` is what ``gather_own`` gave.
+        ``kept``: the result of ``gather_own``.
         """
         return save_optimizer(self.comm, self.optimizer_shards())
 
     def load_parameters(self, by_name: State) -> None:
-        """Take this rank's part of all parameters and buffers."""
+        """Set this rank's part of the parameters and buffers from those of the whole model."""
         self.model.load({name: np.asarray(by_name[name]) for name in own_names(self.model)})
 
     def load_optimizer(self, state: State) -> None:
         load_optimizer(self.comm, self.optimizer_shards(), state)
 
     def own_arrays(self) -> dict[str, Array]:
-        """What this rank keeps that other ranks do not have, and training needs to go on."""
+        """Arrays that only this rank has and that training needs to continue, by name."""
         return {}
 
     def gather_own(self) -> State:

@@ -1,16 +1,16 @@
-"""Serial training: one rank does everything. The oracle that every other method must equal.
+"""Serial training: one rank does everything. Every exact method must give the same result.
 
     rank 0   batch → forward → loss → backward → gradient → optimizer step → next batch
 
-With Ψ parameters of e bytes nothing is sent, and a rank has
+Nothing is sent. With Ψ parameters of e bytes:
 
     memory   Ψe of parameters, Ψe of gradients, the optimizer's state (Adam: 2Ψe), all activations
-    time     T_f + T_b, forward and backward of the whole batch, and the step
+    time     T_f + T_b, forward and backward of the whole batch, and the optimizer's step
 
-``microbatches`` cuts the batch into parts whose gradients add up one after the other, as they do
-in a pipeline: the order of the additions is then the same, and so is every bit of the result.
-For the same reason the uses of a parameter that several blocks share (GPT's embedding) are then
-summed apart, and brought together at the end: see ``pipeline/stages.py``.
+``microbatches`` cuts the batch into parts, whose gradients are added one after the other. A
+pipeline adds in the same order, so its result has the same bits. For the same reason, if several
+blocks share a parameter (GPT's embedding), each use then gets a separate gradient; the two are
+added at the end of the step. See ``shared_parameters.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from minidist.parallel.shares import Share
 
 
 class Serial(Method):
-    """The whole model on one rank. Sends nothing, and never waits."""
+    """The whole model on one rank. Raises ValueError if ``comm`` has more than one."""
 
     changeable = Method.changeable | {"microbatches"}
 
@@ -80,7 +80,7 @@ class Serial(Method):
         return arrays
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Nothing is sent: Ψ parameters, as many gradients, the optimizer's state, no idling."""
+        """Sends nothing, never waits; memory: parameters, gradients, optimizer state."""
         n = parameter_count(self.whole) * self.itemsize
         parts = batch.microbatches(self.microbatches)
         seconds = training_seconds(self.model, parts, machine, 0)

@@ -1,11 +1,12 @@
-"""Settings that change after a method was made: each acts from the next step on, or is refused.
+"""Changing a method's settings after it was made: the new value takes effect, or is refused.
 
-    method.clip = 1.0            acts: every step reads it
-    method.microbatches = 4      acts in some methods, and is refused by others
-    method.seed = 1              refused: the parameters were drawn by the old one
+    method.clip = 1.0            takes effect: every step reads it
+    method.microbatches = 4      takes effect in some methods, and is refused by others
+    method.seed = 1              refused: the parameters were drawn from the old one
 
-Whatever a constructor takes is a setting, under the same name. To assign one that was used up when
-the method was made would change nothing, silently. So only ``changeable`` ones may be assigned.
+Every argument of a constructor is a setting of the same name. Some are used only when the method is
+made, so a later assignment would silently have no effect. Only those listed in ``changeable`` may
+be assigned; for others AttributeError is raised.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 
 class Built(type):
-    """Classes whose objects know that their constructor is over."""
+    """Metaclass: calls ``constructed`` after the constructor, and sets ``built`` to True."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         made = super().__call__(*args, **options)
@@ -26,7 +27,7 @@ class Built(type):
 
 
 class Settings(metaclass=Built):
-    """Base of what refuses settings that would be ignored."""
+    """Base of classes that refuse an assignment to a setting if it would have no effect."""
 
     changeable: ClassVar[frozenset[str]] = frozenset()
     built = False  # whether the constructor is over
@@ -38,26 +39,26 @@ class Settings(metaclass=Built):
         if name not in self.changeable:
             kind = type(self).__name__
             raise AttributeError(
-                f"{kind}.{name} was used when it was made, and to change it now would do nothing: "
-                f"make a new {kind} with {name}=..., which can load() the state() of this one"
+                f"{kind}.{name} was used when it was made, so changing it now has no effect: make "
+                f"a new {kind} with {name}=..., which can load() the state() of this one"
             )
         self.check_setting(name, value)
         super().__setattr__(name, value)
         self.changed(name)
 
     def constructed(self) -> None:
-        """The constructor is over, that of the subclass too."""
+        """Called when the constructor, also the subclass's, has returned."""
 
     def check_setting(self, name: str, value: Any) -> None:
-        """Raise for a value that the constructor would refuse."""
+        """Raise an error for a value that the constructor would refuse."""
 
     def changed(self, name: str) -> None:
-        """A setting has another value now: change what follows from it."""
+        """Setting ``name`` has a new value: update what depends on it."""
 
 
 @cache
 def options_of(kind: type) -> frozenset[str]:
-    """What the constructors of a class and of its bases take."""
+    """The names of all arguments of the constructors of a class and of its bases."""
     found: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:

@@ -1,8 +1,8 @@
 """Parameters that several blocks share, such as GPT's embedding table.
 
-A pipeline may hold two blocks that share a parameter on two ranks. Each then computes the gradient
-of its own use, and the two are added at the end. For serial training to add in the same order, and
-so to give the same bits, it must keep the gradients of the uses apart as well: ``separate`` does.
+In a pipeline two blocks that share a parameter may lie on two ranks. Each rank then computes the
+gradient of its own use, and the two are added at the end. To give the same bits, serial training
+must add in the same order: ``separate`` gives each use a separate gradient.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from minidist.parallel.blocks import blocks_of
 
 
 def separate(model: Module) -> list[tuple[Parameter, Parameter]]:
-    """Give each later use of a shared parameter a separate gradient: (first, later) pairs.
+    """Give each later use of a shared parameter a separate gradient; returns (first, later) pairs.
 
-    ``later`` is a parameter with the same values in the same memory, in the layer that uses them.
-    One backward through both blocks then leaves two gradients, to be added at the end. With one
-    microbatch this changes no bit. A layer that several blocks have in common is one layer with
-    one gradient.
+    ``later`` is a new parameter in the layer of that use; its values are in the same memory. A
+    backward then leaves two gradients, which the caller adds at the end. With one microbatch this
+    changes no bit. A whole layer that several blocks share stays one layer with one gradient.
     """
     pairs: list[tuple[Parameter, Parameter]] = []
     for module, attribute, value in later_uses(model):
         later = Parameter(value.declared, value.initialiser, value.name)
         later.name = value.name
         later.attach(value.data, module_of(value.grad).zeros_like(value.grad))
-        vars(module)[attribute] = later  # Module refuses an assignment now
+        vars(module)[attribute] = later  # an initialised Module refuses an ordinary assignment
         pairs.append((value, later))
     return pairs
 
 
 def separate_count(model: Module) -> int:
-    """Elements of the extra gradients that ``separate`` makes, of a declared model too."""
+    """Elements of the extra gradients that ``separate`` makes; ``model`` may be only declared."""
     return sum(parameter.size for _, _, parameter in later_uses(model))
 
 
 def later_uses(model: Module) -> list[tuple[Module, str, Parameter]]:
-    """Where blocks use a parameter that an earlier block uses too: layer, attribute, parameter."""
+    """(layer, attribute, parameter) of each use of a parameter that an earlier block uses too."""
     seen: set[int | str] = set()
     found: dict[tuple[int, str], tuple[Module, str, Parameter]] = {}
     for block in blocks_of(model).values():
@@ -55,7 +54,7 @@ def later_uses(model: Module) -> list[tuple[Module, str, Parameter]]:
 
 
 def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
-    """Parameters that several parts share, by name: in which parts each is."""
+    """The parameters that several parts share: from the name to the numbers of these parts."""
     holders: dict[str, list[int]] = {}
     for index, part in enumerate(parts):
         for name in part.trained():
@@ -64,7 +63,7 @@ def tied(parts: Sequence[Module]) -> dict[str, list[int]]:
 
 
 def shared_by_blocks(model: Module) -> list[str]:
-    """The parameters that several blocks of a declared model share, by name."""
+    """The names of the parameters that several blocks of a declared model share."""
     uses: dict[object, int] = {}
     for block in blocks_of(model).values():
         for parameter in block.trained().values():
@@ -73,5 +72,5 @@ def shared_by_blocks(model: Module) -> list[str]:
 
 
 def identity(parameter: Parameter) -> object:
-    """What all uses of a parameter have in common, also after ``separate``: the name it has."""
+    """A key that is the same for all uses of a parameter, also after ``separate``."""
     return parameter.shared_name or parameter.name or id(parameter)

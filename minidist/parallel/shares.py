@@ -1,25 +1,26 @@
 """Shares: which part of a method's state each rank writes into a checkpoint.
 
-``Method.state()`` gathers everything on every rank. To save, no rank needs all of it:
+``Method.state()`` gathers everything on every rank. For a checkpoint no rank needs all of it:
 
     method                      what a rank writes                              sends
-    serial, data parallel,      1/p of what every rank has: the ranks           8 bytes
-    compression                 divide the work
+    serial, data parallel,      1/p of the arrays, which every rank has         8 bytes
+    compression
     ZeRO 1, 2, 3                its shard of the parameters and of the          8 bytes
                                 optimizer's state
-    pipelines                   its stage; copies of a pipeline divide it       8 bytes
+    pipelines                   its stage; replicas of a stage divide it        8 bytes
     synchronous and stale       a server its key range; a worker nothing        8 bytes
     parameter servers
-    tensor parallelism          its slices of what is cut; rank 0 what is not   8 bytes
+    tensor parallelism          its slices; rank 0 the parameters that are      8 bytes
+                                not sliced
     all others                  1/p of the whole state, which is gathered       state()
 
-The 8 bytes find the number of steps; buffers, such as batch norm's mean, travel to rank 0 besides.
-What a rank keeps for itself (errors of compression) it writes itself. All shares together are
-``state()``: every element of every array once, and a test holds them equal for every method.
+An all-reduce of the number of steps sends the 8 bytes; buffers, such as batch norm's mean, are sent
+too. Each rank writes the arrays that only it has (errors of compression). All shares together are
+``state()``, with every element once; a test checks this for every method.
 
-A share is a box of a named array, [start, stop) along each axis, and of that box, flattened, the
-elements from ``span[0]`` to ``span[1]``. A slice of a matrix that lies on one rank of a mesh is a
-box; a shard of it, cut without regard to rows, is a span.
+A share is a span of a box of a named array. The box is [start, stop) along each axis: a rank of a
+mesh holds such a slice of a matrix. The span is [start, stop) in the flattened box: a shard, which
+may begin inside a row.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Share:
-    """Part of a named array of ``shape``, with its values, 1-D."""
+    """Part of a named array of ``shape``. ``data``: the part's values, 1-D."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,17 +52,17 @@ class Share:
 
 
 def whole_box(shape: Sequence[int]) -> Box:
-    """The box that is all of an array."""
+    """The box of a whole array."""
     return tuple((0, length) for length in shape)
 
 
 def flat_share(name: str, shape: Sequence[int], low: int, data: Array) -> Share:
-    """Elements from ``low`` on of an array of ``shape``, flattened."""
+    """``data`` as the elements from ``low`` on of an array of ``shape``, flattened."""
     return Share(name, tuple(shape), whole_box(shape), (low, low + data.size), data.reshape(-1))
 
 
 def box_share(name: str, shape: Sequence[int], box: Box, values: Array) -> Share:
-    """A box of an array of ``shape``: a slice along one axis or several."""
+    """``values`` as a box of an array of ``shape``: a slice along one or several axes."""
     return Share(name, tuple(shape), box, (0, values.size), values.reshape(-1))
 
 
@@ -71,7 +72,7 @@ def whole_share(name: str, values: np.ndarray) -> Share:
 
 
 def equal_shares(state: Mapping[str, np.ndarray], comm: Comm) -> list[Share]:
-    """This rank's 1/p of a state that every rank has, and all that it keeps for itself."""
+    """This rank's 1/p of a state that every rank has, and the arrays that only this rank has."""
     own = key(comm.rank, comm.size)
     mine = [whole_share(n, values) for n, values in state.items() if n.startswith(own)]
     common = {name: values for name, values in state.items() if not name.startswith("rank ")}
@@ -92,10 +93,10 @@ def shard_shares(
     shards: Sequence[OptimizerShard],
     without: Collection[str] = (),
 ) -> list[Share]:
-    """One replica's part of the parameters and of the optimizer's state, from where they lie.
+    """One replica's part of the parameters and of the optimizer's state, as views of its arrays.
 
-    Where all ``replicas`` have everything, each takes its part of it. Parameters ``without`` are
-    some other rank's to write.
+    If every replica has everything, each takes 1/``replicas``. ``without``: names of parameters
+    that another rank writes.
     """
     found = []
     for shard in shards:
@@ -127,9 +128,9 @@ def all_shares(
     buffers: State,
     own: Mapping[str, Array],
 ) -> list[Share]:
-    """``shares`` and what every method has besides: steps, buffers, what a rank keeps for itself.
+    """``shares``, and besides: steps, buffers, and the arrays that only this rank has.
 
-    Every rank must call it: the optimizer's steps are the most that any rank has counted.
+    Every rank must call it: the optimizer's steps are the maximum over the ranks.
     """
     counted = np.array([max((s.optimizer.steps for s in shards), default=0)], np.int64)
     all_reduce(comm, counted, "max")
@@ -143,5 +144,5 @@ def all_shares(
 
 
 def size_of(shape: Sequence[int]) -> int:
-    """Elements of an array of this shape, as a Python number: it cannot overflow."""
+    """The number of elements of an array of this shape, as a Python int: it cannot overflow."""
     return math.prod(shape)

@@ -1,4 +1,4 @@
-"""What a training step takes on a machine: its own source, run on arrays without numbers.
+"""Simulated time of a training step: the method's own code, run on arrays that have only shapes.
 
     make = lambda comm: Zero3(gpt(...), CrossEntropy(), Adam(), comm)
     found = simulate(make, Batches(dataset, 512), ranks=64, machine=profile("h100"))
@@ -6,12 +6,13 @@
     found.idle_fraction    of the last step
     found.nbytes           sent by each rank in the last step
 
-Nothing is computed, stored or read (``engine/phantom``), and the local world's clock charges
-kernels, messages and reductions by the machine's rules. So it is known for every method, on two
-levels of links, with stragglers, and where it depends on who comes first (SSP, async, backup
-workers). ``fold`` makes ranks that are alike as cheap as one: see ``comm/local/folded.py``.
+No numbers are computed, stored or read (``engine/phantom``). The local world's clock charges
+kernels, messages and reductions by the machine's rules. This works for every method, with two
+levels of links, with stragglers, and where the time depends on the order in which messages arrive
+(SSP, async, backup workers). ``fold`` simulates identical ranks as one: see
+``comm/local/folded.py``.
 
-Where a paper has a closed formula for the time, tests hold the simulation equal to it.
+Where a paper has a closed formula for the time, tests check that the simulation equals it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Simulated:
-    """Steps of a simulated run. ``busy`` and ``idle`` are by step; ``messages`` and ``nbytes`` are
-    what each rank sent in the last one, and ``traces`` the ranks' whole records."""
+    """Steps of a simulated run. ``messages`` and ``nbytes``: sent by each rank in the last step;
+    ``traces``: one for each rank, of all steps."""
 
     seconds: list[float]  # by step, of the slowest rank
     busy: list[list[float]]  # by step and rank: seconds computing
@@ -45,7 +46,7 @@ class Simulated:
 
     @property
     def idle(self) -> list[float]:
-        """By step: the share of all ranks' time in which they do not compute."""
+        """By step: the fraction of the ranks' time in which they do not compute."""
         return [
             max(0.0, 1 - sum(busy) / (len(busy) * seconds)) if seconds else 0.0
             for busy, seconds in zip(self.busy, self.seconds, strict=True)
@@ -72,11 +73,11 @@ def simulate(
     fold: Mapping[str, Axis] | None = None,
     record: bool = False,
 ) -> Simulated:
-    """Run ``steps`` training steps of ``make(comm)`` on shapes, on the global ``batches[step]``.
+    """Simulate ``steps`` training steps of ``make(comm)``, on the global ``batches[step]``.
 
-    All ranks begin a step together. ``dtype``: of parameters and activations, the default one if
-    None. ``machine``: see ``Machine``, and ``PROFILES`` for some. ``record`` keeps every event, for
-    ``Timeline(found.traces)``.
+    All ranks begin a step together (a barrier). ``dtype``: of parameters and activations; None: the
+    default one. ``machine``: a ``Machine``, such as one of ``PROFILES``. ``record`` keeps every
+    event, for ``Timeline(found.traces)``.
     """
 
     def run(comm: Comm) -> list[tuple[float, float, int, int]]:

@@ -1,28 +1,28 @@
-"""Saving and going on later, with another method or on another number of ranks.
+"""Saving, and continuing with another method or on another number of ranks.
 
     4 ranks, ZeRO             any rank                       3 ranks, data parallel
-    ▏▏▏▏  their shards  ──▶  state(): by parameter,  ──▶    each rank takes what it keeps
+    ▏▏▏▏  their shards  ──▶  state(): by parameter,  ──▶    each rank takes its part
                               of serial shape                of every array
 
 Shards depend on the number of ranks; names and shapes do not. So ``Method.state`` gathers every
-array, parameters and the optimizer's, cuts it at parameters, and names each piece:
+array of parameters and of optimizer state, cuts it into parameters, and names each piece:
 
     parameters/2.weight   optimizer/mean/2.weight   optimizer/square/2.weight   steps
 
-(``steps`` of the optimizer; ``method/steps`` of the method, by which random draws are keyed)
-
-and ``Method.load`` cuts it again, for whoever loads. What serial training saved, ZeRO can load,
-and the other way about. Some methods keep more on each rank: errors of compression, a model of its
-own. That lies beside the rest, by rank and number of ranks,
+(``steps``: of the optimizer; ``method/steps``: of the method, which key random draws.)
+``Method.load`` cuts these arrays for the ranks that load. So ZeRO can load what serial training has
+saved, and serial training what ZeRO has. Some methods keep more on each rank: errors of
+compression, or a model that differs between ranks. These arrays are saved by rank and number of
+ranks,
 
     rank 2 of 4/residual
 
-and is taken if there are as many ranks again. On another number of ranks training goes on without
-it: nothing is owed, and every rank begins with the same model.
+and loaded if the number of ranks is the same. On another number of ranks they are dropped: errors
+start at zero, and every rank starts with the same model.
 
-The dictionary holds host arrays alone: ``safetensors.numpy.save_file(state, path)`` writes it.
-Gathering sends K(p - 1)/p of the parameters' bytes for K arrays of
-optimizer state (one more for ZeRO's stage 3), and for the moment needs host memory for all of it.
+All values are host arrays: ``safetensors.numpy.save_file(state, path)`` writes them. Gathering
+sends K(p - 1)/p of the parameters' bytes for K arrays of optimizer state (one more for ZeRO's stage
+3), and needs host memory for all of it.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class OptimizerShard:
-    """Parameters that one optimizer steps, and which part of them it steps on this rank."""
+    """Parameters that one optimizer steps, and the part of them that this rank steps."""
 
     parameters: dict[str, Parameter]
     slices: dict[str, slice]  # of each in the flat array that is cut into shards
     optimizer: Optimizer
     part: Part  # of it, with its state
-    data: Array  # what this rank's optimizer steps: the shard, or all
-    shards: Sequence[slice] | None = None  # of all ranks; None if every rank has all
+    data: Array  # what this rank's optimizer steps: the shard, or the whole array
+    shards: Sequence[slice] | None = None  # of all ranks; None if every rank has the whole array
 
     def gather(self, comm: Comm, array: Array) -> np.ndarray:
-        """All of an array of which each rank of ``comm`` has its shard, on the host."""
+        """The whole array, on the host, from the ranks' shards. Every rank must call it."""
         if self.shards is None:
             return arrays.to_host(array)
         gathered = arrays.module_of(array).empty(self.shards[-1].stop, array.dtype)
@@ -66,7 +66,7 @@ class OptimizerShard:
         return arrays.to_host(gathered)
 
     def cut(self, comm: Comm, by_name: State) -> Array:
-        """This rank's shard of what ``gather`` gave, from its pieces; reads no others."""
+        """This rank's shard, from arrays by parameter; reads only the elements it needs."""
         own = flat_part(
             by_name, self.slices, None if self.shards is None else self.shards[comm.rank]
         )
@@ -74,7 +74,7 @@ class OptimizerShard:
 
 
 def save_optimizer(comm: Comm, shards: Sequence[OptimizerShard]) -> State:
-    """The optimizer's state by serial names, on every rank of ``comm``; each must call it."""
+    """The optimizer's state under serial names, on every rank. Every rank must call it."""
     found: State = {}
     for shard in shards:
         found["steps"] = np.array(shard.optimizer.steps)
@@ -97,9 +97,9 @@ def load_optimizer(comm: Comm, shards: Sequence[OptimizerShard], state: State) -
 
 
 def flat_part(by_name: State, slices: dict[str, slice], part: slice | None) -> np.ndarray:
-    """Part of the flat array in which these arrays lie one behind the other; None: all of it.
+    """``part`` of the flat array that ``slices`` describes, from arrays by name; None: all of it.
 
-    An array that is still in a file (``minidist.checkpoint``) is read in that part alone.
+    Of an array that is still in a file (``minidist.checkpoint``) only this part is read.
     """
     found = [np.empty(0)] if not slices else []
     for name, where in slices.items():
@@ -112,14 +112,14 @@ def flat_part(by_name: State, slices: dict[str, slice], part: slice | None) -> n
 
 
 def under(prefix: str, state: State) -> State:
-    """The entries whose name begins with ``prefix``, by the rest of it."""
+    """The entries whose name begins with ``prefix``, without the prefix."""
     return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
 def check_state(state: State, model: Module, optimizer: Optimizer) -> None:
     """Raise if the state is of another model or another optimizer.
 
-    KeyError: other names. ValueError: an array of another shape, such as a transposed one.
+    KeyError: names differ. ValueError: a shape differs, such as of a transposed array.
     """
     named = model.named_parameters()
     shapes = {
@@ -156,7 +156,7 @@ def by_parameter(flat: np.ndarray, slices: dict[str, slice], model: Module) -> S
     return {n: flat[part].reshape(named[n].declared).copy() for n, part in slices.items()}
 
 
-# What each rank keeps for itself
+# Arrays that only one rank has
 
 
 def key(rank: int, size: int) -> str:
@@ -164,12 +164,12 @@ def key(rank: int, size: int) -> str:
 
 
 def own(comm: Comm, state: State) -> State:
-    """What this rank of as many ranks had kept for itself."""
+    """The saved arrays that only this rank had, if the number of ranks is the same."""
     return under(key(comm.rank, comm.size), state)
 
 
 def check_own(comm: Comm, state: State, mine: dict[str, Array]) -> None:
-    """Raise ValueError if what this rank had kept for itself has other shapes now."""
+    """Raise ValueError if an array that only this rank had has another shape now."""
     for name, values in own(comm, state).items():
         if name in mine and np.shape(values) != tuple(mine[name].shape):
             raise ValueError(
@@ -179,39 +179,42 @@ def check_own(comm: Comm, state: State, mine: dict[str, Array]) -> None:
 
 
 def gather_own(
-    comm: Comm, own: dict[str, Array], tell: Callable[[np.ndarray, int], object] | None = None
+    comm: Comm,
+    own: dict[str, Array],
+    copy_to_all: Callable[[np.ndarray, int], object] | None = None,
 ) -> State:
     """Every rank's ``own`` arrays, on every rank.
 
-    The names, shapes and dtypes of a rank's arrays travel first, as text. ``tell(array, rank)``
-    copies an array of one rank to all, in place; by default a broadcast.
+    The names, shapes and dtypes of a rank's arrays are sent first, as JSON.
+    ``copy_to_all(array, rank)`` copies an array of one rank to all, in place; by default a
+    broadcast.
     """
-    tell = tell or (lambda array, rank: central.broadcast(comm, array, root=rank))
+    copy = copy_to_all or (lambda array, rank: central.broadcast(comm, array, root=rank))
     found: State = {}
     for rank in range(comm.size):
         here = {name: arrays.to_host(array) for name, array in own.items()}
-        said = [(name, array.shape, array.dtype.str) for name, array in here.items()]
-        text = np.frombuffer(json.dumps(said).encode(), np.uint8).copy()
+        described = [(name, array.shape, array.dtype.str) for name, array in here.items()]
+        text = np.frombuffer(json.dumps(described).encode(), np.uint8).copy()
         length = np.array([text.size])
-        with suppress(RankLost):  # what a rank that has died kept is gone
-            tell(length, rank)
+        with suppress(RankLost):  # the arrays of a rank that has died are lost
+            copy(length, rank)
             text = text if comm.rank == rank else np.empty(int(length[0]), np.uint8)
-            tell(text, rank)
+            copy(text, rank)
             for name, shape, dtype in json.loads(text.tobytes()):
                 array = here[name].copy() if comm.rank == rank else np.empty(shape, dtype)
-                tell(array.reshape(-1), rank)  # in the same memory; messages have a dimension
+                copy(array.reshape(-1), rank)  # a view: messages must have a dimension
                 found[key(rank, comm.size) + name] = array
     return found
 
 
 def mean_of_ranks(kept: State, what: str) -> np.ndarray:
-    """The mean of an array that several ranks kept under the same name."""
+    """The mean of an array that several ranks have under the same name."""
     found = [array for name, array in kept.items() if name.split("/", 1)[1] == what]
     return np.mean(found, axis=0, dtype=found[0].dtype)
 
 
 def mean_optimizer(kept: State, optimizer: Optimizer, model: Module) -> State:
-    """The mean of the optimizer states that ranks kept, by serial names."""
+    """The mean of the ranks' optimizer states, under serial names."""
     slices = parameter_slices(model)
     steps = max(int(array) for name, array in kept.items() if name.endswith("/steps"))
     found: State = {"steps": np.array(steps)}
@@ -223,7 +226,7 @@ def mean_optimizer(kept: State, optimizer: Optimizer, model: Module) -> State:
 
 
 def own_replica(data: Array, optimizer: Optimizer) -> dict[str, Array]:
-    """What a rank keeps whose model and optimizer state differ from the others'."""
+    """``own_arrays`` of a rank whose model and optimizer state differ from the other ranks'."""
     state = optimizer.only_part().state
     slots = {f"optimizer/{slot}": array for slot, array in state.items()}
     return {"parameters": data, "steps": np.array(optimizer.steps)} | slots

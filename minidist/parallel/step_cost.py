@@ -1,4 +1,4 @@
-"""What a training step should cost: the answer of ``Method.cost``."""
+"""The predicted cost of a training step: the result of ``Method.cost``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step should cost, for each rank: lists, indexed by rank.
+    """The predicted cost of one training step; lists are indexed by rank.
 
     ``messages`` and ``nbytes``: sent. ``peak_bytes``: held, by kind: parameters, gradients,
-    optimizer, activations. ``busy``: seconds computing; ``seconds``: the whole step where computing
-    and collectives just add up (``collectives/series.py``), else None: ``parallel.simulate`` finds
-    the time of any step.
+    optimizer, activations. ``busy``: seconds of compute. ``seconds``: of the whole step, if compute
+    and collectives do not overlap (``collectives/series.py``); else None, and
+    ``parallel.simulate`` gives the time.
     """
 
     messages: list[int]
@@ -23,7 +23,7 @@ class StepCost:
 
     @property
     def idle_fraction(self) -> float | None:
-        """The share of all ranks' time in which they do not compute; None if unknown."""
+        """The fraction of the ranks' time in which they do not compute; None if unknown."""
         if self.seconds is None:
             return None
         return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0

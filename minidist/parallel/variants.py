@@ -1,4 +1,4 @@
-"""``METHODS`` maps "method/variant" to what makes it: a row in ``minidist compare`` each."""
+"""``METHODS`` maps "method/variant" to its constructor; each is a row of ``minidist compare``."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from minidist.parallel.zero.stage3 import Zero3
 
 
 def every_axis(ranks: int) -> dict[str, int]:
-    """A mesh of so many ranks with as many axes as can be: 2 on tensor, 2 on pipeline, the rest."""
+    """Axes of a mesh of ``ranks`` ranks: tensor and pipeline of length 2 if possible, then data."""
     pp = 2 if ranks % 4 == 0 or ranks == 6 else 1
     tp = 2 if ranks in (2, 4, 8) else 1  # three and more replicas want layers that divide
     return {"dp": ranks // (pp * tp), "pp": pp, "tp": tp}
 
 
 def tensor_alone(ranks: int) -> dict[str, int]:
-    """All ranks on the tensor axis, if they are a power of two: sequences are cut evenly."""
+    """All ranks on the tensor axis if they are 1, 2, 4 or 8, so that they divide a sequence."""
     return {"tp": ranks} if ranks in (1, 2, 4, 8) else {"dp": ranks}
 
 
 def two_servers(ranks: int) -> int:
-    """The servers of a sharded row: two, if that leaves a worker for each."""
+    """The number of servers of a sharded row: two, if there are at least two workers besides."""
     return 2 if ranks >= 4 else 1
 
 
-# Compare's optimizer has momentum, and staleness adds to it: these rows take both remedies.
+# Compare's optimizer has momentum, which staleness makes unstable: these rows use both remedies.
 look_ahead = partial(LookAhead, staleness_aware=True)
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -88,7 +88,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mesh/every_axis": partial(MeshParallel, mesh=every_axis, microbatches=2),
 }
 
-# For models of sequences alone: they cut along the sequence too.
+# Only for models of sequences: these cut along the sequence too.
 SEQUENCE_METHODS: dict[str, Callable[..., Method]] = {
     "tensor/sequence": partial(MeshParallel, mesh=tensor_alone, sequence=True),
     "mesh/sequence": partial(MeshParallel, mesh=every_axis, microbatches=2, sequence=True),

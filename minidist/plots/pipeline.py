@@ -12,8 +12,13 @@ from typing import Any
 
 from minidist import colours
 from minidist.comm.trace import Event
+from minidist.parallel.pipeline.instructions import (
+    Backward,
+    Forward,
+    InputGradient,
+    WeightGradient,
+)
 from minidist.parallel.pipeline.pricing import Price, Span
-from minidist.parallel.pipeline.schedules import Backward, Forward, InputGradient, WeightGradient
 
 COLOURS: dict[type, str] = {
     Forward: colours.FORWARD,

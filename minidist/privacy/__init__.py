@@ -1,10 +1,10 @@
-"""Learn from data without telling what is in it.
+"""Learn from private data: differential privacy, federated learning, secure aggregation.
 
 Read in this order: ``per_sample.py`` and ``outer.py`` (the gradient of each sample), ``dp_sgd.py``
-(clipped and noisy), ``sampling.py`` (which samples a step sees), ``accountant.py`` (what all steps
-together give away), ``attack.py`` and ``matching.py`` (what a gradient without noise gives away).
-Then ``rounds.py`` and ``federated.py`` (clients keep their data), ``client_privacy.py``, and
-``secure_sum.py`` (a server that sees sums).
+(clipping and noise), ``sampling.py`` (the samples of a step), ``accountant.py`` (the ε of all
+steps), ``attack.py`` and ``matching.py`` (reconstruct samples from gradients without noise). Then
+``rounds.py`` and ``federated.py`` (clients keep their data), ``client_privacy.py``, and
+``secure_sum.py`` (the server sees only sums).
 """
 
 from __future__ import annotations

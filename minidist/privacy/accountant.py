@@ -1,28 +1,28 @@
-"""The Rényi accountant: what all steps of DP-SGD together give away about any one sample.
+"""The Rényi accountant: how much all steps of DP-SGD together reveal about any one sample.
 
-A step releases the sum of the clipped gradients of a batch, plus noise. With and without one
-sample in the data, these sums have two distributions; the closer they are, the less the release
-tells about that sample. Rényi's divergence of order α measures how close, and of steps it simply
-adds up (Mironov, "Rényi differential privacy", arXiv 1702.07476):
+A step releases the sum of the clipped gradients of a batch, plus noise. With and without one sample
+in the data, this sum has two distributions; the closer they are, the less it reveals about the
+sample. The Rényi divergence of order α measures their distance. Over steps it adds up (Mironov,
+"Rényi differential privacy", arXiv 1702.07476):
 
     ε_α(T steps) = T · ε_α(one step)
 
-For one step with noise σ (in units of the clip) and a sampling rate q, Mironov, Talwar and Zhang
-(arXiv 1908.10530, section 3.3) have it exactly: ε_α = log A_α / (α - 1), with
+For one step with noise σ (in units of the clip) and sampling rate q, Mironov, Talwar and Zhang
+(arXiv 1908.10530, section 3.3) give the exact value ε_α = log A_α / (α - 1), with
 
     A_α = E_{z ~ N(0, σ²)} [(1 - q + q · exp((2z - 1)/(2σ²)))^α]
 
-For whole α the power is multiplied out, a sum of α + 1 terms; else the mean is integrated.
+For integer α the power is expanded into a sum of α + 1 terms; for other α the mean is integrated.
 
-An order is no (ε, δ), the promise that people know: "no output is more than e^ε times likelier with
-a sample than without, but for a chance of δ". Every order gives one, and the best counts. Two ways
-to convert, ``CONVERSIONS``; the second is never worse:
+Usually privacy is stated as (ε, δ): "no output is more than e^ε times likelier with a sample than
+without it, except with probability δ". Every order gives an ε, and the smallest is used. There are
+two conversions, ``CONVERSIONS``; the second is never worse:
 
     "mironov"   ε = ε_α + log(1/δ)/(α - 1)                              arXiv 1702.07476, prop. 3
     "canonne"   ε = ε_α + log((α - 1)/α) - (log δ + log α)/(α - 1)      arXiv 2004.00010, prop. 12
 
-(Balle et al., arXiv 1905.09982, theorem 21, have the second, too.) What adjacent data sets are
-here: one has a sample that the other lacks.
+(Balle et al., arXiv 1905.09982, theorem 21, also have the second.) Here two data sets are adjacent
+if one has exactly one sample more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 
 from minidist.privacy.sampling import check_rate
 
-# Whole and fractional orders: small ones matter for much privacy loss, large ones for little.
+# Small orders give the best ε if the privacy loss is large, large orders if it is small.
 ORDERS = (*(1 + k / 10 for k in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 512)
 
 
@@ -57,7 +57,7 @@ def rdp_of_step(rate: float, noise: float, order: float) -> float:
 
 
 def _whole(q: float, sigma: float, order: float) -> float:
-    """log A_α of a whole α = Σ_k (α over k) (1 - q)^(α - k) q^k exp((k² - k)/(2σ²))."""
+    """log A_α for integer α: A_α = Σ_k (α over k) (1 - q)^(α - k) q^k exp((k² - k)/(2σ²))."""
     alpha = int(order)
     terms = [
         log_binomial(alpha, k)
@@ -70,11 +70,11 @@ def _whole(q: float, sigma: float, order: float) -> float:
 
 
 def _fractional(q: float, sigma: float, alpha: float) -> float:
-    """log A_α of any α, by the trapezoid rule over z.
+    """log A_α for any α, by the trapezoid rule over z.
 
-    Of an A_α near 1 the sum is that of A_α - 1, which keeps its digits. The rule converges
-    exponentially here: the integrand decays on both sides, and its nearest singularity is πσ² off
-    the real axis.
+    If A_α is near 1, A_α - 1 is summed instead, to keep its digits. The rule converges
+    exponentially here, because the integrand decays on both sides, and its nearest singularity is
+    at a distance of πσ² from the real axis.
     """
     step = min(sigma, sigma**2) / 8
     z = np.arange(-12 * sigma, alpha + 12 * sigma, step)
@@ -85,7 +85,7 @@ def _fractional(q: float, sigma: float, alpha: float) -> float:
     if largest > 100:
         return largest + math.log(np.exp(log_density + log_power - largest).sum() * step)
     density = np.exp(log_density)
-    near = log_power < 1  # of the others the power itself may be too large for a float
+    near = log_power < 1  # for larger ones the power itself may overflow
     more = np.where(
         near,
         density * np.expm1(np.where(near, log_power, 0)),
@@ -121,7 +121,7 @@ CONVERSIONS: dict[str, Callable[[float, float, float], float]] = {
 
 
 class Accountant:
-    """Adds up what steps of DP-SGD give away.
+    """Adds up the privacy loss of steps of DP-SGD.
 
     >>> accountant = Accountant()
     >>> accountant.spend(rate=0.01, noise=4.0, steps=10_000)
@@ -134,18 +134,19 @@ class Accountant:
         self.rdp = np.zeros(len(self.orders))
 
     def spend(self, rate: float, noise: float, steps: int = 1) -> None:
-        """So many steps were made, with sampling rate ``rate`` and noise ``noise``."""
+        """Add ``steps`` steps with sampling rate ``rate`` and noise ``noise``."""
         if steps < 0:
             raise ValueError(f"Accountant.spend: {steps} steps")
         if steps:
             self.rdp += steps * np.array([rdp_of_step(rate, noise, one) for one in self.orders])
 
     def epsilon(self, delta: float, conversion: str = "canonne") -> float:
-        """ε at ``delta``, by the best order; at least 0."""
+        """ε at ``delta``, from the best order; at least 0."""
         return self.best(delta, conversion)[0]
 
     def best(self, delta: float, conversion: str = "canonne") -> tuple[float, float]:
-        """(ε, the order that gives it)."""
+        """(ε, the order that gives it). Raises ValueError for a δ outside (0, 1), and for an
+        unknown conversion."""
         check_delta("Accountant.epsilon", delta)
         if conversion not in CONVERSIONS:
             raise ValueError(f"conversion {conversion!r}: choose one of {', '.join(CONVERSIONS)}")
@@ -172,13 +173,13 @@ def epsilon_of(
 def noise_for(
     epsilon: float, delta: float, rate: float, steps: int, conversion: str = "canonne"
 ) -> float:
-    """The least noise with which ``steps`` steps stay within ``epsilon``: by bisection, to 0.1 %.
+    """The least noise with which ``steps`` steps have at most ``epsilon``, by bisection to 0.1 %.
 
     >>> noise = noise_for(epsilon=3.0, delta=1e-5, rate=0.01, steps=1000)
     >>> 2.99 < epsilon_of(0.01, noise, 1000, 1e-5) <= 3.0
     True
 
-    Raises ValueError for an ε of 0: no noise is enough.
+    Raises ValueError for an ε of 0 or below, or one that needs too much noise.
     """
     check_epsilon("noise_for", epsilon)
     low, high = 0.0, 1.0
@@ -186,8 +187,8 @@ def noise_for(
         low, high = high, 2 * high
         if high > 1e6:
             raise ValueError(
-                f"noise_for: ε = {epsilon} at δ = {delta} takes more than a million times the "
-                "clip in noise: allow a larger ε, fewer steps or a lower sampling rate"
+                f"noise_for: ε = {epsilon} at δ = {delta} needs noise of more than a million times "
+                "the clip: allow a larger ε, fewer steps or a lower sampling rate"
             )
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
@@ -201,22 +202,22 @@ def noise_for(
 def check_epsilon(who: str, epsilon: float) -> None:
     if not (isinstance(epsilon, (int, float, np.number)) and epsilon > 0):
         raise ValueError(
-            f"{who}: ε = {epsilon!r} is not possible: it is above 0, since at 0 the result must "
-            "not depend on the data at all"
+            f"{who}: ε = {epsilon!r} is not possible: it must be above 0; at 0 the result must not "
+            "depend on the data at all"
         )
 
 
 def check_delta(who: str, delta: float) -> None:
     if not (isinstance(delta, (int, float, np.number)) and 0 < delta < 1):
         raise ValueError(
-            f"{who}: δ = {delta!r} is a probability between 0 and 1, and well below 1 over the "
-            "number of samples"
+            f"{who}: δ = {delta!r}: it must be a probability between 0 and 1, and well below 1 / "
+            "the number of samples"
         )
 
 
 def check_noise(who: str, noise: float) -> None:
     if not (isinstance(noise, (int, float, np.number)) and 0 <= noise < math.inf):
         raise ValueError(
-            f"{who}: the noise is {noise!r}: it is a standard deviation, in units of the clip: 0 "
-            "(no privacy) or more"
+            f"{who}: the noise is {noise!r}: it must be a finite standard deviation, in units of "
+            "the clip: 0 (no privacy) or more"
         )

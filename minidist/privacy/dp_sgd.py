@@ -1,4 +1,4 @@
-"""DP-SGD: training that would have gone almost the same way without any one sample.
+"""DP-SGD: training with differential privacy for each sample.
 
     batches = PoissonBatches(training, rate=0.01, seed=seed)
     method = DPSGD(mlp(), CrossEntropy(), SGD(0.5), comm, seed, noise=1.1, rate=0.01)
@@ -7,15 +7,15 @@ A step, on every rank (Abadi et al., "Deep learning with differential privacy", 
 algorithm 1):
 
     g_i   the gradient of each of its samples: see per_sample.py
-    ḡ_i   = g_i / max(1, ‖g_i‖/C)             no sample moves the sum by more than C = sample_clip
+    ḡ_i   = g_i / max(1, ‖g_i‖/C)             no sample changes the sum by more than C = sample_clip
     S     = Σ ḡ_i over all ranks              one all-reduce, as in data parallelism
     g     = (S + N(0, σ²C²)) / B              σ = noise; B = the *expected* batch size
 
-The noise hides one sample, so it is added once to the sum, not once on each rank: every rank draws
-the same noise, keyed by (seed, step, parameter), after the all-reduce. So any number of ranks gives
-the same parameters. B is q·N, what the sampling rate q says, whatever the size of this batch: the
-size itself would tell who is in it. ``clip`` limits the noisy gradient as in other methods, and
-costs no privacy: whatever is computed from g alone costs none.
+The noise is added once, to the sum. After the all-reduce every rank draws the same noise, keyed by
+(seed, step, parameter), so any number of ranks gives the same parameters. B is q·N, with the
+sampling rate q, and not the size of this batch, because that size would reveal something about the
+samples. ``clip`` limits the norm of the noisy gradient, as in other methods. It costs no privacy,
+like every function of g.
 
 With p ranks, Ψ parameters of e bytes and a ring (one element more, for the loss):
 
@@ -24,10 +24,10 @@ With p ranks, Ψ parameters of e bytes and a ring (one element more, for the los
     memory a rank    activations, and the gradient of every layer's output, until all norms are
                      known; gradients of samples only where they are smaller: see outer.py
 
-Without noise, with C = ∞ and B = the batch's size this is serial training.
+Without noise, with C = ∞ and B = the batch's size, this is serial training.
 
-What is promised, and what is not: docs/private.md. Above all, the loss that ``step`` returns is
-*not* private, and who knows the seed can subtract the noise.
+docs/private.md lists what is guaranteed and what is not. In particular, the loss that ``step``
+returns is *not* private, and anyone who knows the seed can subtract the noise.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ from minidist.privacy.sampling import PoissonBatch, check_rate
 
 
 class BudgetSpent(RuntimeError):
-    """One more step would give away more than was allowed."""
+    """One more step would exceed the allowed ε."""
 
 
 class DPSGD(DataParallel):
-    """Each sample's gradient clipped to ``sample_clip``, summed, noise added, one step."""
+    """Clips each sample's gradient to ``sample_clip``, sums, adds noise, and steps."""
 
     exact = False
     changeable = DataParallel.changeable - {"loss"}
@@ -88,12 +88,12 @@ class DPSGD(DataParallel):
         microbatches: int = 1,
         clip: float | None = None,
     ) -> None:
-        """``noise`` is σ, in units of ``sample_clip``. ``rate`` is the rate with which the batches
-        are drawn (``PoissonBatches``); without it any batch is taken, B is its size, and no ε is
-        known. With ``epsilon``, a step that would exceed it at ``delta`` raises BudgetSpent.
+        """``noise`` is σ, in units of ``sample_clip``. ``rate`` is the sampling rate of the batches
+        (``PoissonBatches``); without it any batch is accepted, B is its size, and ε is unknown.
+        With ``epsilon``, a step that would exceed it at ``delta`` raises BudgetSpent.
 
         Raises ValueError for a clip or an ε of 0 or below, noise below 0, a rate above 1, noise
-        with an infinite clip, or a loss that divides by what the targets say; NotBySample for batch
+        with an infinite clip, or a loss whose divisor depends on the targets; NotBySample for batch
         norm.
         """
         check_noise("DPSGD", noise)
@@ -123,7 +123,7 @@ class DPSGD(DataParallel):
         )
         self.sample_clip, self.noise = float(sample_clip), float(noise)
         self.rate, self.epsilon, self.delta = rate, epsilon, delta
-        self._independent = False  # whether the model was seen to keep its samples apart
+        self._independent = False  # whether the samples were checked to be independent
         self.of_step = Accountant()
         if rate is not None:
             self.of_step.spend(rate, self.noise)
@@ -136,7 +136,7 @@ class DPSGD(DataParallel):
     def epsilon_after(
         self, steps: int, delta: float | None = None, conversion: str = "canonne"
     ) -> float:
-        """ε of so many steps, at ``delta``. Raises ValueError if the sampling rate is unknown."""
+        """ε of ``steps`` steps at ``delta``. Raises ValueError if the sampling rate is unknown."""
         if self.rate is None:
             raise ValueError(
                 "DPSGD: ε is known for batches that are drawn sample by sample: pass rate=..., and "
@@ -148,7 +148,7 @@ class DPSGD(DataParallel):
 
     @property
     def epsilon_spent(self) -> float:
-        """ε of the steps made, also of those before a ``load``."""
+        """ε of the steps made, including those before a ``load``."""
         return self.epsilon_after(self.steps)
 
     def train_on(self, batch: Batch) -> float:
@@ -165,13 +165,14 @@ class DPSGD(DataParallel):
         return total / max(1, len(batch))
 
     def check_drawn(self, batch: Batch) -> None:
-        """Raise unless the batch was drawn as the accountant assumes, and ε allows a step."""
+        """Check a batch before a step. Raises ValueError if it was not drawn with ``rate``,
+        BudgetSpent if the step would exceed ``epsilon``."""
         if self.rate is None:
             return
         if not isinstance(batch, PoissonBatch) or batch.rate != self.rate:
             raise ValueError(
-                f"DPSGD with rate={self.rate:g} was given {batch}: ε is that of batches in which "
-                f"each sample is with this probability: PoissonBatches(dataset, {self.rate:g})"
+                f"DPSGD with rate={self.rate:g} was given {batch}: ε holds only for batches that "
+                f"have each sample with this probability: PoissonBatches(dataset, {self.rate:g})"
             )
         if self.epsilon is not None:
             after = self.epsilon_after(self.steps + 1)
@@ -179,8 +180,7 @@ class DPSGD(DataParallel):
                 raise BudgetSpent(
                     f"DPSGD: {self.steps} steps have spent ε = {self.epsilon_spent:.3f} at δ = "
                     f"{self.delta:g}, and one more would make it {after:.3f}, above the allowed "
-                    f"{self.epsilon:g}: stop here, or train anew with more noise (noise_for says "
-                    "how much)"
+                    f"{self.epsilon:g}: stop here, or train again with more noise (see noise_for)"
                 )
 
     def expected(self, batch: Batch) -> float:
@@ -188,7 +188,7 @@ class DPSGD(DataParallel):
         return self.rate * len(batch.dataset) if self.rate is not None else max(1, len(batch))
 
     def add_clipped(self, part: Batch) -> float:
-        """Add the clipped gradients of these samples to the sum; the sum of their losses."""
+        """Add the clipped gradients of these samples to the sum; returns the sum of the losses."""
         if not len(part):
             return 0.0
         with self.comm.step("forward"), self.draws_of(part):
@@ -204,10 +204,10 @@ class DPSGD(DataParallel):
         return float(read(loss.data, math.nan))
 
     def check_independent(self, part: Batch, squares: Array) -> None:
-        """Raise NotBySample if the first sample's gradient depends on the others: asked once.
+        """Raise NotBySample if the first sample's gradient depends on the others; checked once.
 
-        A model may compute a sample from others in a way that no op betrays, such as a mean over
-        the batch. Then no clip bounds what one sample does.
+        A model may mix samples in a way that no op can detect, such as a mean over the batch. Then
+        clipping does not bound the effect of one sample.
         """
         if self._independent or len(part) < 2 or not arrays.has_numbers(squares):
             return
@@ -216,7 +216,7 @@ class DPSGD(DataParallel):
             loss = loss_of_samples(self.loss, self.forward(alone.inputs), alone)
             found = backward_by_sample(loss, 1)
             square = float(sum(uses.squares() for uses in found.values())[0])
-        arrays.work.reset(counts)  # a check, not a part of the step
+        arrays.work.reset(counts)  # the check does not count as work of the step
         inside = float(squares[0])
         if abs(inside - square) > 1e-2 * max(inside, square):
             raise NotBySample(
@@ -251,10 +251,10 @@ def clip_factors(squares: Array, limit: float) -> Array:
 
 
 def noise_of(like: Array, seed: int, step: int, name: str) -> Array:
-    """Standard normal numbers for one parameter in one step: the same wherever they are drawn.
+    """Standard normal numbers for one parameter in one step, the same on every rank.
 
-    They are floating-point numbers of Philox, which is no cryptographic generator, and their lowest
-    bits may give the sum away (Mironov, CCS 2012, doi 10.1145/2382196.2382264).
+    They are floating-point numbers of Philox, which is not a cryptographic generator. Their lowest
+    bits can reveal the sum (Mironov, CCS 2012, doi 10.1145/2382196.2382264).
     """
 
     def draw() -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Accuracy against ε: the same training with different noise, and what it has given away so far.
+"""Accuracy against ε: the same training with different noise, and the ε spent so far.
 
     curves = accuracy_against_epsilon(noises=(0.7, 1.2, 3.0), steps=1200, seeds=3)
     curves[1.2].epsilon, curves[1.2].accuracy       (points,) and (points, seeds)
 
-All runs take one learning rate: to choose the best one for each noise by looking at private data
-would give something away, too, which the accountant does not count.
+All runs use one learning rate. Choosing the best one for each noise by looking at private data
+would also cost privacy, which the accountant does not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RATE, CLIP, LR = 0.0256, 1.0, 0.5  # batches of about 256 of the 10,000 images
 
 @dataclass(frozen=True)
 class Curve:
-    """Training with one noise: at some steps, ε so far and the accuracy on the test images."""
+    """Training with one noise: at some steps, the ε so far and the accuracy on the test images."""
 
     steps: np.ndarray  # (points,)
     epsilon: np.ndarray  # (points,); infinite without noise
@@ -44,7 +44,7 @@ def accuracy_against_epsilon(
     points: int = 20,
     delta: float = 1e-5,
 ) -> dict[float, Curve]:
-    """A curve for each noise, of an MLP (784, 64, 10) on the Fashion-MNIST that ships."""
+    """A curve for each noise, of an MLP (784, 64, 10) on the package's Fashion-MNIST."""
     training, test = fashion_mnist()
     marks = np.unique(np.geomspace(min(20, steps), steps, points).round().astype(int))
 

@@ -1,24 +1,24 @@
-"""Federated averaging: clients train on data that they keep, and send only what they learned.
+"""Federated averaging: clients train on their own data, and send only changes of the model.
 
     server    w ──────┬──────────┬──────────┐                      ┌──▶ w ← w - mean change
                       ▼          ▼          ▼                      │
-    clients        client 0   client 4   client 7   E epochs each, │    a round; the other clients
-                      └──────────┴──────────┴─ w - w_k, weighted ──┘    are not asked in it
+    clients        client 0   client 4   client 7   E epochs each, │    one round; the other clients
+                      └──────────┴──────────┴─ w - w_k, weighted ──┘    do not take part
 
-A step is a round. Its batch is the data of all clients: a client's part are the samples that it
-owns (``data/clients.py``). For FedAvg as the paper has it, the batch is the whole dataset. In a
-round, with K clients of which a fraction C takes part, and n_k samples at client k:
+A step is a round. Its batch has the data of all clients; each client trains on the samples that it
+owns (``data/clients.py``). In the paper's FedAvg the batch is the whole dataset. In a round, with K
+clients of which a fraction C takes part, and n_k samples of client k:
 
     m = max(C·K, 1) clients are drawn, keyed by (seed, round)
-    each:    w_k ← w;  E times through its data in local batches of B:  w_k ← w_k - η ∇F_k(w_k)
-    server:  Δ = Σ_k (n_k / n) (w - w_k),  n over those who took part;     w ← w - Δ
+    each:    w_k ← w;  for E epochs, for each local batch of B samples:  w_k ← w_k - η ∇F_k(w_k)
+    server:  Δ = Σ_k (n_k / n) (w - w_k),  n over the drawn clients;     w ← w - Δ
 
-The server's step is the ``optimizer``'s, with Δ/η as the gradient. With SGD at the rate η it is the
-paper's average of models; with another optimizer it is FedOpt (Reddi et al., arXiv 2003.00295).
-Clients keep nothing between rounds. If all clients take one step on all their data (E = 1, B = ∞,
-C = 1), Δ/η is the gradient of the global mean: the method equals synchronous training.
+The server steps ``optimizer`` with the gradient Δ/η. With SGD at the rate η this is the paper's
+average of models; with another optimizer it is FedOpt (Reddi et al., arXiv 2003.00295). Clients
+keep no state between rounds. If all clients make one step on all their data (E = 1, B = ∞, C = 1),
+Δ/η is the gradient of the global mean: the method equals synchronous training.
 
-Many clients live on few ranks: rank r has the drawn clients r, r + p, ... With Ψ parameters of e
+A rank simulates several clients: rank r has the drawn clients r, r + p, ... With Ψ parameters of e
 bytes, b numbers in buffers, and p ranks:
 
     messages a rank   2(p - 1) in a ring all-reduce of Δ, of the buffers if b > 0, and of the loss
@@ -26,9 +26,9 @@ bytes, b numbers in buffers, and p ranks:
     memory            2Ψe parameters (w, w_k), 2Ψe gradients (∇F_k, Δ), and the optimizer's state
     time              the slowest rank's clients, one after the other; then the all-reduces
 
-In the field, where a client is a machine of its own, m clients receive and send Ψe bytes each.
-McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
-AISTATS 2017 (arXiv 1602.05629), algorithm 1.
+In practice each client is a separate machine, which receives and sends Ψe bytes. McMahan et al.,
+"Communication-efficient learning of deep networks from decentralized data", AISTATS 2017 (arXiv
+1602.05629), algorithm 1.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ from minidist.privacy.rounds import Rounds, shares
 
 
 class FederatedAveraging(Rounds):
-    """Each step is a round: drawn clients train alone, and their changes are averaged.
+    """Each step is a round: drawn clients train separately, and their changes are averaged.
 
-    ``clients``: a ``Clients``, or a number of them that each batch is cut into evenly.
-    ``fraction`` (C) of those with data take part in a round, ``epochs`` (E) times through their
-    data, ``local_batch`` (B) samples at a time, None for all. ``local_lr`` (η): None for the
-    optimizer's rate. Clients in ``gone`` have dropped out; it may be changed between rounds.
+    ``clients``: a ``Clients``; or the number of clients, among which each batch is divided evenly.
+    ``fraction``: C, of the clients with data. ``epochs``: E. ``local_batch``: B, None for all
+    samples. ``local_lr``: η, None for the optimizer's rate. ``gone``: clients that have dropped
+    out; it may be changed between rounds.
 
-    ``step`` returns the mean loss, over those who took part, along their first epoch.
+    ``step`` returns the mean loss of the drawn clients during their first epoch. It raises
+    NoClients if none is left, Disagreement if ranks draw different clients.
     """
 
     def train_on(self, batch: Batch) -> float:
@@ -82,8 +83,8 @@ class FederatedAveraging(Rounds):
             buffers.add(share[client])
             self.contribute(client, weights[client])
         with self.comm.step("average"):
-            self.bring_together(drawn)
-        buffers.bring_together(self.comm)
+            self.average_models(drawn)
+        buffers.average(self.comm)
         self.finish()
         flat.grad[...] = self.change
         flat.grad /= self.rate()
@@ -92,10 +93,10 @@ class FederatedAveraging(Rounds):
         return float(loss[0])
 
     def begin(self, drawn: Sequence[int]) -> None:
-        """What is to be agreed on before clients train: nothing here."""
+        """Called before clients train; does nothing here."""
 
     def train_client(self, client: int, part: Batch) -> float:
-        """From w to w_k, which is then in the model; the mean loss along the first epoch."""
+        """Train the model from w to w_k; returns the mean loss during the first epoch."""
         losses, rate = [], self.rate()
         for epoch in range(self.epochs):
             self.epoch = epoch
@@ -115,7 +116,7 @@ class FederatedAveraging(Rounds):
         flat.written()
 
     def contribute(self, client: int, weight: float) -> None:
-        """A client has w_k in the model: add its weighted w - w_k, and begin at w again."""
+        """Send a client's weighted change w - w_k, and set the model to w again."""
         flat = self.model.flat
         flat.grad[...] = self.start  # its memory is free until the next local step
         flat.grad -= flat.data
@@ -126,20 +127,20 @@ class FederatedAveraging(Rounds):
         flat.written()
 
     def limit(self, change: Array) -> None:
-        """What a client does to its change before it is sent, in place: nothing here."""
+        """Change a client's change in place before it is sent; does nothing here."""
 
     def send(self, client: int, change: Array) -> None:
-        """To the sum over this rank's clients."""
+        """Add a client's change to the sum over this rank's clients."""
         self.change += change
 
-    def bring_together(self, drawn: Sequence[int]) -> None:
-        """Δ on every rank, in ``change``."""
+    def average_models(self, drawn: Sequence[int]) -> None:
+        """Sum the changes over the ranks: sets ``change`` to Δ on every rank."""
         ring.all_reduce(self.comm, self.change)
 
     def finish(self) -> None:
-        """What the server does to Δ: nothing here."""
+        """Change Δ in place on the server; does nothing here."""
 
-    # What it holds, and costs
+    # State and cost
 
     def replicated(self) -> dict[str, Array]:
         return {name: one.data for name, one in self.model.named_parameters().items()}
@@ -148,7 +149,7 @@ class FederatedAveraging(Rounds):
         return self.own_shares()
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The clients of each rank one after the other; then the all-reduces of the formula."""
+        """Each rank's clients one after the other; then the all-reduces of the formula."""
         p, n = self.comm.size, parameter_count(self.whole) * self.itemsize
         parts = self.parts(batch)
         drawn = self.drawn(self.samples(parts))
@@ -181,33 +182,33 @@ class FederatedAveraging(Rounds):
         return StepCost(series.messages, series.nbytes, peak, series.busy, series.seconds)
 
     def plan(self, series: Series, drawn: Sequence[int]) -> None:
-        """What ``send`` and ``bring_together`` send, added to ``series``."""
+        """Add the messages of ``send`` and ``average_models`` to ``series``."""
         series.all_reduce(parameter_count(self.whole), self.itemsize)
 
 
 class Buffers:
-    """The model's buffers in a round: each client begins with the same, and they are averaged."""
+    """The model's buffers in a round: each client starts with the same, and they are averaged."""
 
     def __init__(self, model: Module) -> None:
-        self.held = list(model.named_buffers().values())
-        self.start = [buffer.data.copy() for buffer in self.held]
-        self.total = [buffer.data * 0 for buffer in self.held]
+        self.buffers = list(model.named_buffers().values())
+        self.start = [buffer.data.copy() for buffer in self.buffers]
+        self.total = [buffer.data * 0 for buffer in self.buffers]
 
     def add(self, share: float) -> None:
-        """A client has trained: take its change with this weight, and begin again."""
-        for buffer, start, total in zip(self.held, self.start, self.total, strict=True):
+        """Add the change of the client that has trained, with this weight; reset the buffers."""
+        for buffer, start, total in zip(self.buffers, self.start, self.total, strict=True):
             total += share * (buffer.data - start)
             buffer.data[...] = start
 
-    def bring_together(self, comm: Comm) -> None:
-        """The same new values on every rank."""
-        if not self.held:
+    def average(self, comm: Comm) -> None:
+        """Sum the changes over the ranks, and set the new values on every rank."""
+        if not self.buffers:
             return
         xp = module_of(self.total[0])
         flat = xp.concatenate([total.reshape(-1) for total in self.total])
         ring.all_reduce(comm, flat)
         first = 0
-        for buffer, start in zip(self.held, self.start, strict=True):
+        for buffer, start in zip(self.buffers, self.start, strict=True):
             change = flat[first : first + start.size].reshape(start.shape)
             buffer.data[...] = start + change
             first += start.size

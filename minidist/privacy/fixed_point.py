@@ -2,11 +2,11 @@
 
     value in [-r, r]  →  round(value / r · L),  L = 2ᵇ⁻¹ - 1 levels  →  modulo 2ᵏ
 
-r is ``limit``: a value beyond it is clipped to it. b is ``bits``, k is ``modulus_bits``. An integer
-sum does not depend on the order of its terms, and loses nothing; what is lost is lost before, by
-rounding: r/(2L) at most for each value. Negative numbers are the upper half of [0, 2ᵏ), as in two's
-complement. So the sum of m values is right if it fits: m·L ≤ 2ᵏ⁻¹ - 1. More clients are refused,
-since their sum could come out with the wrong sign, silently.
+r is ``limit``; larger values are clipped. b is ``bits``, k is ``modulus_bits``. An integer sum is
+exact and does not depend on the order of its terms; only the rounding before has an error, of at
+most r/(2L) for each value. Negative numbers are the upper half of [0, 2ᵏ), as in two's complement.
+So the sum of m values is correct if m·L ≤ 2ᵏ⁻¹ - 1. More clients are refused, because their sum
+could silently get the wrong sign.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class FixedPoint:
 
     @property
     def levels(self) -> int:
-        """L: the integer that stands for the limit."""
+        """L: the integer that represents the limit."""
         return 2 ** (self.bits - 1) - 1
 
     @property
     def most(self) -> int:
-        """How many values can be added up without overflow."""
+        """The number of values that can be summed without overflow."""
         return (2 ** (self.modulus_bits - 1) - 1) // self.levels
 
     @property
@@ -54,7 +54,7 @@ class FixedPoint:
         return np.uint32(2**self.modulus_bits - 1)
 
     def check(self, count: int) -> None:
-        """Raise ValueError if the sum of so many values may overflow."""
+        """Raise ValueError if the sum of ``count`` values may overflow."""
         if count > self.most:
             raise ValueError(
                 f"fixed point: the sum of {count} values of {self.bits} bits may overflow 2^"
@@ -62,18 +62,18 @@ class FixedPoint:
             )
 
     def beyond(self, values: np.ndarray) -> int:
-        """How many values are beyond the limit, and will be clipped."""
+        """The number of values that exceed the limit and will be clipped."""
         return int(np.count_nonzero(np.abs(values) > self.limit))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """uint32, below 2ᵏ. Raises ValueError for NaN and infinity, which no integer stands for."""
+        """The integers, uint32 below 2ᵏ. Raises ValueError for NaN and infinity."""
         if not np.isfinite(values).all():
-            raise ValueError("fixed point: a value is not finite, and no integer stands for it")
+            raise ValueError("fixed point: a value is not finite, so no integer represents it")
         scaled = np.clip(np.asarray(values, np.float64) / self.limit, -1, 1) * self.levels
         return np.rint(scaled).astype(np.int64).astype(np.uint32) & self.mask
 
     def decode(self, total: np.ndarray) -> np.ndarray:
-        """The sum as float64, of encoded values that were added up modulo 2ᵏ."""
+        """The sum, float64, from a sum of encoded values modulo 2ᵏ."""
         signed = (total & self.mask).astype(np.int64)
         signed[signed >= 2 ** (self.modulus_bits - 1)] -= 2**self.modulus_bits
         return signed * (self.limit / self.levels)

@@ -1,13 +1,12 @@
-"""The attack by search: inputs whose gradient is the one that was sent.
+"""Gradient matching: search for inputs whose gradient equals the one that was sent.
 
-Where no division gives the samples back (see attack.py), an attacker guesses inputs, computes their
-gradient, compares it with what was sent, and improves the guess: Zhu, Liu, Han, "Deep leakage from
-gradients", arXiv 1906.08935. As in Geiping et al. (arXiv 2003.14053, section 4), the directions are
-compared, by 1 - cos, and smooth images are preferred.
+If division cannot reconstruct the samples (see attack.py), an attacker guesses inputs, computes
+their gradient, compares it with the one that was sent, and improves the guess: Zhu, Liu, Han, "Deep
+leakage from gradients", arXiv 1906.08935. As in Geiping et al. (arXiv 2003.14053, section 4), the
+directions are compared, by 1 - cos, and smooth images are preferred.
 
-To improve a guess takes the derivative of a gradient. The tape goes backward once; so the backward
-of an MLP is written out here as a forward, in ops that the tape records. It is the chain rule on
-one screen:
+Improving a guess needs the derivative of a gradient, but the tape cannot differentiate its own
+backward. So the backward of an MLP is written here as a forward, with ops that the tape records:
 
     forward    a₀ = x,  z_l = a_{l-1} W_l + b_l,  a_l = relu(z_l)
     backward   δ_L = (softmax(z_L) - targets)/n,  δ_{l-1} = (δ_l W_lᵀ) · (z_{l-1} > 0)
@@ -28,9 +27,10 @@ Layers = list[tuple[Array, Array]]  # (weight (i, o), bias (o,)) of each linear 
 
 
 def gradients_of_mlp(x: Tensor, targets: Array, layers: Layers) -> list[Tensor]:
-    """Of the mean cross-entropy of an MLP with ReLUs, by weight and bias, as functions of ``x``.
+    """The gradients of an MLP's mean cross-entropy for each weight and bias, as functions of ``x``.
 
-    ``x`` (n, i) may require a gradient; ``targets`` (n, classes) are probabilities.
+    ``x`` (n, i) may require a gradient; ``targets`` (n, classes) are probabilities; the MLP has
+    ReLUs.
     """
     inputs, masks = [x], []
     for weight, bias in layers:
@@ -61,8 +61,8 @@ def search(
 ) -> Array:
     """Images (n, h·w) between ``low`` and ``high`` whose gradient has the direction of ``sent``.
 
-    ``sent`` is the gradient of each weight and bias in turn; ``targets`` (n, classes), which the
-    attacker is assumed to know. ``smooth`` weighs differences between neighbouring pixels.
+    ``sent``: the gradient of each weight and bias, in order. ``targets`` (n, classes): assumed to
+    be known to the attacker. ``smooth``: weight of differences between neighbouring pixels.
     """
     n, (h, w) = len(targets), shape
     dtype = sent[0].dtype

@@ -1,18 +1,18 @@
-"""Sums of outer products, one for each sample: what the gradient of a weight matrix is made of.
+"""Sums of outer products: the form of each sample's gradient of a weight matrix.
 
 A linear layer computes y = x W for each of the T rows of a sample. The gradient of W is then, for
 sample n, with a = x and b = the gradient of y:
 
     G_n = Σ_t a_nt ⊗ b_nt        (i, o), of a (n, T, i) and b (n, T, o)
 
-Its norm needs no G_n. Multiplied out, it is a sum over pairs of rows:
+Its norm can be computed without G_n, as a sum over pairs of rows:
 
     ‖G_n‖² = Σ_t Σ_s ⟨a_nt, a_ns⟩ ⟨b_nt, b_ns⟩
 
 With one row this is ‖a‖² ‖b‖² (Goodfellow, arXiv 1510.01799). For sequences it is called *ghost
-clipping* (Li et al., arXiv 2110.05679, section 4): it takes 2T² numbers a sample in place of i·o.
-``thin`` says which is less (Bu, Mao, Xu, arXiv 2205.10683, section 4). An embedding is a linear
-layer whose a are rows (0, ..., 1, ..., 0): ``a`` then holds the place of the 1.
+clipping* (Li et al., arXiv 2110.05679, section 4): it needs 2T² numbers for each sample in place of
+i·o. ``thin`` is True if this is less (Bu, Mao, Xu, arXiv 2205.10683, section 4). An embedding is a
+linear layer whose a are unit rows (0, ..., 1, ..., 0); ``a`` then has the index of the 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minidist.ops.indexing import add_rows
 class Outer:
     """Σ_t a_nt ⊗ b_nt for each sample n: a (n, T, i), or integers (n, T), and b (n, T, o).
 
-    ``shape`` is that of a weight, (i, o), or (o, i) if it is ``turned``.
+    ``shape``: of the weight, (i, o), or (o, i) if it is ``turned``.
     """
 
     a: Array
@@ -44,12 +44,12 @@ class Outer:
 
     @property
     def sides(self) -> tuple[Array, Array]:
-        """What the rows and the columns of a weight are made of."""
+        """The arrays along the rows and the columns of the weight."""
         return (self.b, self.a) if self.turned else (self.a, self.b)
 
     @property
     def thin(self) -> bool:
-        """Whether the norm takes less memory by pairs of rows than by the gradients."""
+        """Whether the norm needs less memory by pairs of rows than by the samples' gradients."""
         return is_thin(self.b.shape[1], self.shape)
 
     def each(self) -> Array:
@@ -90,7 +90,7 @@ def is_thin(rows: int, shape: tuple[int, ...]) -> bool:
 
 
 def gram(x: Array, y: Array) -> Array:
-    """⟨x_nt, y_ns⟩ for each sample and pair of rows: (n, T, S). Integers stand for unit rows."""
+    """⟨x_nt, y_ns⟩ for each sample and pair of rows: (n, T, S). Integers represent unit rows."""
     if x.dtype.kind in "iu" and y.dtype.kind in "iu":
         return x[:, :, None] == y[:, None, :]
     if x.dtype.kind in "iu":

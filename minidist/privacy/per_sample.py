@@ -1,20 +1,19 @@
-"""The gradient of each sample of a batch, from one forward and one backward of all of them.
+"""The gradient of each sample of a batch, from one forward and one backward of the whole batch.
 
-A batch's gradient is the sum of its samples' gradients, and a backward computes that sum alone. The
-samples differ only at the end of it: each op knows its inputs and the gradient of its output row by
-row, and its weight's gradient adds the rows up. So the backward runs as usual, *without* the
-weights' gradients (``defer_weight_gradients``): what is left are callables that have the rows.
-Each of them is asked for its samples instead (``Into.each``):
+A usual backward computes only the sum of the samples' gradients. But the sum happens last: each op
+has its input and the gradient of its output for each row, and only its weight's gradient sums over
+the rows. So the backward runs as usual, but *without* the weights' gradients
+(``defer_weight_gradients``). This leaves callables, one for each use of a weight, which can also
+compute the gradient of each sample (``Into.each``):
 
     forward ▇▇▇▇ backward ▇▇▇▇  norms of all samples ▁  weights' gradients, each sample weighted ▇▇
 
-No sample is computed alone, and no op runs twice. Where a weight's gradient is a sum of outer
-products, its norms take no gradients either: see outer.py. Bu et al., "Differentially private
+No sample is computed separately, and no op runs twice. If a weight's gradient is a sum of outer
+products, its norms need no gradients either: see outer.py. Bu et al., "Differentially private
 optimization on large foundation models", arXiv 2210.00038, section 3, call this book-keeping.
 
-A weight may be used several times (GPT's table, at both ends), transposed, reshaped or sliced. The
-samples have to be independent: a layer that looks at several of them, such as batch norm, is
-refused.
+A weight may be used several times (GPT's embedding table), transposed, reshaped or sliced. Samples
+must be independent: a layer that mixes them, such as batch norm, is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class NotBySample(TypeError):
 
 
 class Uses:
-    """All uses of one parameter in a backward; together they are its gradient, sample by sample."""
+    """All uses of one parameter in a backward; their sum is each sample's gradient."""
 
     def __init__(self, parameter: Parameter, uses: list[Use]) -> None:
         self.parameter, self.uses = parameter, uses
@@ -60,7 +59,7 @@ class Uses:
         return first
 
     def squares(self) -> Array:
-        """The squared norm of each sample's gradient: (n,). Of several uses it is that of the sum:
+        """The squared norm of each sample's gradient: (n,). For several uses
         ‖G + H‖² = ‖G‖² + ‖H‖² + 2⟨G, H⟩."""
         if self.dense is not None:
             return sum_of_products(self.dense, self.dense)
@@ -85,10 +84,10 @@ class Uses:
 
 
 def backward_by_sample(loss: Any, samples: int) -> dict[str, Uses]:
-    """Go backward from ``loss``; the uses of each trained parameter, by name. No gradient is added.
+    """Run the backward of ``loss``; returns the uses of each trained parameter, by name.
 
-    ``loss`` is a sum over the ``samples`` on the first axis of every layer's input. Raises
-    NotBySample for an op that cannot tell its samples apart.
+    Adds nothing to the parameters' gradients. ``loss`` is a sum over the ``samples`` on the first
+    axis of every layer's input. Raises NotBySample for an op that cannot separate its samples.
     """
     with collecting(samples) as found:
         loss.backward()
@@ -97,7 +96,8 @@ def backward_by_sample(loss: Any, samples: int) -> dict[str, Uses]:
 
 @contextmanager
 def collecting(samples: int) -> Iterator[dict[Parameter, list[Use]]]:
-    """Backwards inside leave the uses of each parameter, and add nothing to its gradient."""
+    """Backwards inside the block fill the dictionary with each parameter's uses, and add nothing to
+    its gradient."""
     found: dict[Parameter, list[Use]] = {}
     with watch(Rows(samples)), defer_weight_gradients() as queue:
         yield found
@@ -111,7 +111,7 @@ def collecting(samples: int) -> Iterator[dict[Parameter, list[Use]]]:
 
 
 class Rows:
-    """Watches a backward: each weight must get a gradient that can be asked for its samples."""
+    """Watches a backward: checks that each weight's gradient can be computed for each sample."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -142,7 +142,7 @@ class Rows:
 
 
 def _added(grad: Array, shape: tuple[int, ...]) -> Into:
-    """The gradient of a weight that was added to (n, ...): broadcast, so summed over all but n."""
+    """The gradient of a weight that was added to (n, ...): a sum over the broadcast axes."""
 
     def each(samples: int) -> Array:
         by_sample("add", grad, grad.shape, samples)  # refuses others
@@ -157,13 +157,13 @@ def _added(grad: Array, shape: tuple[int, ...]) -> Into:
 
 
 def to_parameter(node: Node, each: Any) -> tuple[Parameter, Use]:
-    """The parameter of which ``node`` is itself or a view, and the use in the parameter's shape."""
+    """The parameter that ``node`` is, or is a view of; and the use, in the parameter's shape."""
     use: Use = Outer(each[0], each[1], node.shape) if isinstance(each, tuple) else each
     while node.leaf is None:
         parent = node.parents[0]
         assert parent is not None and node.backward is not None
         if node.name in ("transpose", "swapaxes") and isinstance(use, Outer):
-            row = module_of(use.b).zeros((1, 2))  # which may become a column
+            row = module_of(use.b).zeros((1, 2))  # a column after it, if it transposes
             use = use.transposed if node.backward(row)[0].shape == (2, 1) else use
         else:
             use = through_view(node, parent, use.each() if isinstance(use, Outer) else use)
@@ -172,10 +172,10 @@ def to_parameter(node: Node, each: Any) -> tuple[Parameter, Use]:
 
 
 def through_view(node: Node, parent: Node, each: Array) -> Array:
-    """The gradients of what a view was made of: (n, *view) → (n, *whole).
+    """The gradients of the array that a view was made of: (n, *view) → (n, *whole).
 
-    Which element of the view comes from where, the view's own backward says, asked with the
-    numbers 1, 2, 3, ... in place of gradients. What it leaves at 0 was not in the view.
+    The view's own backward, called with the numbers 1, 2, 3, ... in place of a gradient, gives the
+    position of each element in the view; elements with 0 are not in the view.
     """
     xp, count = module_of(each), int(np.prod(node.shape))
     assert node.backward is not None
@@ -188,12 +188,12 @@ def through_view(node: Node, parent: Node, each: Array) -> Array:
 
 
 def _view_of_weight(node: Node) -> bool:
-    """Whether a node is a change of shape of a weight, such as a transposed table."""
+    """Whether a node is a view of a weight, such as a transposed table."""
     return node.leaf is None and _of_weight(node)
 
 
 def _of_weight(node: Node) -> bool:
-    """Whether a node is a parameter, or a change of shape of one."""
+    """Whether a node is a parameter, or a view of one."""
     while node.leaf is None:
         if node.name not in VIEWS or node.parents[0] is None:
             return False
@@ -210,7 +210,7 @@ def _leaf(node: Node) -> Parameter:
     return found
 
 
-# What methods and readers call
+# For methods and users
 
 
 def check_model(who: str, model: Module) -> None:
@@ -227,9 +227,9 @@ def check_loss(who: str, loss: Loss) -> None:
     """Raise ValueError for a loss whose divisor depends on the targets."""
     if loss.counts_values:
         raise ValueError(
-            f"{who}: {loss!r} divides by what the targets of the batch say (ignored ones, weights "
-            "of classes), so a sample changes the gradients of the others: use a loss without "
-            "ignore_index and weight"
+            f"{who}: the divisor of {loss!r} depends on the targets of the batch (ignored ones, "
+            "weights of classes), so a sample changes the gradients of the others: use a loss "
+            "without ignore_index and weight"
         )
 
 
@@ -239,7 +239,7 @@ def loss_of_samples(loss: Loss, output: Any, batch: Batch) -> Any:
 
 
 def targets_a_sample(batch: Batch) -> int:
-    """How many targets each sample has: 1 for a class, the length of a text."""
+    """The number of targets of each sample: 1 for a class, the length of a text."""
     return max(1, int(np.prod(batch.dataset.targets.shape[1:])))
 
 
@@ -254,7 +254,7 @@ def per_sample_gradients(model: Module, loss: Loss, batch: Batch) -> dict[str, A
     >>> each["1.weight"].shape
     (2, 3, 2)
 
-    Raises NotBySample for a model that mixes samples, ValueError for a loss that does.
+    Raises NotBySample for a model that mixes samples, ValueError for a loss that mixes them.
     """
     check_model("per_sample_gradients", model)
     check_loss("per_sample_gradients", loss)

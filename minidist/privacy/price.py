@@ -1,4 +1,4 @@
-"""What DP-SGD computes and keeps in a forward and backward: formulas, from a declared model."""
+"""FLOPs and memory of DP-SGD's forward and backward: formulas, from a declared model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from minidist.privacy.outer import is_thin
 def seconds(model: Module, parts: Sequence[Batch], machine: Machine, rank: int) -> float:
     """Seconds of forward, backward and the norms of all samples; parts without samples take none.
 
-    Norms that are found from the samples' gradients take no products of their own: the gradients
-    are needed anyway.
+    Norms that are computed from the samples' gradients need no further products.
     """
     shapes = [shape_of(part) for part in parts if len(part)]
     return sum(
@@ -32,8 +31,10 @@ def seconds(model: Module, parts: Sequence[Batch], machine: Machine, rank: int) 
 
 
 def norm_flops(model: Module, shape: Shape) -> int:
-    """FLOPs of the products of pairs of rows: see outer.py. T rows a sample, n samples: for a
-    linear layer (i, o) that is 2nT²(i + o), if that is less than its gradients."""
+    """FLOPs of the norms by pairs of rows, where outer.py uses them.
+
+    For a linear layer (i, o), n samples and T rows in each: 2nT²(i + o).
+    """
     total = 0
     for block, cost in zip(blocks_of(model).values(), costs_of(model, shape), strict=True):
         rows = int(np.prod(shape[1:-1]))
@@ -44,24 +45,24 @@ def norm_flops(model: Module, shape: Shape) -> int:
                     total += pairs * sum(module.weight.declared)
             elif isinstance(module, Head) and module.weight.requires_grad:
                 vocabulary, width = module.weight.declared
-                if is_thin(rows, module.weight.declared):  # and the table's rows, and both together
+                if is_thin(rows, module.weight.declared):  # head, embedding, and their product
                     total += pairs * (vocabulary + 3 * width)
         shape = cost.shape
     return total
 
 
 def largest_kept(model: Module, parts: Sequence[Batch], itemsize: int, loss: Loss) -> int:
-    """Bytes at the highest, if these batches go forward and backward in turn.
+    """Peak bytes, if these batches go forward and backward one after the other.
 
-    All weights' gradients wait for the norms, as they do in a zero-bubble pipeline: until then each
-    layer keeps its input and the gradient of its output.
+    All weights' gradients wait for the norms, as in a zero-bubble pipeline; until then each layer
+    keeps its input and the gradient of its output.
     """
     shapes = [shape_of(part) for part in parts if len(part)]
     return max((kept(model, shape, itemsize, loss) for shape in shapes), default=0)
 
 
 def kept(model: Module, shape: Shape, itemsize: int, loss: Loss) -> int:
-    """Bytes of one forward and backward on an input of ``shape``."""
+    """Peak bytes of one forward and backward on an input of ``shape``."""
     costs = costs_of(model, shape, itemsize)
     first = first_recorded(model, input_grad=False)
     before = costs[first - 1].shape if first else shape

@@ -1,8 +1,8 @@
-"""Who trains in a round of federated learning, and on what: part of ``federated.py``.
+"""The clients and local batches of a round of federated learning: base of ``federated.py``.
 
-A batch is cut by who owns its samples. Of the clients that are there and have data, a fraction is
-drawn, keyed by (seed, round). Each of them goes through its own samples for some epochs, in an
-order of its own, keyed by (seed, client, round, epoch): never by the rank on which it lives.
+A batch is divided among the clients that own its samples. Of the clients that have data and are not
+gone, a fraction is drawn, keyed by (seed, round). Each of them trains on its samples for some
+epochs, in a random order keyed by (seed, client, round, epoch), so not by rank.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from minidist.parallel.method import Method
 
 
 class NoClients(ValueError):
-    """Nobody is there to train in a round."""
+    """No client is left to train in a round."""
 
 
 class Rounds(Method):
-    """Base of federated methods: its settings, and the clients and local batches of a round."""
+    """Base of federated methods: settings, clients and local batches. See FederatedAveraging."""
 
     exact = False
     changeable = Method.changeable | {
@@ -67,7 +67,7 @@ class Rounds(Method):
         ):
             self.check_setting(name, value)
             setattr(self, name, value)
-        self.epoch = 0  # the local one that is going on
+        self.epoch = 0  # the current local epoch
         self.nobody = False  # whether the last round had no client
         self.model = model.init(seed)
         optimizer.bind(self.model.flat.slices)
@@ -97,7 +97,7 @@ class Rounds(Method):
             isinstance(value, (int, float, np.floating)) and 0 < value <= 1
         ):
             raise ValueError(
-                f"{kind}: the fraction of clients in a round is in (0, 1], not {value!r}"
+                f"{kind}: the fraction of clients in a round must be in (0, 1], not {value!r}"
             )
         counts = isinstance(value, (int, np.integer)) and value >= 1
         if name == "epochs" and not counts:
@@ -118,10 +118,13 @@ class Rounds(Method):
                     f"{self.client_count - 1}"
                 )
 
-    # Who trains on what
+    # Clients and their samples
 
     def parts(self, batch: Batch) -> list[Batch]:
-        """Each client's samples of the batch, in a row: a batch of its own, with its own count."""
+        """Each client's samples of the batch, as a separate batch.
+
+        Raises ValueError if the clients belong to another dataset.
+        """
         if not isinstance(self.clients, Clients):
             count = self.clients
             cut = [batch.shard(client, count).indices for client in range(count)]
@@ -129,8 +132,8 @@ class Rounds(Method):
             if len(self.clients.owner) != len(batch.dataset):
                 raise ValueError(
                     f"{type(self).__name__}: the clients own {len(self.clients.owner)} samples, "
-                    f"and {batch.dataset.name} has {len(batch.dataset)}: share out the dataset "
-                    "that is trained on"
+                    f"and {batch.dataset.name} has {len(batch.dataset)}: make Clients of the "
+                    "dataset that is trained on"
                 )
             cut = [batch.indices[places] for places in self.clients.places(batch.indices)]
         firsts = np.cumsum([0, *map(len, cut)]).tolist()
@@ -140,28 +143,31 @@ class Rounds(Method):
         ]
 
     def samples(self, parts: Sequence[Batch]) -> list[float]:
-        """n_k: how many targets count, of each client."""
+        """n_k: the number of targets that count, by client."""
         return [part.own_count(self.loss) if len(part) else 0 for part in parts]
 
     def drawn(self, samples: Sequence[float]) -> list[int]:
-        """The clients of this round: m of those that are there and have data."""
-        there = [k for k, n in enumerate(samples) if n > 0 and k not in self.gone]
-        if not there:
+        """The clients of this round: m of those that have data and are not gone.
+
+        Raises NoClients if there are none.
+        """
+        present = [k for k, n in enumerate(samples) if n > 0 and k not in self.gone]
+        if not present:
             raise NoClients(
-                f"{type(self).__name__}: in round {self.steps} nobody is there to train: of "
+                f"{type(self).__name__}: no client is left to train in round {self.steps}: of "
                 f"{self.client_count} clients {len(set(self.gone))} are gone, and the others have "
                 "no data in the batch"
             )
-        m = max(round(self.fraction * len(there)), 1)
-        order = generator(self.seed, "clients", self.steps).permutation(len(there))
-        return sorted(there[place] for place in order[:m])
+        m = max(round(self.fraction * len(present)), 1)
+        order = generator(self.seed, "clients", self.steps).permutation(len(present))
+        return sorted(present[place] for place in order[:m])
 
     def weights(self, samples: Sequence[float], drawn: Sequence[int]) -> dict[int, float]:
-        """n_k / n of those who take part."""
+        """n_k / n of the drawn clients."""
         return shares(samples, drawn)
 
     def local_batches(self, client: int, part: Batch, epoch: int) -> list[Batch]:
-        """One epoch of a client: its samples in an order of their own, B at a time."""
+        """One epoch of a client: its samples in random order, in batches of B."""
         size, indices = self.local_batch or len(part), part.indices
         if size < len(part):
             random = generator(self.seed, "client", client, self.steps, epoch)
@@ -183,16 +189,16 @@ class Rounds(Method):
         found["gradients"].append(self.change)
         return found
 
-    # What ranks must have alike
+    # Checks and random draws
 
     def agree_on(self, drawn: Sequence[int]) -> None:
-        """Raise Disagreement if other ranks draw other clients, or let them train otherwise."""
+        """Raise Disagreement unless all ranks have the same clients and settings."""
         settings = (self.epochs, self.local_batch, self.rate())
         shown = f"clients {drawn}, {self.epochs} epochs of batches of {self.local_batch}"
         self.comm.agree("the round", digest(self.steps, drawn, *settings), shown)
 
     def rate(self) -> float:
-        """η."""
+        """η. Raises ValueError if it is not positive."""
         rate = self.local_lr or self.optimizer.rates()[-1].lr
         if not rate > 0:
             raise ValueError(
@@ -207,11 +213,11 @@ class Rounds(Method):
 
 
 def in_epoch(step: int, epoch: int) -> int:
-    """What draws are keyed by in a local epoch: in the first one what serial training draws by."""
+    """The key of random draws in a local epoch; in epoch 0 it is that of serial training."""
     return step + (epoch << 32)
 
 
 def shares(samples: Sequence[float], drawn: Sequence[int]) -> dict[int, float]:
-    """By client of a round: its part of all samples that take part."""
+    """For each drawn client its share of the drawn clients' samples."""
     total = sum(samples[client] for client in drawn)
     return {client: samples[client] / total if total else 0.0 for client in drawn}

@@ -1,12 +1,12 @@
-"""Poisson sampling: each sample is in a batch with probability q, whatever becomes of the others.
+"""Poisson sampling: each sample is in a batch with probability q, independently of the others.
 
     batches = PoissonBatches(dataset, rate=0.01, seed=0)
     batches[step]        about q·N samples, sometimes none; the same on every rank
 
-The accountant's formula holds for this sampling, and not for shuffled batches of a fixed size
-(``Batches``): an epoch of those shows every sample exactly once, and nothing is left to chance. The
-draws are keyed by (seed, step); whoever knows the seed knows which samples a step has seen, so for
-data that is really private the seed has to be secret: see docs/private.md.
+The accountant's formula holds only for this sampling. It does not hold for shuffled batches of a
+fixed size (``Batches``), where an epoch has every sample exactly once. The draws are keyed by
+(seed, step), so the seed reveals the samples of each step: for data that must stay private it must
+be secret. See docs/private.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minidist.engine.seeds import generator
 
 @dataclass(frozen=True)
 class PoissonBatch(Batch):
-    """A batch that was drawn so; ``rate`` is q."""
+    """A batch from ``PoissonBatches``; ``rate`` is q."""
 
     rate: float = 0.0
 
@@ -53,7 +53,7 @@ class PoissonBatches:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which a sample is seen once on average, 1/q."""
+        """1/q: in this number of steps a sample is drawn once on average."""
         return 1 / self.rate
 
     def __getitem__(self, step: int) -> PoissonBatch:
@@ -66,14 +66,14 @@ class PoissonBatches:
         return PoissonBatch(self.dataset, indices, step, seed=self.seed, rate=self.rate)
 
     def __iter__(self) -> Iterator[PoissonBatch]:
-        raise TypeError("there is no end to them: batches[step] gives any step")
+        raise TypeError("the stream of batches is endless: use batches[step]")
 
 
 def check_rate(who: str, rate: float) -> float:
-    """The rate; ValueError if it is no probability, or 0."""
+    """``rate`` as a float. Raises ValueError unless it is in (0, 1]."""
     if not (isinstance(rate, (int, float, np.number)) and 0 < rate <= 1):
         raise ValueError(
-            f"{who}: the sampling rate is the probability of a sample to be in a batch, above 0 "
-            f"and at most 1, not {rate!r}: for batches of about B of N samples pass B/N"
+            f"{who}: the sampling rate is the probability that a sample is in a batch, above 0 and "
+            f"at most 1, not {rate!r}: for batches of about B of N samples pass B/N"
         )
     return float(rate)

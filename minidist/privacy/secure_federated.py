@@ -1,16 +1,16 @@
-"""Federated averaging by secure sums: the server never sees what one client learned.
+"""Federated averaging by secure aggregation: the server sees only the sum of the clients' changes.
 
     all ranks     ◀─ public keys, all-gathered ─▶            32 bytes a client, and 32 of the server
-    client k      trains, writes n_k/n · (w - w_k) as integers, masks and signs them
+    client k      trains, encodes n_k/n · (w - w_k) as integers, masks and signs them
     rank r        ── one message a client ──▶ rank 0         4(Ψ + 10) bytes each
     rank 0        the server: checks and adds; ── the sum ──▶ all ranks    4Ψ bytes, binomial tree
 
-Keys are new in each round, and random (not drawn by the seed). The masks cancel, so the result does
-not depend on them; and integers add up exactly, so it has the same bits on any number of ranks. The
+Keys are random in each round, and do not depend on the seed. The masks cancel, so the result does
+not depend on the keys. Integer sums are exact, so it has the same bits on any number of ranks. The
 only difference to ``FederatedAveraging`` is the rounding of ``FixedPoint``: at most m·r/(2L) in
-each element of Δ, if no value is beyond the limit: ``clipped`` counts those. Clients on rank 0 need
-no message. See ``secure_sum.py`` for what is protected, and from whom: buffers and the loss, for
-example, are averaged in the open.
+each element of Δ, if no value exceeds the limit (``clipped`` counts those). Clients on rank 0 send
+no message. ``secure_sum.py`` says what is protected and from whom; buffers and the loss, for
+example, are averaged unprotected.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ import numpy as np
 from minidist.collectives import binomial, ring
 from minidist.collectives.cost import Cost
 from minidist.collectives.series import Series
-from minidist.comm.comm import Comm
-from minidist.data.clients import Clients
 from minidist.engine import array as arrays
 from minidist.engine.array import Array
-from minidist.nn.loss import Loss
-from minidist.nn.module import Module
-from minidist.optim.optimizer import Optimizer
 from minidist.parallel.model_costs import parameter_count
 from minidist.privacy.federated import FederatedAveraging
 from minidist.privacy.fixed_point import FixedPoint
@@ -46,38 +41,24 @@ SERVER = 0
 
 
 class SecureFederatedAveraging(FederatedAveraging):
-    """``fixed`` says how changes are written as integers. Clients in ``drops`` take part in the
-    exchange of keys and then send nothing: the round ends, on every rank, with ``RoundEnded``.
+    """``FederatedAveraging``, with its arguments; and ``fixed``, the encoding of changes.
 
-    ``clipped``: how many values of this rank's clients were beyond the limit in the last round. If
-    it is not 0, Δ is too short: take a larger ``limit``.
+    ``drops`` simulates clients that exchange keys and then send nothing: the round ends, on every
+    rank, with ``RoundEnded``. ``clipped`` counts the values of this rank's clients that exceeded
+    the limit in the last round. If it is not 0, Δ is too small: use a larger ``limit``.
     """
 
     changeable = FederatedAveraging.changeable | {"drops"}
 
     def __init__(
         self,
-        model: Module,
-        loss: Loss,
-        optimizer: Optimizer,
-        comm: Comm,
-        seed: int = 0,
-        clients: Clients | int = 8,
-        fraction: float = 1.0,
-        epochs: int = 1,
-        local_batch: int | None = None,
-        local_lr: float | None = None,
+        *args: Any,
         fixed: FixedPoint | None = None,
-        gone: Collection[int] = (),
         drops: Collection[int] = (),
-        microbatches: int = 1,
-        clip: float | None = None,
+        **options: Any,
     ) -> None:
         self.fixed = fixed or FixedPoint()
-        super().__init__(
-            *(model, loss, optimizer, comm, seed, clients, fraction, epochs, local_batch),
-            *(local_lr, gone, microbatches, clip),
-        )
+        super().__init__(*args, **options)
         self.check_setting("drops", drops)
         self.drops = drops
         self.clipped = 0
@@ -86,11 +67,11 @@ class SecureFederatedAveraging(FederatedAveraging):
         super().check_setting("gone" if name == "drops" else name, value)
 
     def on_rank(self, drawn: Sequence[int], rank: int) -> Sequence[int]:
-        """The clients of a round that live on ``rank``."""
+        """The clients of a round that ``rank`` simulates."""
         return drawn[rank :: self.comm.size]
 
     def keys(self, drawn: Sequence[int]) -> list[slice]:
-        """Where each rank's public keys lie among all: the server's first, then rank by rank."""
+        """The slices of the ranks' public keys in the array of all; the server's key is first."""
         counts = [len(self.on_rank(drawn, rank)) for rank in range(self.comm.size)]
         ends = KEY_BYTES * (1 + np.cumsum(counts))
         return [
@@ -98,7 +79,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         ]
 
     def begin(self, drawn: Sequence[int]) -> None:
-        """Exchange public keys."""
+        """Exchange public keys. Raises ValueError for too few clients, or too many to sum."""
         check_enough(len(drawn))
         self.fixed.check(len(drawn))
         self.clipped = 0
@@ -120,7 +101,7 @@ class SecureFederatedAveraging(FederatedAveraging):
             self.server.begin(self.steps, self.publics, self.change.size, self.fixed.modulus_bits)
 
     def send(self, client: int, change: Array) -> None:
-        """Masked and signed, to the server."""
+        """Send a client's change to the server, masked and signed."""
         if client in self.drops:
             return
         host = arrays.to_host(change)
@@ -134,7 +115,7 @@ class SecureFederatedAveraging(FederatedAveraging):
         else:
             self.comm.send(message, SERVER)
 
-    def bring_together(self, drawn: Sequence[int]) -> None:
+    def average_models(self, drawn: Sequence[int]) -> None:
         comm, total = self.comm, np.zeros(self.change.size, np.uint32)
         if comm.rank == SERVER:
             message = np.empty(WORDS + total.size, np.uint32)
@@ -151,14 +132,14 @@ class SecureFederatedAveraging(FederatedAveraging):
         self.change[...] = arrays.module_of(self.change).asarray(sums)
 
     def plan(self, series: Series, drawn: Sequence[int]) -> None:
-        """The messages of the drawing. Their time depends on when each client is ready."""
+        """Add the messages shown above. Their time depends on when each client is ready."""
         length = parameter_count(self.whole)
         keys = [part.stop - part.start for part in self.keys(drawn)]
         p, costs = series.size, []
         for rank in range(p):
             sent = 0 if rank == SERVER else len(self.on_rank(drawn, rank))
             tree = binomial.broadcast.cost(length, 4, rank, p, series.machine)
-            others = sum(keys) - keys[(rank + 1) % p]  # a ring passes on all but its right one's
+            others = sum(keys) - keys[(rank + 1) % p]  # a ring: all parts but the next rank's
             nbytes = others + sent * 4 * (WORDS + length) + tree.nbytes
             costs.append(Cost(p - 1 + sent + tree.messages, nbytes, 0.0))
         series.add(costs)

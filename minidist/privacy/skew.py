@@ -1,10 +1,10 @@
-"""How much does skew cost? Accuracy of federated averaging and FedProx against the split of labels.
+"""The effect of skewed labels: accuracy of federated averaging and FedProx for several splits.
 
     python -m minidist.privacy.skew out/skew       # writes skew.json and skew.png there
 
-Clients own Fashion-MNIST by a Dirichlet split: α = 100 is nearly even, α = 0.1 gives a client most
-of its samples from few classes. Everything else is the same: an MLP, rounds, local epochs, rate.
-Split, initial weights, draws of clients and orders of samples all change with the seed.
+Clients own Fashion-MNIST by a Dirichlet split: α = 100 is nearly even; with α = 0.1 a client has
+most of its samples from few classes. All other settings are equal. The split, the initial weights,
+the drawn clients and the orders of samples depend on the seed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reached(alpha: float, mu: float, seed: int, rounds: int) -> list[float]:
 
     def main(comm: Any) -> list[float]:
         model, loss = mlp((784, 64, 10)), CrossEntropy()
-        method = FedProx(*(model, loss, SGD(RATE), comm, seed), clients=clients, mu=mu, **SETTING)  # type: ignore[arg-type]
+        method = FedProx(*(model, loss, SGD(RATE), comm, seed), clients=clients, mu=mu, **SETTING)
         batch, found = train.batch(np.arange(len(train))), []
         for _ in range(rounds):
             method.step(batch)
@@ -65,7 +65,7 @@ def sweep(
 def mean_and_spread(
     rows: Sequence[dict[str, Any]], alpha: float, mu: float, last: int = 5
 ) -> tuple[float, float]:
-    """Over seeds, in percent, of the mean accuracy of the last rounds: mean, standard deviation."""
+    """(mean, standard deviation) over seeds of the mean accuracy of the last rounds, in percent."""
     found = [
         100 * np.mean(row["accuracy"][-last:])
         for row in rows
@@ -97,8 +97,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
 
 
 def main(folder: Path) -> None:
-    """The sweep of the documents: 4 splits, 3 springs, 3 seeds, 20 rounds."""
-    folder.mkdir(parents=True, exist_ok=True)  # tried first
+    """The sweep of the documentation: 4 splits, 3 values of μ, 3 seeds, 20 rounds."""
+    folder.mkdir(parents=True, exist_ok=True)  # first, so that an error appears before training
     rows = sweep((0.1, 0.3, 1.0, 100.0), (0.0, 0.1, 1.0), (0, 1, 2), 20)
     (folder / "skew.json").write_text(json.dumps(rows))
     for alpha in (0.1, 0.3, 1.0, 100.0):

@@ -1,4 +1,4 @@
-"""``PRIVATE_METHODS`` maps "method/variant" to what makes it: rows of ``minidist compare``."""
+"""``PRIVATE_METHODS`` maps "method/variant" to its constructor; rows of ``minidist compare``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minidist.privacy.dp_sgd import DPSGD
 from minidist.privacy.federated import FederatedAveraging
 from minidist.privacy.fedprox import FedProx
 
-# Eight clients, of which half train in a round, in local batches of 8.
+# Eight clients; half of them train in a round, in local batches of 8.
 some: dict[str, Any] = {"clients": 8, "fraction": 0.5, "local_batch": 8}
 
 PRIVATE_METHODS: dict[str, Callable[..., Method]] = {

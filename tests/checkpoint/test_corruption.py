@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     run("zero/1", 2, tmp_path / "c", stop=4)
     newest = max((tmp_path / "c").iterdir())
     (newest / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match=r"going on from save-000001-step-00000002"):
+    with pytest.warns(UserWarning, match=r"loading save-000001-step-00000002"):
         start, again, got = run("zero/1", 2, tmp_path / "c", stop=5)
     assert (start, again) == (2, losses[2:])
     assert all(np.array_equal(got[name], values) for name, values in expected.items())

@@ -163,10 +163,10 @@ def test_wrong_files_are_refused(tmp_path):
         with pytest.raises(FileError, match="is not a whole safetensors file"):
             load(tmp_path / name, small_cnn())
     (tmp_path / "evil").write_bytes(whole.replace(b"Int8Conv2d", b"ExecConv2d"))
-    with pytest.raises(FileError, match="'ExecConv2d', which is none of"):
+    with pytest.raises(FileError, match="'ExecConv2d', which is not one of"):
         load(tmp_path / "evil", small_cnn())
     save_file({"a": np.ones(2)}, tmp_path / "foreign")
-    with pytest.raises(FileError, match="has not made it"):
+    with pytest.raises(FileError, match="did not write it"):
         load(tmp_path / "foreign", small_cnn())
     with pytest.raises(FileError, match="missing"):
         load(tmp_path / "missing", small_cnn())

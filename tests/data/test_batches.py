@@ -68,7 +68,7 @@ def test_augment_moves_and_mirrors():
     moved = Augment(0.5, 1)(colours, np.array([[0.9, 0.0, 0.99]]))
     np.testing.assert_array_equal(moved[0, 0], expected)
     np.testing.assert_array_equal(moved[0, 1][1:, :3], 100 + np.array(expected)[1:, :3])
-    with pytest.raises(ValueError, match="flip is a probability"):
+    with pytest.raises(ValueError, match="flip must be a probability"):
         Augment(flip=2)
 
 

@@ -70,15 +70,15 @@ def test_places_in_a_batch():
     [
         (lambda: by_dirichlet(DATA, 5, 0), "alpha must be positive and finite, not 0"),
         (lambda: by_dirichlet(DATA, 5, np.inf), "alpha must be positive and finite, not inf"),
-        (lambda: by_dirichlet(DATA, 0, 1), "at least 1, not 0"),
-        (lambda: by_dirichlet(DATA, 2.5, 1), "whole number, at least 1, not 2.5"),
+        (lambda: by_dirichlet(DATA, 0, 1), "an integer ≥ 1, not 0"),
+        (lambda: by_dirichlet(DATA, 2.5, 1), "an integer ≥ 1, not 2.5"),
         (lambda: by_dirichlet(DATA, 400, 0.1), r"of 400 own none of the 1000.*a larger alpha"),
-        (lambda: evenly(DATA, 1001), r"1 of 1001 own none.* \(client \d+\).*take fewer clients"),
+        (lambda: evenly(DATA, 1001), r"1 of 1001 own none.* \(client \d+\).*use fewer clients"),
         (lambda: Clients(np.array([0, 3]), 3), "owners go from 0 to 3, and 3 clients"),
-        (lambda: Clients(np.array([0.5]), 3), "one whole number a sample, not float64"),
+        (lambda: Clients(np.array([0.5]), 3), "one integer for each sample, not float64"),
         (
             lambda: by_dirichlet(Dataset("r", np.zeros((4, 1)), np.zeros((4, 1))), 2, 1),
-            "skewed by class numbers.*take evenly",
+            "class numbers, one for each sample.*use evenly",
         ),
     ],
 )

@@ -106,7 +106,9 @@ def test_windows_predict_the_next_token(stride):
 def test_the_last_window_uses_the_last_token():
     assert len(token_windows("row", np.arange(11), 5, 11)) == 2
     assert len(token_windows("row", np.arange(10), 5, 11)) == 1
-    with pytest.raises(ValueError, match="5 tokens hold no window of 5 tokens and the one after"):
+    with pytest.raises(
+        ValueError, match="5 tokens are too few for a window of 5 tokens and the one after"
+    ):
         token_windows("row", np.arange(5), 5, 11)
     with pytest.raises(IndexError, match="from 0 to 1"):
         token_windows("row", np.arange(11), 5, 11).inputs[[2]]
@@ -136,7 +138,7 @@ def test_any_text_file(tmp_path):
         text_file(tmp_path / "b.txt", 5)
     with pytest.raises(FileNotFoundError, match="no text file"):
         text_file(tmp_path / "c.txt", 5)
-    with pytest.raises(ValueError, match="no window of 50"):
+    with pytest.raises(ValueError, match="too few for a window of 50"):
         characters("a short text", 50)
 
 

@@ -35,8 +35,8 @@ def test_csv(tmp_path, header, at, target):
 
 
 WRONG = {
-    "a word": ("1,2,0\n1,x,1\n", "no table of numbers"),
-    "a short row": ("1,2,0\n1,1\n", "no table of numbers"),
+    "a word": ("1,2,0\n1,x,1\n", "is not a table of numbers"),
+    "a short row": ("1,2,0\n1,1\n", "is not a table of numbers"),
     "nan": ("1,2,0\n1,nan,1\n", "sample 1, column 1 is nan"),
     "half a class": ("1,2,0\n1,2,0.5\n", "target of sample 1 is 0.5"),
     "a negative class": ("1,2,0\n1,2,-1\n", "target of sample 1 is -1"),
@@ -64,7 +64,7 @@ def test_npz(tmp_path):
     with pytest.raises(ValueError, match="inputs and targets are needed"):
         npz_file(tmp_path / "bad.npz")
     np.savez(tmp_path / "objects.npz", inputs=np.array([{}], object), targets=TARGETS[:1])
-    with pytest.raises(ValueError, match="no NPZ file of numbers"):
+    with pytest.raises(ValueError, match="is not an NPZ file of numbers"):
         npz_file(tmp_path / "objects.npz")
     np.savez(tmp_path / "uneven.npz", inputs=pixels[:3], targets=TARGETS)
     with pytest.raises(ValueError, match="one class for each"):

@@ -324,7 +324,7 @@ GPT, MLP = small_gpt(), made(mlp((784, 9, 10)))
         (lambda: gradient(MLP, X.astype(np.uint8)), "begins with Flatten, so it takes numbers"),
         (lambda: gradient(GPT, TOKENS.astype(float)), "begins with Embed, so it takes integers"),
         (lambda: gradient(GPT, TOKENS, 11), r"class 11 is not in \[0, 11\)"),
-        (lambda: gradient(GPT, TOKENS, 3, position=6), "position 6 of outputs"),
+        (lambda: gradient(GPT, TOKENS, 3, position=6), "outputs .* have no position 6"),
         (lambda: gradient(MLP, X[:0]), "no inputs"),
         (lambda: gradient(mlp((784, 10)), X), "before it was initialised: call model.init"),
         (lambda: gradient(Linear(3, 2).init(0), X), "a Linear is not a Sequential"),

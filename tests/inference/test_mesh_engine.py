@@ -11,7 +11,7 @@ import pytest
 from minidist import launch
 from minidist.compress import factor, quantize_weights
 from minidist.inference import Arrivals, MeshEngine, Request, replicas, serve
-from minidist.inference.cost import told_bytes
+from minidist.inference.cost import request_bytes
 from minidist.models import gpt, sample
 from minidist.nn import CrossEntropy
 from minidist.parallel import Mesh
@@ -143,7 +143,7 @@ def test_bytes_in_front_of_replicas_of_two_ranks():
     assert sent[1] + sent[3] == inside[1]  # both replicas together; these tell the front nothing
     front = sent[0] + sent[2] - inside[0] - 41 * 3 * 16 - 40 * 24 * places
     # A request of the first replica is told to one rank, of the second to two: three each.
-    assert front == told_bytes(asked[:3]) + 2 * told_bytes(asked[3:])
+    assert front == request_bytes(asked[:3]) + 2 * request_bytes(asked[3:])
 
 
 def test_a_model_that_is_cut_can_be_sampled_from():

@@ -31,7 +31,7 @@ def test_a_request_that_is_none_is_refused_with_the_reason(wrong, reason):
     with pytest.raises(Refused, match=reason):
         engine.submit(Request(**({"prompt": (1, 2), "count": 3} | wrong)))
     assert not engine.busy
-    with pytest.raises(TypeError, match="a Request is answered, not a tuple"):
+    with pytest.raises(TypeError, match="submit a Request, not a tuple"):
         engine.submit((1, 2))
 
 
@@ -91,7 +91,7 @@ def test_a_draw_is_a_token_at_the_ends_of_what_can_be_drawn():
         (lambda model: sample(model, (1,), -1), "-1 tokens"),
         (lambda model: sample(mlp((3, 4)).init(0), (1,), 1), "must be a GPT"),
         (lambda model: Engine(model, at_once=1.5), "not 1.5"),
-        (lambda model: Engine(model, block=0), "at least 1 of each"),
+        (lambda model: Engine(model, block=0), "both must be integers"),
         (lambda model: Engine(model, waiting=-1), "-1 requests may wait"),
         (lambda model: BlockPool(1, 1, 2, 4).give_back([77]), "no table of one sequence"),
         (lambda model: BlockPool(1, 1, 2, 4).take(-5), "-5 positions"),
@@ -111,6 +111,6 @@ def test_a_source_of_anything_else_is_refused():
     def run(comm):
         return serve(comm, gpt(11, 8, 12, 1, 2).init(0), lambda step: [Request((1,), 2)])
 
-    with pytest.raises(TypeError, match="source gives Arrivals"):
+    with pytest.raises(TypeError, match="source must return Arrivals"):
         launch(run, 1)
     assert Arrivals().requests == ()

@@ -125,5 +125,5 @@ def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
     assert "7 stages need as many blocks, and the model has 3" in capsys.readouterr().err
     small = save(tmp_path / "n", gpt(9, 8, 4, 1, 1).init(0))
     assert cli.main(["generate", "--model", str(small)]) == 2
-    assert "has 9 tokens, and Shakespeare's text 63" in capsys.readouterr().err
+    assert "has 9 tokens, but Shakespeare's text has 63" in capsys.readouterr().err
     assert cli.main(["generate", "--model", str(tmp_path / "none")]) == 2

@@ -209,6 +209,4 @@ def test_compare_says_why_a_method_is_not_exact(monkeypatch):
     report, _ = compare(["data_parallel/ring", "zero/1"], model="normed", ranks=2, steps=2, batch=8)
     assert [row["exact"] for row in report["rows"]] == [True, False, False]
     (note,) = notes(report)
-    assert note.startswith(
-        "data parallel ring, ZeRO stage 1: not exact, since BatchNorm '2' normalises"
-    )
+    assert note.startswith("data parallel ring, ZeRO stage 1: not exact: BatchNorm '2' normalises")

@@ -21,5 +21,5 @@ def test_gives_what_the_host_gives(key, ranks):
 
 
 def test_symmetric_memory_is_on_the_host():
-    with pytest.raises(CommError, match="needs gradients on the host"):
+    with pytest.raises(CommError, match="needs gradients in host memory"):
         check_device("data_parallel/symmetric", "strict", 2)

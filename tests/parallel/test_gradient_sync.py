@@ -368,7 +368,7 @@ def test_data_parallelism_takes_any_of_them(sync, microbatches):
     [
         ({"sync": Buckets()}, ValueError, "pass replicas=2"),
         ({"sync": "buckets", "replicas": 2}, TypeError, "is a GradientSync.*not 'buckets'"),
-        ({"sync": ReduceScatterSlots, "replicas": 2}, ValueError, "take ReduceScatterUnits"),
+        ({"sync": ReduceScatterSlots, "replicas": 2}, ValueError, "use ReduceScatterUnits"),
         ({"sync": ReduceScatter, "replicas": 3}, ValueError, "stages.*would differ"),
     ],
 )

@@ -182,5 +182,5 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for():
     assert not np.array_equal(first[3].indices, PoissonBatches(data, 0.2, 2)[3].indices)
     with pytest.raises(IndexError, match="count from 0"):
         first[-1]
-    with pytest.raises(TypeError, match="no end"):
+    with pytest.raises(TypeError, match="is endless"):
         iter(first)

@@ -329,7 +329,7 @@ def build(kind=FederatedAveraging, comm=None, **options):
 @pytest.mark.parametrize(
     ("kind", "options", "error"),
     [
-        (FederatedAveraging, {"fraction": 0}, r"clients in a round is in \(0, 1\], not 0"),
+        (FederatedAveraging, {"fraction": 0}, r"clients in a round must be in \(0, 1\], not 0"),
         (FederatedAveraging, {"fraction": 1.5}, r"in \(0, 1\], not 1.5"),
         (FederatedAveraging, {"epochs": 0}, "1 or more epochs a round, not 0"),
         (FederatedAveraging, {"local_batch": 0}, "a local batch has 1 or more samples, not 0"),
@@ -338,8 +338,12 @@ def build(kind=FederatedAveraging, comm=None, **options):
         (FederatedAveraging, {"fraction": float("nan")}, r"in \(0, 1\], not nan"),
         (FederatedAveraging, {"gone": 3}, r"gone is a set of clients, not 3: write \{3\}"),
         (FederatedAveraging, {"gone": [8]}, "gone has client 8.*from 0 to 7"),
-        (FedProx, {"mu": -1}, "FedProx: mu pulls back with 0 or more, not -1"),
-        (PrivateFederatedAveraging, {"client_clip": 0}, "limited to S > 0: 0"),
+        (FedProx, {"mu": -1}, "FedProx: mu must be at least 0, not -1"),
+        (
+            PrivateFederatedAveraging,
+            {"client_clip": 0},
+            "client_clip must be positive and finite, not 0",
+        ),
         (PrivateFederatedAveraging, {"noise": 0}, "positive and finite, not 0: without"),
     ],
 )
@@ -357,7 +361,7 @@ def step_of(**options):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"clients": SKEWED, "gone": range(6)}, "nobody is there.*of 6 clients 6 are gone"),
+        ({"clients": SKEWED, "gone": range(6)}, "no client is left.*of 6 clients 6 are gone"),
         (
             {"kind": PrivateFederatedAveraging, "gone": range(8)},
             "all 8 clients are gone in round 0",
@@ -366,7 +370,10 @@ def step_of(**options):
             {"clients": SKEWED, "gone": {0, 1, 2, 3, 4}, "batch": DATA.batch(SKEWED.samples(1))},
             "5 are gone, and the others have no data in the batch",
         ),
-        ({"clients": Clients(np.zeros(9, int), 1)}, "own 9 samples, and random has 60: share out"),
+        (
+            {"clients": Clients(np.zeros(9, int), 1)},
+            "own 9 samples, and random has 60: make Clients of",
+        ),
         ({"optimizer": SGD(lambda step: 0.0)}, "rate is 0.0 in round 0.*give them a local_lr"),
     ],
 )

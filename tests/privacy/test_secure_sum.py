@@ -132,11 +132,11 @@ def changed(message, place, by=1):
     ("send", "error"),
     [
         (lambda m, c, p, s: changed(m[5], 0), "a message of round 8 in round 7"),
-        (lambda m, c, p, s: changed(m[5], 1), "of client 6, with whom no key was agreed"),
-        (lambda m, c, p, s: changed(m[5], 1, 6), "client 11 that its key did not sign"),
-        (lambda m, c, p, s: changed(m[5], 2), "client 5 that its key did not sign"),
-        (lambda m, c, p, s: changed(m[5], 10), "client 5 that its key did not sign"),
-        (lambda m, c, p, s: changed(m[5], -1), "client 5 that its key did not sign"),
+        (lambda m, c, p, s: changed(m[5], 1), "of client 6, with which no key was agreed"),
+        (lambda m, c, p, s: changed(m[5], 1, 6), "client 11 was not signed by"),
+        (lambda m, c, p, s: changed(m[5], 2), "client 5 was not signed by"),
+        (lambda m, c, p, s: changed(m[5], 10), "client 5 was not signed by"),
+        (lambda m, c, p, s: changed(m[5], -1), "client 5 was not signed by"),
         (lambda m, c, p, s: m[5][:-1], r"uint32 of \(4009,\), not uint32 of \(4010,\)"),
         (lambda m, c, p, s: m[5].astype(np.int64), "a message is int64"),
         (lambda m, c, p, s: s.receive(m[5]) or m[5], "client 5 has sent already"),
@@ -144,7 +144,7 @@ def changed(message, place, by=1):
             lambda m, c, p, s: (stranger := SecureClient(5)).message(
                 values_of(5), ROUND, p | {5: stranger.public}, s.public
             ),
-            "client 5 that its key did not sign",
+            "client 5 was not signed by",
         ),
         (
             lambda m, c, p, s: c[5].message(values_of(5), ROUND - 1, p, s.public),

@@ -1,18 +1,19 @@
-"""Arrays that have shapes and no numbers, in the slot of NumPy and CuPy: device "phantom".
+"""Device "phantom": arrays that have shapes but no numbers, in place of NumPy's or CuPy's arrays.
 
     with defaults(device="phantom"):
         method = DataParallel(gpt(...), CrossEntropy(), Adam(), comm)   # allocates nothing
         method.step(batch)                                              # computes nothing
 
-An op runs as it is written and gets arrays of the right shapes, dtypes and places in memory. A
-kernel adds to ``array.work`` the bytes that it moves and, if it multiplies matrices, its FLOPs; the
-simulator charges them to a rank's clock. So messages, memory and time of a training step can be
-found on machines that nobody has, at sizes that fit no memory. Where the host and a GPU take
-different ways, this is a GPU: a chain of steps is one kernel.
+Ops run unchanged, on arrays with the right shapes, dtypes and memory addresses. Each kernel adds
+the bytes that it moves, and the FLOPs of matrix products, to ``array.work``; the simulator charges
+them to a rank's clock. So messages, memory and time of a training step can be predicted for
+machines that are not at hand, and for models that fit no memory. Where code differs between host
+and GPU, this device runs the GPU's: a chain of elementwise steps is one kernel.
 
-``views`` asks NumPy how views lie in memory, ``arrays`` is the array, ``elementwise`` has the
-ufuncs and operators, ``functions`` everything else, ``kernels`` what is fused. A program that asks
-for a value gets ``NoNumbers``; ``array.read`` is for the places that must ask.
+``arrays`` is the array, and ``views`` gets the layouts of its views from NumPy. ``creation``,
+``elementwise``, ``products`` and ``functions`` have NumPy's functions, ``kernels`` the fused ones.
+A program that reads a value gets ``NoNumbers`` (``values``). Code that must read one calls
+``array.read``.
 """
 
 from __future__ import annotations
@@ -20,32 +21,35 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from minidist.engine.phantom import elementwise, functions
+from minidist.engine.phantom import creation, elementwise, functions, products
 from minidist.engine.phantom.arrays import NoNumbers, ndarray
 from minidist.engine.phantom.kernels import RawKernel, fuse
 
 __all__ = ["NoNumbers", "RawKernel", "fuse", "ndarray"]
 
 has_numbers = False
-linalg = types.SimpleNamespace(qr=functions.qr)
+linalg = types.SimpleNamespace(qr=products.qr)
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=functions.as_strided))
+NAMES = {
+    creation: (
+        *("empty", "zeros", "ones", "full", "empty_like", "zeros_like", "ones_like", "full_like"),
+        *("arange", "asarray", "array", "copy", "ascontiguousarray", "asnumpy"),
+    ),
+    products: ("matmul", "scaled_product", "dot", "einsum"),
+    functions: (
+        *("may_share_memory", "broadcast_to", "expand_dims", "moveaxis", "concatenate", "stack"),
+        *("pad", "where", "clip", "triu", "take", "mean", "argmax"),
+        *("argpartition", "argsort", "packbits", "unpackbits"),
+    ),
+}
 FUNCTIONS = {
-    **{
-        name: getattr(functions, name)
-        for name in (
-            *("empty", "zeros", "ones", "full", "empty_like", "zeros_like", "ones_like"),
-            *("full_like", "arange", "asarray", "array", "copy", "ascontiguousarray", "asnumpy"),
-            *("may_share_memory", "broadcast_to", "expand_dims", "moveaxis", "concatenate"),
-            *("stack", "pad", "where", "clip", "triu", "take", "mean", "argmax", "matmul", "dot"),
-            *("einsum", "argpartition", "argsort", "packbits", "unpackbits", "scaled_product"),
-        )
-    },
+    **{name: getattr(module, name) for module, names in NAMES.items() for name in names},
     "sum": functions.total,
     "max": functions.largest,
     "min": functions.largest,
     "abs": elementwise.function("absolute"),
 }
-METHODS = ("reshape", "transpose", "swapaxes", "squeeze", "ravel")  # functions too
+METHODS = ("reshape", "transpose", "swapaxes", "squeeze", "ravel")  # also offered as functions
 CONSTANTS = ("inf", "nan", "pi", "float16", "float32", "float64", "int8", "int32", "int64", "uint8")
 
 
@@ -63,8 +67,7 @@ def __getattr__(name: str) -> Any:
             value = elementwise.function(name)
         except AttributeError:
             raise AttributeError(
-                f'arrays on device "phantom" have no function {name}: see '
-                "minidist/engine/phantom/functions.py"
+                f'arrays on device "phantom" have no function {name}: see minidist/engine/phantom'
             ) from None
     globals()[name] = value
     return value

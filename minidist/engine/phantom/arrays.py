@@ -1,30 +1,27 @@
-"""The array: a shape, a dtype and a place in memory that nobody allocates.
+"""The array: a shape, a dtype and an address, without allocated memory.
 
-Views know the array that owns their memory (``base``) and where in it they begin (``address``), so
-that memory is counted, and overlaps are found, as with real arrays.
+A view has the array that owns its memory (``base``) and the address where it begins (``address``).
+So memory can be counted, and overlaps can be found, as with real arrays.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import types
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from minidist.engine.arithmetic import work
 from minidist.engine.phantom import views
+from minidist.engine.phantom.values import NoNumbers, NoValues
 from minidist.engine.phantom.views import Shape
 
-
-class NoNumbers(TypeError):
-    """A program asked for the value of an array that has a shape and no numbers."""
+__all__ = ["NoNumbers", "ndarray"]
 
 
 class Flags:
-    """What an array's ``flags`` say."""
+    """An array's ``flags``."""
 
     def __init__(self, c_contiguous: bool) -> None:
         self.c_contiguous = c_contiguous
@@ -35,7 +32,7 @@ CONTIGUOUS, STRIDED = Flags(True), Flags(False)
 
 
 class Memory:
-    """Hands out addresses: no two arrays that own their memory overlap."""
+    """The next free address: arrays that own their memory never overlap."""
 
     free = 1 << 20
 
@@ -43,7 +40,7 @@ class Memory:
 memory = Memory()
 
 
-class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
+class ndarray(NoValues):  # noqa: N801 (named as NumPy's and CuPy's are)
     """An array of a shape and a dtype, without numbers."""
 
     __slots__ = ("__weakref__", "address", "base", "dtype", "layout", "nbytes", "shape", "size")
@@ -60,7 +57,7 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
     nbytes: int
     address: int
 
-    # What it looks like
+    # Properties
 
     @property
     def ndim(self) -> int:
@@ -162,7 +159,7 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
             if key is not None:
                 shape = views.view(self.shape, self.layout, self.dtype, "index", key)[0]
             elif any(is_mask(one) for one in index):
-                shape = self.shape  # as many as the mask says: all, at most
+                shape = self.shape  # the number of elements that the mask selects, at most
             else:
                 shape = picked(self, index, "assignment")
             nbytes = math.prod(shape) * self.dtype.itemsize
@@ -195,63 +192,6 @@ class ndarray:  # noqa: N801 (named as NumPy's and CuPy's are)
     def fill(self, value: Any) -> None:
         work.kernel(self.nbytes)
 
-    # Values: there are none
-
-    def _ask(self, how: str) -> NoReturn:
-        raise NoNumbers(
-            f"{_op()}: {how} reads the numbers of an array {self.shape} of {self.dtype}, and "
-            'arrays on device "phantom" have none. Where a program reads on purpose, '
-            "minidist.engine.array.read(array, rule) says what to assume instead"
-        )
-
-    def __bool__(self) -> bool:
-        self._ask("bool()")
-
-    def __float__(self) -> float:
-        self._ask("float()")
-
-    def __int__(self) -> int:
-        self._ask("int()")
-
-    def __index__(self) -> int:
-        self._ask("an index")
-
-    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        self._ask("NumPy")
-
-    def __array_function__(self, function: Any, _: Any, given: Any, named: Any) -> Any:
-        """NumPy's function on this array: as CuPy does it, this module's function of that name.
-
-        Without this, some would take the error above as an answer: ``array_equal`` says False.
-        """
-        name = function.__name__
-        if name in ("shape", "ndim", "size", "iscomplexobj", "isrealobj"):
-            return function._implementation(*given, **named)
-        own = getattr(sys.modules[self.__module__], name, None)
-        if own is None:
-            self._ask(f"numpy.{name}")
-        return own(*given, **named)
-
-    def item(self) -> float:
-        self._ask("item()")
-
-    def tolist(self) -> list[Any]:
-        self._ask("tolist()")
-
-    def nonzero(self) -> tuple[Any, ...]:
-        self._ask("nonzero()")
-
-
-def _op() -> str:
-    """The function that asked: the first outside of this package, with its file and line."""
-    frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(
-        "minidist.engine.phantom"
-    ):
-        frame = frame.f_back
-    code = frame.f_code
-    return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
-
 
 def new(shape: Shape, dtype: np.dtype, layout: Shape | None = None) -> ndarray:
     """An array that owns its memory."""
@@ -276,13 +216,13 @@ def seen(whole: ndarray, layout: views.Layout) -> ndarray:
 
 
 def copied(array: ndarray, shape: Shape) -> ndarray:
-    """A contiguous copy, in a shape."""
+    """A contiguous copy of ``array``, with another shape of the same size."""
     work.kernel(2 * array.nbytes)
     return new(shape, array.dtype)
 
 
 def like(array: ndarray, dtype: np.dtype, shape: Shape | None = None) -> ndarray:
-    """A new array whose axes lie in memory as those of ``array`` do."""
+    """A new array with the memory order of the axes of ``array``."""
     if array.layout is None:
         return new(array.shape, dtype)
     strides = views.ordered(array.shape, ((array.shape, array.layout),), dtype.itemsize)
@@ -299,7 +239,10 @@ def refuse_host(value: Any, where: str) -> None:
 
 
 def picked(array: ndarray, index: tuple[Any, ...], where: str) -> Shape:
-    """The shape of ``array[index]`` with arrays of indices: NumPy says it of arrays of 0 bytes."""
+    """The shape of ``array[index]``, where ``index`` has arrays of indices.
+
+    Raises TypeError for host arrays, NoNumbers for a mask.
+    """
     for one in index:
         refuse_host(one, where)
         if is_mask(one):
@@ -308,46 +251,11 @@ def picked(array: ndarray, index: tuple[Any, ...], where: str) -> Shape:
     rest = views.index_key(tuple(None if s is not None else o for s, o in zip(shapes, index)))  # noqa: B905
     if rest is None:
         raise TypeError(f"{where}: phantom arrays take numbers, slices and phantom indices")
-    return _picked(array.shape, shapes, rest)
-
-
-@lru_cache(views.KEPT)
-def _picked(shape: Shape, shapes: tuple[Shape | None, ...], rest: tuple[Any, ...]) -> Shape:
-    """NumPy's rule: all indices broadcast to one shape, which stands where they stood.
-
-    If a slice stands between them, their shape comes first. Numbers count as indices.
-    """
-    items = [(None, one) if one is not None else (key, None) for one, key in zip(shapes, rest)]  # noqa: B905
-    if not any(one is None and key is Ellipsis for key, one in items):
-        items.append((Ellipsis, None))
-    used = sum(one is not None or (key is not None and key is not Ellipsis) for key, one in items)
-    axis, kept, taken, places = 0, list[int](), list[Shape](), list[int]()
-    front = 0  # axes before the first index
-    for place, (key, one) in enumerate(items):
-        if one is not None or type(key) is int:
-            if not places:
-                front = len(kept)
-            places.append(place)
-            taken.append(one or ())
-            axis += 1
-        elif key is None:
-            kept.append(1)
-        elif key is Ellipsis:
-            whole = len(shape) - used
-            kept.extend(shape[axis : axis + whole])
-            axis += whole
-        else:
-            kept.append(len(range(*slice(*key).indices(shape[axis]))))
-            axis += 1
-    if axis > len(shape):
-        raise IndexError(f"too many indices for an array of shape {shape}")
-    if places[-1] - places[0] + 1 != len(places):
-        front = 0
-    return (*kept[:front], *views.broadcast(*taken), *kept[front:])
+    return views.picked(array.shape, shapes, rest)
 
 
 class Tracing:
-    """While a chain of element-wise steps is looked at: what it reads and writes, in order."""
+    """The arrays that a chain of elementwise steps reads and writes, in order, while recorded."""
 
     events: list[tuple[tuple[Any, ...], Any]] | None = None
 
@@ -356,6 +264,6 @@ tracing = Tracing()
 
 
 def traced(reads: tuple[Any, ...], written: Any) -> None:
-    """These arrays were read, and that one was written (None: a new one)."""
+    """Record that ``reads`` were read and ``written`` was written (None: a new array)."""
     if tracing.events is not None:
         tracing.events.append((reads, written))

@@ -1,7 +1,7 @@
-"""Element-wise functions: every ufunc of NumPy, by its shapes and dtypes, and the operators.
+"""Elementwise functions: the shapes and dtypes of NumPy's ufuncs, and the operators.
 
-The dtype of a result is asked of NumPy's function of the same name. A call is one kernel, which
-reads its operands and writes its result.
+NumPy's function of the same name gives the dtype of the result. A call is one kernel, which reads
+its operands and writes its result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minidist.engine.phantom.arrays import (
 
 
 class Function:
-    """A ufunc on arrays without numbers."""
+    """A ufunc on phantom arrays."""
 
     def __init__(self, ufunc: np.ufunc) -> None:
         if ufunc.nout != 1:
@@ -35,7 +35,7 @@ class Function:
         self.__name__ = ufunc.__name__
 
     def dtype_of(self, kinds: tuple[Any, ...]) -> np.dtype:
-        """The result's dtype for operands of these dtypes, or types of Python's numbers."""
+        """The result's dtype, for operands with these dtypes or types of Python numbers."""
         found = self.dtypes.get(kinds)
         if found is None:
             asked = tuple(np.dtype(bool) if kind is bool else kind for kind in kinds)
@@ -73,7 +73,7 @@ class Function:
                 first.dtype.itemsize if type(first) is ndarray else 1,
             )
         if out is None:
-            if layout is not None:  # in the order of the operand's axes, without its gaps
+            if layout is not None:  # the operands' order of axes, but without gaps
                 layout = views.ordered(shape, ((shape, layout),), kind.itemsize)
             out = new(shape, kind, layout)
         else:
@@ -92,14 +92,14 @@ class Function:
             raise TypeError(f"{self.__name__}: cannot put {kind} into {out.dtype}")
 
     def at(self, array: ndarray, index: Any, values: Any) -> None:
-        """For each index: combine a value into that element."""
+        """As ``ufunc.at``: combine a value into the element at each index."""
         shape = picked(array, index if type(index) is tuple else (index,), self.__name__)
         nbytes = values.nbytes if type(values) is ndarray else 0
         work.kernel(nbytes + 2 * int(np.prod(shape)) * array.itemsize)
 
 
 def _kind(value: Any, where: str) -> Any:
-    """What of a number decides the result's dtype: its dtype, or the type of a Python number."""
+    """The dtype of a NumPy number, or the type of a Python number."""
     refuse_host(value, where)
     if isinstance(value, np.generic):
         return value.dtype
@@ -110,7 +110,7 @@ def _kind(value: Any, where: str) -> Any:
 
 @cache
 def function(name: str) -> Function:
-    """The ufunc of this name; AttributeError if NumPy has none."""
+    """The ufunc of this name. Raises AttributeError if NumPy has none."""
     ufunc = getattr(np, name)
     if not isinstance(ufunc, np.ufunc):
         raise AttributeError(name)
@@ -154,7 +154,7 @@ def _add_operators() -> None:
 
 
 def _fits(other: Any) -> bool:
-    """Whether an operator can take it: else the other operand is asked (a Tensor)."""
+    """Whether an operator accepts ``other``; if not, Python asks the other operand (a Tensor)."""
     return isinstance(other, (ndarray, bool, int, float, np.generic, np.ndarray))
 
 

@@ -1,12 +1,11 @@
-"""Everything else of the module: new arrays, joins, reductions, products, and what sorts.
+"""Views, joins, selections, reductions and sorts, as functions.
 
-Each function returns what NumPy's of the same name returns, in shape and dtype, and counts one
-kernel: its FLOPs, if it multiplies matrices, and the bytes that it reads and writes.
+Each returns the shape and dtype that NumPy's function of the same name returns, and counts one
+kernel, with the bytes that it reads and writes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,101 +14,13 @@ import numpy as np
 
 from minidist.engine.arithmetic import work
 from minidist.engine.phantom import views
-from minidist.engine.phantom.arrays import like as like_array
-from minidist.engine.phantom.arrays import ndarray, new, refuse_host, seen, traced
+from minidist.engine.phantom.arrays import ndarray, new, seen, traced
+from minidist.engine.phantom.creation import copy, shape_of
 from minidist.engine.phantom.elementwise import function
+from minidist.engine.phantom.products import dot, matmul
 from minidist.engine.phantom.views import Shape
 
 Axis = int | tuple[int, ...] | None
-
-# New arrays
-
-
-def shape_of(shape: Any) -> Shape:
-    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
-
-
-def empty(shape: Any, dtype: Any = float) -> ndarray:
-    return new(shape_of(shape), np.dtype(dtype))
-
-
-def filled(shape: Any, dtype: Any) -> ndarray:
-    out = empty(shape, dtype)
-    work.kernel(out.nbytes)
-    return out
-
-
-def zeros(shape: Any, dtype: Any = float) -> ndarray:
-    return filled(shape, dtype)
-
-
-ones = zeros
-
-
-def full(shape: Any, value: Any, dtype: Any = None) -> ndarray:
-    return filled(shape, np.asarray(value).dtype if dtype is None else dtype)
-
-
-def empty_like(array: ndarray, dtype: Any = None) -> ndarray:
-    return like_array(array, array.dtype if dtype is None else np.dtype(dtype))
-
-
-def zeros_like(array: ndarray, dtype: Any = None) -> ndarray:
-    out = empty_like(array, dtype)
-    work.kernel(out.nbytes)
-    return out
-
-
-ones_like = zeros_like
-
-
-def full_like(array: ndarray, value: Any, dtype: Any = None) -> ndarray:
-    return zeros_like(array, dtype)
-
-
-def arange(*bounds: Any, dtype: Any = None) -> ndarray:
-    start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
-    kind = np.dtype(dtype) if dtype is not None else np.arange(*(type(b)(0) for b in bounds)).dtype
-    return filled(max(0, math.ceil((stop - start) / step)), kind)
-
-
-def asarray(value: Any, dtype: Any = None) -> ndarray:
-    """``value`` itself, or an array of the shape of a host's array or of numbers.
-
-    As in CuPy, a host's array stored by columns stays so; any other becomes one stored by rows.
-    """
-    if type(value) is ndarray:
-        return value if dtype is None else value.astype(dtype, copy=False)
-    host = value if isinstance(value, np.ndarray) else np.asarray(value)
-    kind = np.dtype(dtype or host.dtype)
-    by_columns = host.flags.fnc  # and not by rows too, as a vector is
-    layout = views.contiguous(host.shape[::-1], kind.itemsize)[::-1] if by_columns else None
-    return new(host.shape, kind, layout)
-
-
-def array(value: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> ndarray:
-    if type(value) is not ndarray:
-        return asarray(value, dtype)
-    if order == "C":  # stored by rows, however the original is
-        out = value.copy()
-        return out if dtype is None else out.astype(dtype, copy=False)
-    out = like_array(value, np.dtype(dtype or value.dtype))
-    work.kernel(value.nbytes + out.nbytes)
-    return out
-
-
-def copy(value: ndarray) -> ndarray:
-    return array(value)
-
-
-def ascontiguousarray(value: ndarray, dtype: Any = None) -> ndarray:
-    value = value if dtype is None else value.astype(dtype, copy=False)
-    return value if value.layout is None else value.copy()
-
-
-def asnumpy(value: ndarray) -> ndarray:
-    """There is nothing to copy."""
-    return value
 
 
 def may_share_memory(one: ndarray, other: ndarray) -> bool:
@@ -178,7 +89,7 @@ def pad(array: ndarray, widths: Any, constant_values: float = 0) -> ndarray:
     return out
 
 
-# Element by element, beyond the ufuncs
+# Elementwise functions that are not ufuncs
 
 
 def where(condition: Any, x: Any, y: Any) -> ndarray:
@@ -254,7 +165,7 @@ def mean(array: ndarray, axis: Axis = None, dtype: Any = None, keepdims: bool = 
 
 def largest(array: ndarray, axis: Axis = None, keepdims: bool = False) -> ndarray:
     if not array.size:
-        raise ValueError("no largest or smallest of an array without elements")
+        raise ValueError("an array without elements has no largest or smallest one")
     return reduce(array, axis, keepdims, array.dtype)
 
 
@@ -266,72 +177,7 @@ def anywhere(array: ndarray, axis: Axis = None, keepdims: bool = False) -> ndarr
     return reduce(array, axis, keepdims, np.dtype(bool))
 
 
-# Products
-
-
-def matmul(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
-    refuse_host(a, "matmul")
-    refuse_host(b, "matmul")
-    shape = _product(a.shape, b.shape)
-    if out is None:
-        out = new(shape, np.result_type(a.dtype, b.dtype))
-    elif out.shape != shape:
-        raise ValueError(f"matmul: out is {out.shape}, the product {shape}")
-    work.kernel(a.nbytes + b.nbytes + out.nbytes, 2 * out.size * a.shape[-1])
-    return out
-
-
-@lru_cache(views.KEPT)
-def _product(a: Shape, b: Shape) -> Shape:
-    if not a or not b or a[-1] != b[0 if len(b) == 1 else -2]:
-        raise ValueError(f"matmul: shapes {a} and {b} do not fit")
-    left, right = a[:-2], b[:-2]
-    return (*views.broadcast(left, right), *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
-
-
-def scaled_product(a: ndarray, b: ndarray, out: ndarray, add: bool) -> None:
-    """``products.product``: one kernel, as by cuBLAS."""
-    shape = _product(a.shape, b.shape)
-    if out.shape != shape:
-        raise ValueError(f"product: out is {out.shape}, the product {shape}")
-    moved = a.nbytes + b.nbytes + (2 if add else 1) * out.nbytes
-    work.kernel(moved, 2 * out.size * a.shape[-1])
-
-
-def dot(a: ndarray, b: ndarray, out: Any = None) -> ndarray:
-    return matmul(a, b, out)
-
-
-def einsum(subscripts: str, *operands: ndarray) -> ndarray:
-    shape, flops = _einsum(subscripts, *(one.shape for one in operands))
-    out = new(shape, np.result_type(*(one.dtype for one in operands)))
-    work.kernel(sum(one.nbytes for one in operands) + out.nbytes, flops)
-    return out
-
-
-@lru_cache(views.KEPT)
-def _einsum(subscripts: str, *shapes: Shape) -> tuple[Shape, int]:
-    """The result's shape, and 2 FLOPs for each element of the loop, if there is a product."""
-    left, _, right = subscripts.replace(" ", "").partition("->")
-    lengths: dict[str, int] = {}
-    for names, shape in zip(left.split(","), shapes, strict=True):
-        free = len(shape) - len(names.replace("...", ""))
-        letters = names.replace("...", "".join(str(i) for i in range(free)))
-        lengths |= dict(zip(letters, shape, strict=True))
-    digits = "".join(letter for letter in lengths if letter.isdigit())
-    shape = tuple(lengths[letter] for letter in right.replace("...", digits))
-    return shape, 2 * math.prod(lengths.values()) if len(shapes) > 1 else 0
-
-
-def qr(array: ndarray) -> tuple[ndarray, ndarray]:
-    """The two factors; an m x n matrix takes about 4mn² operations (Golub, Van Loan, 5.2)."""
-    m, n = array.shape
-    k = min(m, n)
-    work.kernel(2 * array.nbytes, 4 * m * n * k)
-    return new((m, k), array.dtype), new((k, n), array.dtype)
-
-
-# Sorting and bits: results whose shape does not depend on the numbers
+# Sorting and bits, where the shape of the result does not depend on the numbers
 
 
 def argpartition(array: ndarray, kth: int) -> ndarray:

@@ -1,8 +1,8 @@
-"""Kernels of more than one step: chains of element-wise steps, and CUDA text beside NumPy lines.
+"""Fused kernels: chains of elementwise steps (``cupy.fuse``), and CUDA source (``RawKernel``).
 
-Neither is run. A chain is looked at once for each combination of dtypes, as ``cupy.fuse`` does: of
-its arrays, which does it read, and which write? A kernel's text says it: ``const`` arrays are read,
-and others that stand to the right of an assignment too.
+Neither is executed; only the bytes that it moves are counted. A chain is traced once for each
+combination of dtypes, to find which arrays it reads and writes. In CUDA source an array is written
+if an assignment to its elements is found, and read if they are used otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minidist.engine.phantom.arrays import ndarray, new, tracing
 
 
 def fuse(kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``cupy.fuse``: one kernel from a chain of element-wise steps."""
+    """``cupy.fuse``: one kernel from a chain of elementwise steps."""
 
     def made(chain: Callable[..., Any]) -> Callable[..., Any]:
         known: dict[Any, tuple[tuple[int, ...], np.dtype | None]] = {}
@@ -29,13 +29,13 @@ def fuse(kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             key = tuple([one.dtype if type(one) is ndarray else type(one) for one in given])
             found = known.get(key)
             if found is None:
-                found = known[key] = _looked_at(chain, given)
+                found = known[key] = _traced(chain, given)
             passes, dtype = found
             nbytes = 0
             for times, one in zip(passes, given, strict=True):
                 if times:
                     nbytes += times * one.nbytes
-            if tracing.events is not None:  # inside of another chain
+            if tracing.events is not None:  # inside another chain
                 for event in _events(passes, given):
                     tracing.events.append(event)
             if dtype is None:
@@ -51,10 +51,10 @@ def fuse(kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return made
 
 
-def _looked_at(
+def _traced(
     chain: Callable[..., Any], given: tuple[Any, ...]
 ) -> tuple[tuple[int, ...], np.dtype | None]:
-    """How often each argument crosses the memory bus (0, 1 or 2), and the dtype returned."""
+    """How often each argument is moved (0, or 1 for read and 1 for written); the result's dtype."""
     outer, before = tracing.events, work.counts()
     tracing.events = []
     try:
@@ -77,7 +77,7 @@ def _events(passes: tuple[int, ...], given: tuple[Any, ...]) -> list[tuple[tuple
 
 
 class RawKernel:
-    """``cupy.RawKernel``: counts the arrays that the kernel's text reads and writes."""
+    """``cupy.RawKernel``: counts the bytes of the arrays that the kernel reads and writes."""
 
     def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
         kernel = KERNELS[name]
@@ -89,7 +89,7 @@ class RawKernel:
         for times, one in zip(self.passes, args):  # noqa: B905 (lengths follow)
             if times and type(one) is ndarray:
                 own = one.nbytes
-                if self.by_rows:  # a block reads the row that it works on, not a whole table
+                if self.by_rows:  # a block reads one row, and so not the whole of a table
                     limit = limit or max(own, args[0].nbytes)
                     own = min(own, limit)
                 nbytes += times * own
@@ -97,7 +97,7 @@ class RawKernel:
 
 
 def _passes(arguments: str, body: str) -> tuple[int, ...]:
-    """Of each argument how often its memory is crossed: 0 for a number."""
+    """How often each argument is moved: 1 if read, 1 more if written; 0 for a number."""
     found = []
     for declared in re.split(r",\s*", arguments):
         name = re.findall(r"\w+", declared)[-1]

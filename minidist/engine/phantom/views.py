@@ -1,9 +1,9 @@
-"""Shapes, strides and offsets of views and results, worked out by NumPy itself.
+"""Shapes, strides and offsets of views and results, computed by NumPy.
 
-Whether a reshape is a view or a copy, which axes of a result lie side by side: NumPy has rules for
-it, and the memory that a program holds depends on them. So for a new layout NumPy is asked once,
-with an array that has the shape and the strides and no memory behind them, which is never read.
-The answers are kept, since a program asks the same again in every step.
+NumPy's rules decide whether a reshape is a view or a copy, and how the axes of a result are ordered
+in memory; a program's memory depends on them. For each new layout, NumPy is called once, on an
+array with the shape and the strides but no memory for its elements, which are never read. The
+results are cached, since every training step needs the same ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 Shape = tuple[int, ...]
 Layout = tuple[Shape, Shape | None, int, np.dtype]  # shape, strides (None: contiguous), offset
 
-KEPT = 1 << 16  # answers
+KEPT = 1 << 16  # entries of each cache
 
 
 @lru_cache(KEPT)
@@ -61,14 +61,14 @@ VIEWS: dict[str, Callable[..., np.ndarray]] = {
 
 @lru_cache(KEPT)
 def view(shape: Shape, strides: Shape | None, dtype: np.dtype, name: str, *given: Any) -> Layout:
-    """The layout of a view of an array of this layout; errors are NumPy's."""
+    """The layout of a view of an array with this layout. Raises NumPy's errors."""
     whole = stand_in(shape, strides, dtype)
     return layout_of(VIEWS[name](whole, *given), whole)
 
 
 @lru_cache(KEPT)
 def reshaped(shape: Shape, strides: Shape, dtype: np.dtype, new: Shape) -> Layout | Shape:
-    """The layout of a reshape that is a view; if it must copy, the new shape alone."""
+    """The layout of a reshape that is a view; only the new shape, if it must copy."""
     whole = stand_in(shape, strides, dtype)
     try:
         return layout_of(np.reshape(whole, new, copy=False), whole)
@@ -89,10 +89,10 @@ def resolved(size: int, shape: Shape) -> Shape:
 
 
 def _index(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An index from what ``index_key`` made of it, which gives a view always.
+    """The index of a key of ``index_key``; it always gives a view.
 
-    Numbers alone would make NumPy *read* an element, of memory that is not there; with an ellipsis
-    they give a view without dimensions.
+    With numbers only, NumPy would *read* an element, of memory that does not exist. With an
+    ellipsis it makes a view without dimensions.
     """
     index = tuple(slice(*one) if type(one) is tuple else one for one in key)
     return index if Ellipsis in index else (*index, Ellipsis)
@@ -115,10 +115,10 @@ def index_key(index: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 @lru_cache(KEPT)
 def ordered(shape: Shape, operands: tuple[tuple[Shape, Shape | None], ...], itemsize: int) -> Any:
-    """The strides of an element-wise result: its axes lie in memory as those of the operands do.
+    """The strides of an elementwise result, from the operands' strides; None: contiguous.
 
-    The order is that of NumPy's iterator: axes are sorted by the strides of all operands, and stay
-    in their order where operands disagree. None: contiguous.
+    As in NumPy's iterator, axes are sorted by the strides of all operands; they keep their order
+    if operands disagree.
     """
     if all(strides is None for _, strides in operands):
         return None
@@ -158,8 +158,44 @@ def ordered(shape: Shape, operands: tuple[tuple[Shape, Shape | None], ...], item
 
 @lru_cache(KEPT)
 def broadcast(*shapes: Shape) -> Shape:
-    """The shape to which all broadcast; ValueError as NumPy's."""
+    """The shape to which all broadcast. Raises ValueError if they do not."""
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         raise ValueError(f"operands could not be broadcast together with shapes {shapes}") from None
+
+
+@lru_cache(KEPT)
+def picked(shape: Shape, shapes: tuple[Shape | None, ...], rest: tuple[Any, ...]) -> Shape:
+    """The shape of an array of ``shape``, indexed with arrays of ``shapes`` and the rest ``rest``.
+
+    NumPy's rule: all arrays broadcast to one shape, which replaces their axes. If a slice is
+    between them, this shape comes first. Numbers count as arrays.
+    """
+    items = [(None, one) if one is not None else (key, None) for one, key in zip(shapes, rest)]  # noqa: B905
+    if not any(one is None and key is Ellipsis for key, one in items):
+        items.append((Ellipsis, None))
+    used = sum(one is not None or (key is not None and key is not Ellipsis) for key, one in items)
+    axis, kept, taken, places = 0, list[int](), list[Shape](), list[int]()
+    front = 0  # axes before the first index
+    for place, (key, one) in enumerate(items):
+        if one is not None or type(key) is int:
+            if not places:
+                front = len(kept)
+            places.append(place)
+            taken.append(one or ())
+            axis += 1
+        elif key is None:
+            kept.append(1)
+        elif key is Ellipsis:
+            whole = len(shape) - used
+            kept.extend(shape[axis : axis + whole])
+            axis += whole
+        else:
+            kept.append(len(range(*slice(*key).indices(shape[axis]))))
+            axis += 1
+    if axis > len(shape):
+        raise IndexError(f"too many indices for an array of shape {shape}")
+    if places[-1] - places[0] + 1 != len(places):
+        front = 0
+    return (*kept[:front], *broadcast(*taken), *kept[front:])

@@ -1,7 +1,7 @@
-"""Averaging: ranks train on their own, and average their parameters now and then.
+"""Averaging: ranks train separately, and average their parameters every few steps.
 
-Read ``local_sgd.py`` first: all with all, every few steps (with an outer optimizer it is DiLoCo).
-In ``gossip.py`` each averages with its neighbours, in ``easgd.py`` with a centre.
+Read ``local_sgd.py`` first: the average of all ranks (with an outer optimizer it is DiLoCo). In
+``gossip.py`` each rank averages with its neighbours, in ``easgd.py`` with a centre.
 """
 
 from __future__ import annotations

@@ -1,25 +1,27 @@
-"""Gossip: after each step, average with neighbours only. Nobody ever waits for everybody.
+"""Gossip: after each step, every rank averages its parameters with its neighbours only.
 
-    ring          each rank averages with the two beside it:       w_r ← (w_(r-1) + w_r + w_(r+1))/3
-    exponential   in step t with the one 2ᵗ further, t running      w_r ← (w_r + w_(r - 2ᵗ))/2
-                  over 0 ... ⌈lg p⌉ - 1, and again
+    ring          rank r averages with its two neighbours      w_r ← (w_(r-1) + w_r + w_(r+1))/3
+    exponential   in step t with the rank 2ᵗ below it          w_r ← (w_r + w_(r - 2ᵗ))/2
+                  (t runs over 0 ... ⌈lg p⌉ - 1, repeatedly)
 
-News travels a hop a step: across a ring of p ranks it needs p/2 steps, in the exponential graph
-⌈lg p⌉ — after which, if p is a power of two, all would have the exact average. Both leave the mean
-over ranks as it is (every rank gives and takes equally much), and pull the copies together.
+A change on one rank reaches all others after p/2 steps in a ring, after ⌈lg p⌉ in the exponential
+graph. (There, if p is a power of two, ⌈lg p⌉ averages give the exact mean.) Both leave the mean
+over ranks unchanged, because the weights that each rank gives and receives sum to 1; and both
+reduce the differences between ranks.
 
 With degree d (2 in a ring of 3 or more, 1 in the exponential graph), Ψ parameters of e bytes:
 
-    messages a rank   d a step, whatever p: a ring all-reduce needs 2(p - 1)
+    messages a rank   d a step, for any p; a ring all-reduce needs 2(p - 1)
     bytes a rank      dΨe a step
-    time              d(α + Ψeβ + Ψeγ): no α grows with p, and a straggler delays its neighbours
-    exact if          all ranks are neighbours: p ≤ 3 in a ring, p ≤ 2 in the exponential graph;
-                      the optimizer linear in the gradient (SGD, momentum)
+    time              d(α + Ψeβ + Ψeγ): latency does not grow with p; a straggler delays only its
+                      neighbours
+    exact if          all ranks are neighbours (p ≤ 3 in a ring, p ≤ 2 in the exponential graph) and
+                      the optimizer is linear in the gradient (SGD, momentum)
 
-The loss, 8 bytes, is all-reduced for people to see, and that does wait for everybody. Lian et al.,
-"Can decentralized algorithms outperform centralized algorithms?", arXiv 1705.09056, algorithm 1:
-there neighbours are averaged before the step is added, here after, which makes the complete graph
-equal to data parallelism. Exponential graphs: Assran et al., arXiv 1811.10792, section 3.
+The loss that ``step`` returns is all-reduced (8 bytes); this does wait for all ranks. Lian et al.,
+"Can decentralized algorithms outperform centralized algorithms?", arXiv 1705.09056, algorithm 1.
+That algorithm averages before the step is added. Here it is after, so that the complete graph
+equals data parallelism. Exponential graphs: Assran et al., arXiv 1811.10792, section 3.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.averaging.local_step import LocalSteps
 from minidist.parallel.model_costs import parameter_count
 
-Graph = Callable[[int, int], list[int]]  # (step, ranks) → how far away those are to whom we send
+Graph = Callable[[int, int], list[int]]  # (step, ranks) → distances to the ranks we send to
 
 
 def ring_graph(step: int, size: int) -> list[int]:
-    """One to the right and one to the left, if these are two and not ourselves."""
+    """The right and the left neighbour; with 2 ranks these are one rank, with 1 there is none."""
     return [1, -1][: min(2, size - 1)]
 
 
 def exponential_graph(step: int, size: int) -> list[int]:
-    """One neighbour a step: 1, 2, 4, ... to the right in turn."""
+    """One neighbour in each step, at the distances 1, 2, 4, ... in turn."""
     hops = (size - 1).bit_length()
     return [2 ** (step % hops)] if hops else []
 
@@ -53,7 +55,10 @@ GRAPHS: dict[str, Graph] = {"ring": ring_graph, "exponential": exponential_graph
 
 
 class Gossip(LocalSteps):
-    """A local step, then the mean of oneself and the neighbours in ``graph``."""
+    """A local step, then the mean of this rank's and its neighbours' parameters.
+
+    ``graph``: "ring" or "exponential"; ValueError for another.
+    """
 
     def __init__(
         self,
@@ -71,7 +76,7 @@ class Gossip(LocalSteps):
             raise ValueError(f"unknown graph {graph!r}: choose one of {', '.join(GRAPHS)}")
         self.graph = GRAPHS[graph]
 
-    def meet(self, step: int) -> None:
+    def average_after(self, step: int) -> None:
         with self.comm.step("average"):
             self.average_with_neighbours(step)
 
@@ -91,6 +96,6 @@ class Gossip(LocalSteps):
 
     def plan(self, series: Series, step: int) -> None:
         n, machine = parameter_count(self.whole) * self.itemsize, series.machine
-        visit = Cost(1, n, machine.message(n) + machine.reduce(n), reduced=n)
+        exchange = Cost(1, n, machine.message(n) + machine.reduce(n), reduced=n)
         for _ in self.graph(step, series.size):
-            series.add([visit] * series.size)
+            series.add([exchange] * series.size)

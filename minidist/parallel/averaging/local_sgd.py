@@ -1,27 +1,27 @@
-"""Local SGD: train alone for H steps, then average the parameters.
+"""Local SGD: each rank trains alone for H steps; then all average their parameters.
 
     rank 0   ●─●─●─●╮   ╭●─●─●─●╮   ╭●
     rank 1   ●─●─●─●┤avg├●─●─●─●┤avg├●     H = 4 steps between averages
     rank 2   ●─●─●─●╯   ╰●─●─●─●╯   ╰●
 
-Each rank goes down its own shards' slope, so the copies drift apart; the longer H, the less is
-sent, and the more the averaged models have diverged. "Post-local": begin with ``start`` steps at
-H = 1, while the gradients are large, and only then let go (Lin et al., arXiv 1808.07217).
+Each rank follows the gradients of its own shards, so the models diverge. The larger H, the less is
+sent, and the more the averaged models have diverged. "Post-local" SGD: the first ``start`` steps
+use H = 1, while the gradients are large (Lin et al., arXiv 1808.07217).
 
-DiLoCo takes the average's move since the last one as a *gradient*, Δ = before - average, for an
-outer optimizer with Nesterov momentum: that bridges H in the hundreds.
+DiLoCo uses the change of the average since the last one as a *gradient*, Δ = before - average, for
+an outer optimizer with Nesterov momentum. This allows an H of several hundred steps.
 
 With Ψ parameters of e bytes and p ranks:
 
     bytes a rank    2Ψe(p - 1)/p every H steps, so 1/H of data parallelism's
-    memory a rank   as data parallelism; DiLoCo keeps the start and a velocity: 2Ψ more
-    exact if        H = 1 and the optimizer is linear in the gradient (SGD, momentum); and DiLoCo
-                    if the outer step is plain, with a rate of 1
+    memory a rank   as data parallelism; DiLoCo keeps the last average and a velocity: 2Ψe more
+    exact if        H = 1 and the optimizer is linear in the gradient (SGD, momentum); for DiLoCo
+                    also the outer optimizer must be plain SGD with learning rate 1
 
 A rank's gradient is multiplied by p, so that the average of the ranks' steps, over shards of any
-lengths, is the step of the global mean. (The loss that ``step`` returns, 8 bytes, is all-reduced
-each time, for people to see; training does not need it.) Stich, arXiv 1805.09767, algorithm 1;
-Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1.
+lengths, is the step of the global mean. (The loss that ``step`` returns, 8 bytes, is all-reduced in
+every step; training does not use it.) Stich, arXiv 1805.09767, algorithm 1; Douillard et al.,
+"DiLoCo", arXiv 2311.08105, algorithm 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ from minidist.parallel.state import State, own
 
 
 class LocalSGD(LocalSteps):
-    """``every`` local steps between averages; every step is averaged before step ``start``."""
+    """``every`` local steps between averages; before step ``start``, an average after each step.
+
+    Raises ValueError if ``every`` is below 1.
+    """
 
     changeable = LocalSteps.changeable | {"every", "start"}
 
@@ -74,16 +77,16 @@ class LocalSGD(LocalSteps):
             raise ValueError(f"local SGD averages every 1 or more steps, not {value}")
 
     def averages_after(self, step: int) -> bool:
-        """Whether the ranks meet at the end of a step; ``every`` counts from ``start``."""
+        """Whether the ranks average after this step; ``every`` counts from ``start``."""
         return step < self.start or (step - self.start + 1) % self.every == 0
 
-    def meet(self, step: int) -> None:
-        """In a step that ends in an average, all ranks get the same parameters."""
+    def average_after(self, step: int) -> None:
+        """Give all ranks the same parameters, if this step ends with an average."""
         if self.averages_after(step):
             with self.comm.step("average"):
-                self.bring_together()
+                self.average_models()
 
-    def bring_together(self) -> None:
+    def average_models(self) -> None:
         self.average(self.model.flat.data)
 
     def plan(self, series: Series, step: int) -> None:
@@ -92,7 +95,7 @@ class LocalSGD(LocalSteps):
 
 
 class DiLoCo(LocalSGD):
-    """Local SGD whose averages are steps of an ``outer`` optimizer."""
+    """Local SGD in which an ``outer`` optimizer steps with the change of the average."""
 
     def __init__(
         self,
@@ -110,10 +113,10 @@ class DiLoCo(LocalSGD):
         super().__init__(model, loss, optimizer, comm, seed, every, start, microbatches, clip)
         self.outer = outer()
         self.outer.bind(self.model.flat.slices)
-        self.anchor = self.model.flat.data.copy()  # where all ranks last set out from
+        self.anchor = self.model.flat.data.copy()  # the common parameters after the last average
         self.outer.prepare(self.outer.only_part(), self.anchor)
 
-    def bring_together(self) -> None:
+    def average_models(self) -> None:
         flat = self.model.flat
         self.average(flat.data)
         outer_gradient = flat.grad  # its memory is free until the next step

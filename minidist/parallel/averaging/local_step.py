@@ -1,12 +1,12 @@
 """A local step: a rank trains on its own shard, and does not send its gradient.
 
-What local SGD and gossip have in common. Each rank holds the whole model and takes a part of each
-batch, as in data parallelism, and steps on its own gradient; then parameters are averaged, with
-whom and how often is for the method to say (``meet``).
+This is the common part of local SGD and gossip. As in data parallelism, each rank has the whole
+model and takes a shard of each batch; but it steps with its own gradient. Then parameters are
+averaged: ``average_after`` of the method decides with which ranks, and how often.
 
 A rank's gradient is multiplied by the number of ranks, so that the average of the ranks' steps,
 over shards of any lengths, is the step of the global mean. The loss that ``step`` returns, 8 bytes,
-is all-reduced each time, for people to see; training does not need it.
+is all-reduced in every step; training does not use it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from minidist.parallel.state import State, by_parameter, mean_optimizer, own_rep
 
 
 class LocalSteps(Method):
-    """Base of the methods that step alone and average parameters: they define ``meet``."""
+    """Base of the methods that step alone and average parameters in ``average_after``."""
 
     exact = False
     changeable = Method.changeable | {"microbatches"}
     refuses = Method.refuses | {
-        "clip": "every rank steps on its own gradient, and none knows the norm of the whole"
+        "clip": "every rank steps with its own gradient, so no rank knows the whole norm"
     }
 
     def __init__(
@@ -63,13 +63,13 @@ class LocalSteps(Method):
         loss = np.array([self.accumulate(batch.shard(self.comm.rank, self.comm.size))])
         self.model.flat.grad *= self.comm.size
         self.update()
-        self.meet(self.steps)
+        self.average_after(self.steps)
         ring.all_reduce(self.comm, loss)
         return float(loss[0])
 
-    def meet(self, step: int) -> None:
-        """Average parameters with whoever is to be averaged with after this step."""
-        raise TypeError(f"{type(self).__name__} does not define meet()")
+    def average_after(self, step: int) -> None:
+        """Average parameters with other ranks, if the method does so after this step."""
+        raise TypeError(f"{type(self).__name__} does not define average_after()")
 
     def average(self, data: Array) -> None:
         """The mean over all ranks, in place."""
@@ -78,7 +78,7 @@ class LocalSteps(Method):
         written(data)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """The average of all ranks' models: the one to use. Changes none of them."""
+        """The average of all ranks' models, which is the result of training. Changes no model."""
         flat = self.model.flat
         mean = flat.data.copy()
         self.average(mean)
@@ -96,11 +96,11 @@ class LocalSteps(Method):
         return own_replica(self.model.flat.data, self.optimizer)
 
     def optimizer_state(self, kept: State) -> State:
-        """The mean of the ranks'."""
+        """The mean of the ranks' optimizer states."""
         return mean_optimizer(kept, self.optimizer, self.whole)
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Compute; what ``plan`` says of the averages; the loss."""
+        """Compute, the averages (``plan``), and the loss."""
         ranks, series = range(self.comm.size), Series(machine, self.comm.size)
         shards = [batch.shard(r, self.comm.size).microbatches(self.microbatches) for r in ranks]
         series.compute([training_seconds(self.whole, shards[r], machine, r) for r in ranks])
@@ -118,5 +118,5 @@ class LocalSteps(Method):
         return StepCost(series.messages, series.nbytes, peak, series.busy, series.seconds)
 
     def plan(self, series: Series, step: int) -> None:
-        """What ``meet`` sends, added to ``series``."""
+        """Add the messages of ``average_after`` to ``series``."""
         raise TypeError(f"{type(self).__name__} does not define plan()")

@@ -1,8 +1,8 @@
 """Data parallelism: every rank holds the whole model and takes a part of each batch.
 
-Read ``data_parallel.py`` first: the method. How gradients come together is a part of it:
+Read ``data_parallel.py`` first: the method. Its gradients are summed by a part of it:
 ``all_reduce.py`` at the end, ``buckets.py`` while the backward runs, ``symmetric.py`` in memory
-that ranks share. Other families have more such parts: see ``parallel/gradient_sync.py``.
+that ranks share. ``parallel/gradient_sync.py`` lists all such parts.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     AllReduce                ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few latencies α
     AllReducePerParameter    ▇forward▇▇▇▇backward▇▇▇▇ ─w4─ ─w3─ ─w2─ ─w1─    one for each parameter
 
-In data parallelism the loss travels in the slot after the gradients: it needs no message of its
-own. In a pipeline a stage's chunk is complete while other chunks still go backward: its all-reduce
-starts then, on the communication stream.
+In data parallelism the loss is stored after the gradients and summed with them, so it needs no
+separate message. In a pipeline the gradients of one chunk of a stage are complete while other
+chunks still go backward: their all-reduce starts then, on the communication stream.
 
 With p replicas, Ψ parameters of e bytes in k pieces (one element more for the loss) and a ring:
 
@@ -61,7 +61,7 @@ class AllReduce(GradientSync):
         return float(read(total[-1], math.nan))
 
     def sum(self, comm: Comm, part: slice) -> None:
-        """Sum this part of the gradients, and the loss behind them, over the replicas."""
+        """Sum ``part`` of the gradients (and of the loss stored after them) over the replicas."""
         for piece in self.pieces(self.model.flat.slices, part):
             self.all_reduce(comm, self.model.flat.grad_and_loss[piece])
 
@@ -69,7 +69,7 @@ class AllReduce(GradientSync):
         all_reduce(comm, array, algorithm=self.algorithm)
 
     def pieces(self, slices: dict[str, slice], part: slice) -> list[slice]:
-        """The arrays to all-reduce one after the other, for this part of the flat array."""
+        """The slices to all-reduce one after the other, for ``part`` of the flat array."""
         return [part]
 
     # The formula
@@ -84,12 +84,12 @@ class AllReduce(GradientSync):
             series.add(
                 [self.all_reduce_cost(length, of, replica, machine) for replica in range(of.size)],
                 even=self.algorithm == "ring" and length % of.size == 0,
-                counted=of.sums_loss or self.all_at_end,  # else the stream adds up meanwhile
+                counted=of.sums_loss or self.all_at_end,  # else it overlaps with the backward
             )
         return series
 
     def all_pieces(self, of: Replicas) -> list[slice]:
-        """Everything that is all-reduced in a step, the loss included if it goes along."""
+        """All slices that are all-reduced in a step, with the loss if it is summed with them."""
         slices, parts = parameter_slices(of.model), of.all_pieces()
         if of.sums_loss:
             parts[-1] = slice(parts[-1].start, parts[-1].stop + 1)
@@ -108,11 +108,11 @@ class AllReduce(GradientSync):
 
 
 class AllReducePerParameter(AllReduce):
-    """Naive: an all-reduce for each parameter. Pays α for each."""
+    """Naive: one all-reduce for each parameter. Each pays its own latencies α."""
 
     def pieces(self, slices: dict[str, slice], part: slice) -> list[slice]:
         found = [slices[name] for name in names_in(slices, part)]
         if not found:
             return [part]
-        found[-1] = slice(found[-1].start, part.stop)  # the loss, if it lies behind
+        found[-1] = slice(found[-1].start, part.stop)  # with the loss, if it is stored after it
         return found

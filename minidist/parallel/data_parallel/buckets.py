@@ -1,12 +1,12 @@
-"""Buckets: in which portions gradients are sent while the backward still makes them.
+"""Buckets: groups of gradients, each all-reduced while the backward still computes the next.
 
     flat gradients   [ w1 ................ | b1 | w2 ...... | b2 | w3 .. | b3 | loss ]
-    the backward     ◀──────────────────────────────────────────────────────── makes
-    buckets          [     last: small     |   second       |     first: goes at once ]
+    the backward     ◀──────────────────────────────────────────────────────── computes
+    buckets          [     last: small     |   second       |    first: is sent first ]
 
-The backward makes the last layers' gradients first, so buckets go in reverse order. A large bucket
-pays few latencies and starts late, a small one the other way about; the last one, whose
-communication cannot be overlapped, should be small.
+The backward computes the last layers' gradients first, so buckets are sent in reverse order. Large
+buckets need few messages, but start late. Small ones start early, but pay the latency α often. The
+last bucket's communication cannot be overlapped, so it should be small.
 
 With p replicas, Ψ parameters of e bytes in k buckets, rings, and T_f and T_b a rank's forward and
 backward:
@@ -14,7 +14,7 @@ backward:
     messages a rank  2k(p - 1)
     bytes a rank     2(Ψ + 1)e(p - 1)/p, one element being the loss
     time             T_f + max(T_b + ring of the last bucket, first bucket's wait + all rings) if
-                     communication never pauses; exactly, bucket by bucket: ``Buckets.plan``
+                     communication never pauses; in general: ``parallel.simulate``
 
 Li et al., "PyTorch Distributed", arXiv 2006.15704, section 3.2.
 """
@@ -38,17 +38,17 @@ MB = 1 << 20
 
 @dataclass(frozen=True)
 class Bucket:
-    """A slice of the flat gradients, and whose gradients lie in it."""
+    """A slice of the flat gradients, and the names of the parameters in it."""
 
     part: slice
     names: frozenset[str]
 
 
 def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = True) -> list[Bucket]:
-    """Parameters in reverse order, in buckets that close at ``size`` elements.
+    """Parameters in reverse order, in buckets; a bucket is closed when it has ``size`` elements.
 
-    The last bucket takes the first parameters, up to ``last`` elements; the first takes the
-    ``loss``, which lies behind the last parameter.
+    The last bucket has the first parameters, up to ``last`` elements. The first bucket has the
+    ``loss`` too, which is stored after the last parameter.
     """
     names = list(slices)
     if not names:
@@ -71,18 +71,19 @@ def cut_buckets(slices: dict[str, slice], size: int, last: int, loss: bool = Tru
 
 
 class Buckets(SentInOrder):
-    """Buckets, each all-reduced on the communication stream as soon as its gradients are there.
+    """Each bucket is all-reduced on the communication stream when its gradients are complete.
 
-    Each is full at ``bucket_mb``; the last one, which no backward is left to hide, ends at
-    ``last_mb`` (it holds at least one parameter). Every replica sends the same buckets in the same
-    order, even if it does not use some parameter at all: those go at the end of the backward.
+    A bucket is full at ``bucket_mb`` (MB of 2²⁰ bytes). The last one, which cannot be overlapped,
+    has at most ``last_mb``, but at least one parameter. Every replica sends the same buckets in the
+    same order. Gradients that no backward reaches are sent when it is over. Raises ValueError for a
+    negative size.
     """
 
     def __init__(self, bucket_mb: float = 25.0, last_mb: float = 1.0) -> None:
         if not (bucket_mb >= 0 and last_mb >= 0):
             raise ValueError(
-                f"Buckets: bucket_mb={bucket_mb} and last_mb={last_mb} are sizes in MB, at least 0 "
-                "(0: a bucket for each parameter)"
+                f"Buckets: bucket_mb={bucket_mb} and last_mb={last_mb} are sizes in MB, at least "
+                "0 (0: a bucket for each parameter)"
             )
         self.bucket_bytes, self.last_bytes = bucket_mb * MB, last_mb * MB
         self.sending: list[Future] = []
@@ -99,7 +100,7 @@ class Buckets(SentInOrder):
     def last_backward(self, loss: float = 0.0, part: slice | None = None) -> None:
         super().last_backward(loss, part)
         if self.sums_loss:
-            self.model.flat.grad_and_loss[-1] = loss  # the loss goes with the first bucket
+            self.model.flat.grad_and_loss[-1] = loss  # sent in the first bucket
 
     def ready(self, part: slice) -> None:
         self.launch(names_in(self.model.flat.slices, part))
@@ -125,6 +126,6 @@ class Buckets(SentInOrder):
         stream = Series(machine, of.size)
         for bucket in self.cut(parameter_slices(of.model), of.itemsize, of.sums_loss):
             stream.all_reduce(bucket.part.stop - bucket.part.start, of.itemsize)
-        stream.busy = list(seconds)  # the stream adds up meanwhile
-        stream.seconds = None  # what hides behind the backward is left to the simulation
+        stream.busy = list(seconds)  # the reductions overlap with these
+        stream.seconds = None  # how much is overlapped: only the simulation knows
         return stream

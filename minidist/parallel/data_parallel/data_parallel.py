@@ -4,21 +4,21 @@
     rank 1   shard 1 → forward, backward → gradient 1 ├ all-reduce: every rank has the sum
     rank 2   shard 2 → forward, backward → gradient 2 ╯ → the same optimizer step everywhere
 
-The loss of a shard is divided by the number of targets of the *global* batch, so the sum over
-ranks is exactly the gradient of the global mean, whatever the shards' lengths. Nothing is divided
-by the number of ranks: whoever averages the averages of uneven shards computes something else.
-All ranks start from one seed and take equal steps, so the copies stay equal.
+The loss of a shard is divided by the number of targets of the *global* batch. So the sum over ranks
+is exactly the gradient of the global mean, for shards of any lengths. (The average of the averages
+of uneven shards would not be.) All ranks start from the same seed and make the same optimizer step,
+so the replicas stay equal.
 
-How the gradients come together is a part, ``sync`` (``gradient_sync.py`` lists them). Three of
-them, which differ in when they send what, have a class of their own here:
+The gradients are summed by ``sync``, a ``GradientSync`` (``gradient_sync.py`` lists them). The
+classes here use three of them, which send at different times:
 
-    PerParameter   ▇forward▇▇▇▇backward▇▇▇▇ ─w4─ ─w3─ ─w2─ ─w1─    a message costs α: many α
-    DataParallel   ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few α, but all is waited for
-    Overlapped     ▇forward▇▇▇▇backward▇▇▇▇ ─w1─                   only the last bucket is
+    PerParameter   ▇forward▇▇▇▇backward▇▇▇▇ ─w4─ ─w3─ ─w2─ ─w1─    pays many latencies α
+    DataParallel   ▇forward▇▇▇▇backward▇▇▇▇ ────all at once────    few α, nothing is overlapped
+    Overlapped     ▇forward▇▇▇▇backward▇▇▇▇ ─w1─                   waits for the last bucket only
                                  ─w4,w3──w2─
 
-With p ranks, Ψ parameters of e bytes in k arrays or buckets and a ring (one element more, for the
-loss), where T_f and T_b are a rank's forward and backward:
+With p ranks, Ψ parameters of e bytes (one element more, for the loss) in k arrays or buckets, and
+rings; T_f and T_b are a rank's forward and backward:
 
     messages a rank  2(p - 1), times k if sent in k pieces
     bytes a rank     about 2(Ψ + 1)e(p - 1)/p, in all three
@@ -26,9 +26,9 @@ loss), where T_f and T_b are a rank's forward and backward:
     time             T_f + T_b + T_ring,  T_ring = 2(p - 1)kα + 2(Ψ + 1)e(p - 1)/p·(β + γ/2);
                      overlapped: see ``buckets.py``
 
-Gradients of ``microbatches`` parts of a shard add up before anything is sent: k times less memory
-for activations, and not a byte more on the wire. Li et al., "PyTorch Distributed", arXiv
-2006.15704, sections 3.2 and 4.2.
+With ``microbatches`` a shard is computed in parts, whose gradients are added before anything is
+sent: m microbatches need 1/m of the memory for activations, and send the same bytes. Li et al.,
+"PyTorch Distributed", arXiv 2006.15704, sections 3.2 and 4.2.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from minidist.parallel.state import OptimizerShard, State
 
 
 class DataParallel(Method):
-    """Gradients come together by ``sync``; by default one all-reduce, by ``algorithm``."""
+    """Sums gradients by ``sync``; by default one all-reduce by ``algorithm``."""
 
     changeable = Method.changeable | {"microbatches"}
 
@@ -73,7 +73,10 @@ class DataParallel(Method):
         clip: float | None = None,
         sync: Sync | None = None,
     ) -> None:
-        """``algorithm``: of the all-reduce; "ring" if neither it nor ``sync`` is given."""
+        """``algorithm``: of the all-reduce; "ring" if neither it nor ``sync`` is given.
+
+        Raises ValueError if both are given.
+        """
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         if algorithm is not None and sync is not None:
             raise ValueError(
@@ -90,7 +93,7 @@ class DataParallel(Method):
         *earlier, last = self.parts(batch, self.comm.rank)
         loss = 0.0
         for part in earlier:
-            loss += self.forward_backward(part)  # nothing is sent yet: gradients still grow
+            loss += self.forward_backward(part)  # nothing is sent yet: more will be added
         self.forward_backward(last, before_backward=lambda own: sync.last_backward(loss + own))
         total = sync.finish()
         sync.update(self.clip)
@@ -98,7 +101,7 @@ class DataParallel(Method):
 
     @property
     def replicas(self) -> Replicas:
-        """What the formulas of ``sync`` need to know, with the settings as they are now."""
+        """What the formulas of ``sync`` need to know, with the current settings."""
         return replace(self.sync.replicas, passes=2 * self.microbatches)
 
     def changed(self, name: str) -> None:
@@ -108,7 +111,7 @@ class DataParallel(Method):
         return self.sync.forward(inputs)
 
     def parts(self, batch: Batch, rank: int) -> list[Batch]:
-        """The microbatches of a rank."""
+        """The microbatches of ``rank``."""
         return batch.shard(rank, self.comm.size).microbatches(self.microbatches)
 
     def replicated(self) -> dict[str, Array]:
@@ -151,16 +154,16 @@ class DataParallel(Method):
         )
 
     def computing(self, parts: Sequence[Batch], machine: Machine, rank: int) -> float:
-        """Seconds in which a rank computes its microbatches, forward and backward."""
+        """Seconds of a rank's forward and backward on its microbatches."""
         return training_seconds(self.whole, parts, machine, rank)
 
     def activations(self, parts: Sequence[Batch]) -> int:
-        """Bytes that the largest of a rank's microbatches saves for its backward."""
+        """Peak bytes of activations of a rank with these microbatches."""
         return largest_saved(self.whole, parts, self.itemsize, self.loss)
 
 
 class PerParameter(DataParallel):
-    """Naive: an all-reduce for each parameter, when the backward is over. Pays α for each."""
+    """Naive: one all-reduce for each parameter, after the backward. Each pays latencies α."""
 
     def __init__(
         self,
@@ -180,7 +183,7 @@ class PerParameter(DataParallel):
 
 
 class Overlapped(DataParallel):
-    """Buckets, each all-reduced while the backward still makes the gradients of the next."""
+    """Buckets, each all-reduced while the backward computes the gradients of the next."""
 
     def __init__(
         self,

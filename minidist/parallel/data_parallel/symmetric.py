@@ -1,11 +1,11 @@
-"""Data parallelism over symmetric memory: gradients that nobody has to send.
+"""Data parallelism over symmetric memory: gradients are summed in shared memory, not sent.
 
-On one machine every rank can read every other's memory. So the ranks lay their gradients where
-all can see them, and rank r adds chunk r of all gradients where they lie and writes the sum where
-it belongs: ``collectives/shared/symmetric_memory.py``.
+Ranks of one machine can share memory. They put their gradients there. Rank r reads chunk r of every
+rank's gradient, and writes the sum into chunk r of each:
+``collectives/shared/symmetric_memory.py``.
 
     rank 0   shard 0 → forward, backward → gradient 0 ┐
-    rank 1   shard 1 → forward, backward → gradient 1 ┼─ one memory: rank r adds everybody's chunk r
+    rank 1   shard 1 → forward, backward → gradient 1 ┼─ shared: rank r sums chunk r of all ranks
     rank 2   shard 2 → forward, backward → gradient 2 ┘
 
 With p ranks and Ψ parameters of e bytes:
@@ -15,8 +15,8 @@ With p ranks and Ψ parameters of e bytes:
     memory a rank    as ``DataParallel``
     time             T_f + T_b + 2⌈lg p⌉α + (Ψ + 1)e(p - 1)/p·γ
 
-It needs ranks of one machine and gradients on the host. PyTorch does the same between the GPUs of
-a node (``torch.distributed._symmetric_memory``), over NVLink.
+It needs ranks on one machine, and gradients on the host. PyTorch does the same between the GPUs of
+a node, over NVLink (``torch.distributed._symmetric_memory``).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from minidist.parallel.gradient_sync import Replicas
 
 
 class SymmetricMemory(AllReduce):
-    """An all-reduce at the end, of gradients in memory that all replicas see.
+    """One all-reduce at the end, of gradients in memory that all replicas share.
 
-    Raises CommError where the replicas are not on one machine, or the model is on a GPU.
+    ``bind`` raises CommError if the replicas are not on one machine, or the model is on a GPU.
     """
 
     all_at_end = True
@@ -53,14 +53,14 @@ class SymmetricMemory(AllReduce):
         flat = self.model.flat
         if hasattr(module_of(flat.grad), "cuda"):
             raise CommError(
-                "symmetric data parallelism needs gradients on the host, whose memory all ranks "
-                "of a machine see: use DataParallel for a model on a GPU"
+                "symmetric data parallelism needs gradients in host memory, which the ranks of a "
+                "machine can share: use DataParallel for a model on a GPU"
             )
         length, grad = flat.size + 1, flat.grad
         flat.hold_gradients(symmetric_memory.allocate(self.comm, length, grad.dtype, like=grad))
 
     def ready(self, part: slice) -> None:
-        """Two barriers for each chunk would cost more than they hide: all at the end."""
+        """Does nothing: two barriers for each chunk would cost more than overlap saves."""
 
     def finish(self) -> float:
         assert self.comm is not None
@@ -78,7 +78,7 @@ class SymmetricMemory(AllReduce):
 
 
 class SymmetricDataParallel(DataParallel):
-    """``DataParallel`` whose gradients lie in memory that all ranks see."""
+    """``DataParallel`` with gradients in memory that all ranks share."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Gradient compression: data parallelism that sends fewer bytes for a gradient.
 
-Read ``compression.py`` first: the method, and what each compressor sends. ``compressor.py`` says
-what a compressor is; six are in ``compressors.py``, the seventh in ``power_sgd.py``.
+Read ``compression.py`` first: the method, and what each compressor sends. ``compressor.py`` has the
+interface of a compressor; six are in ``compressors.py``, the seventh in ``power_sgd.py``.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
-"""Compression: data parallelism that sends less than the gradient.
+"""Compression: data parallelism that sends fewer bytes than the gradient has.
 
     gradient ─▶ compress ─▶ ···· few bytes ···· ─▶ decompress ─▶ about the sum of all gradients
         ▲           │
-        ╰── error ──╯    what was not sent is kept, and added to the next gradient
+        ╰── error ──╯    the error is kept in a residual, and added to the next gradient
 
-Error feedback is why sending 1 % of a gradient can work at all: nothing is lost, it is only late.
-Over all steps the ranks have applied exactly what they computed, minus what is still in the
-residuals (Stich, Cordonnier, Jaggi, arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847).
+With error feedback, sending 1 % of a gradient can work: no part of it is lost, but parts are
+applied late. Over all steps, the applied updates are the sum of all gradients minus the residuals
+(Stich, Cordonnier, Jaggi, arXiv 1809.07599; Karimireddy et al., arXiv 1901.09847).
 
-It wants an optimizer without momentum, or a smaller rate: momentum 0.9 makes a late gradient ten
-times as long before it is corrected (arXiv 1712.01887, section 3.2, moves the momentum to before
-the compression for that).
+Use an optimizer without momentum, or a smaller learning rate: momentum 0.9 multiplies a late
+gradient's effect by up to ten before it is corrected. (Deep gradient compression, arXiv 1712.01887,
+section 3.2, applies momentum before the compression for this reason.)
 
-Whether the compressed form can be *added* decides how it scales. If it can (two float16 arrays, or
-the same random indices on all ranks), a ring all-reduce carries it: the bytes do not grow with p.
-If not (each rank has chosen other indices), all messages are all-gathered, and bytes grow with p.
+Can two compressed gradients be *added*? If so (float16 arrays, or the same random indices on all
+ranks), a ring all-reduce sums them, and a rank's bytes hardly grow with p. If not (each rank chose
+other indices), all messages are all-gathered, and the bytes grow in proportion to p.
 
 With n elements of e bytes, p ranks, k chosen, L parameter arrays, r the rank of the factors:
 
-                bytes a rank sends                  added on the way   exact if
+                bytes a rank sends                  all-reduced        exact if
     Float16     2·2n(p - 1)/p                       yes                values have ≤ 11 bits
     BFloat16    2n(p - 1)                           no                 values have ≤ 8 bits
     TopK        (e + 4)k(p - 1)                     no                 k = n
@@ -27,9 +27,8 @@ With n elements of e bytes, p ranks, k chosen, L parameter arrays, r the rank of
     Quantised   (n + eL)(p - 1)                     no                 values on the grid
     PowerSGD    2er(rows + columns)(p - 1)/p        yes                r = min(rows, columns)
 
-and 8 bytes to all-reduce the loss. The ring's 2en(p - 1)/p of uncompressed training is what these
-must beat: at 4 ranks and float32 that is 6n, and BFloat16 just equals it. The compressors
-themselves are in compressors.py.
+Besides, 8 bytes are all-reduced for the loss. Uncompressed, a ring sends 2en(p - 1)/p: at 4 ranks
+in float32 that is 6n, as much as BFloat16 sends. The compressors are in compressors.py.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from minidist.parallel.gradient_sync import GradientSync, Replicas
 
 
 class CompressedSum(GradientSync):
-    """Gradients that are summed at the end, by a ``Compressor``; the loss by an all-reduce."""
+    """Sums gradients at the end, by a ``Compressor``, and the loss by an all-reduce."""
 
     def __init__(self, compressor: Callable[[], Compressor]) -> None:
         self.make = compressor
@@ -79,11 +78,11 @@ class CompressedSum(GradientSync):
         return kept
 
     def own_arrays(self) -> dict[str, Array]:
-        """What is still owed, and PowerSGD's factors."""
+        """The residual, and PowerSGD's factors."""
         return {f"compressor/{i}": array for i, array in enumerate(self.compressor.arrays())}
 
     def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
-        """Compute, then what the compressor plans, then the loss."""
+        """Forward and backward, then the compressor's messages, then the loss."""
         series = Series(machine, of.size)
         series.compute(seconds)
         self.described(of).plan(series, of.itemsize)
@@ -96,14 +95,14 @@ class CompressedSum(GradientSync):
         return kept | {"gradients": [of.nbytes + self.described(of).kept_bytes()] * of.size}
 
     def described(self, of: Replicas) -> Compressor:
-        """A compressor that knows the parameters of these replicas, and allocates nothing."""
+        """A compressor for the parameters of these replicas, which allocates nothing."""
         compressor = make_compressor(self.make)
         compressor.describe(shapes(of.model), f"f{of.itemsize}", self.seed)
         return compressor
 
 
 def shapes(model: Module) -> dict[str, tuple[int, ...]]:
-    """The declared shape of each parameter that is trained."""
+    """The declared shape of each trained parameter, by name."""
     return {name: parameter.declared for name, parameter in model.trained().items()}
 
 
@@ -111,7 +110,7 @@ class Compressed(DataParallel):
     """Data parallelism whose gradients are summed by a ``Compressor``."""
 
     exact = False
-    unskippable = "a compressor keeps what it has not sent, and that would not be finite any longer"
+    unskippable = "the compressor has added the gradient to its residual, which is then not finite"
 
     def __init__(
         self,

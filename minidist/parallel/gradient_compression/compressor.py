@@ -1,6 +1,7 @@
-"""What every compressor is: it makes a gradient small, and remembers what it has not sent.
+"""The interface of a compressor: it encodes a gradient in few bytes, and keeps the error.
 
-``compression.py`` says what each sends, and uses them; pushes to parameter servers do too.
+``compression.py`` lists what each compressor sends, and uses them; so do pushes to parameter
+servers.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from minidist.nn.module import Shape
 
 
 class Compressor:
-    """Makes a gradient small: ``encode`` on the rank that computed it, ``decode`` wherever it goes.
+    """``encode`` on the rank that computed a gradient, ``decode`` on the ranks that receive it.
 
-    One object for each rank and gradient: it may remember errors.
+    Each rank has one object for each gradient: it may keep the error in ``residual``.
     """
 
-    all_reducible = False
-    feedback = False  # keeps a residual as long as the gradient
+    all_reducible = False  # whether messages can be added
+    feedback = False  # whether it keeps a residual, as long as the gradient
 
     def describe(
         self, shapes: dict[str, Shape], dtype: DTypeLike, seed: int, rank: int = 0
     ) -> None:
-        """Set which parameters lie in the gradient, in order; call once. Enough to decode."""
+        """Set the shapes of the gradient's parameters, in order. Call once, before ``decode``."""
         self.shapes, self.dtype = shapes, np.dtype(dtype)
         self.seed, self.rank = seed, rank
         bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
@@ -41,27 +42,29 @@ class Compressor:
         self.residual: Any = None
 
     def start(self, grad: Array, shapes: dict[str, Shape], seed: int, rank: int = 0) -> None:
-        """``describe``, and make ready to encode gradients such as ``grad``."""
+        """``describe``, and allocate what encoding gradients such as ``grad`` needs."""
         self.describe(shapes, grad.dtype, seed, rank)
         if self.feedback:
             self.residual = module_of(grad).zeros_like(grad)
 
     def encode(self, grad: Array, step: int) -> list[Array]:
-        """What to send of ``grad`` plus the residual: 1-D arrays, as ``wire`` says."""
+        """The message for ``grad`` plus the residual: 1-D arrays, as ``wire`` says. Updates the
+        residual."""
         raise TypeError(f"{type(self).__name__} does not define encode()")
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
-        """Add to ``into`` what a message of that step says."""
+        """Add the gradient that a message of that step encodes to ``into``."""
         raise TypeError(f"{type(self).__name__} does not define decode()")
 
     def wire(self) -> list[tuple[int, DTypeLike]]:
-        """Lengths and dtypes of the arrays of a message."""
+        """The (length, dtype) of each array of a message."""
         raise TypeError(f"{type(self).__name__} does not define wire()")
 
     def sum(self, comm: Comm, grad: Array, step: int) -> None:
-        """Replace ``grad`` by about the sum over all ranks: the same on each.
+        """Replace ``grad`` by an approximate sum over all ranks, the same on every rank.
 
-        Here all messages are all-gathered. A compressor whose messages can be added overrides this.
+        By default all messages are all-gathered. A compressor whose messages can be added overrides
+        this.
         """
         rows = [gather(comm, array) for array in self.encode(grad, step)]
         grad.fill(0)
@@ -69,16 +72,16 @@ class Compressor:
             self.decode(message, grad, step)
 
     def plan(self, series: Series, itemsize: int) -> None:
-        """What ``sum`` sends, added to ``series``."""
+        """Add the messages of ``sum`` to ``series``."""
         for length, dtype in self.wire():
             plan_gather(series, length * np.dtype(dtype).itemsize)
 
     def arrays(self) -> list[Array]:
-        """What it keeps between steps, once started."""
+        """The arrays that it keeps between steps, after ``start``."""
         return [] if self.residual is None else [self.residual]
 
     def kept_bytes(self) -> int:
-        """The bytes of that, started or not."""
+        """The bytes of ``arrays()``, also before ``start``."""
         return self.size * self.dtype.itemsize if self.feedback else 0
 
     def encode_flops(self) -> int:
@@ -86,12 +89,12 @@ class Compressor:
         return 0
 
     def decode_flops(self) -> int:
-        """And of a ``decode``."""
+        """FLOPs of the matrix products of a ``decode``."""
         return 0
 
 
 def make_compressor(kind: Callable[[], Compressor]) -> Compressor:
-    """A new compressor of that kind; ValueError for what is none."""
+    """A new compressor, made by calling ``kind``. Raises ValueError if that gives none."""
     made = kind() if callable(kind) else None
     if not isinstance(made, Compressor):
         raise ValueError(
@@ -102,7 +105,7 @@ def make_compressor(kind: Callable[[], Compressor]) -> Compressor:
 
 
 def gather(comm: Comm, row: Array) -> Any:
-    """The rows of all ranks, of one length: (p, length)."""
+    """All ranks' rows, which have equal lengths: (p, length)."""
     rows = module_of(row).empty((comm.size, row.size), row.dtype)
     rows[comm.rank] = row
     starts = range(0, comm.size * row.size, row.size)
@@ -111,5 +114,5 @@ def gather(comm: Comm, row: Array) -> Any:
 
 
 def plan_gather(series: Series, nbytes: int) -> None:
-    """What ``gather`` of a row of ``nbytes`` costs."""
+    """Add the messages of ``gather``, for rows of ``nbytes``, to ``series``."""
     series.all_gather(series.size * nbytes, 1)

@@ -1,7 +1,7 @@
-"""Seven ways to make a gradient small, in order of increasing complexity.
+"""Seven compressors, in order of increasing complexity.
 
-What each sends, whether it can be added on the way, and when it is exact: see compression.py.
-The seventh, PowerSGD, has a file of its own: power_sgd.py.
+compression.py lists what each sends, whether messages can be added, and when it is exact. The
+seventh, PowerSGD, is in power_sgd.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["BFloat16", "Float16", "PowerSGD", "Quantised", "RandomK", "Sign", "T
 
 
 class Float16(Compressor):
-    """Half the bits: a ring all-reduce that adds in float16. Infinite beyond 65504."""
+    """16 bits an element; a ring all-reduce adds in float16. Sums beyond 65504 become infinite."""
 
     all_reducible = True
 
@@ -48,9 +48,9 @@ class Float16(Compressor):
 
 
 class BFloat16(Compressor):
-    """The upper half of a float32: all its range, 8 significant bits; rounded to nearest even.
+    """The upper 16 bits of a float32: the same range, 8 significant bits; rounds to nearest even.
 
-    NumPy cannot add these, so they are gathered, and added in full precision.
+    NumPy cannot add these, so messages are all-gathered, and added in the gradient's dtype.
     """
 
     def encode(self, grad: Array, step: int) -> list[Array]:
@@ -66,7 +66,10 @@ class BFloat16(Compressor):
 
 
 class TopK(Compressor):
-    """The ``fraction`` of elements that are largest; each rank chooses its own (1712.01887)."""
+    """The ``fraction`` of elements with the largest absolute values; each rank chooses its own.
+
+    Lin et al., "Deep gradient compression", arXiv 1712.01887, section 3.1.
+    """
 
     feedback = True
 
@@ -75,17 +78,17 @@ class TopK(Compressor):
 
     def encode(self, grad: Array, step: int) -> list[Array]:
         xp = module_of(grad)
-        owed = self.residual
-        owed += grad
+        residual = self.residual
+        residual += grad
         k = self.count()
-        chosen = xp.argpartition(xp.abs(owed), self.size - k)[self.size - k :].astype(np.int32)
-        values = owed[chosen]
-        owed[chosen] = 0  # sent: no longer owed
+        chosen = xp.argpartition(xp.abs(residual), self.size - k)[self.size - k :].astype(np.int32)
+        values = residual[chosen]
+        residual[chosen] = 0  # sent
         return [values, chosen]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
         values, chosen = message
-        into[chosen] += values  # no index twice in one message, so each is added
+        into[chosen] += values  # correct because no index appears twice in one message
 
     def count(self) -> int:
         return math.ceil(self.fraction * self.size)
@@ -95,18 +98,19 @@ class TopK(Compressor):
 
 
 class RandomK(TopK):
-    """A random ``fraction`` of elements, the same on all ranks: no indices to send; all-reduced.
+    """A random ``fraction`` of elements, the same on all ranks: values are all-reduced.
 
-    Drawn by (seed, step), so nobody has to be told (arXiv 1809.07599, section 2).
+    Indices are drawn by (seed, step), so they need not be sent. Stich, Cordonnier, Jaggi, arXiv
+    1809.07599, section 2.
     """
 
     all_reducible = True
 
     def encode(self, grad: Array, step: int) -> list[Array]:
-        owed, chosen = self.residual, self.chosen(step, grad)
-        owed += grad
-        values = owed[chosen]
-        owed[chosen] = 0
+        residual, chosen = self.residual, self.chosen(step, grad)
+        residual += grad
+        values = residual[chosen]
+        residual[chosen] = 0
         return [values]
 
     def decode(self, message: Sequence[Array], into: Array, step: int) -> None:
@@ -138,24 +142,25 @@ class RandomK(TopK):
 class Sign(Compressor):
     """One bit an element, and a majority vote over ranks (signSGD, arXiv 1802.04434, section 4).
 
-    An array of the gradient moves by the mean size that the ranks report for it, in the direction
-    that most of them want; a tie moves nothing. Each rank then owes what it wanted minus what it
-    contributed. Where there is nobody to vote with (a push to a server), a message means its signs
-    times its sizes (EF-signSGD, arXiv 1901.09847, algorithm 1).
+    Each rank sends the signs of its gradient plus residual, and the mean absolute value ("size") of
+    each parameter. An element of the result is the sign that most ranks have (0 in a tie), times
+    the sum of the ranks' sizes. A rank's residual is reduced by that sign times its own size. A
+    push to a server has no vote: it decodes to signs times sizes (EF-signSGD, arXiv 1901.09847,
+    algorithm 1).
     """
 
     feedback = True
 
     def sizes_and_bits(self, grad: Array) -> tuple[np.ndarray, Array]:
-        """The mean size of each array of what is owed by now, (L,), and its signs, packed."""
+        """Of residual plus ``grad``: each parameter's mean absolute value, (L,); packed signs."""
         xp = module_of(grad)
-        owed = self.residual
-        owed += grad
-        sizes = np.array([float(read(xp.abs(owed[part]).mean(), 1.0)) for part in self.parts])
-        return sizes, xp.packbits(owed >= 0)  # (⌈n/8⌉,)
+        residual = self.residual
+        residual += grad
+        sizes = np.array([float(read(xp.abs(residual[part]).mean(), 1.0)) for part in self.parts])
+        return sizes, xp.packbits(residual >= 0)  # (⌈n/8⌉,)
 
     def signs(self, bits: Array) -> Array:
-        """+1 or -1 for each element."""
+        """+1 or -1 for each element, (n,)."""
         return 2 * module_of(bits).unpackbits(bits)[: self.size].astype(np.int32) - 1
 
     def encode(self, grad: Array, step: int) -> list[Array]:
@@ -188,17 +193,17 @@ class Sign(Compressor):
 
 
 class Quantised(Compressor):
-    """Eight bits an element, rounded at random so that the mean is right (QSGD, 1610.02132).
+    """Eight bits an element, with unbiased random rounding (QSGD, arXiv 1610.02132, section 3.1).
 
-    q = ±⌊|g| / scale · 127 + u⌋ with u uniform in [0, 1) and the scale each array's largest |g|:
-    E[q] · scale / 127 = g, so no error feedback is needed.
+    q = ±⌊|g| / scale · 127 + u⌋ with u uniform in [0, 1), and scale the largest |g| of the
+    parameter. E[q] · scale / 127 = g, so no error feedback is needed.
     """
 
     levels = 127
 
     def encode(self, grad: Array, step: int) -> list[Array]:
         xp = module_of(grad)
-        draw = generator(self.seed, "qsgd", step, self.rank)  # each rank rounds its own gradient
+        draw = generator(self.seed, "qsgd", step, self.rank)  # ranks round independently
         wider = accumulator(grad.dtype)  # in float16, 127 / scale may be infinite
         codes = made(lambda: draw.random(self.size, np.float32), (self.size,), wider, xp)
         scales = xp.empty(len(self.parts), grad.dtype)

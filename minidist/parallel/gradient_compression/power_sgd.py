@@ -1,15 +1,15 @@
-"""PowerSGD: each weight matrix of the gradient as a product P Qᵀ of two thin ones.
+"""PowerSGD: the gradient of each weight matrix as a product P Qᵀ of two thin matrices.
 
     orthogonalise Q;  P ← Σ M Q over ranks;
     orthogonalise P;  Q ← Σ Mᵀ P over ranks;  gradient ← P Qᵀ
 
-One step of a power iteration, warm from the last training step's Q. Both products are linear in M,
-so sums over ranks are exact and all-reduced: r(rows + columns) numbers instead of rows · columns.
-What the product does not say stays owed, and is added to the next gradient. Biases travel whole,
-beside the Qs. A message to a server is the same for one rank alone.
+This is one step of a power iteration on M, which starts from the last training step's Q. Both
+products are linear in M, so all-reduces sum them exactly: r(rows + columns) elements instead of
+rows · columns. The error, M - P Qᵀ, is kept in the residual and added to the next gradient. Biases
+are sent uncompressed, after the Qs. A push to a server computes the same on one rank.
 
-Vogels, Karimireddy, Jaggi, arXiv 1905.13727, algorithm 1. (The paper orthogonalises P alone: the
-same, as long as no column of Q comes to depend on the others.)
+Vogels, Karimireddy, Jaggi, arXiv 1905.13727, algorithm 1. The paper orthogonalises P only. The
+results are equal as long as the columns of Q stay linearly independent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from minidist.parallel.gradient_compression.compressor import Compressor
 
 
 class PowerSGD(Compressor):
-    """Each weight matrix as a product of two thin ones, of ``rank`` columns each."""
+    """Each weight matrix as a product of two thin matrices with ``rank`` columns each.
+
+    Raises ValueError for a rank below 1.
+    """
 
     all_reducible = True
     feedback = True
@@ -68,7 +71,7 @@ class PowerSGD(Compressor):
     def factors(
         self, left: Array, right: Array
     ) -> list[tuple[slice, tuple[int, int], Array, Array]]:
-        """For each matrix where it lies, its shape, and views of its P and Q."""
+        """For each matrix its slice of the gradient, its shape (n, m), and views of P and Q."""
         found, p_at, q_at = [], 0, 0
         for part, n, m, r in self.matrices:
             p, q = left[p_at : p_at + n * r], right[q_at : q_at + m * r]
@@ -76,8 +79,8 @@ class PowerSGD(Compressor):
             p_at, q_at = p_at + n * r, q_at + m * r
         return found
 
-    def whole_parts(self, right: Array) -> list[tuple[slice, Array]]:
-        """Where each array that is no matrix lies, and a view of its place behind the Qs."""
+    def uncompressed(self, right: Array) -> list[tuple[slice, Array]]:
+        """For each array that is no matrix its slice of the gradient, and a view after the Qs."""
         found, end = [], right.size
         for part in reversed(self.plain):
             start = end - (part.stop - part.start)
@@ -86,25 +89,25 @@ class PowerSGD(Compressor):
         return found
 
     def project(self, grad: Array) -> None:
-        """Orthogonalise Q; P ← M Q, of what is owed by now."""
-        owed = self.residual
-        owed += grad
+        """Orthogonalise Q; P ← M Q, where M is the residual plus ``grad``."""
+        residual = self.residual
+        residual += grad
         xp = module_of(grad)
         for part, shape, p, q in self.factors(self.left, self.right):
             q[...] = xp.linalg.qr(wide(q))[0]  # else a gradient of low rank leaves a Q of low rank
-            xp.matmul(owed[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
+            xp.matmul(residual[part].reshape(shape), q, out=p)  # (n, m) @ (m, r) -> (n, r)
         work.flops += self.flops()
 
     def project_back(self, xp: Any) -> None:
-        """Orthogonalise P; Q ← Mᵀ P. What these two do not say stays owed."""
-        owed = self.residual
+        """Orthogonalise P; Q ← Mᵀ P. Leaves the error M - P Qᵀ in the residual."""
+        residual = self.residual
         for part, shape, p, q in self.factors(self.left, self.right):
             p[...] = xp.linalg.qr(wide(p))[0]
-            q[...] = owed[part].reshape(shape).T @ p  # (m, n) @ (n, r) -> (m, r)
-            owed[part].reshape(shape)[...] -= p @ q.T  # own part, before any sum
-        for part, place in self.whole_parts(self.right):
-            place[...] = owed[part]
-            owed[part] = 0
+            q[...] = residual[part].reshape(shape).T @ p  # (m, n) @ (n, r) -> (m, r)
+            residual[part].reshape(shape)[...] -= p @ q.T  # with this rank's Q, before the sum
+        for part, place in self.uncompressed(self.right):
+            place[...] = residual[part]
+            residual[part] = 0
         work.flops += 2 * self.flops()
 
     def encode(self, grad: Array, step: int) -> list[Array]:
@@ -116,7 +119,7 @@ class PowerSGD(Compressor):
         left, right = message
         for part, shape, p, q in self.factors(left, right):
             into[part].reshape(shape)[...] += p @ q.T  # (n, r) @ (r, m) -> (n, m)
-        for part, place in self.whole_parts(right):
+        for part, place in self.uncompressed(right):
             into[part] += place
         work.flops += self.flops()
 
@@ -132,7 +135,7 @@ class PowerSGD(Compressor):
         self.decode([self.left, self.right], grad, step)
 
     def flops(self) -> int:
-        """Of one product of every matrix with a factor."""
+        """FLOPs of one product with a factor, over all matrices."""
         return sum(2 * n * m * r for _, n, m, r in self.matrices)
 
     def encode_flops(self) -> int:

@@ -1,4 +1,4 @@
-"""Ranks in a grid: each axis cuts training in one way, and one method composes them.
+"""Ranks in a grid: each axis is one kind of parallelism, and one method combines them.
 
 ``mesh.py`` is the grid and its communicators, ``mesh_parallel.py`` the method.
 """

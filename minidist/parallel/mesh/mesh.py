@@ -8,13 +8,13 @@
     dp 1   pp 0        4      5           along dp: 0 4 | 1 5 | 2 6 | 3 7
            pp 1        6      7
 
-The order is said once, here: data outermost, then pipeline, then tensor. Neighbours in the tensor
-axis are neighbours in rank, because they talk most: in every layer. A pipeline sends activations
-from stage to stage, once for each microbatch; replicas meet once a step. Where ranks of a machine
-have the faster links, this order keeps the most bytes on them. Narayanan et al., arXiv 2104.04473,
-section 3.
+The order of the axes is data outermost, then pipeline, then tensor. Neighbours along the tensor
+axis have neighbouring ranks, because they communicate most: in every layer. A pipeline sends
+activations from stage to stage once for each microbatch; replicas sum gradients once a step. If
+links inside a machine are faster, this order sends the most bytes over them. Narayanan et al.,
+arXiv 2104.04473, section 3.
 
-Whatever works along an axis gets that axis' communicator, and knows nothing of the others.
+Each kind of parallelism gets the communicator of its axis only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Mesh:
 
     Axes that are not given have length 1. Raises ValueError if the product of the lengths is not
     the number of ranks. ``mesh["tp"]`` is the communicator of this rank's group along an axis,
-    ``mesh.place["tp"]`` this rank's number in it, ``print(mesh)`` the table of all groups.
+    ``mesh.place["tp"]`` this rank's coordinate; ``print(mesh)`` prints all groups.
     """
 
     def __init__(self, comm: Comm, **lengths: int) -> None:
@@ -55,7 +55,7 @@ class Mesh:
         for axis in ORDER:
             along = tuple(slice(None) if one == axis else self.place[one] for one in ORDER)
             members = self.grid[along].tolist()
-            # The whole world needs no group of its own: then its stream is shared as well.
+            # If the group has all ranks, use comm itself: so they share its stream too.
             self._groups[axis] = comm if len(members) == comm.size else comm.group(members)
             if len(members) < comm.size:
                 self._groups[axis].label = NAMES[axis]  # in timelines
@@ -71,7 +71,7 @@ class Mesh:
         return moved.reshape(-1, moved.shape[-1]).tolist()
 
     def rank_of(self, **place: int) -> int:
-        """The rank at a place, such as ``rank_of(pp=1)``; 0 along axes that are not given."""
+        """The rank at these coordinates, such as ``rank_of(pp=1)``; axes not given are 0."""
         return int(self.grid[tuple(place.get(axis, 0) for axis in ORDER)])
 
     def __str__(self) -> str:
@@ -84,15 +84,15 @@ class Mesh:
 
 
 def check_batch_norm(who: str, model: Module, mesh: Mesh) -> None:
-    """Raise ValueError unless synchronised batch norm is so over the replicas, and no other ranks.
+    """Raise ValueError unless synchronised batch norm uses exactly the replicas of this rank.
 
-    Over more of them samples would count twice, or ranks would wait for others without the layer.
+    With more ranks, samples would count twice, or ranks without the layer would be waited for.
     """
     replicas = list(mesh["dp"].world)
     for path, layer in model.named_modules().items():
         if isinstance(layer, SyncBatchNorm) and list(layer.comm.world) != replicas:
             raise ValueError(
-                f"{who}: layer {path} is synchronised over ranks {list(layer.comm.world)}, and the "
+                f"{who}: layer {path} is synchronised over ranks {list(layer.comm.world)}, but the "
                 f"replicas of this rank are {replicas}: pass it Mesh(comm, dp=..., ...)['dp']"
             )
 
@@ -103,12 +103,12 @@ def check(lengths: dict[str, int]) -> dict[str, int]:
         if axis not in ORDER:
             raise ValueError(f"a mesh has the axes {', '.join(ORDER)}, not {axis!r}")
         if not isinstance(length, (int, np.integer)) or length < 1:
-            raise ValueError(f"a mesh's axis has a whole length of at least 1, not {axis}={length}")
+            raise ValueError(f"the length of a mesh's axis is an integer ≥ 1, not {axis}={length}")
     return lengths
 
 
 def parse(text: str) -> dict[str, int]:
-    """The lengths in a text such as ``"dp=2,pp=2,tp=2"``.
+    """The lengths in a text such as ``"dp=2,pp=2,tp=2"``; ValueError if it has another form.
 
     >>> parse("dp=2,tp=4")
     {'dp': 2, 'tp': 4}

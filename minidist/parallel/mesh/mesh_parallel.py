@@ -2,32 +2,33 @@
 
     MeshParallel(model, loss, optimizer, comm, mesh={"dp": 2, "pp": 2, "tp": 2})
 
-               one stage                           what meets along an axis
-    dp 0       ranks 0 1  ──activations──▶  2 3    tp   parts of a layer: sums, in every layer
+               one stage                           what is sent along an axis
+    dp 0       ranks 0 1  ──activations──▶  2 3    tp   sums of parts of a layer, in every layer
     dp 1       ranks 4 5  ──activations──▶  6 7    pp   activations and gradients, by microbatch
                                                    dp   gradients, once a step
 
-Each axis is a choice that stands alone, and knows nothing of the others:
+Each axis is chosen independently:
 
-    dp   which samples; how gradients come together (``zero``, or any ``sync``)
+    dp   which samples; how gradients are summed (``zero``, or any ``sync``)
     pp   which blocks, and in which order (``schedule``, ``microbatches``, ``recompute``)
     tp   which part of each layer (``plan``, ``sequence``, ``keep``)
 
-So there is no new way of training here. A pipeline whose stages hold tensor-parallel blocks, and
-whose replicas sum their gradients by a part, is all of it: this class names the choices. What is
-said of the *whole* model has to cross the axes, and does so in one place each:
+The method is a ``Pipeline`` whose stages hold tensor-parallel blocks, and whose replicas sum their
+gradients by a ``GradientSync``. This class only translates the arguments. Quantities of the *whole*
+model need several axes:
 
     the loss           divided by the global number of targets; summed over dp
-    the norm           a cut number counts where it is, a whole one on tp 0, a tied one on its first
-                       stage, a shard's at its owner; summed over dp (if sharded), pp and tp
-    tied parameters    one cut for both uses; their gradients are summed over the stages
-    along a sequence   gradients of norms and biases are summed over tp, before dp
-    states             with serial names and shapes: any mesh loads what any other has saved
+    the norm           each element counts once: one that tp cuts where it is, others on tp 0; a
+                       tied one on its first stage, a sharded one on its owner; summed over dp (if
+                       sharded), pp and tp
+    tied parameters    cut the same way in both uses; their gradients are summed over the stages
+    sequence cut       gradients of norms and biases are summed over tp, before dp
+    states             serial names and shapes: any mesh loads what any other has saved
 
-ZeRO here accumulates over the microbatches in all of a stage's gradient memory, and sums once a
-step. For Ψ parameters of a stage, e bytes, m microbatches and d replicas that is Ψe of memory and
-Ψe(d - 1)/d sent; to reduce-scatter after each microbatch would keep Ψe/d, and two blocks, and send
-m times as much. Narayanan et al., arXiv 2104.04473.
+ZeRO accumulates over the microbatches in gradient memory for the whole stage, and sums once a step.
+For Ψ parameters of a stage, e bytes, m microbatches and d replicas that is Ψe of memory and
+Ψe(d - 1)/d sent. A reduce-scatter after each microbatch would keep Ψe/d and two blocks, but send m
+times as much. Narayanan et al., arXiv 2104.04473.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ ZERO: tuple[Sync, ...] = (AllReduce, ReduceScatter, ReduceScatterUnits, Gathered
 
 
 class MeshParallel(Pipeline):
-    """``mesh``: lengths of the axes dp, pp and tp, of which the product is the number of ranks; or
-    a function from that number to the lengths.
+    """``mesh``: the lengths of the axes dp, pp and tp, whose product is the number of ranks; or a
+    function from that number to the lengths.
 
-    ``zero``: 0 for none, or the stage, over dp; or ``sync``, any part that sums gradients. For the
-    rest see ``Pipeline`` and ``TensorParallel``.
+    ``zero``: the stage of ZeRO over dp, 0 for none. ``sync``: in place of ``zero``, any
+    ``GradientSync``. For the other arguments see ``Pipeline`` and ``TensorParallel``. Raises
+    ValueError for lengths that do not fit, and for arguments that need a longer axis.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class MeshParallel(Pipeline):
         if zero not in range(len(ZERO)):
             raise ValueError(f"MeshParallel: zero is a stage, 0 to 3, not {zero!r}")
         if zero and sync is not None:
-            raise ValueError(f"MeshParallel: zero={zero} is a sync itself: pass one of the two")
+            raise ValueError(
+                f"MeshParallel: zero={zero} chooses a sync itself: pass one of the two"
+            )
         if zero and lengths["dp"] == 1:
             raise ValueError(f"MeshParallel: zero={zero} shards over replicas, and dp is 1")
         if lengths["tp"] == 1 and (plan is not None or sequence) and not callable(mesh):

@@ -1,4 +1,4 @@
-"""What a step of a pipeline costs: the costs of its parts, counted over its programs."""
+"""The cost of a step of a pipeline: the costs of its parts, summed over its programs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from minidist.nn.module import Shape
 from minidist.optim.optimizer import Optimizer
 from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.method import StepCost
-from minidist.parallel.pipeline.layout import Layout
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Compute,
     Forward,
@@ -23,6 +22,7 @@ from minidist.parallel.pipeline.schedules import (
     Send,
     WeightGradient,
 )
+from minidist.parallel.pipeline.layout import Layout
 from minidist.parallel.pipeline.stages import PartCost, part_cost
 from minidist.parallel.pipeline.tally import Memory, Ring, Tally, tally
 from minidist.parallel.shared_parameters import separate_count
@@ -52,9 +52,9 @@ def step_cost(
     counts: Tally,
     machine: Machine,
 ) -> StepCost:
-    """A step's cost: the counts of the programs, and what the replicas of each stage keep.
+    """A step's cost: the counts of the programs, and the memory of each stage's replicas.
 
-    Where the replicas' gradients do not come together by rings, what they send is ``sync``'s.
+    If ``sync`` does not sum by ring all-reduces, its own ``plan`` predicts its messages.
     """
     ranks = range(layout.stages * layout.replicas)
     messages, nbytes, busy = list(counts.messages), list(counts.nbytes), list(counts.busy)
@@ -62,10 +62,10 @@ def step_cost(
     if not rings_known(replicas, sync):
         plans = [sync.plan(of, [0.0] * of.size, machine) for of in replicas]
         for rank in ranks:
-            plan, copy = plans[rank % layout.stages], rank // layout.stages
-            messages[rank] += plan.messages[copy]
-            nbytes[rank] += plan.nbytes[copy]
-            busy[rank] += plan.busy[copy]
+            plan, replica = plans[rank % layout.stages], rank // layout.stages
+            messages[rank] += plan.messages[replica]
+            nbytes[rank] += plan.nbytes[replica]
+            busy[rank] += plan.busy[replica]
 
     def by_rank(kind: str) -> list[int]:
         return [memory[rank % layout.stages][kind][rank // layout.stages] for rank in ranks]
@@ -89,7 +89,7 @@ def step_cost(
 
 
 def rings_known(replicas: Sequence[Replicas], sync: GradientSync) -> bool:
-    """Whether the replicas' gradients come together by rings."""
+    """Whether ``sync`` sums all gradients by ring all-reduces."""
     parts = [(of, part) for of in replicas for part in of.pieces]
     return all(sync.rings(of, part) is not None for of, part in parts)
 
@@ -102,11 +102,11 @@ def tally_step(
     batches: list[list[Batch]],
     machine: Machine,
 ) -> Tally:
-    """Memory and messages of a step, by copy of the pipeline and microbatch."""
+    """Memory and messages of a step. ``batches``: the microbatches, by replica."""
     last, itemsize = len(layout.parts) - 1, replicas[0].itemsize
-    known: dict[tuple[int, int], PartCost] = {}
+    known: dict[tuple[int, int], PartCost] = {}  # by length of the microbatch, and part
     inputs: dict[int, list[Shape]] = {}
-    for batch in (batch for copy in batches for batch in copy):
+    for batch in (batch for microbatches in batches for batch in microbatches):
         if len(batch) not in inputs:
             inputs[len(batch)] = layout.shapes_of(batch)
             for part, shape in enumerate(inputs[len(batch)]):
@@ -144,8 +144,8 @@ def tally_step(
 
     def memory(rank: int, instruction: Compute) -> Memory:
         cost = cost_of(rank, instruction)
-        mixed = isinstance(instruction, (Forward, Backward))
-        return cost.memory if mixed else cost.split
+        whole = isinstance(instruction, (Forward, Backward))
+        return cost.memory if whole else cost.split
 
     by_rings = rings_known(replicas, sync)
 

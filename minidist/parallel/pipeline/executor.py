@@ -1,6 +1,6 @@
-"""Do a pipeline's program: one step of one rank, instruction by instruction.
+"""Run a pipeline's program: one step of one rank, instruction by instruction.
 
-It waits for nothing too early: a receive's buffer is ready one computation before the message is
+Messages overlap with computations: a receive is posted one computation before the message is
 needed, and a send is waited for only before its buffer is reused.
 """
 
@@ -21,7 +21,7 @@ from minidist.engine.mode import keep_buffers
 from minidist.engine.tensor import Deferred, Tensor, defer_weight_gradients, no_grad
 from minidist.inspect.meter import saved_for_backward
 from minidist.nn.module import Shape
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Forward,
     InputGradient,
@@ -36,7 +36,7 @@ from minidist.parallel.pipeline.stage_sums import OwnStage, StageSums
 
 
 class Executor(StageSums):
-    """One step of one rank: what is under way, and how each instruction is done."""
+    """One step of one rank: the microbatches in progress, and a function for each instruction."""
 
     def __init__(self, stage: OwnStage, batches: Sequence[Batch]) -> None:
         self.stage, self.layout, self.comm = stage, stage.layout, stage.pipe
@@ -49,11 +49,11 @@ class Executor(StageSums):
         self.gradients: dict[tuple[int, int], Array] = {}  # of a part's input
         self.deferred: dict[tuple[int, int], Deferred] = {}
         self.kept: dict[tuple[int, int], ExitStack] = {}  # inputs kept for recomputation
-        self.receiving: dict[tuple[int, int], list[Array]] = {}  # buffers, free after the backward
-        self.arriving: dict[tuple[str, int, int], tuple[Request, Array]] = {}
-        self.leaving: dict[tuple[str, int, int], Request] = {}
-        self.separated = list(stage.separated)  # still to be added
-        self.to_sum = set(self.layout.summed)  # over the tensor axis, still
+        self.in_use: dict[tuple[int, int], list[Array]] = {}  # buffers, free after the backward
+        self.receives: dict[tuple[str, int, int], tuple[Request, Array]] = {}  # posted
+        self.sends: dict[tuple[str, int, int], Request] = {}  # not complete yet
+        self.separated = list(stage.separated)  # not added yet
+        self.to_sum = set(self.layout.summed)  # not summed over the tensor axis yet
         self.loss = np.zeros(1)
         self.norm: float | None = None  # of the whole gradient, before it is clipped
         self.completed = False
@@ -70,19 +70,19 @@ class Executor(StageSums):
             case Send(what, microbatch, peer, part):
                 self.send(what, microbatch, peer, part)
             case Forward(microbatch, chunk):
-                with self.named("forward", microbatch, chunk):
+                with self.traced("forward", microbatch, chunk):
                     self.forward(microbatch, self.part(chunk))
             case Backward(microbatch, chunk):
-                with self.named("backward", microbatch, chunk):
+                with self.traced("backward", microbatch, chunk):
                     self.backward(microbatch, self.part(chunk))
                     self.free(microbatch, self.part(chunk))
             case InputGradient(microbatch, chunk):
-                with self.named("input-gradient", microbatch, chunk):
+                with self.traced("input-gradient", microbatch, chunk):
                     with defer_weight_gradients() as queue:
                         self.backward(microbatch, self.part(chunk))
                     self.deferred[microbatch, self.part(chunk)] = queue
             case WeightGradient(microbatch, chunk):
-                with self.named("weight-gradient", microbatch, chunk):
+                with self.traced("weight-gradient", microbatch, chunk):
                     self.deferred.pop((microbatch, self.part(chunk))).run()
                     self.free(microbatch, self.part(chunk))
             case Reduce(what, chunk):
@@ -95,13 +95,13 @@ class Executor(StageSums):
     def part(self, chunk: int) -> int:
         return self.layout.part(self.stage.index, chunk)
 
-    def named(self, what: str, microbatch: int, chunk: int) -> Any:
-        """The step's name in the trace, from which a timeline is drawn."""
+    def traced(self, what: str, microbatch: int, chunk: int) -> Any:
+        """Name the computation in the trace; plots of timelines read this name."""
         of_chunk = f" chunk {chunk}" if self.layout.schedule.chunks > 1 else ""
         return self.comm.step(f"{what} {microbatch}{of_chunk}")
 
     def compute(self, microbatch: int, part: int) -> Tensor:
-        """A part's layers on a microbatch, and the loss in the last one."""
+        """The output of a part's layers on a microbatch; of the last part, the loss."""
         batch = self.batches[microbatch]
         x = self.inputs[microbatch, part] if part > 0 else batch.inputs
         with self.stage.draws_of(batch):
@@ -123,21 +123,21 @@ class Executor(StageSums):
         if part == self.last:
             self.loss += float(read(y.data, math.nan))
         elif self.layout.stage_of(part + 1) == self.stage.index:
-            # The next part is here too. It begins a tape of its own, with memory of its own, as if
-            # it had received: then the two parts can free what they keep at different times.
+            # The next part is on this rank too. It gets a copy, as if received, and so a separate
+            # tape: then the two parts can free their activations at different times.
             self.inputs[microbatch, part + 1] = Tensor(y.data.copy(), requires_grad=True)
         self.outputs[place] = y
 
     def backward(self, microbatch: int, part: int) -> None:
         place = microbatch, part
-        if ("activation", microbatch, part + 1) in self.leaving:
-            self.leaving.pop(("activation", microbatch, part + 1)).wait()
+        if ("activation", microbatch, part + 1) in self.sends:
+            self.sends.pop(("activation", microbatch, part + 1)).wait()
         y = self.outputs.pop(place)
         if self.layout.recompute:
             with keep_buffers():  # the first forward has updated batch norm's running averages
                 y = self.compute(*place)
         gradient = self.gradients.pop((microbatch, part + 1), None)
-        if y.requires_grad:  # no: a first part with nothing to train
+        if y.requires_grad:  # false in a first part without trained parameters
             y.backward(gradient)
         if self.layout.recompute:
             self.kept.pop(place).close()
@@ -154,18 +154,18 @@ class Executor(StageSums):
     def post(self, what: str, microbatch: int, peer: int, part: int) -> None:
         buffer = self.loss if what == "loss" else self.buffer(self.shapes[microbatch][part])
         request = self.comm.irecv(buffer, peer, tag(what, microbatch, part))
-        self.arriving[what, microbatch, part] = request, buffer
+        self.receives[what, microbatch, part] = request, buffer
 
     def recv(self, what: str, microbatch: int, part: int) -> None:
-        request, buffer = self.arriving.pop((what, microbatch, part))
+        request, buffer = self.receives.pop((what, microbatch, part))
         with self.comm.step(f"receive {what} {microbatch}"):
             request.wait()
         if what == "activation":
             self.inputs[microbatch, part] = Tensor(buffer, requires_grad=True)
-            self.receiving.setdefault((microbatch, part), []).append(buffer)
+            self.in_use.setdefault((microbatch, part), []).append(buffer)
         elif what == "gradient":
             self.gradients[microbatch, part] = buffer
-            self.receiving.setdefault((microbatch, part - 1), []).append(buffer)
+            self.in_use.setdefault((microbatch, part - 1), []).append(buffer)
 
     def send(self, what: str, microbatch: int, peer: int, part: int) -> None:
         if what == "loss":
@@ -174,33 +174,33 @@ class Executor(StageSums):
             array = as_array(self.outputs[microbatch, part - 1])
         else:
             array = contiguous(self.gradients.pop((microbatch, part)))
-        for key in [key for key, request in self.leaving.items() if request.test()]:
-            self.leaving.pop(key)  # sent: its memory may go
+        for key in [key for key, request in self.sends.items() if request.test()]:
+            self.sends.pop(key)  # sent: its memory can be freed
         with self.comm.step(f"send {what} {microbatch}"):
             request = self.comm.isend(array, peer, tag(what, microbatch, part))
-        self.leaving[what, microbatch, part] = request
+        self.sends[what, microbatch, part] = request
 
     def finish(self) -> None:
-        """Wait for what has not left yet."""
-        for request in self.leaving.values():
+        """Wait for the sends that are not complete yet."""
+        for request in self.sends.values():
             request.wait()
 
     def buffer(self, shape: Shape) -> Array:
-        """Memory to receive into: that of a microbatch that is through, if there is one."""
+        """A buffer to receive into: a free one of this shape if there is one, else a new one."""
         free = self.stage.buffers.setdefault(shape, [])
         flat = self.stage.model.flat.data
         return free.pop() if free else arrays.module_of(flat).empty(shape, flat.dtype)
 
     def free(self, microbatch: int, part: int) -> None:
-        """The microbatch is through this part: its buffers may be received into again."""
-        for buffer in self.receiving.pop((microbatch, part), ()):
+        """Mark the buffers of a microbatch as free, after its backward through this part."""
+        for buffer in self.in_use.pop((microbatch, part), ()):
             self.stage.buffers[buffer.shape].append(buffer)
 
 
 def tag(what: str, microbatch: int, part: int) -> int:
-    """A number for a message that no other between the same two ranks has in a step.
+    """The tag of a message, different for all messages between two ranks in a step.
 
-    Not 0, which collectives use: the loss is waited for while norms are summed.
+    It is not 0, which collectives use: a receive of the loss is pending while norms are summed.
     """
     if what == "loss":
         return 1
@@ -212,5 +212,5 @@ def as_array(y: Tensor) -> Array:
 
 
 def contiguous(array: Array) -> Array:
-    """``array`` itself, or a copy if its elements do not lie in a row."""
+    """``array`` itself, or a copy if it is not contiguous."""
     return arrays.module_of(array).ascontiguousarray(array)

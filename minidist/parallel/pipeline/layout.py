@@ -1,13 +1,13 @@
-"""The layout of a pipeline: which rank holds which part of the model, and what each one does.
+"""The layout of a pipeline: which rank holds which part of the model, and runs which program.
 
     model      block 0 | block 1 | block 2 | block 3       bounds cut it into parts
     stage 0    part 0                                       a stage holds a part for each chunk
     stage 1              part 1 ...
-    rank r     stage r % p of copy r // p                   with ``replicas`` copies of p stages
+    rank r     stage r % p of replica r // p                with ``replicas`` pipelines of p stages
 
-A layout is made once a world, from a declared model, and never changes: ``on`` gives each rank
-its own, with the blocks that the rank trains. The prover, the executor and the prices all read it;
-none of them knows the method.
+A layout is made once for a world, from a declared model, and never changes. ``on`` gives each rank
+a version with the blocks that this rank trains. The prover, the executor and the cost read only the
+layout, not the method.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from minidist.data.batches import Batch
 from minidist.nn.layers import Sequential
 from minidist.nn.module import Shape
 from minidist.parallel.model_costs import parameter_count, shape_of
+from minidist.parallel.pipeline.instructions import COMPUTE, Instruction, Reduce
 from minidist.parallel.pipeline.programs import program
 from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import COMPUTE, Instruction, Reduce, Schedule
+from minidist.parallel.pipeline.schedules import Schedule
 from minidist.parallel.pipeline.stages import Bounds, block_flops, cut, join
 from minidist.parallel.shared_parameters import shared_by_blocks, tied
 
@@ -30,9 +31,9 @@ Programs = tuple[tuple[Instruction, ...], ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """Bounds, parts, programs, tied parameters and groups of a pipeline. Ranks: see above."""
+    """Bounds, parts, programs, tied parameters and groups of a pipeline."""
 
-    model: Sequential  # all of it; declared, but for the parts that this rank holds
+    model: Sequential  # the whole model; only the parts of this rank are initialised
     schedule: Schedule
     stages: int
     replicas: int
@@ -41,14 +42,14 @@ class Layout:
     bounds: tuple[tuple[int, int], ...]  # (first, last + 1) block of each part
     parts: tuple[Sequential, ...]
     stage_models: tuple[Sequential, ...]  # the parts of each stage, as one model
-    tied: tuple[str, ...]  # parameters that several stages hold
-    tied_stages: tuple[int, ...]  # those stages
-    programs: Programs  # of each stage
-    summed: frozenset[str] = frozenset()  # gradients that the tensor axis sums: see TensorPart
+    tied: tuple[str, ...]  # names of parameters that several stages hold
+    tied_stages: tuple[int, ...]  # these stages
+    programs: Programs  # by stage
+    summed: frozenset[str] = frozenset()  # names of gradients summed over tp: see TensorPart
     known_shapes: dict[Shape, list[Shape]] = field(default_factory=dict, compare=False)
 
     def on(self, model: Sequential, stage: int) -> Layout:
-        """The same layout on a rank of this stage, with that rank's own, equal ``model``."""
+        """The same layout with the parts of ``model``, an equal model, for this stage."""
         parts, models = list(self.parts), list(self.stage_models)
         own = [self.part(stage, chunk) for chunk in range(self.schedule.chunks)]
         for part in own:
@@ -58,17 +59,18 @@ class Layout:
         return replace(self, model=model, parts=tuple(parts), stage_models=tuple(models))
 
     def part(self, stage: int, chunk: int) -> int:
-        """Which part of the model a stage's chunk is."""
+        """The number of the model's part that is this chunk of this stage."""
         return self.schedule.part(stage, chunk, self.stages)
 
     def stage_of(self, part: int) -> int:
-        """Which stage holds a part."""
+        """The stage that holds a part."""
         return self.schedule.stage(part, self.stages)
 
     def chunk_range(self, stage: int, chunk: int) -> slice:
-        """Where a chunk's parameters lie in its stage's flat array.
+        """The slice of a chunk's parameters in its stage's flat array.
 
-        A parameter that two chunks of a stage share belongs to the chunk that is finished last.
+        A parameter that two chunks of a stage share is in the slice of the first. This chunk's
+        gradients are complete last.
         """
         parts = [self.parts[self.part(stage, c)] for c in range(self.schedule.chunks)]
         ends = [0, *(parameter_count(join(parts[: c + 1])) for c in range(len(parts)))]
@@ -83,7 +85,7 @@ class Layout:
         )
 
     def completing(self, stage: int) -> dict[Instruction, int]:
-        """The computations after which a chunk's gradients are complete, and which chunk's."""
+        """From the computation that completes a chunk's gradients to the number of this chunk."""
         found: dict[Instruction, int] = {}
         last: Instruction | None = None
         for item in self.programs[stage]:
@@ -95,17 +97,17 @@ class Layout:
         return found
 
     def apart(self, stage: int) -> frozenset[str]:
-        """Parameters whose gradients from several blocks or stages are added after the backward."""
+        """Names of parameters with several uses, whose gradients are added after the backward."""
         model = self.stage_models[stage]
         tied_here = self.tied if stage in self.tied_stages else ()
         return frozenset([*shared_by_blocks(model), *tied_here])
 
     def counted_elsewhere(self, stage: int) -> tuple[str, ...]:
-        """Tied parameters that an earlier stage counts in the norm of the whole gradient."""
+        """Names of tied parameters that an earlier stage counts in the gradient's norm."""
         return self.tied if stage in self.tied_stages[1:] else ()
 
     def clipped(self, clips: bool) -> Layout:
-        """The same with programs that sum the norms of the stages, or that do not."""
+        """The same layout with programs that do or do not (``clips``) sum the stages' norms."""
         written = write_programs(
             self.schedule, self.stages, self.microbatches, self.replicas, self.tied_stages, clips
         )
@@ -115,26 +117,26 @@ class Layout:
     # Groups of ranks
 
     def pipe(self, rank: int) -> list[int]:
-        """The ranks of this rank's copy of the pipeline, by stage."""
+        """The ranks of this rank's pipeline, by stage."""
         first = rank - rank % self.stages
         return list(range(first, first + self.stages))
 
     def replicas_of(self, rank: int) -> list[int]:
-        """The ranks that hold this rank's stage, by copy."""
+        """The ranks that hold this rank's stage, by replica."""
         return list(range(rank % self.stages, self.stages * self.replicas, self.stages))
 
     def partners(self, rank: int) -> list[int]:
-        """The ranks of this rank's copy that hold the tied parameters."""
+        """The ranks of this rank's pipeline that hold the tied parameters."""
         return [self.pipe(rank)[stage] for stage in self.tied_stages]
 
     # Batches
 
     def microbatches_of(self, batch: Batch, replica: int) -> list[Batch]:
-        """The microbatches of one copy of the pipeline."""
+        """The microbatches of one replica of the pipeline."""
         return batch.shard(replica, self.replicas).microbatches(self.microbatches)
 
     def shapes_of(self, batch: Batch) -> list[Shape]:
-        """The shape of every part's input, for a microbatch."""
+        """The shape of every part's input for a microbatch ``batch``."""
         shape = shape_of(batch)
         if shape not in self.known_shapes:
             costs = self.model.costs(shape)
@@ -158,10 +160,10 @@ def make_layout(
     summed: frozenset[str] = frozenset(),
     write: Callable[..., list[Instruction]] = program,
 ) -> Layout:
-    """Cut ``model``, write each stage's program, and prove that they can run.
+    """Cut ``model``, write each stage's program, and prove that the programs can run.
 
-    Raises ValueError for bounds that do not cut the whole model or parameters that cannot be
-    shared, ScheduleError for programs that cannot run.
+    Raises ValueError for bounds that do not cover the whole model and for parameters that cannot be
+    shared; ScheduleError for programs that cannot run.
     """
     bounds = bounds or even_bounds(model, schedule, stages, costs)
     _check_bounds(bounds, model, schedule, stages)
@@ -201,7 +203,7 @@ def write_programs(
     clips: bool,
     write: Callable[..., list[Instruction]] = program,
 ) -> Programs:
-    """Each stage's program, with the reductions that it needs."""
+    """Each stage's program, with its reductions."""
     found = []
     for stage in range(stages):
         needs = {
@@ -218,9 +220,10 @@ def write_programs(
 def even_bounds(
     model: Sequential, schedule: Schedule, stages: int, costs: Sequence[float] | None
 ) -> Bounds:
-    """As even as can be.
+    """Bounds whose parts have costs as equal as possible.
 
-    Of more chunks than blocks that compute anything, the last stay empty: they pass on.
+    If there are more parts than blocks that compute anything, the last parts are empty: they pass
+    their input on.
     """
     costs = block_flops(model) if costs is None else costs
     parts = stages * schedule.chunks
@@ -243,6 +246,6 @@ def _check_bounds(bounds: Bounds, model: Sequential, schedule: Schedule, stages:
 def _check_shared(shared: dict[str, list[int]]) -> None:
     if len({tuple(where) for where in shared.values()}) > 1:
         raise ValueError(
-            f"stages share parameters in several ways, {shared}: cut by hand, so that "
-            "the same stages share all of them"
+            f"stages share parameters in several ways, {shared}: pass bounds=[(start, stop), ...] "
+            "with which the same stages share all of them"
         )

@@ -1,8 +1,8 @@
-"""What a step costs where every stage of a pipeline is held by several ranks together.
+"""The cost of a step of a pipeline whose stages are cut over a tensor axis.
 
-The ranks with one number on the tensor axis are a pipeline of their own, of smaller layers: so
-each of these is priced as any pipeline, and what its layers send along the tensor axis is added.
-How long a step takes is left to the simulator.
+The ranks with the same number on the tensor axis form a pipeline of smaller layers. The cost of
+each of these is that of any pipeline; the messages along the tensor axis are added. The time has no
+formula: see the simulator.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minidist.parallel.gradient_sync import GradientSync, Replicas
 from minidist.parallel.in_order import names_in
 from minidist.parallel.method import StepCost
 from minidist.parallel.model_costs import parameter_slices
+from minidist.parallel.pipeline.instructions import Reduce
 from minidist.parallel.pipeline.layout import Layout
-from minidist.parallel.pipeline.schedules import Reduce
 from minidist.parallel.tensor.cost import NOTHING, Cost, microbatch_traffic, numbers, total
 from minidist.parallel.tensor.part import TensorPart
 
 
 def machine_of(machine: Machine, rank: int, size: int) -> Machine:
-    """The machine as the pipeline of tensor rank ``rank`` sees it: its ranks are every size-th."""
+    """The machine for the pipeline of tensor rank ``rank``, which has every size-th rank."""
     slow = {r // size: times for r, times in machine.slowdown.items() if r % size == rank}
     return replace(machine, slowdown=slow)
 
@@ -40,7 +40,7 @@ def mesh_cost(
     itemsize: int,
     machine: Machine,
 ) -> StepCost:
-    """Of all ranks, from the ``costs`` of the pipeline of each tensor rank."""
+    """The cost for all ranks, from the ``costs`` of the pipeline of each tensor rank."""
     size = tensor.comm.size
     ranks = range(layouts[0].stages * layouts[0].replicas * size)
     more = [
@@ -86,7 +86,7 @@ def along_tensor(
     rank: int,
     machine: Machine,
 ) -> Cost:
-    """What a rank sends to the ranks that hold its stage together with it."""
+    """The messages of ``rank`` along the tensor axis, to the ranks with parts of its stage."""
     size, place = tensor.comm.size, rank % tensor.comm.size
     replica, stage = divmod(rank // size, layout.stages)
     last, cost = len(layout.parts) - 1, NOTHING
@@ -113,7 +113,7 @@ def along_tensor(
 
 
 def summed_at_once(tensor: TensorPart, layout: Layout, stage: int) -> list[list[str]]:
-    """The parameters whose gradients the tensor axis sums together: a chunk's, or a stage's."""
+    """Names of parameters whose gradients the tensor axis sums in one all-reduce: lists of them."""
     names = list(layout.stage_models[stage].named_parameters())
     if layout.replicas == 1:
         groups = [names]

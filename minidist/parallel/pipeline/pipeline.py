@@ -1,24 +1,25 @@
-"""Pipeline parallelism: every rank holds a stage, some consecutive blocks of the model.
+"""Pipeline parallelism: every rank holds one stage, some consecutive blocks of the model.
 
     microbatch → stage 0 → activations → stage 1 → activations → stage 2 → loss
                  rank 0  ←  gradients  ← rank 1  ←  gradients  ← rank 2
 
-A stage receives its input, computes, and sends its output on; backward the same in reverse, since
-the backward of a send is a receive. To keep all stages at work the batch is cut into
-microbatches; in which order a stage works on them is its schedule (``schedules.py``). Any schedule
-will do: here it becomes a program for each stage, is proved to be one that can run (``prover.py``),
-counted (``cost.py``) and run (``executor.py``).
+A stage receives its input, computes, and sends its output to the next stage. The backward does the
+same in reverse, since the backward of a send is a receive. So that all stages can work at the same
+time, the batch is cut into microbatches. The order in which a stage works on them is its schedule
+(``schedules.py``). Here a schedule becomes a program for each stage; ``prover.py`` proves that the
+programs can run, ``cost.py`` counts their cost, and ``executor.py`` runs them.
 
-A rank sends activations and their gradients only, never parameters: for each microbatch of b rows
-and a boundary of h values, b·h elements to the right and as many to the left, and one element,
-the loss, at the end. Memory: a stage's own parameters, gradients and optimizer state, and what the
-schedule keeps of activations. Time: ``parallel.simulate``; of a schedule alone: ``price_units``.
+A rank sends only activations and their gradients. For each microbatch of b rows, and h values at
+the boundary between stages, these are b·h elements forward and b·h backward; the loss is one
+element. Memory: the stage's parameters, gradients and optimizer state, and the activations that the
+schedule keeps. Time: ``parallel.simulate``; of a schedule without a model: ``price_units``.
 
-Parameters that two stages share (GPT's embedding) live on both, take the sum of both gradients,
-and so stay equal. With ``replicas`` = d there are d copies of the pipeline, each for its part of
-the batch: rank r is stage r % p of copy r // p. A stage's gradients come together over the copies
-by ``sync`` (``gradient_sync.py``); by default each chunk is all-reduced as soon as it is complete,
-while other stages still go backward. To clip, the stages all-reduce 8 bytes: the squared norm.
+If two stages share a parameter (GPT's embedding), both have a copy and step it with the sum of both
+gradients, so the copies stay equal. With ``replicas`` = d there are d equal pipelines, each with
+its shard of the batch: rank r is stage r % p of replica r // p. ``sync`` (``gradient_sync.py``)
+sums a stage's gradients over the replicas. By default each chunk's gradients are all-reduced when
+they are complete, while other stages continue. For clipping, the stages all-reduce the squared
+norm: 8 bytes.
 
 Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, section 2.2.
 """
@@ -58,16 +59,19 @@ from minidist.parallel.tensor.part import TensorCut, TensorPart, bind_norms
 
 
 class Pipeline(WholeModel):
-    """Rank r is stage r. ``schedule`` is a name in ``SCHEDULES``, or a Schedule of your own.
+    """Rank r is stage r. ``schedule`` is a name in ``SCHEDULES``, or a ``Schedule``.
 
-    The model is cut into a part for each chunk of each stage, as even in FLOPs as can be, or by
-    other ``costs`` of its blocks, or by hand: ``bounds=[(0, 3), (3, 8)]`` makes blocks 0 to 2 the
-    first part and 3 to 7 the second. ``recompute`` keeps only a part's input of a microbatch, and
-    goes forward again when it goes backward; ``recompute="attention"`` does so for attention's
-    weights alone, which are most of the memory of a long sequence and little of the work.
+    The model is cut into one part for each chunk of each stage, with FLOPs as equal as possible.
+    ``costs`` gives other costs of the blocks. ``bounds=[(0, 3), (3, 8)]`` sets the parts: blocks 0
+    to 2, and 3 to 7. With ``recompute`` a microbatch keeps only the input of a part, and the
+    backward computes the forward again; ``recompute="attention"`` does this for attention's weights
+    only, which need much memory for long sequences and little time.
+
+    Raises TypeError for a model that is not a list of blocks; ValueError for settings that do not
+    fit each other or the ranks; ScheduleError for a schedule that cannot run.
     """
 
-    stashes = False  # whether microbatches keep the weights that they went forward through
+    stashes = False  # whether a microbatch's backward uses the weights of its forward
 
     def __init__(
         self,
@@ -90,9 +94,9 @@ class Pipeline(WholeModel):
         if not is_list_of_blocks(model):
             raise TypeError(
                 f"{type(self).__name__} cuts a model between blocks that compute one after the "
-                f"other, and only its forward knows what a {type(model).__name__} does: write it "
-                "as Sequential(block, block, ...), or take a method that does not cut it, such as "
-                "DataParallel or Zero3"
+                f"other, and a {type(model).__name__} has a forward of its own: write it as "
+                "Sequential(block, block, ...), or use a method that does not cut the model, such "
+                "as DataParallel or Zero3"
             )
         if isinstance(schedule, str):
             try:
@@ -117,7 +121,7 @@ class Pipeline(WholeModel):
         self.pipe = self.mesh["pp"]
         copies = self.mesh["dp"] if replicas > 1 else None
         self.tensor = None if tensor is None else tensor.part(model, loss, self.mesh["tp"])
-        if self.tensor is not None:  # cut where the serial model would be: the same on all ranks
+        if self.tensor is not None:  # bounds of the serial model, so that all ranks use the same
             bounds = bounds or even_bounds(model, schedule, stages, costs)
             model, self.loss = self.tensor.model, self.tensor.loss
 
@@ -187,7 +191,7 @@ class Pipeline(WholeModel):
             )
 
     def changed(self, name: str) -> None:
-        """Another limit or another loss: the programs and their counts follow."""
+        """Update the programs and their counts after a change of ``clip`` or ``loss``."""
         self.layout = self.layout.clipped(self.clip is not None)
         self.own = replace(self.own, layout=self.layout, loss=self.loss, clip=self.clip)
         self.sync.clips(self.clip is not None)
@@ -195,30 +199,30 @@ class Pipeline(WholeModel):
         self._tallies.clear()
 
     def _make_sync(self, sync: Sync | None, copies: Comm | None) -> GradientSync:
-        """The part by which the copies' gradients come together; without copies, none is needed."""
+        """The part that sums the replicas' gradients. Without replicas it does nothing."""
         if copies is None:
             if sync is not None:
-                raise ValueError("sync brings the gradients of replicas together: pass replicas=2")
+                raise ValueError("sync sums gradients over replicas: pass replicas=2 or more")
             return GradientSync()
         made = AllReduce() if sync is None else make_sync(sync)
         name = type(made).__name__
         if made.hooks_forward:
             raise ValueError(
                 f"{name} must see the forward of the whole model, and a pipeline's microbatches "
-                "accumulate: take ReduceScatterUnits, which is ZeRO 2 for that"
+                "accumulate gradients: use ReduceScatterUnits, which is ZeRO 2 for this case"
             )
         if made.whole_array and self.layout.tied and copies.size > 2:
             raise ValueError(
-                f"{name} adds up three and more replicas in an order that depends on where a "
-                f"parameter lies, so the copies of {self.layout.tied[0]}, on stages "
-                f"{list(self.layout.tied_stages)}, would differ: take ReduceScatterUnits"
+                f"{name} sums three or more replicas in an order that depends on a parameter's "
+                f"position, so the copies of {self.layout.tied[0]}, on stages "
+                f"{list(self.layout.tied_stages)}, would differ: use ReduceScatterUnits"
             )
         if self.tensor is not None and copies.size > 2 and not self.tensor.even:
             raise ValueError(
-                f"the tensor axis cuts unevenly ({self.tensor.uneven}), so a parameter that is "
-                "whole lies in another place on each of its ranks, and three and more replicas "
-                "would be summed in another order: its copies would drift apart. Take lengths that "
-                "divide, or two replicas"
+                f"the tensor axis cuts unevenly ({self.tensor.uneven}), so a parameter that is not "
+                "cut has another position on each of its ranks, and three or more replicas would "
+                "be summed in another order: its copies would differ. Use lengths that divide, or "
+                "two replicas"
             )
         return made
 
@@ -247,17 +251,17 @@ class Pipeline(WholeModel):
         arrays["gradients"] += [later.grad for _, later in self.separated]
         return arrays
 
-    # What it costs
+    # The cost
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Counted over the programs themselves; and what ``sync`` sends and keeps."""
+        """Counted from the programs; and the messages and memory of ``sync``."""
         if self.tensor is not None:
             return self._mesh_cost(self.tensor, batch, machine)
         counts = self._tally(self.layout, self.loss, batch, machine)
         return step_cost(self.layout, self.stage_replicas(self.layout), self.sync, counts, machine)
 
     def _mesh_cost(self, tensor: TensorPart, batch: Batch, machine: Machine) -> StepCost:
-        """Each rank of the tensor axis belongs to a pipeline of layers of its own sizes."""
+        """From one layout for each rank of the tensor axis: their layers have different sizes."""
         if not self._layouts:
             clips = self.clip is not None
             self._layouts = [self.lay_out(model).clipped(clips) for model in tensor.models]
@@ -287,7 +291,7 @@ class Pipeline(WholeModel):
         ]
 
     def _tally(self, layout: Layout, loss: Loss, batch: Batch, machine: Machine) -> Tally:
-        """The counts of any layout of this method's: each rank of a tensor axis has its own."""
+        """The counts of ``layout``: this rank's, or that of another rank of the tensor axis."""
         parts = [layout.microbatches_of(batch, replica) for replica in range(layout.replicas)]
         key = tuple(len(part) for copy in parts for part in copy), repr(machine), id(layout)
         if key not in self._tallies:

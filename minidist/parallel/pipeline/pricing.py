@@ -1,8 +1,8 @@
-"""What a schedule costs without a model: time, idle share, memory, and when each thing is done.
+"""The cost of a schedule without a model: time, idle share, memory, and a timeline.
 
-``price`` runs the programs in the local world, on its clock: each rank sends and receives as the
-executor does, messages of one byte, and instead of computing lets its seconds pass. So a schedule
-can be compared and drawn before there is a model for it.
+``price`` runs the programs in the local world. Each rank sends and receives in the executor's
+order, with messages of one byte; a computation only advances the virtual clock. So schedules can be
+compared and drawn without a model.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine
 from minidist.engine.array import work
 from minidist.parallel.pipeline.executor import tag
-from minidist.parallel.pipeline.programs import program
-from minidist.parallel.pipeline.prover import validate
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
@@ -29,16 +27,18 @@ from minidist.parallel.pipeline.schedules import (
     Instruction,
     Post,
     Recv,
-    Schedule,
     Send,
     WeightGradient,
 )
+from minidist.parallel.pipeline.programs import program
+from minidist.parallel.pipeline.prover import validate
+from minidist.parallel.pipeline.schedules import Schedule
 from minidist.parallel.pipeline.tally import Memory, peak_saved
 
 
 @dataclass(frozen=True)
 class Span:
-    """An instruction of a rank, and when it was computed."""
+    """An instruction of a rank, and the time at which it started and ended."""
 
     instruction: Compute
     start: float
@@ -47,7 +47,7 @@ class Span:
 
 @dataclass
 class Price:
-    """What programs should cost, by rank: messages, seconds busy, peak of what is saved."""
+    """The cost of programs. Lists are by rank: messages, busy seconds, peak of saved memory."""
 
     messages: list[int]
     busy: list[float]
@@ -57,7 +57,7 @@ class Price:
 
     @property
     def idle_fraction(self) -> float:
-        """The share of all ranks' time in which they do not compute."""
+        """The fraction of the ranks' time in which they do not compute."""
         return 1 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
 
 
@@ -67,7 +67,7 @@ def price(
     seconds: Callable[[Compute], float],
     memory: Callable[[Compute], Memory],
 ) -> Price:
-    """The price of these programs, one a rank, without sums over ranks."""
+    """The cost of these programs, one for each rank; ``Reduce`` instructions cost nothing."""
     world = LocalWorld(machine)
     spans = world.run(lambda comm: _run(comm, programs[comm.rank], seconds), len(programs))
     return Price(
@@ -83,23 +83,23 @@ def _run(
     comm: Comm, instructions: Sequence[Instruction], seconds: Callable[[Compute], float]
 ) -> list[Span]:
     """One rank: posts, sends and receives in the executor's order."""
-    arriving: dict[Any, Request] = {}
-    leaving: list[Request] = []
+    receives: dict[Any, Request] = {}
+    sends: list[Request] = []
     spans = list[Span]()
     for item in instructions:
         match item:
             case Post(what, microbatch, peer, part):
                 key = what, microbatch, part
-                arriving[key] = comm.irecv(np.empty(1, np.uint8), peer, tag(*key))
+                receives[key] = comm.irecv(np.empty(1, np.uint8), peer, tag(*key))
             case Recv(what, microbatch, _, part):
-                arriving.pop((what, microbatch, part)).wait()
+                receives.pop((what, microbatch, part)).wait()
             case Send(what, microbatch, peer, part):
-                leaving.append(comm.isend(np.empty(1, np.uint8), peer, tag(what, microbatch, part)))
+                sends.append(comm.isend(np.empty(1, np.uint8), peer, tag(what, microbatch, part)))
             case _ if isinstance(item, COMPUTE):
                 start = comm.time()
                 work.beyond += seconds(item)  # charged when the clock is read
                 spans.append(Span(item, start, comm.time()))
-    for request in leaving:
+    for request in sends:
         request.wait()
     return spans
 
@@ -113,10 +113,11 @@ def price_units(
     weight_gradient: float = 1.0,
     message: float = 0.0,
 ) -> Price:
-    """Price a schedule with stages of equal cost: ``forward`` and so on are for a whole stage.
+    """The cost of a schedule with equal stages.
 
-    Memory is counted in chunks of a microbatch, kept until its weights' gradient. Raises
-    ScheduleError if the schedule cannot run.
+    ``forward``, ``input_gradient`` and ``weight_gradient``: seconds of a whole stage for a
+    microbatch; ``message``: seconds of a message. Memory is in chunks of a microbatch, which are
+    kept until its weight gradient. Raises ScheduleError if the schedule cannot run.
     """
     programs = [program(schedule, stage, stages, microbatches) for stage in range(stages)]
     validate(programs, schedule, microbatches)

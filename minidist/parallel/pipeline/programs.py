@@ -1,18 +1,18 @@
-"""From what a stage computes to all that it does: a schedule becomes a program.
+"""Programs: a schedule's computations, with the messages, reductions and steps that they need.
 
     order of a middle stage    F(0)  B(0)
     its program                Post, Recv activation, F(0), Send activation,
                                Post, Recv gradient, B(0), Send gradient, Step, the loss
 
-Messages follow from the order: a part's forward needs what the part before it sent, and its
-backward what the part after it sent; between two parts of one stage nothing is sent.
+A part's forward needs the activation that the part before it sends; its backward needs the gradient
+that the part after it sends. Between two parts of one stage nothing is sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
@@ -22,20 +22,21 @@ from minidist.parallel.pipeline.schedules import (
     Post,
     Recv,
     Reduce,
-    Schedule,
     Send,
     Step,
     WeightGradient,
 )
+from minidist.parallel.pipeline.schedules import Schedule
 
 
 def program(
     schedule: Schedule, stage: int, stages: int, microbatches: int, reduce: tuple[str, ...] = ()
 ) -> list[Instruction]:
-    """A stage's whole list: its order, with messages, reductions, the step and the loss.
+    """A stage's program: its order, with messages, reductions, the step and the loss.
 
-    A message's ``Post`` comes one computation before its ``Recv``: it can arrive meanwhile, and
-    no more than one buffer waits. ``reduce`` names the reductions that the ranks need.
+    A message's ``Post`` comes one computation before its ``Recv``, so that it can arrive during
+    this computation, and only one buffer waits. ``reduce``: the kinds of ``Reduce`` that are
+    needed.
     """
     order = list(schedule.order(stage, stages, microbatches))
     found: list[Instruction] = []
@@ -56,7 +57,7 @@ def program(
 def _with_messages(
     schedule: Schedule, instruction: Compute, stage: int, stages: int
 ) -> Iterator[Instruction]:
-    """An instruction between the messages that it needs and makes; none within a stage."""
+    """An instruction, after the message that it needs and before the one that it sends."""
     microbatch = instruction.microbatch
     part = schedule.part(stage, instruction.chunk, stages)
     last = stages * schedule.chunks - 1
@@ -82,7 +83,7 @@ def _with_messages(
 def _completes(instruction: Compute | Step, rest: list[Compute | Step]) -> bool:
     """Whether this chunk's gradients are complete after this instruction.
 
-    A later chunk may share a parameter with this one, so it has to be complete too.
+    A later chunk may share a parameter with this one, so it must be complete too.
     """
     return isinstance(instruction, (Backward, WeightGradient)) and not any(
         isinstance(later, (Backward, WeightGradient)) and later.chunk >= instruction.chunk
@@ -93,7 +94,7 @@ def _completes(instruction: Compute | Step, rest: list[Compute | Step]) -> bool:
 def _pass_loss(
     schedule: Schedule, stage: int, stages: int, reduce: tuple[str, ...]
 ) -> Iterator[Instruction]:
-    """The loss, which one end of the pipeline knows, from stage to stage to the other end."""
+    """Pass the loss from the stage that computes it from stage to stage to the other end."""
     source = schedule.stage(stages * schedule.chunks - 1, stages)
     step = 1 if source == 0 else -1  # away from the source
     if stage != source:
@@ -105,9 +106,9 @@ def _pass_loss(
 
 
 def _posted_early(instructions: list[Instruction]) -> list[Instruction]:
-    """Put a Post for every Recv before the computation that comes before it."""
+    """Insert a Post for every Recv, before the computation that precedes the Recv."""
     posted: list[Instruction] = []
-    early = 0  # where the last computation stands
+    early = 0  # index of the last computation
     for instruction in instructions:
         if isinstance(instruction, Recv):
             posted.insert(early, Post(**vars(instruction)))

@@ -1,7 +1,7 @@
-"""Prove that a pipeline's programs can run, before they do.
+"""Prove that a pipeline's programs can run, before they run.
 
-``validate`` walks through all stages' lists as if time did not exist: a send leaves at once, a
-receive waits for its send. If everybody comes to the end, no timing can make it deadlock.
+``validate`` executes all stages' programs without times: a send completes at once, a receive waits
+for its send. If every stage reaches its end, no timing can cause a deadlock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     Backward,
     Compute,
     Forward,
@@ -18,15 +18,15 @@ from minidist.parallel.pipeline.schedules import (
     Post,
     Recv,
     Reduce,
-    Schedule,
     Send,
     Step,
     WeightGradient,
 )
+from minidist.parallel.pipeline.schedules import Schedule
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot run: the message names the stage and the instruction."""
+    """A schedule cannot run; the message names the stage and the instruction."""
 
 
 def validate(
@@ -35,16 +35,16 @@ def validate(
     microbatches: int,
     one_step: bool = False,
 ) -> None:
-    """Prove that all stages' programs together train each microbatch once, and never get stuck.
+    """Prove that the stages' programs train each microbatch once, without deadlock.
 
-    Raises ScheduleError for work that is missing, double or before what it needs; for messages
-    that nobody sends, receives or has; and for a deadlock. With ``one_step`` also for programs that
-    are not serial training: the optimizer must step once, after everything.
+    Raises ScheduleError for a computation that is missing, repeated, or before what it needs; for a
+    message that is never sent or received, or sent before it is computed; and for a deadlock. With
+    ``one_step`` also unless the optimizer steps once, after all gradients, as in serial training.
     """
     stages = len(programs)
     last = stages * schedule.chunks - 1
-    # Messages and results that exist, each as (what, microbatch, part): on the way, and by stage.
-    travelling: set[tuple[Any, ...]] = set()
+    # Messages and results that exist, each as (what, microbatch, part): sent, and by stage.
+    sent: set[tuple[Any, ...]] = set()
     has: list[set[tuple[Any, ...]]] = [set() for _ in programs]
     done: list[set[Instruction]] = [set() for _ in programs]
     position = [0] * stages
@@ -86,7 +86,7 @@ def validate(
                 has[stage].add(("weights", microbatch, part))
 
     def run(stage: int, instruction: Instruction) -> bool:
-        """Do the instruction, if it can be done now."""
+        """Run the instruction; False if it must wait for a message."""
         match instruction:
             case Post() | Reduce() | Step():
                 pass
@@ -94,13 +94,13 @@ def validate(
                 key = (what, microbatch, part)
                 if what != "loss":
                     need(stage, instruction, key, "sends what is not computed yet")
-                travelling.add((stage, peer, *key))
+                sent.add((stage, peer, *key))
             case Recv(what, microbatch, peer, part):
                 if Post(what, microbatch, peer, part) not in done[stage]:
                     fail(stage, instruction, "has no Post before it")
-                if (peer, stage, what, microbatch, part) not in travelling:
+                if (peer, stage, what, microbatch, part) not in sent:
                     return False
-                travelling.discard((peer, stage, what, microbatch, part))
+                sent.discard((peer, stage, what, microbatch, part))
                 has[stage].add((what, microbatch, part))
             case _:
                 compute(stage, instruction)
@@ -119,7 +119,7 @@ def validate(
                 position[stage] += 1
                 moved = True
     _check_stuck(programs, position)
-    for sender, peer, what, microbatch, part in sorted(travelling):
+    for sender, peer, what, microbatch, part in sorted(sent):
         lost = Send(what, microbatch, peer, part)
         raise ScheduleError(f"stage {sender}: {lost} is never received by stage {peer}")
     for stage, instructions in enumerate(programs):
@@ -128,7 +128,7 @@ def validate(
 
 
 def _check_stuck(programs: Sequence[Sequence[Instruction]], position: list[int]) -> None:
-    """Raise ScheduleError if a stage stands still; one that nobody ever serves is named first."""
+    """Raise ScheduleError if a stage is stuck; first for one whose message is never sent."""
     stuck = []
     for stage, instructions in enumerate(programs):
         if position[stage] < len(instructions):
@@ -148,7 +148,7 @@ def _check_stuck(programs: Sequence[Sequence[Instruction]], position: list[int])
 def _check_complete(
     stage: int, instructions: Sequence[Instruction], schedule: Schedule, microbatches: int
 ) -> None:
-    """Every microbatch has passed every chunk before the last Step."""
+    """Raise ScheduleError unless all gradients are complete before the last Step."""
     steps = [place for place, item in enumerate(instructions) if isinstance(item, Step)]
     before = instructions[: steps[-1]] if steps else []
     done = {
@@ -169,18 +169,17 @@ def _check_complete(
 
 
 def _check_steps(programs: Sequence[Sequence[Instruction]], one_step: bool) -> None:
-    """All stages step as often; once, if they are to be serial training."""
+    """Raise ScheduleError unless all stages step equally often; once, with ``one_step``."""
     counts = [sum(isinstance(item, Step) for item in program) for program in programs]
     for stage, count in enumerate(counts):
         if count != counts[0]:
             raise ScheduleError(
-                f"stage {stage} has {count} Step() and stage 0 has {counts[0]}: a schedule of the "
-                "learning rate would be at another step on each"
+                f"stage {stage} has {count} Step() and stage 0 has {counts[0]}: their learning "
+                "rate schedules would be at different steps"
             )
         if one_step and count > 1:
             raise ScheduleError(
                 f"stage {stage} has {count} Step() a batch: after the first, microbatches go "
-                "backward through other weights than they went forward through. Pipeline is "
-                "serial training, with one Step() after all gradients; PipeDream keeps the old "
-                "weights"
+                "backward with other weights than forward. Pipeline equals serial training, with "
+                "one Step() after all gradients; PipeDream keeps the old weights"
             )

@@ -1,13 +1,10 @@
-"""Pipeline schedules as data: in which order each stage computes, as a list of instructions.
+"""Pipeline schedules as data: the order in which each stage computes, as a list of instructions.
 
-A schedule is a function (stage, stages, microbatches) → instructions. It computes nothing, and
-says only what a stage *computes*, and when. ``programs.py`` adds the messages that follow from it.
-Four readers share the resulting list: ``prover.py`` proves that it can run, ``pricing.py``
-predicts its time, memory and messages, ``executor.py`` runs it, and ``minidist.plots.pipeline``
-draws it. What is drawn is what runs.
+A schedule is a function (stage, stages, microbatches) → instructions (``instructions.py``). It only
+lists what a stage *computes*, in order. ``programs.py`` adds the messages that this order needs.
 
-F forward, B backward, and B's two halves: I, the gradient of the input, which the previous stage
-waits for, and W, the gradient of the weights, which nobody waits for. With p stages, m
+F is a forward, B a backward. B has two halves: I, the gradient of the input, for which the previous
+stage waits; and W, the gradient of the weights, for which no stage waits. With p stages, m
 microbatches and v chunks a stage (all stages equal, messages free, idle as a share of the step):
 
     schedule         idle                          activations kept by a stage, in microbatches
@@ -19,14 +16,13 @@ microbatches and v chunks a stage (all stages equal, messages free, idle as a sh
     zero_bubble_v    (p - 1)/(6m + p - 1), m ≥ 2p  p                      arXiv 2401.10241, 6
     pipedream        as 1F1B until it drains       min(p - stage, m)      SOSP'19, section 3.3
 
-The interleaved share is for p that divides m: otherwise it waits longer. The zero-bubble shares are
-for F = I = W, when ZB-V waits only for its first microbatch to arrive, half a forward a stage. In
-general 1F1B waits (p - 1)(F + I + W), and ZB-H1 (p - 1)(F + I - W) if W is longer than neither F
-nor I.
+The interleaved share holds if p divides m; otherwise it is larger. The zero-bubble shares hold for
+F = I = W; ZB-V then waits only for its first microbatch, half a forward for each stage. In general
+1F1B waits (p - 1)(F + I + W), and ZB-H1 (p - 1)(F + I - W) if W is at most F and at most I.
 
-1F1B waits exactly as long as GPipe: what it saves is *memory*. To wait less, a stage needs
-something else to do: another chunk of the model (interleaved), or weight gradients kept for
-later (zero bubble).
+1F1B waits exactly as long as GPipe, but needs less *memory*. To wait less, a stage needs other
+work: another chunk of the model (interleaved), or weight gradients that were deferred (zero
+bubble).
 """
 
 from __future__ import annotations
@@ -36,103 +32,49 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from minidist.parallel.pipeline.instructions import (
+    COMPUTE,
+    Backward,
+    Compute,
+    Forward,
+    InputGradient,
+    Instruction,
+    Post,
+    Recv,
+    Reduce,
+    Send,
+    Step,
+    WeightGradient,
+)
 
-@dataclass(frozen=True)
-class Forward:
-    """Run a chunk's layers on a microbatch (and the loss, in the model's last part)."""
-
-    microbatch: int
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class Backward:
-    """Both halves of the backward of a microbatch, mixed layer by layer."""
-
-    microbatch: int
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class InputGradient:
-    """Backward of a microbatch, but for the weights: what the previous stage waits for."""
-
-    microbatch: int
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class WeightGradient:
-    """What ``InputGradient`` left: the gradients of the weights."""
-
-    microbatch: int
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class Post:
-    """Make a buffer ready for a message, which may then come while the stage computes."""
-
-    what: str
-    microbatch: int
-    peer: int
-    part: int
+__all__ = [
+    "COMPUTE",
+    "SCHEDULES",
+    "Backward",
+    "Compute",
+    "Forward",
+    "InputGradient",
+    "Instruction",
+    "Post",
+    "Recv",
+    "Reduce",
+    "Schedule",
+    "Send",
+    "Step",
+    "WeightGradient",
+]
 
 
-@dataclass(frozen=True)
-class Recv:
-    """Wait for a message: ``what`` ("activation", "gradient" or "loss") from stage ``peer``.
-
-    ``part`` is the part of the model whose input, or whose input's gradient, it is.
-    """
-
-    what: str
-    microbatch: int
-    peer: int
-    part: int
-
-
-@dataclass(frozen=True)
-class Send:
-    """Start to send ``what`` of a microbatch to stage ``peer``, and go on at once."""
-
-    what: str
-    microbatch: int
-    peer: int
-    part: int
-
-
-@dataclass(frozen=True)
-class Reduce:
-    """Add up over ranks that hold the same parameters.
-
-    "replicas": a chunk's gradients, over the copies of this pipeline, while the stage goes on.
-    "tied": the gradients of parameters that several stages share. "norm": the squared norms of
-    the stages' gradients, to clip by. "loss": of all copies.
-    """
-
-    what: str
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """The optimizer's step."""
-
-
-Compute = Forward | Backward | InputGradient | WeightGradient
-Instruction = Compute | Post | Recv | Send | Reduce | Step
 Order = Callable[[int, int, int], Iterator[Compute | Step]]
-COMPUTE = (Forward, Backward, InputGradient, WeightGradient)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """An order, and where the parts of the model lie that it speaks of.
+    """An order of computations, and the assignment of the model's parts to stages.
 
-    Each of p stages holds ``chunks`` parts of the model. Chunk c of stage s is part c·p + s: one
-    loop through all stages after the other. With ``vee`` every second loop runs backwards, so
-    that the last stage of one is the first of the next.
+    Each of p stages holds ``chunks`` parts of the model. Chunk c of stage s is part c·p + s, so the
+    parts pass through all stages ``chunks`` times. With ``vee`` every second pass is in reverse:
+    the last stage of a pass is the first of the next.
     """
 
     order: Order
@@ -140,28 +82,28 @@ class Schedule:
     vee: bool = False
 
     def part(self, stage: int, chunk: int, stages: int) -> int:
-        """Which part of the model a stage's chunk is."""
+        """The number of the model's part that is this chunk of this stage."""
         within = stages - 1 - stage if self.vee and chunk % 2 else stage
         return chunk * stages + within
 
     def stage(self, part: int, stages: int) -> int:
-        """Which stage holds a part."""
+        """The stage that holds a part."""
         chunk, within = divmod(part, stages)
         return stages - 1 - within if self.vee and chunk % 2 else within
 
 
-# One after the other: from the simplest to the most even.
+# From the simplest to the one that idles least.
 
 
 def naive(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    """One microbatch at a time, forward and back through all stages: one stage works at a time."""
+    """One microbatch at a time, forward and backward through all stages; the others idle."""
     for microbatch in range(microbatches):
         yield Forward(microbatch)
         yield Backward(microbatch)
 
 
 def gpipe(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    """All microbatches forward, one behind the other; then all backward, in the same order."""
+    """All microbatches forward, one after the other; then all backward, in the same order."""
     for microbatch in range(microbatches):
         yield Forward(microbatch)
     for microbatch in range(microbatches):
@@ -169,7 +111,7 @@ def gpipe(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
 
 
 def one_f_one_b(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    """Backward as soon as possible: then a stage keeps few microbatches, and forgets in turn."""
+    """Each backward as early as possible, so that a stage keeps few microbatches' activations."""
     warm_up = min(stages - 1 - stage, microbatches)
     for microbatch in range(warm_up):
         yield Forward(microbatch)
@@ -181,10 +123,10 @@ def one_f_one_b(stage: int, stages: int, microbatches: int) -> Iterator[Compute]
 
 
 def interleaved(stage: int, stages: int, microbatches: int, chunks: int = 2) -> Iterator[Compute]:
-    """1F1B over several small chunks a stage: the pipeline fills after a chunk, not a stage.
+    """1F1B with several small chunks a stage: the next stage waits for a chunk, not for a stage.
 
-    Microbatches go in groups of p: a group passes chunk 0 of all stages, then chunk 1, and so on.
-    Where the last group is not full, its places stay empty: the order of the rest is kept.
+    Microbatches are in groups of p. A group passes chunk 0 of all stages, then chunk 1, and so on.
+    If the last group is smaller, its missing microbatches are left out of the same order.
     """
     groups = [range(first, first + stages) for first in range(0, microbatches, stages)]
     ahead = [(m, chunk) for group in groups for chunk in range(chunks) for m in group]
@@ -198,10 +140,10 @@ def interleaved(stage: int, stages: int, microbatches: int, chunks: int = 2) -> 
 
 
 def zero_bubble_h1(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    """1F1B with weight gradients kept for the gaps: stage s computes them s microbatches later.
+    """1F1B with deferred weight gradients: stage s computes them s microbatches later.
 
-    The later stages go backward first and would wait last, so they keep most for the end. No
-    stage keeps more than p microbatches, which is what 1F1B's first stage keeps anyway.
+    Late stages finish their backwards first and would idle at the end, so they defer the most. No
+    stage keeps more than p microbatches; in 1F1B the first stage keeps as many.
     """
     warm_up = min(stages - 1 - stage, microbatches)
     kept = min(stage, microbatches)
@@ -218,11 +160,11 @@ def zero_bubble_h1(stage: int, stages: int, microbatches: int) -> Iterator[Compu
 
 
 def zero_bubble_v(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    """Two chunks a stage, down and up again like a V: the loss comes out where the input went in.
+    """Two chunks a stage, in a V: down the stages, then up again, so stage 0 computes the loss.
 
-    The first stage then knows a microbatch's gradient right after its forward, and every stage
-    has F, I and W of two chunks to fill its gaps with. It is made for m ≥ 2p - 1: with fewer,
-    the same order is kept and what concerns missing microbatches is left out.
+    Stage 0 can therefore begin a microbatch's backward right after its forward. Every stage has F,
+    I and W of two chunks, to fill the time in which it would idle. The order is for m ≥ 2p - 1;
+    with fewer, the missing microbatches are left out of it.
     """
     for instruction in _vee(stage, stages, max(microbatches, 2 * stages - 1)):
         if instruction.microbatch < microbatches:
@@ -230,7 +172,7 @@ def zero_bubble_v(stage: int, stages: int, microbatches: int) -> Iterator[Comput
 
 
 def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
-    down, up = 0, 1  # the chunks
+    down, up = 0, 1  # numbers of the chunks
     kinds = (Forward, InputGradient, WeightGradient)
     done = {(kind, chunk): 0 for kind in kinds for chunk in (down, up)}
 
@@ -239,7 +181,7 @@ def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
         yield kind(done[kind, chunk], chunk)
         done[kind, chunk] += 1
 
-    # Warm-up: the first microbatches go down the V, and come up again in the gaps.
+    # Warm-up: the first microbatches go down the V, and up again when the stage would idle.
     for _ in range(2 * (stages - stage) - 1):
         yield from run(Forward, down)
     for _ in range(stage):
@@ -258,7 +200,7 @@ def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
         yield from run(Forward, up)
         yield from run(InputGradient, up)
         yield from run(WeightGradient, up)
-    # Cool-down: what others wait for first.
+    # Cool-down: input gradients first, because other stages wait for them.
     for _ in range(stage):
         yield from run(InputGradient, down)
         yield from run(InputGradient, up)
@@ -271,9 +213,9 @@ def _vee(stage: int, stages: int, microbatches: int) -> Iterator[Compute]:
 
 
 def pipedream(stage: int, stages: int, microbatches: int) -> Iterator[Compute | Step]:
-    """1F1B with a step of the optimizer after every backward: nobody waits for anybody's step.
+    """1F1B with a step of the optimizer after every backward, without waiting for other stages.
 
-    A microbatch that is under way keeps the weights it went forward with: see ``pipedream.py``.
+    A microbatch's backward uses the weights that its forward used: see ``pipedream.py``.
     """
     for instruction in one_f_one_b(stage, stages, microbatches):
         yield instruction
@@ -282,7 +224,7 @@ def pipedream(stage: int, stages: int, microbatches: int) -> Iterator[Compute | 
 
 
 class Named(dict[str, Schedule]):
-    """Schedules by name; in version 0.1 "1f1b" was called "one_f_one_b", and still may be."""
+    """Schedules by name. "one_f_one_b", the name in version 0.1, also gives "1f1b"."""
 
     def __missing__(self, name: str) -> Schedule:
         if name == "one_f_one_b":

@@ -1,9 +1,9 @@
-"""What a rank of a pipeline has, and what it sums with others in a step.
+"""The sums of a step of a pipeline, over several groups of ranks.
 
-over the replicas     each chunk's gradient, by ``GradientSync``; the loss
-over the tensor axis  gradients that are sums over a sequence (``TensorPart``), before that
+over the tensor axis  gradients that are sums over a sequence (``TensorPart``), first
+over the replicas     each chunk's gradients, by ``GradientSync``; the loss
 over tied stages      the gradients of a parameter that several stages hold
-over all stages       the square of the gradient's norm, of which each number counts once
+over all stages       the squared norm of the gradient, in which each element counts once
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minidist.parallel.tensor.part import TensorPart
 
 @dataclass(frozen=True)
 class OwnStage:
-    """The stage that this rank runs: its layers, its communicators, and memory to receive into."""
+    """The stage that this rank runs: its layers, communicators and receive buffers."""
 
     layout: Layout
     index: int
@@ -37,13 +37,13 @@ class OwnStage:
     separated: list[tuple[Parameter, Parameter]]  # see shared_parameters.separate
     loss: Loss
     sync: GradientSync
-    pipe: Comm  # the stages of this copy of the pipeline
+    pipe: Comm  # the stages of this pipeline
     replicas: Comm | None  # the ranks that hold this stage, if there are several
-    partners: Comm | None  # the stages of this copy that hold the tied parameters
+    partners: Comm | None  # the stages of this pipeline that hold the tied parameters
     clip: float | None
     update: Callable[[], None]  # the optimizer's step
     draws_of: Callable[[Batch], AbstractContextManager[None]]  # keys a microbatch's random draws
-    tensor: TensorPart | None = None  # the ranks that hold this stage together
+    tensor: TensorPart | None = None  # if a tensor axis cuts this stage
     buffers: dict[Shape, list[Array]] = field(default_factory=dict)  # free, by shape
 
 
@@ -53,10 +53,10 @@ class StageSums:
     stage: OwnStage
     layout: Layout
     comm: Comm
-    separated: list[tuple[Parameter, Parameter]]  # later uses of parameters, still to be added
-    to_sum: set[str]  # over the tensor axis, still
+    separated: list[tuple[Parameter, Parameter]]  # later uses of parameters, not added yet
+    to_sum: set[str]  # not summed over the tensor axis yet
     loss: np.ndarray
-    norm: float | None  # of the whole gradient, before it is clipped
+    norm: float | None  # of the whole gradient, before clipping
     completed: bool
 
     def reduce(self, what: str, chunk: int) -> None:
@@ -75,7 +75,7 @@ class StageSums:
             self.clip()
 
     def add_separated(self, part: slice) -> None:
-        """Add the separate gradients of later uses, for parameters in this part, each once."""
+        """Add the gradients of later uses of the parameters in ``part``, if not yet added."""
         slices = self.stage.model.flat.slices
         for pair in list(self.separated):
             first, later = pair
@@ -84,7 +84,7 @@ class StageSums:
                 self.separated.remove(pair)
 
     def sum_over_tensor(self, part: slice) -> None:
-        """Sum what the tensor axis has summands of, for parameters in this part, each once."""
+        """Sum gradients of ``part`` over the tensor axis, where needed and not yet done."""
         if self.stage.tensor is not None and self.to_sum:
             names = self.to_sum.intersection(names_in(self.stage.model.flat.slices, part))
             self.stage.tensor.complete(self.stage.model, names)
@@ -93,8 +93,8 @@ class StageSums:
     def sum_tied(self) -> None:
         """Sum the gradients of tied parameters over the stages that hold them.
 
-        Where every replica gets the whole sum, after it: then all stages have the same bits. Where
-        a replica gets its shard alone, before: a stage's shards are not another's.
+        If every replica gets the whole sum, this is done after it, so that all stages have the same
+        bits. If replicas get shards, it is done before, because the stages' shards differ.
         """
         stage, flat = self.stage, self.stage.model.flat
         assert stage.partners is not None
@@ -105,7 +105,7 @@ class StageSums:
                 ring.all_reduce(stage.partners, flat.grad[flat.slices[name]])
 
     def complete(self) -> None:
-        """Wait until all gradients are summed over the replicas; once a step."""
+        """Wait until all gradients are summed over the replicas, once a step."""
         whole = slice(0, self.stage.model.flat.size)
         self.add_separated(whole)
         self.sum_over_tensor(whole)
@@ -114,19 +114,19 @@ class StageSums:
             self.stage.sync.finish()
 
     def gradient_norm(self) -> float:
-        """Of the whole gradient: each of its numbers counts on one stage and one tensor rank."""
+        """The whole gradient's norm: each element counts on one stage and one tensor rank."""
         stage = self.stage
         elsewhere = set(self.layout.counted_elsewhere(stage.index))
         if stage.tensor is not None:
             elsewhere |= stage.tensor.elsewhere
-        square = np.array([stage.sync.squared_norm(elsewhere)], np.float64)  # of nothing: 0
+        square = np.array([stage.sync.squared_norm(elsewhere)], np.float64)
         ring.all_reduce(stage.pipe, square)
         if stage.tensor is not None:
             stage.tensor.square_of_all(square)
         return float(np.sqrt(square[0]))
 
     def clip(self) -> None:
-        """Scale by the norm of the whole gradient, of which every stage has a part."""
+        """Scale the gradients so that the whole gradient's norm is at most ``clip``."""
         stage = self.stage
         assert stage.clip is not None
         self.complete()

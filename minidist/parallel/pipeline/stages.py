@@ -1,9 +1,9 @@
-"""Where a pipeline cuts a model, and what each part of it costs: FLOPs and memory.
+"""Cutting a model into parts for a pipeline, and the cost of a part: FLOPs and memory.
 
-A model is a list of blocks; a part is a few consecutive ones. ``cut`` makes the parts as even as
-can be, by counted cost (``block_flops``), by measured cost (``block_seconds``), or by any other
-numbers. ``part_cost`` says what a part computes and keeps for one microbatch, exactly, since the
-blocks say what they save and what a delayed weight gradient keeps.
+A model is a list of blocks; a part has some consecutive ones. ``cut`` makes the parts' costs as
+equal as possible: counted costs (``block_flops``), measured ones (``block_seconds``), or any other
+numbers. ``part_cost`` gives a part's FLOPs and bytes for one microbatch. They are exact, because
+blocks declare what they save, and what a deferred weight gradient keeps.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ Bounds = list[tuple[int, int]]
 
 
 def block_flops(model: Sequential) -> list[int]:
-    """Forward FLOPs of every block for one sample: what stages are cut by."""
+    """Forward FLOPs of every block for one sample. Raises ValueError without ``input_shape``."""
     if model.input_shape is None:
         raise ValueError(
             "a pipeline cuts the model by FLOPs and does not know its input: build it as "
-            "Sequential(..., input_shape=(...)), or cut by hand with bounds=[(start, stop), ...]"
+            "Sequential(..., input_shape=(...)), or pass bounds=[(start, stop), ...]"
         )
     return [cost.flops for cost in model.costs((1, *model.input_shape))]
 
 
 def block_seconds(model: Sequential, batch: Batch, comm: Comm, repeats: int = 3) -> list[float]:
-    """Seconds that rank 0 needs for every block's forward and backward, the same on every rank.
+    """Seconds of every block's forward and backward, the least of ``repeats``, measured on rank 0.
 
-    ``model`` is a copy to measure on, not the one to train: it is initialised here.
+    Every rank must call it, and gets the same. ``model`` is initialised here, so pass a copy and
+    not the model to train.
     """
     seconds = np.zeros(len(model))
     if comm.rank == 0:
@@ -64,10 +65,11 @@ def block_seconds(model: Sequential, batch: Batch, comm: Comm, repeats: int = 3)
 
 
 def cut(costs: Sequence[float], parts: int) -> Bounds:
-    """Cut blocks of these costs into consecutive parts, as even as can be: (start, stop) each.
+    """Cut blocks with these costs into consecutive parts (start, stop), as equal as possible.
 
-    Least sum of squares, by dynamic programming over ends; of equal cuts the one whose first parts
-    are longest, so that a block that costs nothing stays with the one before it.
+    The sum of the parts' squared costs is minimal, by dynamic programming. Of equal cuts, the one
+    with the longest first parts is taken, so that a block without cost stays with the one before.
+    Raises ValueError if there are fewer blocks than parts.
     """
     if parts > len(costs):
         raise ValueError(
@@ -77,8 +79,8 @@ def cut(costs: Sequence[float], parts: int) -> Bounds:
     total: list[float] = [0]
     for cost in costs:
         total.append(total[-1] + cost)
-    # rest[start]: the least cost of the blocks from ``start`` on in so many parts, and the end of
-    # the first of these
+    # rest[start]: the least cost of the blocks from ``start`` on in ``count`` parts, and minus the
+    # end of the first of these parts.
     rest: dict[int, tuple[float, int]] = {len(costs): (0, 0)}
     ends: list[dict[int, tuple[float, int]]] = []
     for count in range(parts):
@@ -99,7 +101,7 @@ def cut(costs: Sequence[float], parts: int) -> Bounds:
 
 
 def join(parts: Sequence[Sequential]) -> Sequential:
-    """Parts of one model, that need not be neighbours, as one model with the same names."""
+    """Several parts of one model, not always neighbours, as one model with the same names."""
     joined = Sequential()
     for part in parts:
         joined.blocks |= part.blocks
@@ -108,13 +110,13 @@ def join(parts: Sequence[Sequential]) -> Sequential:
 
 @dataclass(frozen=True)
 class PartCost:
-    """What one part of a model costs on one microbatch: FLOPs, and bytes kept."""
+    """FLOPs and bytes of one part of a model for one microbatch."""
 
     forward: int
     input_gradient: int
     weight_gradient: int
-    memory: Memory  # where both halves of the backward are mixed
-    split: Memory  # where the weights' gradient comes later
+    memory: Memory  # with a whole Backward
+    split: Memory  # with InputGradient, and WeightGradient later
     output: Shape
 
 
@@ -128,8 +130,9 @@ def part_cost(
 ) -> PartCost:
     """The cost of ``part`` on an input of ``shape``; ``loss`` if the model ends in it.
 
-    The model's first part wants no gradient of its input. With ``recompute`` a microbatch keeps
-    its input alone (the first part not even that: it is in the batch), and goes forward again.
+    ``first``: the model's first part, which needs no gradient of its input. With ``recompute`` only
+    a microbatch's input is kept (of the first part it is in the batch), and the backward computes
+    the forward again.
     """
     costs = part.costs(shape, itemsize)
     output = costs[-1].shape if costs else shape
@@ -160,7 +163,7 @@ def part_cost(
 
 
 def _saves_input(costs: Sequence[LayerCost], loss: Loss | None) -> bool:
-    """Whether the input's own memory is among what the part saves."""
+    """Whether the part saves its input's memory."""
     for cost in costs:
         if cost.saves_input:
             return True

@@ -1,9 +1,8 @@
-"""What a pipeline's programs send, compute and keep: counted, instruction by instruction.
+"""Messages, busy seconds and memory of a pipeline's programs, counted instruction by instruction.
 
-Nothing is timed here. A forward keeps activations, a backward frees them, so what is kept at most
-follows from the order of a rank's own program. How long a step takes is found by running it: the
-method's own on arrays without numbers (``parallel/simulation.py``), a bare schedule in
-``pricing.py``.
+A forward keeps activations and a backward frees them, so the peak follows from the order of a
+rank's program. The duration of a step does not: ``parallel/simulation.py`` runs the method on
+arrays that have only shapes, and ``pricing.py`` runs a schedule without a model.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 from minidist.collectives import ring
 from minidist.comm.machine import Machine
-from minidist.parallel.pipeline.schedules import (
+from minidist.parallel.pipeline.instructions import (
     COMPUTE,
     Backward,
     Compute,
@@ -30,14 +29,14 @@ from minidist.parallel.pipeline.schedules import (
 class Memory:
     """Bytes that a microbatch keeps on a stage."""
 
-    saved: int  # from its forward to its backward
-    backward: int = 0  # at the highest, during its backward
-    deferred: int = 0  # from its input's gradient to its weights'
+    saved: int  # from its Forward to its Backward
+    backward: int = 0  # the peak during its Backward
+    deferred: int = 0  # from its InputGradient to its WeightGradient
 
 
 @dataclass(frozen=True)
 class Ring:
-    """An all-reduce over ``group``, in the ring's order, of ``length`` elements."""
+    """A ring all-reduce of ``length`` elements over the ranks of ``group``, in this order."""
 
     group: list[int]
     length: int
@@ -46,7 +45,7 @@ class Ring:
 
 @dataclass
 class Tally:
-    """By rank: messages and bytes sent, seconds busy, peak bytes saved."""
+    """By rank: messages and bytes sent, busy seconds, peak bytes of activations."""
 
     messages: list[int]
     nbytes: list[int]
@@ -63,11 +62,11 @@ def tally(
     rings: Callable[[int, Reduce], Sequence[Ring]],
     replicas: int = 1,
 ) -> Tally:
-    """The counts of ``replicas`` copies of a pipeline with these programs.
+    """The counts of ``replicas`` pipelines with these programs, by rank.
 
-    Rank r is stage r % p of copy r // p. For each rank: ``seconds`` of a computation, ``nbytes``
-    of a message, ``memory`` of a microbatch, and the ``rings`` of a reduction. What is added up on
-    the communication stream, in the rings over replicas, keeps no rank busy.
+    Rank r is stage r % p of replica r // p. Four functions give, for a rank: ``seconds`` of a
+    computation, ``nbytes`` of a message, ``memory`` of a microbatch, and the ``rings`` of a
+    reduction. Sums over replicas run on the communication stream, so they are not busy seconds.
     """
     ranks = range(len(programs) * replicas)
     found = Tally([0 for _ in ranks], [0 for _ in ranks], [0.0 for _ in ranks], [])
@@ -92,7 +91,7 @@ def tally(
 
 
 def peak_saved(instructions: Sequence[Instruction], memory: Callable[[Compute], Memory]) -> int:
-    """The most that a rank keeps of activations while it runs its program."""
+    """The peak of the activations that a rank keeps while it runs its program."""
     kept = peak = 0
     for item in instructions:
         if not isinstance(item, COMPUTE):

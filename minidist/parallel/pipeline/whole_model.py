@@ -1,8 +1,8 @@
-"""The whole model of a pipeline: read out, evaluated, saved and loaded, although no rank has it.
+"""The whole model of a pipeline: read, evaluated, saved and loaded, although no rank has it.
 
-Each stage has its own parameters, and each rank of a tensor axis its part of them. What is asked
-of the whole model goes from stage to stage here: parameters and the optimizer's state by a
-broadcast of each stage's, a sample by the stages' forwards in turn.
+Each stage has its own parameters, and each rank of a tensor axis a part of these. To read the whole
+model, each stage broadcasts its parameters and its optimizer's state. To evaluate, samples pass
+through the stages' forwards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from minidist.parallel.tensor.part import TensorPart, own_optimizer
 
 
 class WholeModel(Method):
-    """Base of ``Pipeline``: what it says of the whole model."""
+    """Base of ``Pipeline``: reads, evaluates, saves and loads the whole model."""
 
     model: Sequential  # of this stage, and of this rank of the tensor axis
     layout: Layout
@@ -51,7 +51,7 @@ class WholeModel(Method):
     tensor: TensorPart | None
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Every stage sends its own to all others."""
+        """All parameters: every stage broadcasts its own."""
         named = self.whole.named_parameters()
         return self._from_all_stages(self._serial(self.sync.parameters()), named)
 
@@ -60,7 +60,7 @@ class WholeModel(Method):
         return state if self.tensor is None else self.tensor.whole(state)
 
     def _from_all_stages(self, mine: State, named: dict[str, Parameter]) -> State:
-        """The arrays of these, of which each stage has its own: a broadcast of each stage's."""
+        """The arrays of the parameters ``named``: each stage broadcasts its own, ``mine``."""
         found: State = {}
         for stage, part in enumerate(self.layout.stage_models):
             names = [name for name in part.named_parameters() if name in named]
@@ -78,7 +78,7 @@ class WholeModel(Method):
         return {name: found[name] for name in named}
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """Every stage's, the mean over the copies of the pipeline."""
+        """Every stage's buffers, each the mean over the replicas."""
         found: dict[str, np.ndarray] = {}
         mine = self._own_buffers()
         for stage, model in enumerate(self.layout.stage_models):
@@ -89,7 +89,7 @@ class WholeModel(Method):
         return {name: found[name] for name in self.whole.named_buffers()}
 
     def _own_buffers(self) -> State:
-        """This stage's, the mean over the copies."""
+        """This stage's buffers, the mean over the replicas."""
         copies = self.own.replicas
         return own_buffers(self.model) if copies is None else mean_buffers(copies, self.model)
 
@@ -98,7 +98,7 @@ class WholeModel(Method):
         return self.layout.replicas
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy): each copy's shard of each chunk passes through its stages."""
+        """(mean loss, accuracy): each replica's shard of each chunk passes through its stages."""
         if self.tensor is not None:
             self.tensor.check_targets(f"{type(self).__name__}.evaluate", dataset)
         sums = np.zeros(4)
@@ -108,12 +108,12 @@ class WholeModel(Method):
                 output = self._pass_through(shard)
                 if output is not None:
                     counted = counts(output, self.loss, shard)
-                    if self.mesh.place["tp"] == 0:  # the others found the same
+                    if self.mesh.place["tp"] == 0:  # the other ranks have the same
                         sums += counted
         return mean_over_ranks(self.comm, sums)
 
     def _pass_through(self, batch: Batch) -> Tensor | None:
-        """The model's output, on the rank that holds the last part."""
+        """The model's output on the rank that holds the last part; None on the others."""
         layout, x = self.layout, None
         flat, shapes = self.model.flat.data, layout.shapes_of(batch)
         for part, model in enumerate(layout.parts):
@@ -135,7 +135,7 @@ class WholeModel(Method):
     # Saving and loading
 
     def optimizer_state(self, kept: State) -> State:
-        """Every stage tells all others its own."""
+        """The whole optimizer state: every stage broadcasts its own."""
         assert self.sync.comm is not None
         mine = save_optimizer(self.sync.comm, self.sync.optimizer_shards())
         steps = np.array([mine.get("steps", 0)], np.int64)  # a stage may have no parameters
@@ -149,9 +149,9 @@ class WholeModel(Method):
         return found
 
     def state_shares(self) -> list[Share]:
-        """This stage's part; what two stages share, the first of them writes.
+        """This stage's part; a parameter that two stages share is written by the first.
 
-        A stage whose layers are cut too has only its whole state: that is gathered.
+        With a tensor axis the whole state is gathered, as by default.
         """
         if self.tensor is not None:
             return Method.state_shares(self)
@@ -162,7 +162,7 @@ class WholeModel(Method):
         return self.sync.optimizer_shards()
 
     def which_replica(self) -> tuple[int, int]:
-        """This copy of the pipeline among the copies."""
+        """This pipeline's number among the replicas."""
         return self.replica, self.layout.replicas
 
     def load_parameters(self, by_name: State) -> None:

@@ -1,10 +1,10 @@
 """Parameter servers: some ranks keep the parameters, the others compute gradients and push them.
 
-Read ``parameter_server.py`` first: all wait for all. In ``stale_parameter_server.py`` workers run
-ahead of each other, in ``look_ahead.py`` they make up for it, and in ``backup_workers.py`` the
-slowest are not waited for. ``roles.py`` says who serves and who works, ``key_ranges.py`` which
-server has which parameters, ``pushes.py`` what a gradient is on its way, and ``served_model.py``
-how the whole model is read out, saved and loaded.
+Read ``parameter_server.py`` first: it is synchronous. In ``stale_parameter_server.py`` workers do
+not wait for each other; ``look_ahead.py`` corrects the staleness; ``backup_workers.py`` does not
+wait for the slowest. ``roles.py`` decides which ranks serve and which work, ``key_ranges.py`` which
+server has which parameters. ``pushes.py`` has the format of a push; ``served_model.py`` reads,
+saves and loads the whole model.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 """Backup workers: synchronous training that does not wait for the slowest.
 
-    worker 0   ████ push ─────── pull ████ push         the server wants W - b pushes of a clock,
+    worker 0   ████ push ─────── pull ████ push         the server needs W - b pushes of a clock,
     worker 1   █████ push ────── pull █████ push        here 3 of 4 ...
     worker 2   ██████ push ───── pull ██████ push
     worker 3   ██████████████ push (late: dropped)      ... and the last one's is discarded
 
-The server takes the first W - b gradients of every clock, scales their sum up to the whole batch,
-steps, and answers those that sent them. A later gradient of that clock is discarded, never
-applied. Its worker is answered at once, and told which clock it is by then, so it skips
-what it has missed. With b = 0 this is bulk synchronous training.
+A clock is one global batch. The server takes the first W - b gradients of each clock, scales their
+sum up to the whole batch, steps, and answers their workers. A later gradient of that clock is
+discarded, never applied; its worker is answered at once, with the current clock, and skips the
+batches in between. With b = 0 this is bulk synchronous training.
 
 For one global batch, W workers and one server, of n = Ψe bytes:
 
     a worker sends     2 messages, 16 + n bytes
     the server sends   2W messages, W(8 + n) bytes, and the losses (see stale_parameter_server.py)
-    memory             as the synchronous server: the sum, and the gradient arriving
+    memory             as the synchronous server: the sum, and the gradient being received
 
-It helps against pauses that hit another worker each time. A worker that is *always* slow is always
-dropped: its share of the data is then never learnt. Chen et al., "Revisiting distributed
+This helps if a different worker is slow each time. The gradients of a worker that is *always* slow
+are always discarded, so its shards are never learnt. Chen et al., "Revisiting distributed
 synchronous SGD", arXiv 1604.00981, section 3.
 """
 
@@ -42,7 +42,10 @@ from minidist.parallel.server.stale_worker import PULL
 
 
 class BackupWorkers(StaleParameterServer):
-    """``backups`` of the workers may be late; ``dropped`` counts the gradients that were."""
+    """The server does not wait for the ``backups`` slowest workers of a clock.
+
+    ``dropped`` counts the discarded gradients. Raises ValueError for negative ``backups``.
+    """
 
     def __init__(
         self,
@@ -68,14 +71,14 @@ class BackupWorkers(StaleParameterServer):
         )
         if backups < 0:
             raise ValueError(f"the number of backup workers is 0 or more, not {backups}")
-        self.backups = min(backups, len(self.workers) - 1)  # somebody must work
+        self.backups = min(backups, len(self.workers) - 1)  # at least one gradient makes a step
         self.dropped = 0
         self.incoming: Array | None = None
         if comm.size > 1 and self.serves and not self.pushes.compressed:
             self.incoming = module_of(self.data).empty_like(self.data)
 
     def work(self, batches: Sequence[Batch]) -> None:
-        """Compute, push, pull; then the batch that the server says is next."""
+        """Compute, push, pull; then go on with the batch that the server names."""
         index, server = self.workers.index(self.comm.rank), self.servers[0]
         clock, end, header = self.clock, self.clock + len(batches), np.empty(1)
         while clock < end:
@@ -97,16 +100,16 @@ class BackupWorkers(StaleParameterServer):
             clock = int(header[0])
 
     def serve(self, clock: int) -> None:
-        """Clock by clock, until every living worker has been told that the last one is over."""
+        """Serve clock after clock, until every living worker knows that the last one is over."""
         now, arrived, working = self.clock, list[int](), set(self.workers) - self.lost
         while working:
             with self.without_lost_workers():
-                worker, its_clock = self.take_into_sum(now, first=not arrived)
+                worker, its_clock = self.receive_and_add(now, first=not arrived)
                 if its_clock == now:
                     arrived.append(worker)
                 elif its_clock >= 0:
                     self.dropped += 1
-                    self.tell_clock(worker, now, working, clock)
+                    self.answer_with_clock(worker, now, working, clock)
             working -= self.lost
             if arrived and len(arrived) >= min(self.wanted, len(self.workers) - len(self.lost)):
                 self.total *= len(self.workers) / len(arrived)
@@ -116,18 +119,18 @@ class BackupWorkers(StaleParameterServer):
                 now += 1
                 for worker in arrived:
                     with self.without_lost_workers():
-                        self.tell_clock(worker, now, working, clock)
+                        self.answer_with_clock(worker, now, working, clock)
                 arrived = []
 
     @property
     def wanted(self) -> int:
-        """How many gradients make a step."""
+        """The number of gradients in one step."""
         return len(self.workers) - self.backups
 
-    def take_into_sum(self, now: int, first: bool) -> tuple[int, int]:
+    def receive_and_add(self, now: int, first: bool) -> tuple[int, int]:
         """Receive a push, and add it to the sum if it is of clock ``now``; its worker and clock.
 
-        The clock is -1 if the push has come before: it is drained, and nobody waits for an answer.
+        The clock is -1 for a push that was received before; it is not answered again.
         """
         header = np.empty(2)
         with self.comm.step("wait for a push"):
@@ -146,8 +149,8 @@ class BackupWorkers(StaleParameterServer):
                 self.losses[now - self.clock] += header[1]
         return worker, clock
 
-    def tell_clock(self, worker: int, now: int, working: set[int], end: int) -> None:
-        """Answer a worker with the clock that it is by now, and the parameters."""
+    def answer_with_clock(self, worker: int, now: int, working: set[int], end: int) -> None:
+        """Send a worker the current clock ``now``, and the parameters."""
         with self.comm.step(f"answer {worker}"):
             self.comm.send(np.array([float(now)]), worker, PULL)
             self.comm.send(self.data, worker, PULL)
@@ -161,7 +164,7 @@ class BackupWorkers(StaleParameterServer):
         return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """As the asynchronous server, and a clock with every answer; gradients are added."""
+        """As the asynchronous server; and a clock with every answer, and a sum of gradients."""
         cost, workers = super().cost(batch, machine), len(self.workers)
         if self.comm.size > 1:
             n = self.psi * self.itemsize
@@ -169,7 +172,7 @@ class BackupWorkers(StaleParameterServer):
             cost.messages[server] += workers
             cost.nbytes[server] += 8 * workers
             if self.pushes.compressed:
-                flops = self.wanted * self.pushes.decode_flops(0)  # late ones are not unpacked
+                flops = self.wanted * self.pushes.decode_flops(0)  # late ones are not decoded
                 cost.busy[server] = machine.compute(flops, server)
             else:
                 cost.busy[server] += (self.wanted - 1) * machine.reduce(n)

@@ -5,10 +5,10 @@ The flat parameters are cut into S contiguous ranges, one for each server:
     flat.data   [ 0.weight ............ | 0.bias | 2.weight ....... | 2.bias ]
     S = 3       [ server 0       |  server 1        |  server 2             ]
 
-A server holds its range alone: its parameters, its sum of gradients, its part of the optimizer's
-state. Parameters are initialised by name, so it builds these without building the model. Which
-ranks serve, and which work: roles.py. Li et al., "Scaling distributed machine learning with the
-parameter server", OSDI'14, section 4.3.
+A server holds only its range: of the parameters, the sum of gradients and the optimizer's state.
+Parameters are initialised by name, so a server initialises its range without building the model.
+roles.py decides which ranks serve and which work. Li et al., "Scaling distributed machine learning
+with the parameter server", OSDI'14, section 4.3.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ from minidist.parallel.server.served_model import ServedModel
 
 
 def initial_values(model: Module, seed: int, keys: slice) -> Array:
-    """The part ``keys`` of the flat parameters as ``model.init(seed)`` fills them.
-
-    The rest is not initialised.
-    """
+    """The part ``keys`` of the flat parameters, with the values of ``model.init(seed)``."""
     values = np.empty(keys.stop - keys.start, arrays.default_dtype())
     named = model.named_parameters()
     for name, where in parameter_slices(model).items():
@@ -52,18 +49,18 @@ def initial_values(model: Module, seed: int, keys: slice) -> Array:
 
 
 class KeyRanges(ServedModel):
-    """Base of the parameter servers: key ranges, and what servers and workers keep.
+    """Base of the parameter servers: key ranges, and the arrays of servers and workers.
 
-    ``extra`` counts slots after the last parameter, which the last server owns too: 1 if the loss
-    rides along. ``data`` and ``total`` are the server's range of the parameters and the gradient
-    that it steps with; ``optimizer`` has state on servers alone. A server beside a worker shares
-    these arrays with it, or has its own if they live ``apart``.
+    ``extra``: elements after the last parameter, which belong to the last server; 1 if the loss is
+    sent with the gradients. ``data`` and ``total`` are the server's range of the parameters and of
+    the summed gradient. Only servers have optimizer state. On a colocated rank server and worker
+    share these arrays, unless ``apart``.
     """
 
     changeable = ServedModel.changeable | {"microbatches"}
     unskippable = (
-        "servers step when gradients arrive, and do not ask all ranks first: train with "
-        'not_finite="raise" from a checkpoint'
+        "servers step when gradients arrive, without asking all ranks first: use "
+        'not_finite="raise" and continue from a checkpoint'
     )
 
     def __init__(
@@ -84,12 +81,12 @@ class KeyRanges(ServedModel):
         super().__init__(model, loss, optimizer, comm, seed, microbatches, clip)
         self.model = model
         self.psi = parameter_count(model)
-        self.take_roles(servers, colocated)
+        self.set_roles(servers, colocated)
         self.ranges = chunks(self.psi + extra, len(self.servers))
         self.keys = [slice(part.start, min(part.stop, self.psi)) for part in self.ranges]
         self.dtype = np.dtype(arrays.default_dtype())
-        self.shares = comm.size == 1 or not apart
-        self.server_comm: Comm = comm  # where this rank's server serves
+        self.same_arrays = comm.size == 1 or not apart  # of server and worker on one rank
+        self.server_comm: Comm = comm  # this rank's server sends and receives on it
         self.server_group = comm.split(int(self.serves))
         self.pushes = Pushes(model, self.ranges, self.keys, compressor, self.dtype, seed, comm.rank)
         if self.works:
@@ -98,9 +95,9 @@ class KeyRanges(ServedModel):
         if self.serves:
             index = self.servers.index(comm.rank)
             part, keys = self.ranges[index], self.keys[index]
-            self.data: Array  # this server's range, with the extra slot if it has it
+            self.data: Array  # this server's range, with its extra elements
             self.total: Array
-            if self.works and self.shares:
+            if self.works and self.same_arrays:
                 self.data = self.model.flat.data_and_loss[part]
                 self.total = self.model.flat.grad_and_loss[part]
             else:
@@ -112,11 +109,11 @@ class KeyRanges(ServedModel):
             self.owned = slice(0, keys.stop - keys.start)  # the keys in ``data`` and ``total``
             if comm.size > 1:
                 self.pushes.start_receiving(index, self.data)
-            # A rule that needs norms of whole parameters gets them from all servers together.
+            # A layer-wise rule needs norms of whole parameters, so it sums over all servers.
             self.part = optimizer.part(parameter_slices(model), keys.start, self.sum_over_servers)
 
     def clients_of(self, rank: int) -> list[int]:
-        """The servers, by index, to which this worker sends: all but the one beside it."""
+        """The indices of the servers to which the worker on ``rank`` sends: all on other ranks."""
         return [index for index, server in enumerate(self.servers) if server != rank]
 
     def update_keys(self) -> None:
@@ -126,18 +123,18 @@ class KeyRanges(ServedModel):
             self.optimizer.step_parts(items)
 
     def clip_total(self) -> None:
-        """Scale ``total`` by the norm of the whole gradient: all servers agree on it."""
+        """Clip ``total`` by the norm of the whole gradient, summed over all servers."""
         if self.clip is not None:
             clip_by_global_norm(self.total[self.owned], self.clip, self.sum_over_servers)
 
     def norms(self) -> list[int]:
-        """How many numbers the servers sum in each all-reduce of a step, to agree on norms."""
+        """The lengths of the all-reduces that sum norms over the servers in a step."""
         return [1] * (self.clip is not None) + [2 * len(parameter_slices(self.whole))] * (
             self.optimizer.layerwise
         )
 
     def sum_over_servers(self, numbers: np.ndarray) -> None:
-        """Sum a few numbers over all servers, in place: each must call it."""
+        """Sum a few numbers over all servers, in place. Every server must call it."""
         with self.servers_must_live(), self.server_comm.step("agree on norms"):
             # A server's rank in this group is its index among the servers.
             ring.all_reduce(self.server_group, numbers)
@@ -147,7 +144,7 @@ class KeyRanges(ServedModel):
         if self.works:
             found["parameters"] += self.model.flat.arrays()
             found["gradients"].append(self.model.flat.grad)
-        if self.serves and not (self.works and self.shares):
+        if self.serves and not (self.works and self.same_arrays):
             found["parameters"].append(self.data[self.owned])
             found["gradients"].append(self.total[self.owned])
         found["gradients"] += self.pushes.arrays()

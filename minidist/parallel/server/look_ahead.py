@@ -1,22 +1,21 @@
-"""Looking ahead: a stale server that answers with where its parameters will be.
+"""Weight prediction: a stale server answers with predicted parameters.
 
-    server     w' ──▶ w ──▶ · ──▶ · ──▶ w*         w - w', once for each update to come
-                      ╰┄┄┄┄ guess ┄┄┄┄▶ ŵ
+    server     w' ──▶ w ──▶ · ──▶ · ──▶ w*         assumes that each later update is w - w' again
+                      ╰┄┄┄ predict ┄┄┄▶ ŵ
     worker            pull ŵ, compute ▶ push       so its gradient is about that of w*
 
-Staleness and momentum add up: what momentum remembers of old gradients and what arrives late of
-them turn the same way. On a parabola of curvature λ, momentum 0.9 allows steps up to 3.8/λ; with
-one update of delay, up to 0.1/λ, 38 times less (the poles of (z - 1)(z - 0.9) + λη must stay in the
-unit circle). But what makes it bad makes it predictable: with momentum the next updates will be
-much like the last. Among W workers about W - 1 updates come between a pull and its push, so the
-server answers with
+Momentum and staleness both apply old gradients, and together they limit the learning rate η. On a
+parabola of curvature λ, momentum 0.9 is stable for η up to 3.8/λ; with one update of delay only up
+to 0.1/λ, 38 times less (the roots of (z - 1)(z - 0.9) + λη must lie in the unit circle). But with
+momentum the next updates are similar to the last one, so they can be predicted. With W workers,
+about W - 1 updates come between a pull and its push, so the server answers with
 
-    ŵ = w + (W - 1)(w - w')        w' are the parameters before the last update
+    ŵ = w + (W - 1)(w - w')        w': the parameters before the last update
 
-and a worker's gradient is almost that of the parameters to which it is applied. One worker alone
-gets w itself.
+Then a worker's gradient is computed at about the parameters to which it is applied. With one worker
+ŵ = w.
 
-It sends what a stale server sends, and a server holds its range of w' too: n/S bytes. Kosson et
+Messages are those of the stale server. A server also keeps its range of w': n/S bytes. Kosson et
 al., "Pipelined backpropagation at scale", arXiv 2003.11666 (linear weight prediction); Hakimi et
 al., "Taming momentum in a distributed asynchronous environment", arXiv 1907.11612 (DANA, which
 keeps a momentum for each worker).
@@ -34,7 +33,7 @@ from minidist.parallel.server.stale_parameter_server import StaleParameterServer
 
 
 class LookAhead(StaleParameterServer):
-    """A ``StaleParameterServer``, with all its arguments, whose workers pull what is to come."""
+    """A ``StaleParameterServer``, with the same arguments, whose workers pull predictions."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -48,7 +47,7 @@ class LookAhead(StaleParameterServer):
         super().update_keys()
 
     def values_for(self, worker: int) -> Array:
-        """An answer always follows an update, so ``before`` is known."""
+        """The prediction ŵ. An answer always follows an update, so ``before`` is set."""
         return self.data + (len(self.workers) - 1) * (self.data - self.before)
 
     def arrays(self) -> dict[str, list[Array]]:
@@ -58,7 +57,7 @@ class LookAhead(StaleParameterServer):
         return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """As the stale server, and the parameters before."""
+        """As the stale server, and memory for the parameters before the last update."""
         cost = super().cost(batch, machine)
         if self.comm.size > 1:
             for server, keys in zip(self.servers, self.keys, strict=True):

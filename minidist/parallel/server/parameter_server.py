@@ -5,31 +5,31 @@
     worker 2 ── push gradient ──▶ ╰────────╯ ── pull parameters ──▶ worker 2
                                 adds, then steps
 
-The server waits for every worker (bulk synchronous, BSP), adds the gradients, takes one optimizer
-step and answers with the new parameters. Workers keep no optimizer state. One server's port must
-take and give everything, so the keys are cut into S ranges with a server each (key_ranges.py). In
-round k worker w meets server w + k, so no two workers begin at the same one; a server answers
-while its workers still push to others.
+The server waits for every worker (bulk synchronous, BSP), sums the gradients, makes one optimizer
+step and answers with the new parameters. Workers keep no optimizer state. One server must receive
+and send everything, so the keys are cut into S ranges, one for each of S servers (key_ranges.py).
+In round k worker w sends to server w + k mod S, so workers start with different servers; a server
+answers while its workers still push to others.
 
 With W workers, S servers, n = (Ψ + 1)e bytes (one element is the loss), all ranges even:
 
     a worker sends      n in S messages, one to each server
-    a server sends      nW/S in W messages, and receives as much (and the last one, which adds the
-                        losses up, sends the sum to the S - 1 others)
-    memory of a server  n/S parameters, 2n/S gradients (the sum, and the one arriving), and
-                        1/S of the optimizer's state, of which workers have none
+    a server sends      nW/S in W messages, and receives as much (the last server, which sums the
+                        losses, also sends the sum to the S - 1 others)
+    memory of a server  n/S parameters, 2n/S gradients (the sum, and the one being received), and
+                        1/S of the optimizer's state
     time                compute/W + 2W(α + n/S·β) + (W - 1)n/S·γ, if S ≤ W
 
-Where every one of p ranks is a worker with a server beside it, W = S = p and what one would send
-to itself stays: 2(p - 1) messages, 2n(p - 1)/p bytes, and the time of a ring all-reduce, to the
-last term. Sharding removes the bottleneck; it cannot send less than an all-reduce.
+If each of p ranks is both worker and server (``colocated``), W = S = p, and a rank sends nothing to
+itself: 2(p - 1) messages and 2n(p - 1)/p bytes, with exactly the time of a ring all-reduce. Several
+servers remove the bottleneck of one, but the bytes are at least those of an all-reduce.
 
-Pushes may be compressed (pushes.py). To ``clip``, the servers sum the squares of their ranges: a
-ring all-reduce of 8 bytes among them, and then all scale alike, as serial training would.
+Pushes may be compressed (pushes.py). For ``clip`` the servers sum the squared norms of their ranges
+by a ring all-reduce of 8 bytes; then all scale by the same factor, as in serial training.
 
-A worker that dies is left out, and the gradient of the others scaled up to the whole batch; a
-server that dies takes its keys with it. Li et al., "Scaling distributed machine learning with the
-parameter server", OSDI'14, section 3.
+A worker that dies is left out, and the sum of the others is scaled up to the whole batch. If a
+server dies, its keys are lost: ServerLost. Li et al., "Scaling distributed machine learning with
+the parameter server", OSDI'14, section 3.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ PULL, LOSS = 2, 3  # tags: two colocated ranks push and pull in both directions
 
 
 def push_tag(step: int) -> int:
-    """So a push that comes again, or late, is not taken for one of another step."""
+    """The tag of pushes of ``step``: so a repeated or late push is not received in another step."""
     return PUSH + 3 * (step % 1000)
 
 
 class ParameterServer(KeyRanges):
-    """``servers`` ranks serve and the others work; or all do both, if ``colocated``."""
+    """The first ``servers`` ranks serve and the others work; if ``colocated``, all do both.
+
+    Raises ValueError if there are too few ranks.
+    """
 
     def __init__(
         self,
@@ -107,17 +110,17 @@ class ParameterServer(KeyRanges):
         values = self.model.flat.data_and_loss if self.works else self.data
         if self.works or self.owns_loss:
             return float(read(values[-1], math.nan))
-        return self.hear_loss()
+        return self.receive_loss()
 
     def work(self, batch: Batch) -> list[Request]:
-        """The worker: compute a gradient, then start to push it and to pull the answers."""
+        """The worker: compute a gradient, then start the pushes and the pulls."""
         index, flat = self.workers.index(self.comm.rank), self.model.flat
         self.model.zero_grad()
         loss = self.accumulate(batch.shard(index, len(self.workers)))
         flat.grad_and_loss[-1] = loss
         others = [
             (server, self.servers[server])
-            for worker, server in self.meetings()
+            for worker, server in self.pairs()
             if worker == index and self.servers[server] != self.comm.rank
         ]
         messages = [
@@ -135,11 +138,11 @@ class ParameterServer(KeyRanges):
         return pushes + pulls
 
     def serve(self, step: int) -> None:
-        """The server: collect a gradient from every worker, update, answer every worker."""
+        """The server: receive a gradient from every worker, update, answer every worker."""
         index = self.servers.index(self.comm.rank)
-        clients = [self.workers[worker] for worker, server in self.meetings() if server == index]
+        clients = [self.workers[worker] for worker, server in self.pairs() if server == index]
         if self.works:
-            clients.remove(self.comm.rank)  # its own gradient lies in the sum already
+            clients.remove(self.comm.rank)  # its own gradient is in the sum already
         arrived = int(self.works)
         for worker in self.alive(clients):
             with self.without_lost_workers(), self.comm.step(f"collect from {worker}"):
@@ -149,7 +152,7 @@ class ParameterServer(KeyRanges):
                 self.pushes.receive(self.comm, worker, into, push_tag(step))
                 self.pushes.add(self.comm, self.total, into, arrived == 0, step)
                 arrived += 1
-        self.make_up_for(arrived)
+        self.scale_for_lost(arrived)
         self.clip_total()
         self.update_keys()
         if self.owns_loss:
@@ -161,25 +164,25 @@ class ParameterServer(KeyRanges):
             for server in self.servers[:-1]:
                 self.comm.send(self.data[-1:], server, LOSS)
 
-    def make_up_for(self, arrived: int) -> None:
-        """Shards of workers that died are taken to be like the others."""
+    def scale_for_lost(self, arrived: int) -> None:
+        """Scale the sum of the ``arrived`` gradients up to all workers, for those that died."""
         if arrived < len(self.workers):
             self.total *= len(self.workers) / arrived
 
-    def hear_loss(self) -> float:
-        """A server that does not own the loss is told it by the one that does."""
-        loss = self.total[:1]  # the step is over: the sum is not needed any more
+    def receive_loss(self) -> float:
+        """Receive the loss, on a server that does not own it, from the one that does."""
+        loss = self.total[:1]  # its memory is free until the next step
         with self.servers_must_live():
             self.comm.recv(loss, self.servers[-1], LOSS)
         return float(read(loss[0], math.nan))
 
     @property
     def owns_loss(self) -> bool:
-        """Whether the loss, the slot after the last key, is in this server's range."""
+        """Whether the loss, the element after the last key, is in this server's range."""
         return self.serves and self.comm.rank == self.servers[-1]
 
-    def meetings(self) -> Iterator[tuple[int, int]]:
-        """(worker, server), by round: in round k worker w meets server (w + k) mod S."""
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(worker, server) pairs in order: in round k worker w sends to server (w + k) mod S."""
         count = len(self.servers)
         for round in range(count):
             for worker in range(len(self.workers)):
@@ -192,7 +195,7 @@ class ParameterServer(KeyRanges):
         return found
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """The formula above, for uneven ranges and shards too: what each meeting sends and adds."""
+        """The formula above, summed over the messages, so also for uneven ranges and shards."""
         ranks, e, pushes = range(self.comm.size), self.itemsize, self.pushes
         wire = [(part.stop - part.start) * e for part in self.ranges]
         owns = [(keys.stop - keys.start) * e for keys in self.keys]
@@ -207,7 +210,7 @@ class ParameterServer(KeyRanges):
             busy[rank] += machine.compute(encoding, rank)
         seconds = self._seconds([busy[rank] for rank in self.workers], machine)
         added = [rank in self.workers for rank in ranks]
-        for worker, index in self.meetings():
+        for worker, index in self.pairs():
             rank, server = self.workers[worker], self.servers[index]
             if rank == server:
                 continue
@@ -265,10 +268,8 @@ class ParameterServer(KeyRanges):
         if not (even and machine.even) or self.pushes.compressed or any(self.norms()):
             return None
         n = lengths.pop() * self.itemsize
-        with_itself = (
-            self.servers[0] in self.workers
-        )  # colocated: it is there already, and added to
-        meetings = workers - with_itself
-        adding = (workers - 1) * machine.reduce(n)
-        told = 0 if with_itself else (servers - 1) * machine.message(self.itemsize)  # the loss
-        return compute[0] + 2 * meetings * machine.message(n) + adding + told
+        colocated = self.servers[0] in self.workers
+        messages = workers - colocated  # a rank's own gradient is in its server's sum already
+        reducing = (workers - 1) * machine.reduce(n)
+        losses = 0 if colocated else (servers - 1) * machine.message(self.itemsize)
+        return compute[0] + 2 * messages * machine.message(n) + reducing + losses

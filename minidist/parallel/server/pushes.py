@@ -1,18 +1,17 @@
-"""Pushes: how a gradient travels from a worker to the servers, whole or compressed.
+"""Pushes: how a worker sends its gradient to the servers, compressed or not.
 
     worker   gradient ─▶ cut by key ranges ─▶ encode each ─▶ ···· ─▶ server 0: decode, add
                                                  ▲                   server 1: decode, add
                                                  ╰─ error: kept for the next push to that server
 
-A worker has one compressor for each server, so error feedback works range by range: nothing is
-lost, it is only late (gradient_compression/compression.py). Where a range begins or ends inside a
-matrix, its whole rows stay a matrix, for PowerSGD; the torn rows travel as they are. Nobody votes
-on the way, so ``Sign`` means EF-signSGD here. Pulls are parameters, and not compressed.
+A worker has one compressor for each server, so error feedback works range by range
+(gradient_compression/compression.py). If a range begins or ends inside a matrix, its complete rows
+are a matrix for PowerSGD; the incomplete rows are sent uncompressed. ``Sign`` has no majority vote
+here: it is EF-signSGD. Pulls are not compressed.
 
-A push to a server is one message: ke bytes for its k keys as they are, else what the compressor's
-``wire`` says, its arrays one behind the other. What is no key (the loss, which lies behind them) is
-sent first, uncompressed, in 8 bytes. Decoding is not charged to the virtual clock, but for its
-matrix products.
+A push to a server is one message. Uncompressed it has ke bytes for k keys. Compressed it has the
+arrays of the compressor's ``wire``, one after the other; the loss, if this server has it, comes
+first, uncompressed, in 8 bytes. The virtual clock charges only the matrix products of decoding.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ PUSH = 1  # tag
 class Pushes:
     """One rank's end of all pushes: workers ``pack``, servers ``receive`` and ``add``.
 
-    ``ranges`` are the servers' parts of the flat gradient, ``keys`` the same without the loss that
-    may lie behind. ``compressor`` makes a compressor; None: gradients travel as they are.
+    ``ranges`` are the servers' slices of the flat gradient; ``keys`` are the same without the loss,
+    which may follow the last key. ``compressor`` makes a compressor; None: no compression.
     """
 
     def __init__(
@@ -48,9 +47,9 @@ class Pushes:
         rank: int,
     ) -> None:
         self.ranges, self.keys, self.dtype = ranges, keys, dtype
-        self.codecs: list[Compressor] = []  # by server; enough to decode, and for the formulas
-        self.senders: dict[int, Compressor] = {}  # by server, on a worker; they remember errors
-        self.arriving: Array | None = None  # on a server: a compressed push, as it came; bytes
+        self.codecs: list[Compressor] = []  # by server; for decoding and for the formulas
+        self.senders: dict[int, Compressor] = {}  # by server, on a worker; they keep residuals
+        self.arriving: Array | None = None  # on a server: the bytes of a compressed push
         if compressor is not None:
             for part in keys:
                 codec = make_compressor(compressor)
@@ -64,14 +63,14 @@ class Pushes:
     # The worker
 
     def start_sending(self, grad: Array, servers: Iterable[int]) -> None:
-        """Set where gradients will be, and to which servers their parts go; call once."""
+        """Prepare to send gradients such as ``grad`` to these servers. Call once, on a worker."""
         if self.compressed:
             for server in servers:
                 sender = self.senders[server] = self.codecs[server]
                 sender.start(grad[self.keys[server]], sender.shapes, sender.seed, sender.rank)
 
     def pack(self, server: int, grad: Array, step: int) -> Array:
-        """The push to ``server``: its part of ``grad``, and the loss behind the keys."""
+        """The message to ``server``: its range of ``grad``, with the loss if it has it."""
         if not self.compressed:
             return grad[self.ranges[server]]
         keys, behind = self.keys[server], slice(self.keys[server].stop, self.ranges[server].stop)
@@ -82,20 +81,20 @@ class Pushes:
     # The server
 
     def start_receiving(self, server: int, like: Array) -> None:
-        """On that server, call once: allocates what compressed pushes arrive in."""
+        """Allocate the buffer that receives compressed pushes. Call once, on that server."""
         self.server = server
         self.owned = slice(0, self.keys[server].stop - self.keys[server].start)
         if self.compressed:
             self.arriving = module_of(like).empty(self.nbytes(server), np.uint8)
 
     def receive(self, comm: Comm, worker: int, into: Array, tag: int = PUSH) -> None:
-        """A push of ``worker``: into ``into`` as it is, or packed, to be unpacked by ``add``."""
+        """Receive a push of ``worker``: into ``into``, or, if compressed, into a buffer."""
         comm.recv(into if self.arriving is None else self.arriving, worker, tag)
 
     def add(self, comm: Comm, total: Array, arrived: Array, first: bool, step: int) -> None:
-        """Add to ``total``, or if ``first`` begin it with, what was received last.
+        """Add the push that was received last to ``total``; if ``first``, replace ``total`` by it.
 
-        If that came as it is, it lies in ``arrived``; the first may have come into ``total``.
+        ``arrived``: the ``into`` of ``receive``; for the first push it must be ``total``.
         """
         if self.arriving is not None:
             if first:
@@ -114,7 +113,7 @@ class Pushes:
     # The formula
 
     def layout(self, server: int) -> list[tuple[int, DTypeLike]]:
-        """Lengths and dtypes of what a compressed push consists of: longest elements first."""
+        """The (length, dtype) of each array of a compressed push; the largest dtype comes first."""
         behind = self.ranges[server].stop - self.keys[server].stop
         return [(behind, np.float64), *self.codecs[server].wire()]
 
@@ -126,30 +125,30 @@ class Pushes:
         return sum(length * np.dtype(dtype).itemsize for length, dtype in self.layout(server))
 
     def arriving_bytes(self, server: int) -> int:
-        """What a server holds of a compressed push."""
+        """Bytes of a server's buffer for a compressed push."""
         return self.nbytes(server) if self.compressed else 0
 
     def kept_bytes(self, servers: Iterable[int]) -> int:
-        """What a worker remembers that pushes to these servers."""
+        """Bytes that a worker keeps between pushes to these servers."""
         return sum(self.codecs[server].kept_bytes() for server in servers if self.compressed)
 
     def encode_flops(self, servers: Iterable[int]) -> int:
-        """FLOPs of packing a push to each of these servers."""
+        """FLOPs of encoding a push to each of these servers."""
         return sum(self.codecs[server].encode_flops() for server in servers if self.compressed)
 
     def decode_flops(self, server: int) -> int:
-        """FLOPs of unpacking one push at ``server``."""
+        """FLOPs of decoding one push on ``server``."""
         return self.codecs[server].decode_flops() if self.compressed else 0
 
     # Memory
 
     def arrays(self) -> list[Array]:
-        """Errors kept for the next push, and the push that arrives."""
+        """The residuals, and the buffer for a compressed push."""
         kept = [array for sender in self.senders.values() for array in sender.arrays()]
         return kept + ([] if self.arriving is None else [self.arriving])
 
-    def remembered(self) -> dict[str, Array]:
-        """What a worker must keep to go on later, by name."""
+    def to_continue(self) -> dict[str, Array]:
+        """The arrays that a worker needs to continue training later, by name."""
         return {
             f"push to {server}, {index}": array
             for server, sender in self.senders.items()
@@ -158,7 +157,7 @@ class Pushes:
 
 
 def shapes_in(model: Module, keys: slice) -> dict[str, Shape]:
-    """What lies in a key range: parameters, or the whole rows of one, or pieces of a row.
+    """Names and shapes in a key range: parameters, complete rows of one, or parts of a row.
 
     >>> from minidist.nn import Linear
     >>> shapes_in(Linear(4, 3), slice(2, 14))

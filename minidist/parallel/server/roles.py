@@ -1,10 +1,10 @@
 """Roles: which ranks serve and which work, and what happens when one of them dies.
 
     servers=2          ranks 0 and 1 serve, the others work
-    colocated=True     every rank does both: a worker with a server beside it
+    colocated=True     every rank does both
 
-A worker that dies is left out from then on. A server that dies takes its keys with it: that is an
-error, which names them.
+A worker that dies is left out from then on. If a server dies, its keys are lost; an error names
+them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from minidist.parallel.model_costs import parameter_slices
 
 
 class ServerLost(RuntimeError):
-    """A server has died, and with it the only copy of its keys."""
+    """A server has died; it had the only copy of its keys."""
 
 
-Servers = int | Callable[[int], int]  # how many, or a function from the number of ranks to it
+Servers = int | Callable[[int], int]  # the number of servers, or a function of the number of ranks
 
 
 def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list[int]]:
-    """The ranks that serve, and those that work. A rank alone does both, and so do all colocated.
+    """(ranks that serve, ranks that work). A single rank does both; if ``colocated``, all do.
+
+    Raises ValueError for less than one server, or too few ranks.
 
     >>> roles(5, 2, colocated=False)
     ([0, 1], [2, 3, 4])
@@ -46,20 +48,20 @@ def roles(size: int, servers: Servers, colocated: bool) -> tuple[list[int], list
 
 
 class ServersAndWorkers(Method):
-    """Base of the methods with servers: who has which role, and who has died."""
+    """Base of the methods with servers: the ranks' roles, and which workers have died."""
 
     keys: list[slice]  # of the flat parameters, by server
     psi: int  # how many parameters there are
 
-    def take_roles(self, servers: Servers, colocated: bool) -> None:
-        """Say which ranks serve and work; on this rank, whether it does."""
+    def set_roles(self, servers: Servers, colocated: bool) -> None:
+        """Set ``servers`` and ``workers``, and whether this rank serves and works."""
         self.servers, self.workers = roles(self.comm.size, servers, colocated)
         self.serves, self.works = self.comm.rank in self.servers, self.comm.rank in self.workers
         self.lost: set[int] = set()  # workers that died, as far as this server knows
 
     @contextmanager
     def servers_must_live(self) -> Iterator[None]:
-        """A server that dies inside becomes an error that says which keys are gone."""
+        """If a server dies inside the block, raise ServerLost, with the keys that are lost."""
         try:
             yield
         except RankLost as lost:
@@ -81,7 +83,10 @@ class ServersAndWorkers(Method):
 
     @contextmanager
     def without_lost_workers(self) -> Iterator[None]:
-        """A worker that dies inside is left out from now on."""
+        """If a worker dies inside the block, leave it out from now on.
+
+        Raises RuntimeError if it was the last one.
+        """
         try:
             with self.servers_must_live():
                 yield
@@ -91,5 +96,5 @@ class ServersAndWorkers(Method):
                 raise RuntimeError("all workers have died: nobody is left to train") from lost
 
     def alive(self, clients: list[int]) -> Iterator[int]:
-        """The workers that have not died, as far as is known when their turn comes."""
+        """The workers that have not died; each is checked only when the loop reaches it."""
         return (worker for worker in clients if worker not in self.lost)

@@ -1,8 +1,8 @@
-"""The whole model of a parameter server: read out, evaluated, saved and loaded.
+"""The whole model of a parameter server: read, evaluated, saved and loaded.
 
-The servers have the parameters and the optimizer's state, each its key range of them (see
-key_ranges.py): a server tells its range to every rank that lives. Frozen parameters and buffers are
-the workers'. Beside them, only errors of compression are kept on ranks.
+Each server has its key range of the parameters and of the optimizer's state (key_ranges.py), and
+sends it to every rank that has not died. Workers have the frozen parameters, the buffers and the
+residuals of compression.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from minidist.parallel.state import (
 
 
 class ServedModel(ServersAndWorkers):
-    """Base of ``KeyRanges``: what it says of the whole model."""
+    """Base of ``KeyRanges``: reads, evaluates, saves and loads the whole model."""
 
-    psi: int  # parameters that are trained
+    psi: int  # number of trained parameters
     keys: list[slice]  # of each server
     dtype: np.dtype
     data: Array  # on a server: its range of the parameters, in ``owned``
@@ -45,13 +45,13 @@ class ServedModel(ServersAndWorkers):
     pushes: Pushes
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """The servers' parameters: every server sends its range to everyone."""
+        """The servers' parameters: every server sends its range to all ranks."""
         own = self.data[self.owned] if self.serves else None
         host = arrays.to_host(self.gather_keys(own))
         return self.in_order(by_parameter(host, parameter_slices(self.whole), self.whole))
 
     def frozen(self) -> dict[str, np.ndarray]:
-        """Those of the first worker that lives: a rank that only serves has none."""
+        """The frozen parameters, sent by the first living worker: servers do not have them."""
         worker = next(self.alive(self.workers))
         found: State = {}
         for name, parameter in self.whole.frozen().items():
@@ -61,31 +61,31 @@ class ServedModel(ServersAndWorkers):
                 if mine
                 else np.empty(parameter.declared, self.dtype)
             )
-            self.tell(found[name], worker)
+            self.send_to_all(found[name], worker)
         return found
 
     def gather_keys(self, own: Array | None) -> Array:
-        """An array as long as all keys, of which every server gives its range, on every rank."""
+        """The whole flat array, on every rank, from the servers' ranges ``own``."""
         flat = arrays.module().empty(self.psi, self.dtype)
         for server, keys in zip(self.servers, self.keys, strict=True):
             if server == self.comm.rank:
                 flat[keys] = own
-            self.tell(flat[keys], server)
+            self.send_to_all(flat[keys], server)
         return flat
 
-    def tell(self, array: Array, server: int) -> None:
-        """Copy ``array`` of one rank, mostly a server, to every rank that lives, in place."""
-        if self.comm.rank != server:
+    def send_to_all(self, array: Array, root: int) -> None:
+        """Copy ``array`` of rank ``root`` to every living rank, in place."""
+        if self.comm.rank != root:
             with self.servers_must_live():
-                self.comm.recv(array, server)
+                self.comm.recv(array, root)
             return
         for peer in range(self.comm.size):
-            if peer != server and peer not in self.lost:
-                with self.without_lost_workers(), self.comm.step(f"tell {peer}"):
+            if peer != root and peer not in self.lost:
+                with self.without_lost_workers(), self.comm.step(f"send to {peer}"):
                     self.comm.send(array, peer)
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """The mean over the workers that live."""
+        """The mean over the living workers."""
         named = self.whole.named_buffers()
         found: State = {n: np.empty(buffer.declared, self.dtype) for n, buffer in named.items()}
         if not found:
@@ -97,7 +97,7 @@ class ServedModel(ServersAndWorkers):
                 own = own_buffers(self.model).values()
                 flat[...] = np.concatenate([values.reshape(-1) for values in own])
             with suppress(RankLost):
-                self.tell(flat, worker)
+                self.send_to_all(flat, worker)
                 every.append(flat)
         return mean_of(found, every)
 
@@ -106,7 +106,7 @@ class ServedModel(ServersAndWorkers):
         return len(self.workers)
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy) of the servers' parameters; the workers share the work."""
+        """(mean loss, accuracy) of the servers' parameters; each worker evaluates a shard."""
         sums, values = np.zeros(4), self.gather_keys(self.data[self.owned] if self.serves else None)
         buffers = self.buffers()
         if self.works:
@@ -119,11 +119,11 @@ class ServedModel(ServersAndWorkers):
                 sums += sums_of(self.forward, self.loss, dataset, chunk, shard, shards)
         return mean_over_ranks(self.comm, sums)
 
-    # Saving and loading: all that matters is on the servers, but for the errors of compression
+    # Saving and loading
 
     def optimizer_state(self, kept: State) -> State:
         steps = np.array([self.optimizer.steps])
-        self.tell(steps, self.servers[0])
+        self.send_to_all(steps, self.servers[0])
         found: State = {"steps": np.array(int(steps[0]))}
         for slot in self.optimizer.slots if steps[0] else ():
             own = self.part.state[slot] if self.serves else None
@@ -141,7 +141,7 @@ class ServedModel(ServersAndWorkers):
         return [OptimizerShard(named, slices, self.optimizer, self.part, own, self.keys)]
 
     def which_replica(self) -> tuple[int, int]:
-        """This server among the servers; -1 if it only works."""
+        """This server's index among the servers; -1 on a rank that only works."""
         return (self.servers.index(self.comm.rank) if self.serves else -1), len(self.servers)
 
     def state_shares(self) -> list[Share]:
@@ -167,23 +167,23 @@ class ServedModel(ServersAndWorkers):
 
     @property
     def own_keys(self) -> slice:
-        """The keys of this rank's server."""
+        """The keys of the server on this rank."""
         return self.keys[self.servers.index(self.comm.rank)]
 
     def flatten(self, by_name: State, keys: slice | None = None) -> Array:
-        """The values of some keys, or all, as they lie in the flat array; reads no others."""
+        """The values of ``keys`` (None: all) in the order of the flat array; reads no others."""
         flat = flat_part(by_name, parameter_slices(self.whole), keys)
         return arrays.to_device(flat.astype(self.dtype, copy=False))
 
     def own_arrays(self) -> dict[str, Array]:
-        return self.pushes.remembered()
+        return self.pushes.to_continue()
 
     def gather_own(self) -> State:
-        if not self.keeps_own:
+        if not self.has_own_arrays:
             return {}
-        return gather_own(self.comm, self.own_arrays(), self.tell)
+        return gather_own(self.comm, self.own_arrays(), self.send_to_all)
 
     @property
-    def keeps_own(self) -> bool:
-        """Whether any rank keeps what others do not have."""
+    def has_own_arrays(self) -> bool:
+        """Whether any rank has arrays that others do not have."""
         return self.pushes.compressed

@@ -1,6 +1,7 @@
-"""What a step of a stale parameter server costs: the formula of ``stale_parameter_server.py``.
+"""The cost of a step of a stale parameter server, by the formula of ``stale_parameter_server.py``.
 
-Exact for uneven ranges and shards. Who comes first depends on the machine: no time is known.
+It is exact for uneven ranges and shards too. The order of messages depends on the machine, so the
+time has no formula.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from minidist.parallel.server.key_ranges import KeyRanges
 
 
 def stale_cost(method: KeyRanges, batch: Batch, machine: Machine) -> StepCost:
-    """What ``step`` costs: a run of one batch."""
+    """The cost of ``step``: a run of one batch."""
     ranks, p, e = range(method.comm.size), method.comm.size, method.itemsize
     messages, nbytes, busy = [0 for _ in ranks], [0 for _ in ranks], [0.0 for _ in ranks]
     parameters, gradients, state = [0 for _ in ranks], [0 for _ in ranks], [0 for _ in ranks]

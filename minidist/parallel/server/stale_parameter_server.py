@@ -1,43 +1,43 @@
-"""The parameter server that does not wait: asynchronous, or stale by at most s clocks.
+"""The asynchronous parameter server, with or without a bound on staleness.
 
-    worker 0   ██ push·pull ██ push·pull ██ push·pull ██         a push is applied when it comes,
-    worker 1   ██████ push·pull ██████ push·pull ██████          and answered with what the
-    worker 2   ███ push·pull ███ push·pull ███ push·pull         parameters are by then
+    worker 0   ██ push·pull ██ push·pull ██ push·pull ██         each push is applied when it
+    worker 1   ██████ push·pull ██████ push·pull ██████          arrives, and answered with the
+    worker 2   ███ push·pull ███ push·pull ███ push·pull         parameters after that
 
-No worker waits for another, so a straggler slows down nobody but itself. The price: between a
-worker's pull and its next push the others have moved the parameters on, so its gradient is of old
-ones. Its *staleness* τ is the number of updates in between, about W - 1 among W equal workers.
+No worker waits for another, so a straggler delays only itself. But between a worker's pull and its
+next push, other workers have changed the parameters; so its gradient is of old parameters. Its
+*staleness* τ is the number of updates in between: about W - 1 with W equally fast workers.
 
-One knob says how far workers may drift apart. A worker's *clock* counts its pushes. With a bound
-s it gets its answer, and so begins its next clock c, only when every worker has pushed all
-clocks before c - s:
+A bound s limits how far workers may be apart. A worker's *clock* counts its pushes. A worker gets
+its answer, and so begins its next clock c, only when every worker has pushed all clocks before
+c - s:
 
-    s = 0     everyone waits for everyone: as bulk synchronous, but an update for each push
+    s = 0     all wait for all: as bulk synchronous, but with one update for each push
     s         stale synchronous (SSP): the fastest is at most s clocks ahead of the slowest
-    None      asynchronous: nobody ever waits
+    None      asynchronous: no worker waits
 
 ``stale_worker.py`` and ``stale_server.py`` are the two sides of a push. A worker that dies is left
 out. For each global batch, with W workers, S servers, p = W + S ranks:
 
     a worker sends   2S messages, 16S + Ψe bytes
     a server sends   W messages, WΨe/S bytes
-    memory           workers Ψe parameters and Ψe gradients; a server 1/S of either, and 1/S of
+    memory           a worker: Ψe parameters and Ψe gradients; a server: 1/S of each, and 1/S of
                      the optimizer's state
 
-At the end of a run server 0 tells all others the losses: p - 1 messages of 8 bytes a batch. Who
-comes first, and with it time and result, depends on the machine: no formula for the seconds.
+At the end of a run server 0 sends the losses to all others: p - 1 messages of 8 bytes a batch. Time
+and result depend on the order in which pushes arrive, so there is no formula for the seconds.
 
-``colocated``: each of p ranks works, and serves on its communication stream meanwhile, with
-parameters of its own that go on while the worker computes. A worker tells the server beside it
-only that it has pushed, and is told that it can go on; so a rank sends 2Ψe(p - 1)/p bytes, as in
-a ring, and 16p of headers, in 3p - 1 messages.
+``colocated``: each of p ranks works, and serves meanwhile on its communication stream. Its server
+has separate arrays, because it updates its parameters while the worker computes. Between a worker
+and the server on the same rank only headers and empty answers are sent; so a rank sends
+2Ψe(p - 1)/p bytes, as in a ring, and 16p of headers, in 3p - 1 messages.
 
-Pushes may be compressed (pushes.py). ``clip`` limits each push to 1/W of what a batch may move: its
-worker knows the whole gradient, so servers that do not wait for each other need not agree.
+Pushes may be compressed (pushes.py). ``clip`` limits the norm of each push to clip/W. The worker
+has the push's whole gradient, so servers need not agree on a norm.
 
-With ``staleness_aware`` a gradient is divided by its τ (if τ > 1), since an old one is worth
-less. A shard's gradient is divided by the targets of the whole batch, so W updates of plain SGD
-move as far as one synchronous one; a rule that normalises, such as Adam, moves W times as far.
+With ``staleness_aware`` a gradient is divided by its τ (if τ > 1): an older gradient gets a lower
+weight. A shard's gradient is divided by the targets of the whole batch, so W updates of plain SGD
+move as far as one synchronous update; a rule that normalises, such as Adam, moves W times as far.
 
 Ho et al., "More effective distributed ML via a stale synchronous parallel parameter server",
 NIPS'13, section 3; Dean et al., "Large scale distributed deep networks" (Downpour), NIPS'12,
@@ -68,10 +68,11 @@ from minidist.parallel.state import State
 
 
 class StaleParameterServer(StaleWorker, StaleServer):
-    """Workers at most ``staleness`` clocks apart; None: as far apart as they like.
+    """Workers are at most ``staleness`` clocks apart; None: no bound.
 
-    ``updates`` is this server's record of every push it applied, ``repeated`` counts those that
-    came again and were not.
+    On a server, ``updates`` records every push that was applied; ``repeated`` counts repeated
+    pushes, which were not. Raises ValueError for a negative bound, and for a layer-wise optimizer
+    with several servers.
     """
 
     exact = False
@@ -121,17 +122,18 @@ class StaleParameterServer(StaleWorker, StaleServer):
             raise ValueError(f"the staleness bound is 0, 1, ... or None, not {value}")
 
     def step(self, batch: Batch) -> float:
-        """A run of one batch. Workers go on with what they pulled last, stale as it is.
+        """A run of one batch. Workers start with the parameters that they pulled last.
 
-        Nobody gets further than one clock ahead in it: a bound of 1 or more shows in ``train``.
+        In one batch a worker is at most one clock ahead, so a bound of 1 or more has no effect:
+        see ``train``.
         """
         return self.train([batch])[0]
 
     def train(self, batches: Sequence[Batch]) -> list[float]:
-        """Each worker takes its shard of one global batch after the other, and waits for no one.
+        """Train on several global batches; each worker takes its shard of each, without waiting.
 
-        All ranks come together at the end. Returns the loss of each batch: the sum of its shards'
-        losses, each at the parameters that its worker had. The same on every rank.
+        All ranks wait for each other only at the end. Returns the loss of each batch, the same on
+        every rank: the sum of its shards' losses, each at the parameters that its worker had.
         """
         with self.stepping(batches):
             self.losses = np.zeros(len(batches))
@@ -147,13 +149,13 @@ class StaleParameterServer(StaleWorker, StaleServer):
             else:
                 self.serve(end)
             self.clock = self.steps = end
-            self.tell(self.losses, self.servers[0])
+            self.send_to_all(self.losses, self.servers[0])
         for loss in self.losses:
             check_loss(self, float(loss))
         return [float(loss) for loss in self.losses]
 
     def work_alone(self, batches: Sequence[Batch]) -> None:
-        """A worker that is its own server has nobody to send to."""
+        """Train on a single rank, which is worker and server and sends nothing."""
         for number, batch in enumerate(batches):
             self.steps = self.clock + number
             self.losses[number] = self.compute(batch)
@@ -162,7 +164,7 @@ class StaleParameterServer(StaleWorker, StaleServer):
     def load(self, state: State) -> None:
         super().load(state)
         self.clock = self.steps
-        self.clocks = dict.fromkeys(self.workers, self.clock)  # nobody is ahead
+        self.clocks = dict.fromkeys(self.workers, self.clock)  # all are equal
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
         """The formula above, of ``step``: a run of one batch."""

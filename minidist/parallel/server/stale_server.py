@@ -1,8 +1,8 @@
-"""What a stale parameter server does: take a push from whoever comes first, apply it, and answer.
+"""The server's side of a stale parameter server: receive pushes as they arrive, apply and answer.
 
-A worker's *clock* counts its pushes. The server answers a push, and so lets the worker begin its
-next clock, when no worker is further than the bound behind (``may_go``). The clock also tells a
-push that comes twice: it is received, and not applied again.
+A worker's *clock* counts its pushes. The server answers a push, which lets the worker begin its
+next clock, when no worker is behind by more than the bound (``may_go``). The clock also
+identifies a repeated push: it is received, but not applied again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from minidist.parallel.server.stale_worker import PULL
 class Update:
     """A push that a server applied.
 
-    ``staleness``: updates between the worker's pull and this. ``lead``: how many clocks the
-    worker was ahead of the slowest one when it began this clock. ``time``: of the server.
+    ``staleness``: updates between the worker's pull and this one. ``lead``: clocks by which the
+    worker was ahead of the slowest when it began this clock. ``time``: the server's clock, seconds.
     """
 
     worker: int
@@ -39,52 +39,52 @@ class StaleServer(KeyRanges):
     clock: int  # batches trained on before this run
 
     def start_serving(self, staleness: int | None, staleness_aware: bool) -> None:
-        """Set the bound, and what a server knows of its workers before the first push."""
+        """Set the bound, and the server's records of its workers before the first push."""
         self.staleness = staleness
         self.staleness_aware = staleness_aware
         self.clocks = dict.fromkeys(self.workers, 0)  # pushes applied, by worker
-        self.pulled = dict.fromkeys(self.workers, 0)  # updates that its parameters contain
-        self.leads = dict.fromkeys(self.workers, 0)  # clocks ahead when it was answered last
-        self.waiting: list[int] = []  # pushed, and not answered yet
+        self.pulled = dict.fromkeys(self.workers, 0)  # updates before its last pull
+        self.leads = dict.fromkeys(self.workers, 0)  # clocks ahead at its last answer
+        self.waiting: list[int] = []  # workers that pushed and have no answer yet
         self.updates: list[Update] = []
         self.repeated = 0
-        self.losses = np.zeros(0)  # of the batches of this run
-        self.arrived = np.zeros(0, int)  # shards of each of them
+        self.losses = np.zeros(0)  # by batch of this run
+        self.arrived = np.zeros(0, int)  # shards received, by batch
 
     def serve_on_stream(self, stream: Comm, clock: int) -> None:
-        """``serve``, on the communication stream of a rank that works meanwhile."""
+        """``serve`` on the communication stream, while this rank's worker computes."""
         self.server_comm = stream.main
         self.serve(clock)
 
     def serve(self, clock: int) -> None:
-        """Serve whoever comes first, until every living worker has pushed all before ``clock``."""
+        """Serve pushes as they arrive, until every living worker has pushed all below ``clock``."""
         self.arrived = np.zeros(len(self.losses), int)  # by batch
         while self.slowest() < clock:
             with self.without_lost_workers():
-                self.take()
+                self.receive_push()
             for worker in [worker for worker in self.waiting if self.may_go(worker)]:
                 with self.without_lost_workers():
                     self.answer(worker)
-        # A batch of which shards are missing: they are taken to be like the rest.
+        # If shards of a batch are missing, scale the loss of the others up to the whole batch.
         self.losses *= len(self.workers) / np.maximum(self.arrived, 1)
 
     def slowest(self) -> int:
-        """The clock of the living worker that is furthest behind."""
+        """The clock of the slowest living worker."""
         return min(clock for worker, clock in self.clocks.items() if worker not in self.lost)
 
-    def take(self) -> None:
-        """Receive a push; apply it, unless it was applied before."""
+    def receive_push(self) -> None:
+        """Receive a push, and apply it unless it was applied before."""
         header = np.empty(2)
         with self.server_comm.step("wait for a push"):
             worker = self.server_comm.recv(header, ANY, PUSH)
         clock, loss = int(header[0]), float(header[1])
-        if worker == self.comm.rank:  # the one beside it, which waits for the answer
+        if worker == self.comm.rank:  # this rank's worker: read its gradient in place
             self.total[...] = self.model.flat.grad[self.ranges[self.pushes.server]]
         else:
             with self.server_comm.step(f"collect from {worker}"):
                 self.pushes.receive(self.server_comm, worker, self.total)
         if clock < self.clocks[worker]:
-            self.repeated += 1  # late or repeated: its answer is on its way, or has arrived
+            self.repeated += 1  # it has been answered already
             return
         if worker != self.comm.rank:
             self.pushes.add(self.server_comm, self.total, self.total, True, clock)
@@ -102,7 +102,7 @@ class StaleServer(KeyRanges):
         self.clocks[worker] = clock + 1
         time = self.server_comm.time()
         self.updates.append(Update(worker, clock, staleness, self.leads[worker], time))
-        if self.comm.size == 1:  # it has what it has just computed
+        if self.comm.size == 1:  # worker and server use the same parameters
             self.pulled[worker] = len(self.updates)
 
     def may_go(self, worker: int) -> bool:
@@ -117,11 +117,11 @@ class StaleServer(KeyRanges):
         self.leads[worker] = self.clocks[worker] - self.slowest()
         values = self.values_for(worker)
         with self.server_comm.step(f"answer {worker}"):
-            if worker == self.comm.rank:  # the one beside it is only told that they are there
+            if worker == self.comm.rank:  # write into this rank's model; the answer is empty
                 self.model.flat.data[self.ranges[self.pushes.server]] = values
                 values = values[:0]
             self.server_comm.send(values, worker, PULL)
 
     def values_for(self, worker: int) -> Array:
-        """What a worker gets: this server's parameters."""
+        """The parameters to send to a worker."""
         return self.data

@@ -1,4 +1,4 @@
-"""What a worker of a stale parameter server does: compute, push, pull, for batch after batch.
+"""The worker's side of a stale parameter server: compute, push and pull for each batch.
 
 A push to each server is two messages: a header (the worker's clock, its loss), then the server's
 range of the gradient. The server's answer is its range of the parameters.
@@ -32,10 +32,10 @@ class StaleWorker(KeyRanges):
             self.push_and_pull(clock, loss)
 
     def compute(self, batch: Batch) -> float:
-        """The gradient of this worker's shard, clipped; returns its loss.
+        """Compute the gradient of this worker's shard, clipped; returns the shard's loss.
 
-        A push is an update, so the worker knows the whole gradient of it, and no servers need to
-        agree on a norm. W pushes are a batch: none may be longer than 1/W of what a batch may.
+        Each push is one update, and its worker has the whole gradient, so it can clip alone. W
+        pushes make a batch, so the norm of each is limited to clip/W.
         """
         self.model.zero_grad()
         index = self.workers.index(self.comm.rank)
@@ -45,9 +45,9 @@ class StaleWorker(KeyRanges):
         return loss
 
     def push_and_pull(self, clock: int, loss: float) -> None:
-        """Give every server its range of the gradient, and wait for its parameters."""
+        """Send every server its range of the gradient, and wait for its parameters."""
         flat, count = self.model.flat, len(self.servers)
-        first = self.workers.index(self.comm.rank)  # so that not all begin at the same server
+        first = self.workers.index(self.comm.rank)  # so that workers start with different servers
         order = [(first + turn) % count for turn in range(count)]
         header = np.array([clock, loss])
         messages = {
@@ -59,7 +59,7 @@ class StaleWorker(KeyRanges):
                 self.comm.irecv(self.pulled_into(index), self.servers[index], PULL)
                 for index in order
             ]
-            for index in order:  # the server beside it reads the gradient where it lies
+            for index in order:  # this rank's own server reads the gradient in place
                 self.push(self.servers[index], messages.get(index, [header]))
         with self.comm.step("pull"), self.servers_must_live():
             for pull in pulls:
@@ -72,6 +72,7 @@ class StaleWorker(KeyRanges):
             self.comm.send(array, server, PUSH)
 
     def pulled_into(self, index: int) -> Array:
-        """Where a server's answer goes: the one beside it writes, and only says so."""
-        beside = self.servers[index] == self.comm.rank
-        return self.model.flat.data[slice(0, 0) if beside else self.ranges[index]]
+        """The buffer for a server's answer: empty for this rank's own server, which writes into
+        the model."""
+        same_rank = self.servers[index] == self.comm.rank
+        return self.model.flat.data[slice(0, 0) if same_rank else self.ranges[index]]

@@ -1,9 +1,9 @@
-"""Tensor and sequence parallelism: cuts inside a layer.
+"""Tensor and sequence parallelism: each layer is cut over several ranks.
 
 Read ``layers.py`` first: a linear layer by columns and by rows, and attention by heads. ``plan.py``
-says which parameter is cut how, and ``cut.py`` what a cut is; ``convert.py`` applies a plan.
-``vocabulary.py`` is the embedding and the loss, ``column.py`` hides a sum behind arithmetic,
-``part.py`` is what a method takes of all this, and ``tensor_parallel.py`` the method.
+decides how each parameter is cut, ``cut.py`` defines a cut, and ``convert.py`` applies a plan.
+``vocabulary.py`` and ``ends.py`` are the embedding and the loss; ``column.py`` overlaps a sum with
+computation. ``part.py`` is the part that methods use, and ``tensor_parallel.py`` the method.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a rank stands on the tensor axis, and what its layers send: the same for all of them."""
+"""A rank's position and settings on the tensor axis, and the collectives that its layers send."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RINGS: dict[str, Algorithm[..., Any]] = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One rank's place among ``size`` ranks that hold one model together, and its choices.
+    """Rank ``rank`` of the ``size`` ranks that hold one model, and its settings.
 
-    ``sequence``: what is not cut inside a layer is cut along the sequence. ``keep``: a layer keeps
-    its gathered input (see column.py). ``overlap``: gradients are summed beside arithmetic.
-    ``comm`` is None where a model is declared only to ask what another rank's costs.
+    ``sequence``: activations between the cut layers are cut along the sequence. ``keep``: a layer
+    keeps its gathered input (see column.py). ``overlap``: sums of gradients overlap with
+    computation. ``comm`` is None in a model that is declared only for another rank's costs.
     """
 
     rank: int
@@ -39,16 +39,16 @@ class Axis:
     @property
     def group(self) -> Comm:
         if self.comm is None:
-            raise RuntimeError("this model was declared for its costs: it belongs to another rank")
+            raise RuntimeError("this model is declared for another rank's costs: it cannot compute")
         return self.comm
 
     def sharers(self, count: int) -> Comm:
-        """The ``count`` consecutive ranks of which this one shares a head of keys."""
+        """The ``count`` consecutive ranks, this one included, that share a head of keys."""
         comm = self.group
         return comm.remember(("sharers", count), lambda: comm.split(comm.rank // count))
 
     def part_of_sequence(self, length: int) -> slice:
-        """This rank's positions of a whole sequence."""
+        """This rank's positions of a sequence. Raises ShapeError unless ``size`` divides it."""
         if length % self.size:
             raise ShapeError(
                 f"sequence parallelism cuts the sequence into equal parts: {length} positions do "
@@ -58,13 +58,13 @@ class Axis:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def whole(self, shape: Shape) -> Shape:
-        """The shape (b, s, ...) of what has this rank's shape where the sequence is cut."""
+        """The whole shape (b, s, ...) of an activation that has ``shape`` on this rank."""
         if not self.sequence:
             return shape
         return (shape[0], shape[1] * self.size, *shape[2:])
 
     def own(self, shape: Shape) -> Shape:
-        """This rank's shape of what is (b, s, ...) whole."""
+        """The shape on this rank of an activation whose whole shape is (b, s, ...)."""
         if not self.sequence:
             return shape
         part = self.part_of_sequence(shape[1])
@@ -73,16 +73,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sum:
-    """One collective of a layer: ``length`` elements over consecutive ranks, ``size`` each."""
+    """One collective of a layer: ``length`` elements, over groups of ``size`` consecutive ranks."""
 
     kind: str  # in RINGS
     length: int
     itemsize: int
     size: int
-    hidden: bool = False  # on the communication stream
+    hidden: bool = False  # whether it runs on the communication stream
 
     def cost(self, rank: int, machine: Machine) -> Cost:
-        """What ``rank`` of the axis sends."""
+        """The cost for ``rank`` of the axis."""
         return RINGS[self.kind].cost(
             self.length, self.itemsize, rank % self.size, self.size, machine
         )
@@ -90,7 +90,7 @@ class Sum:
 
 @dataclass
 class Traffic:
-    """What one forward and one backward of some layers send."""
+    """The collectives of one forward and one backward of some layers."""
 
     forward: list[Sum] = field(default_factory=list)
     backward: list[Sum] = field(default_factory=list)

@@ -1,21 +1,21 @@
-"""A column-parallel product whose backward hides its communication behind arithmetic.
+"""A column-parallel product whose backward overlaps communication with computation.
 
     backward, plain        dX = dY Wᵀ   ──all-reduce dX──   dW = Xᵀ dY
     backward, overlapped   dX = dY Wᵀ   dW = Xᵀ dY
                                         ──all-reduce dX──                on the rank's stream
 
-dX is a sum over ranks, because every rank has some columns of W alone. dW needs nothing of that
-sum: so the all-reduce starts as soon as the rank's own dX is there, and is waited for only when
-the layer before needs it. Under sequence parallelism it is a reduce-scatter.
+dX is a sum over ranks, because every rank has only some columns of W. dW does not need this sum. So
+the all-reduce starts when the rank's summand of dX is computed, and is waited for only when the
+layer before needs it. Under sequence parallelism it is a reduce-scatter.
 
-There X arrives in parts, and is gathered for the product. What stays until the backward is a choice
-with a price, for b samples of s tokens and h features on t ranks:
+Then each rank has a part of X, and gathers X for the product. For the backward there is a choice,
+with b samples of s tokens and h features on t ranks:
 
     keep=True    keep the gathered X: bsh elements of memory
-    keep=False   keep the own part, bsh/t, and gather X again for dW: bsh(t - 1)/t elements sent
-                 more for each product, while dX is computed
+    keep=False   keep only the rank's part, bsh/t, and gather X again for dW, while dX is computed:
+                 bsh(t - 1)/t more elements are sent for each product
 
-Korthikanti et al., arXiv 2205.05198, section 4.2.2, take the second.
+Korthikanti et al., arXiv 2205.05198, section 4.2.2, use keep=False.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minidist.ops.matmul import column_sums, linear
 
 
 def overlapped(x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm) -> Tensor:
-    """``linear(copy_to(x, comm), weight, bias)``, whose all-reduce runs beside the weights' part.
+    """``linear(copy_to(x, comm), weight, bias)``, whose all-reduce overlaps with dW.
 
     Shapes: x (..., i), the same on every rank, weight (i, o/t), bias (o/t,) → (..., o/t).
     """
@@ -48,7 +48,7 @@ def overlapped(x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm) -> Te
 def gathered(
     x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm, axis: int, overlap: bool
 ) -> Tensor:
-    """``linear(all_gather(x, comm, axis), weight, bias)``, of which the gathered x is kept.
+    """``linear(all_gather(x, comm, axis), weight, bias)``, which keeps the gathered x.
 
     Shapes: x (b, s/t, i), this rank's part of axis 1, weight (i, o/t), bias (o/t,) → (b, s, o/t).
     """
@@ -67,7 +67,7 @@ def gathered(
 
 
 def start_with(y: Tensor, start: Any) -> None:
-    """Call ``start(dX)`` as soon as the product's backward has dX, and before it has dW."""
+    """Call ``start(dX)`` in the backward of the product, after dX and before dW is computed."""
     assert y.node is not None
     inner = y.node.backward
     assert inner is not None
@@ -75,13 +75,13 @@ def start_with(y: Tensor, start: Any) -> None:
     def backward(grad: Array) -> Any:
         grad_x, *of_weights = inner(grad)
         start(grad_x)
-        return (grad_x, *of_weights)  # the tape computes dW before it goes on to x
+        return (grad_x, *of_weights)  # the tape computes dW before the backward of x
 
     y.node.backward = backward
 
 
 def gathered_again(x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm, axis: int) -> Tensor:
-    """As ``gathered``, but only this rank's part of x is kept: x is gathered again for dW."""
+    """As ``gathered``, but keeps only this rank's part of x, and gathers x again for dW."""
     lengths = [x.shape[axis]] * comm.size
     mine, matrix, xp = x.data, weight.data, x.xp
     inputs, outputs = weight.shape
@@ -100,9 +100,9 @@ def gathered_again(x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm, a
 
     def backward(grad: Array) -> Any:
         grad = grad.reshape(count, outputs)  # (n, o)
-        arriving: list[Future] = []
-        if current_mode().deferred is None:  # dW comes next: gather while dX is computed
-            arriving.append(comm.spawn(messages.side_by_side, mine, axis, lengths))
+        gathering: list[Future] = []
+        if current_mode().deferred is None:  # dW is next, not deferred: gather during dX
+            gathering.append(comm.spawn(messages.side_by_side, mine, axis, lengths))
         grad_x = None
         if wants_input_grad:
             work.flops += flops
@@ -112,10 +112,10 @@ def gathered_again(x: Tensor, weight: Tensor, bias: Tensor | None, comm: Comm, a
             sums.append(comm.spawn(messages.sum_of_part, grad_x, axis, lengths))
 
         def weight_grad(out: Array | None) -> Array:
-            if not arriving:
+            if not gathering:
                 again = messages.side_by_side(comm, mine, axis, lengths)
             else:
-                again = arriving.pop().wait()
+                again = gathering.pop().wait()
             work.flops += flops
             out = xp.empty((inputs, outputs), grad.dtype) if out is None else out
             product(xp, again.reshape(count, inputs).T, grad, out)  # (i, n) @ (n, o) -> (i, o)

@@ -1,10 +1,10 @@
-"""From a declared serial model and a plan to what one rank computes.
+"""Convert a declared serial model and a plan into the model of one rank.
 
-Each parameter that is cut is declared anew, as this rank's part; each layer that holds one becomes
-its parallel form. Names stay, so the values drawn and the state saved are those of serial training.
-The serial model is copied, not changed.
+A parameter that is cut is declared again with the shape of this rank's part; its layer is replaced
+by the parallel form. Names do not change, so initial values and saved states are those of serial
+training. The serial model is copied, not changed.
 
-A plan that would compute something else is refused here, with the layer's name.
+A plan whose model would compute another function is refused, with the layer's name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Cuts = Mapping[str, Cut | None]
 
 
 def convert(model: nn.Sequential, loss: Loss, cuts: Cuts, axis: Axis) -> tuple[nn.Sequential, Loss]:
-    """This rank's model and loss, declared. Raises ValueError for what cannot be cut like this."""
+    """This rank's model and loss, declared. Raises ValueError for layers that cannot be cut so."""
     serial = model.named_parameters()
     model = copy.deepcopy(model)
     for name, parameter in model.named_parameters().items():
@@ -50,7 +50,7 @@ def convert(model: nn.Sequential, loss: Loss, cuts: Cuts, axis: Axis) -> tuple[n
     if type(loss) is not nn.CrossEntropy:
         raise ValueError(
             f"the plan leaves the model's output cut, and {type(loss).__name__} needs all of it: "
-            "keep the last layer whole in the plan, or take CrossEntropy"
+            "keep the last layer whole in the plan, or use CrossEntropy"
         )
     return model, VocabularyCrossEntropy(loss, axis, output)
 
@@ -71,32 +71,32 @@ class _Converter:
         return self.names[id(parameter)]
 
     def row(self, row: nn.Sequential) -> Cut | None:
-        """Convert layers one after the other; how their output is cut along its last axis."""
-        flow: Cut | None = None
+        """Convert layers in sequence; returns how the last axis of their output is cut."""
+        output: Cut | None = None  # how the last axis of the layers' output so far is cut
         for name, layer in row.blocks.items():
-            if flow is not None and isinstance(layer, ELEMENTWISE):
+            if output is not None and isinstance(layer, ELEMENTWISE):
                 if isinstance(layer, nn.Dropout):
-                    (here,) = flow.ranges[self.axis.rank]
-                    end = flow.ranges[-1][-1][1]
+                    (here,) = output.ranges[self.axis.rank]
+                    end = output.ranges[-1][-1][1]
                     row.blocks[name] = CutDropout(layer, self.axis, (*here, end))
                 continue
             rows = isinstance(layer, nn.Linear) and self.kind(layer.weight) == "rows"
-            if rows != (flow is not None):
+            if rows != (output is not None):
                 who = self.name(layer.weight) if isinstance(layer, nn.Linear) else f"layer {name}"
                 reason = (
                     "takes a part of its input's features, and gets all"
-                    if flow is None
+                    if output is None
                     else "gets a part of its input's features, and needs all"
                 )
                 raise ValueError(
                     f"plan: {who} {reason}: columns and rows come in pairs, with layers between "
                     "them that work element by element"
                 )
-            row.blocks[name], flow = self.layer(layer)
-        return flow
+            row.blocks[name], output = self.layer(layer)
+        return output
 
     def branch(self, row: nn.Sequential) -> None:
-        """Layers whose output is added to something whole."""
+        """Convert layers whose output is added to a whole array, so must be whole too."""
         if self.row(row) is not None:
             raise ValueError(
                 f"plan: the branch with {next(iter(map(self.name, row.parameters())))} ends in a "
@@ -130,7 +130,7 @@ class _Converter:
         return layer, None
 
     def attention(self, layer: nn.CausalSelfAttention) -> nn.CausalSelfAttention:
-        """By heads, or whole: both products must agree."""
+        """Attention by heads, or whole: the cuts of its two products must match."""
         if not plain(layer.qkv, layer.out):
             return layer  # whole, or refused by _check_all_cut
         first = [p for p in (layer.qkv.weight, layer.qkv.bias) if p is not None]
@@ -144,7 +144,7 @@ class _Converter:
             )
         of_out = self.cuts[id(layer.out.weight)]
         assert of_out is not None
-        features = of_out.ranges[-1][-1][1]  # of all heads, fewer than the width if some are gone
+        features = of_out.ranges[-1][-1][1]  # of all heads; after pruning less than the width
         return HeadParallel(layer, self.axis, features // layer.heads)
 
     def block(self, layer: Block) -> None:
@@ -158,7 +158,7 @@ class _Converter:
 
 
 def _check_all_cut(model: nn.Sequential, cuts: Cuts) -> None:
-    """Raise ValueError for a cut parameter whose layer has no form for it."""
+    """Raise ValueError for a cut parameter whose layer has no parallel form."""
     known: set[int] = set()
     for module in model.named_modules().values():
         if isinstance(module, (ColumnParallel, RowParallel, CutEmbed, CutHead)):
@@ -171,7 +171,7 @@ def _check_all_cut(model: nn.Sequential, cuts: Cuts) -> None:
 
 
 def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
-    """Raise ValueError unless every block of the model can work on a part of the sequence."""
+    """Raise ValueError unless every block can compute from a part of the sequence."""
     if frozen := list(model.frozen()):
         raise ValueError(
             "sequence parallelism gathers inputs for the gradients of all weights, and "
@@ -205,8 +205,8 @@ def _check_sequence(model: nn.Sequential, cuts: Cuts) -> None:
 
 
 def summed_over_sequence(model: nn.Sequential, cuts: Cuts) -> list[str]:
-    """Whole parameters that each rank uses for its part of the sequence alone: all of them.
+    """Names of parameters whose gradients are sums over the ranks, if the sequence is cut.
 
-    Their gradients are sums over the ranks.
+    These are all parameters that are not cut: each rank uses them for its positions only.
     """
     return [name for name in model.named_parameters() if cuts[name] is None]

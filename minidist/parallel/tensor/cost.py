@@ -1,7 +1,7 @@
-"""What tensor parallelism costs: messages, bytes and memory of every rank, from declared layers.
+"""The cost of tensor parallelism: messages, bytes and memory of every rank, from declared layers.
 
-Each layer says what it sends (``Traffic``) and what it saves (``LayerCost``) on an input of a given
-shape. Time has no formula here: the simulator runs the program itself.
+For an input shape, each layer gives the collectives that it sends (``Traffic``) and the bytes that
+it saves (``LayerCost``). The time has no formula: see the simulator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOTHING = Cost(0, 0, 0.0)
 def microbatch_traffic(
     model: Sequential, loss: Loss | None, shape: Shape, itemsize: int, input_grad: bool = False
 ) -> Traffic:
-    """What one forward and one backward send; ``loss`` if this part of a model ends in it."""
+    """The collectives of one forward and backward; ``loss`` if this part ends in it, else None."""
     found = traffic_of(model, shape, itemsize, input_grad)
     if loss is not None and hasattr(loss, "traffic"):
         found += loss.traffic(model.cost(shape, itemsize).shape, itemsize)
@@ -36,7 +36,7 @@ def microbatch_traffic(
 
 
 def total(sums: Sequence[Sum], rank: int, machine: Machine) -> Cost:
-    """What a rank sends in these; what is added up on the stream keeps no rank busy."""
+    """A rank's cost of these collectives; those on the stream take no busy time."""
     cost = NOTHING
     for one in sums:
         part = one.cost(rank, machine)
@@ -45,7 +45,7 @@ def total(sums: Sequence[Sum], rank: int, machine: Machine) -> Cost:
 
 
 def numbers(count: int, itemsize: int, rank: int, size: int, machine: Machine) -> Cost:
-    """An all-reduce of a few numbers."""
+    """The cost of an all-reduce of ``count`` elements."""
     return ring.all_reduce.cost(count, itemsize, rank, size, machine)
 
 
@@ -76,17 +76,17 @@ def step_cost(
         seconds = training_seconds(model, parts, machine, rank)
         busy.append(seconds + machine.reduce(cost.reduced))
         saved.append(largest_saved(model, parts, itemsize, loss))
-    held = [count * itemsize for count in part.parameter_counts()]
+    own = [count * itemsize for count in part.parameter_counts()]  # bytes, by rank
     return StepCost(
         messages=messages,
         nbytes=nbytes,
         peak_bytes={
             "parameters": [
-                own + frozen_count(model) * itemsize
-                for own, model in zip(held, part.models, strict=True)
+                nbytes + frozen_count(model) * itemsize
+                for nbytes, model in zip(own, part.models, strict=True)
             ],
-            "gradients": held,
-            "optimizer": [len(optimizer.slots) * own for own in held],
+            "gradients": own,
+            "optimizer": [len(optimizer.slots) * nbytes for nbytes in own],
             "activations": saved,
         },
         busy=busy,

@@ -1,13 +1,13 @@
-"""How one parameter is cut over the ranks of the tensor axis: which part of which axis each holds.
+"""A cut: which part of one axis of a parameter each rank of the tensor axis holds.
 
     Linear, columns   weight (i, o)   rank 0 has columns 0 .. o/t - 1, and so on; the bias likewise
     Linear, rows      weight (i, o)   rank 0 has rows 0 .. i/t - 1; the bias is whole
     heads             qkv (w, q+k+v)  rank r has its heads' columns of q, of k and of v
     vocabulary        table (V, w)    rank 0 has the rows of tokens 0 .. V/t - 1
 
-Every number of a cut parameter lies on exactly one rank; whatever is not cut is whole on all. The
-values are those of serial training: the whole parameter is drawn by (seed, name), and a rank keeps
-its part of it.
+Every element of a cut parameter is on exactly one rank. A parameter that is not cut is whole on
+every rank. The initial values are those of serial training: a rank draws the whole parameter by
+(seed, name), and keeps its part.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Ranges = tuple[tuple[int, int], ...]  # (start, stop) of each part of an axis
 
 @dataclass(frozen=True)
 class Cut:
-    """``kind``: its name in a plan. ``ranges[r]``: what rank r holds of ``axis``, in this order."""
+    """``kind``: its name in a plan. ``ranges[r]``: the ranges of ``axis`` on rank r, in order."""
 
     kind: str
     axis: int
     ranges: tuple[Ranges, ...]
 
     def length(self, rank: int) -> int:
-        """How long the axis is on a rank."""
+        """The length of the axis on a rank."""
         return sum(stop - start for start, stop in self.ranges[rank])
 
     def boxes(
         self, whole: Shape, rank: int
     ) -> list[tuple[tuple[tuple[int, int], ...], tuple[slice, ...]]]:
-        """Which boxes of a parameter of shape ``whole`` a rank holds; where each is in its part."""
+        """(box of the parameter of shape ``whole``, its slices in the rank's part), by range."""
         found, at = [], 0
         for start, stop in self.ranges[rank]:
             box = [(0, length) for length in whole]
@@ -60,7 +60,7 @@ class Cut:
         return np.concatenate(parts, axis=self.axis)
 
     def put(self, part: np.ndarray, rank: int, whole: np.ndarray) -> None:
-        """Write a rank's part to its place in ``whole``."""
+        """Write a rank's part into ``whole``."""
         before, done = (slice(None),) * self.axis, 0
         for start, stop in self.ranges[rank]:
             length = stop - start
@@ -70,7 +70,7 @@ class Cut:
 
 @dataclass(frozen=True)  # a class, so that a model can be pickled with it
 class PartOf:
-    """Draws what serial training draws for the whole parameter, and keeps one rank's part."""
+    """An initialiser that draws the whole parameter, as serial training, and keeps a part."""
 
     initialiser: Initialiser
     whole: Shape
@@ -82,17 +82,17 @@ class PartOf:
 
 
 def even(kind: str, axis: int, length: int, ranks: int) -> Cut:
-    """Consecutive parts, as even as can be; if uneven, the first are one longer."""
+    """Consecutive parts of equal length; if ``ranks`` does not divide, the first are one longer."""
     lengths = chunk_lengths(length, ranks)
     return Cut(kind, axis, tuple(((start, stop),) for start, stop in in_a_row(lengths)))
 
 
 def by_heads(axis: int, width: int, heads: int, groups: int, ranks: int) -> Cut:
-    """Each rank's heads of queries, keys and values, which lie side by side in ``width``.
+    """Each rank's heads of queries, keys and values; ``width`` has all three, in this order.
 
     With at least as many groups as ranks, a rank has whole groups: their query heads, and their
-    head of keys and of values. With fewer, a rank has heads/ranks query heads of one group, and
-    ranks/groups ranks share its head of keys and of values: each computes some features of it.
+    heads of keys and values. With fewer, a rank has heads/ranks query heads of one group. Its head
+    of keys and values is then shared by ranks/groups ranks; each computes some of its features.
     """
     d = width // (heads + 2 * groups)
     shared = heads // groups  # query heads that share a head of keys
@@ -115,6 +115,6 @@ def by_heads(axis: int, width: int, heads: int, groups: int, ranks: int) -> Cut:
 
 
 def in_a_row(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, stop) of parts of these lengths, one behind the other."""
+    """(start, stop) of consecutive parts with these lengths."""
     ends = np.cumsum(lengths).tolist()
     return [(end - length, end) for end, length in zip(ends, lengths, strict=True)]

@@ -1,10 +1,10 @@
-"""The two ends of a language model whose vocabulary is cut: embedding, logits, loss.
+"""The embedding, logits and loss of a language model whose vocabulary is cut over ranks.
 
     tokens ──▶ CutEmbed ──▶ blocks ──▶ CutHead ──▶ VocabularyCrossEntropy ──▶ loss
                own rows, Σ             own logits   three numbers a position, Σ
 
-The table is one parameter in both ends, cut once: rank r has the rows of its tokens. See
-vocabulary.py for the ops.
+The embedding and the logits use one table: rank r has the rows of its tokens. The ops are in
+vocabulary.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CutEmbed(Embed):
         self.first, self.rows = cut.ranges[axis.rank][0][0], cut.ranges[-1][0][1]
 
     def summand(self, tokens: Any) -> Tensor:
-        """The vectors of this rank's tokens, and 0 for those of others."""
+        """The vectors of this rank's tokens; 0 for tokens of other ranks."""
         return vocabulary_embedding(tokens, self.weight, self.first, self.rows)
 
     def look_up(self, tokens: Any) -> Tensor:
@@ -90,7 +90,7 @@ class CutHead(Head):
         return columns(self.norm(x), ops.transpose(self.weight), None, self.axis)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of all ranks' tokens, the same bits on every rank: an all-gather."""
+        """The logits of all ranks' tokens, the same bits on every rank, by an all-gather."""
         lengths = [self.cut.length(rank) for rank in range(self.axis.size)]
         return messages.gather(self(x), self.axis.group, -1, lengths)
 
@@ -113,7 +113,7 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
 
     def forward(self, logits: Tensor, targets: Any, count: float | None = None) -> Tensor:
         if self.reduction != "mean":
-            raise ValueError("a loss whose classes are cut over ranks has a mean alone")
+            raise ValueError('a loss whose classes are cut over ranks needs reduction="mean"')
         return vocabulary_cross_entropy(
             logits,
             targets,
@@ -134,9 +134,10 @@ class VocabularyCrossEntropy(nn.CrossEntropy):
         return predictions(logits, self.axis.group, self.first, self.classes)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """Saves the own probabilities, and the targets as int64.
+        """Saves this rank's probabilities, and the targets as int64.
 
-        With z-loss also a number a row; with weights two, and those of the own classes.
+        With z-loss, one more number for each row; with weights two, and the weights of this rank's
+        classes.
         """
         n, weighted = int(np.prod(shape[:-1])), self.weight is not None
         rows = 2 if weighted else 1 if self.z_loss else 0

@@ -5,16 +5,17 @@
     rank 1   X A₂        alone    (X A₂)' B₂ ┴ Σ    one all-reduce in the forward, after the rows,
                                                     and one in the backward, before the columns
 
-Cut by columns, each rank has some of the outputs, so whatever is done element by element needs
-nothing from other ranks. Cut by rows, it takes just these as inputs, and the ranks' results are
-summands. Attention is the same: heads are columns of Q, K and V, and rows of the last product.
+A layer cut by columns gives each rank some of the outputs; elementwise layers then need nothing
+from other ranks. A layer cut by rows takes exactly these outputs as inputs, and the ranks' results
+are summands of its output. Attention is similar: heads are columns of Q, K and V, and rows of the
+last product.
 
-Under sequence parallelism, what lies between (norms, dropout, residuals) is cut along the sequence:
-an all-gather takes the place of nothing before the columns, and a reduce-scatter that of the
-all-reduce after the rows. As many bytes travel, and no activation is on every rank.
+Under sequence parallelism the layers between (norms, dropout, residuals) work on a part of the
+sequence. Before the columns there is an all-gather, and after the rows a reduce-scatter in place of
+the all-reduce. The bytes are the same, and no activation is repeated on all ranks.
 
-For b samples of s tokens, h features and t ranks, a transformer block sends per rank, forward and
-backward together, 8bsh(t - 1)/t elements, or 10bsh(t - 1)/t where gathered inputs are not kept.
+For b samples of s tokens, h features and t ranks, a rank sends 8bsh(t - 1)/t elements in the
+forward and backward of a transformer block; 10bsh(t - 1)/t if gathered inputs are not kept.
 Shoeybi et al., arXiv 1909.08053, section 3; Korthikanti et al., arXiv 2205.05198, section 4.
 """
 
@@ -37,7 +38,7 @@ SEQUENCE = 1  # the axis of (batch, sequence, features) that sequence parallelis
 
 
 def columns(x: Any, weight: Tensor, bias: Tensor | None, axis: Axis) -> Tensor:
-    """This rank's columns of x @ weight + bias, of an x that is whole, or cut by sequence."""
+    """This rank's columns of x @ weight + bias; x is whole, or cut along the sequence."""
     x = as_tensor(x)
     if axis.size == 1:
         return ops.linear(x, weight, bias)
@@ -53,9 +54,9 @@ def columns(x: Any, weight: Tensor, bias: Tensor | None, axis: Axis) -> Tensor:
 def columns_cost(
     shape: Shape, outputs: int, axis: Axis, itemsize: int, trained: bool = True, later: bool = True
 ) -> LayerCost:
-    """What ``columns`` costs a rank that has so many of the outputs.
+    """The cost of ``columns`` for a rank with this number of ``outputs``.
 
-    ``trained``: whether the weight is; ``later``: whether it or the bias is.
+    ``trained``: whether the weight is trained; ``later``: whether it or the bias is.
     """
     whole = axis.whole(shape)
     count = int(np.prod(whole[:-1]))
@@ -75,7 +76,7 @@ def columns_cost(
 
 
 def columns_traffic(shape: Shape, axis: Axis, itemsize: int, input_grad: bool) -> Traffic:
-    """What ``columns`` sends, on an input of this rank's ``shape``."""
+    """The collectives of ``columns`` on an input that has ``shape`` on this rank."""
     if axis.size == 1:
         return Traffic()
     n = int(np.prod(axis.whole(shape)))
@@ -114,7 +115,7 @@ class ColumnParallel(nn.Linear):
 class RowParallel(nn.Linear):
     """This rank's rows of a linear layer, summed over ranks: (..., own inputs) → (..., outputs).
 
-    The bias is added once, after the sum: on every rank it would count once for each.
+    The bias is added after the sum: before it, it would be added once for each rank.
     """
 
     def __init__(self, linear: nn.Linear, axis: Axis) -> None:
@@ -122,7 +123,7 @@ class RowParallel(nn.Linear):
 
     def forward(self, x: Any) -> Tensor:
         axis = self.axis
-        y = ops.linear(x, self.weight)  # a summand
+        y = ops.linear(x, self.weight)  # this rank's summand
         if axis.size > 1 and axis.sequence:
             y = messages.reduce_scatter(y, axis.group, SEQUENCE)
         elif axis.size > 1:
@@ -160,10 +161,10 @@ class RowParallel(nn.Linear):
 
 
 class HeadParallel(nn.CausalSelfAttention):
-    """This rank's heads of attention. Heads never look at each other: only the ends send.
+    """This rank's heads of attention. Heads are independent, so only the two products send.
 
-    With fewer heads of keys than ranks, several ranks need one head of keys and of values. Each
-    computes some of its features, and they gather: so no weight is on two ranks.
+    With fewer heads of keys than ranks, several ranks need the same head of keys and values. Each
+    computes some of its features, and they all-gather them; so no weight is on two ranks.
     """
 
     def __init__(self, attention: nn.CausalSelfAttention, axis: Axis, d: int) -> None:
@@ -208,9 +209,9 @@ class HeadParallel(nn.CausalSelfAttention):
         batch, length, _ = first.shape
         width = self.heads * self.d
         core = self.core_cost((batch, length, width + 2 * self.groups * self.d), itemsize)
-        if self.sharers > 1:  # what is put together is another array than what was computed
+        if self.sharers > 1:  # the input with all keys is a new array
             whole = batch * length * (width + 2 * self.d) * itemsize
-            kept = whole if core.saves_input else 0  # if not, a rotated copy is, and counted
+            kept = whole if core.saves_input else 0  # else a rotated copy is kept, and counted
             core = replace(
                 core,
                 saves_input=False,
@@ -233,7 +234,7 @@ class HeadParallel(nn.CausalSelfAttention):
 
 
 class CutDropout(nn.Dropout):
-    """Dropout of this rank's part of each sample: the mask is that part of serial training's.
+    """Dropout of this rank's part of each sample, with that part of serial training's mask.
 
     ``columns``: (start, stop, whole length) of the last axis; None: the sequence is cut.
     """
@@ -257,7 +258,7 @@ class CutDropout(nn.Dropout):
 
 
 def traffic_of(module: Module, shape: Shape, itemsize: int, input_grad: bool = True) -> Traffic:
-    """What a module sends on an input of this rank's ``shape``; nothing if it is not cut."""
+    """The collectives of a module on an input that has ``shape`` on this rank; none if uncut."""
     if hasattr(module, "traffic"):
         return module.traffic(shape, itemsize, input_grad)
     found = Traffic()

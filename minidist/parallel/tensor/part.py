@@ -1,16 +1,16 @@
-"""What a method needs to hold one model on several ranks: a part, as ``GradientSync`` is one.
+"""The part of a method that cuts one model over the ranks of a tensor axis.
 
     part = TensorPart(model, loss, comm)      each rank declares its part of every cut parameter
-    part.model, part.loss                     what this rank computes
+    part.model, part.loss                     this rank's model and loss
     part.complete(model)                      sums the gradients that are sums over the ranks
     part.check_targets(who, dataset)          refuses targets that need whole outputs
-    part.elsewhere                            what another rank counts in the norm of the gradient
+    part.elsewhere                            parameters that another rank counts in the norm
     part.whole(state), part.own(state)        from this rank's arrays to serial ones, and back
 
-Three kinds of parameters must be told apart. A *cut* one is on one rank each: its gradient is
-complete there, and each number counts in the norm. A *whole* one is the same on all ranks, and so
-is its gradient: it counts once. Under sequence parallelism a whole one's gradient is a *sum*: each
-rank has the summand of its positions.
+There are three kinds of parameters. Each element of a *cut* parameter is on one rank; its gradient
+is complete there, and counts in the norm. A *whole* parameter and its gradient are the same on all
+ranks, so it counts on one of them. Under sequence parallelism the gradient of a whole parameter is
+a *sum*: each rank has the summand of its positions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from minidist.parallel.tensor.plan import Plan, chosen, cuts_of
 
 
 class TensorPart:
-    """One model over the ranks of ``comm``. ``plan``: patterns, as ``plan.chosen`` takes them."""
+    """One model over the ranks of ``comm``. ``plan``: patterns, as in ``plan.chosen``.
+
+    Raises TypeError for a model that is not a list of blocks, ValueError for a plan that cannot be.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,9 @@ class TensorPart:
     ) -> None:
         if not is_list_of_blocks(model):
             raise TypeError(
-                "tensor parallelism cuts layers that it finds in a list of blocks, and only its "
-                f"forward knows what a {type(model).__name__} does: write it as Sequential(block, "
-                "block, ...), or take a method that does not cut it, such as DataParallel or Zero3"
+                "tensor parallelism cuts layers that it finds in a list of blocks, and a "
+                f"{type(model).__name__} has a forward of its own: write it as Sequential(block, "
+                "block, ...), or use a method that does not cut it, such as DataParallel or Zero3"
             )
         self.comm, self.serial = comm, model
         self.plan = chosen(model, comm.size, plan)
@@ -67,7 +70,7 @@ class TensorPart:
             for rank in range(comm.size)
         ]
         made = [convert(model, loss, self.cuts, axis) for axis in self.axes]
-        self.models = [one for one, _ in made]  # of all ranks: declared, for shapes and costs
+        self.models = [one for one, _ in made]  # by rank; declared only, for shapes and costs
         self.losses = [one for _, one in made]
         self.model, self.loss = made[comm.rank]
         summed = summed_over_sequence(model, self.cuts) if sequence else []
@@ -80,7 +83,7 @@ class TensorPart:
 
     @property
     def uneven(self) -> str:
-        """The first parameter of which the ranks have parts of several lengths, or ""."""
+        """The name of the first parameter whose parts have different lengths, or ""."""
         for name, cut in self.cuts.items():
             if cut is not None and len({cut.length(rank) for rank in range(self.comm.size)}) > 1:
                 return name
@@ -93,7 +96,7 @@ class TensorPart:
         return frozenset(whole if self.comm.rank else ())
 
     def check_targets(self, who: str, dataset: Dataset) -> None:
-        """Raise ValueError for targets that are no class numbers, where the classes are cut.
+        """Raise ValueError if the classes are cut and the targets are not class numbers.
 
         Every rank raises it, before anything is sent. ``who``: the method, for the message.
         """
@@ -115,9 +118,9 @@ class TensorPart:
     # Gradients
 
     def complete(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Sum the gradients that are sums over the ranks, of all such parameters or of ``names``.
+        """Sum the gradients that are sums over the ranks, by one all-reduce.
 
-        One all-reduce.
+        ``names``: of which parameters; None: of all.
         """
         flat = model.flat
         here = self.to_sum(flat.slices, names)
@@ -142,7 +145,7 @@ class TensorPart:
         ring.all_reduce(self.comm, square)
 
     def reduce_norms(self, names: Collection[str], sums: np.ndarray) -> None:
-        """Sum layer-wise norms' squares (2, parameters) over the ranks: whole parameters once."""
+        """Sum squared norms (2, parameters) over the ranks; whole parameters count once."""
         for index, name in enumerate(names):
             if name in self.elsewhere:
                 sums[:, index] = 0
@@ -151,7 +154,7 @@ class TensorPart:
     # States
 
     def whole(self, state: State) -> State:
-        """From arrays of this rank's parts to serial ones; every rank of the axis must call it."""
+        """Serial arrays from this rank's parts. Every rank of the axis must call it."""
         names = [name for name in state if self.cuts.get(name) is not None]
         if self.comm.size == 1 or not names:
             return state
@@ -207,7 +210,7 @@ class TensorPart:
 
 
 def bind_norms(optimizer: Optimizer, tensor: TensorPart) -> None:
-    """Have a layer-wise rule sum the squares of a parameter over the parts that it is cut into."""
+    """Make a layer-wise rule sum squared norms over the ranks that have parts of a parameter."""
     for part in optimizer.parts:
         part.reduce = partial(_reduce, tensor, part.slices or {}, part.reduce)
 
@@ -215,14 +218,14 @@ def bind_norms(optimizer: Optimizer, tensor: TensorPart) -> None:
 def _reduce(
     tensor: TensorPart, names: Collection[str], inner: Reduce | None, sums: np.ndarray
 ) -> None:
-    """Over the shards of a part, if it is cut into shards, and then over the tensor axis."""
+    """Sum over the shards, if there are any, and then over the tensor axis."""
     if inner is not None:
         inner(sums)
     tensor.reduce_norms(names, sums)
 
 
 def whole_optimizer(part: TensorPart, state: State) -> State:
-    """An optimizer's state of this rank's parts, as serial training would save it."""
+    """The optimizer's state in serial shapes, from the state of this rank's parts."""
     found: State = {name: value for name, value in state.items() if name == "steps"}
     slots = {name.split("/")[1] for name in state if name.startswith("optimizer/")}
     for slot in sorted(slots):
@@ -232,7 +235,7 @@ def whole_optimizer(part: TensorPart, state: State) -> State:
 
 
 def own_optimizer(part: TensorPart, state: State) -> State:
-    """This rank's parts of a serial optimizer's state; everything else as it is."""
+    """This rank's parts of a serial optimizer's state; other entries unchanged."""
     found = dict(state)
     for name, value in state.items():
         if name.startswith("optimizer/"):
@@ -243,7 +246,7 @@ def own_optimizer(part: TensorPart, state: State) -> State:
 
 @dataclass(frozen=True)
 class TensorCut:
-    """How a mesh cuts each layer: on how many ranks, and with which choices of ``TensorPart``."""
+    """The length of a mesh's tensor axis, and the arguments of its ``TensorPart``."""
 
     ranks: int
     plan: Plan | None = None

@@ -1,4 +1,4 @@
-"""The plan: for each parameter of a serial model, how it is cut over the ranks of the tensor axis.
+"""The plan: how each parameter of a serial model is cut over the ranks of the tensor axis.
 
     >>> from minidist.models import mlp
     >>> print(show(mlp((784, 128, 64, 10)), 2))
@@ -10,12 +10,12 @@
     5.weight    (64, 10)    columns   (64, 5)
     5.bias      (10,)       columns   (5,)
 
-``plan_for`` makes it. In an MLP, columns and rows take turns, so that two layers need one sum; if
-a last layer has no partner, its outputs stay cut, and the loss is computed from the parts. In a
-transformer block, attention goes by heads and the MLP by columns and rows; a table of tokens is cut
-by vocabulary. What has few numbers and is needed whole (norms, positions, biases after a sum) stays
-whole. To cut otherwise, give patterns: ``{"2.attention.*": "whole"}``; each part of a model that
-is cut together must be kept whole together.
+``plan_for`` makes it. In an MLP, layers are cut by columns and by rows alternately, so that two
+layers need one sum. If the last layer has no partner, its outputs stay cut, and the loss is
+computed from the parts. In a transformer block, attention is cut by heads, and the MLP by columns
+and rows; an embedding table is cut by vocabulary. Small parameters that every rank needs (norms,
+positions, biases after a sum) are kept whole. Patterns change the plan:
+``{"2.attention.*": "whole"}``. Parameters that are cut together must be kept whole together.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from fnmatch import fnmatchcase
 from minidist import nn
 from minidist.models.gpt import Block, Embed, Head
 from minidist.nn.module import Module, Parameter
-from minidist.parallel.blocks import is_list_of_blocks
+from minidist.parallel.blocks import is_list_of_blocks, use_counts
 from minidist.parallel.tensor.cut import Cut, by_heads, even
 
 Plan = Mapping[str, str]  # by name of a parameter (or pattern): a kind of cut
 KINDS = ("whole", "columns", "rows", "heads", "vocabulary")
 
-# Applied to each element alone: they take a part of their input as well as all of it.
+# Elementwise layers: they can be applied to a part of their input.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Dropout)
 
 
 def plan_for(model: nn.Sequential, ranks: int) -> dict[str, str]:
     """The kind of cut of every parameter of a declared model.
 
-    What cannot be cut for so many ranks stays whole, such as two heads for three ranks; and so
-    does a layer that is used in several places, which would have to be cut in several ways.
+    A layer that cannot be cut for so many ranks is kept whole, such as two heads for three ranks.
+    So is a layer that is used in several places, because each could need another cut.
     """
     names = {id(p): name for name, p in model.named_parameters().items()}
     plan = dict.fromkeys(names.values(), "whole")
     if is_list_of_blocks(model):
-        _Planner(plan, names, homes(model), ranks).row(model, ends=True)
+        _Planner(plan, names, use_counts(model), ranks).row(model, ends=True)
     return plan
 
 
@@ -56,7 +56,7 @@ class _Planner:
 
     plan: dict[str, str]
     names: dict[int, str]
-    homes: dict[int, int]  # how many modules have each parameter
+    uses: dict[int, int]  # how many modules have each parameter
     ranks: int
 
     def set(self, kind: str, *parameters: Parameter | None) -> None:
@@ -65,11 +65,11 @@ class _Planner:
                 self.plan[self.names[id(parameter)]] = kind
 
     def used_once(self, layer: Module) -> bool:
-        return all(self.homes[id(parameter)] == 1 for parameter in layer.parameters())
+        return all(self.uses[id(parameter)] == 1 for parameter in layer.parameters())
 
     def row(self, row: nn.Sequential, ends: bool) -> None:
-        """Layers one after the other; ``ends``: the model's output may stay cut."""
-        first: nn.Linear | None = None  # a linear layer that waits for its partner
+        """Plan layers in sequence; ``ends``: whether the output may stay cut."""
+        first: nn.Linear | None = None  # a linear layer that has no partner yet
         for layer in row.blocks.values():
             if isinstance(layer, nn.Linear) and self.used_once(layer):
                 if first is not None:
@@ -88,7 +88,7 @@ class _Planner:
         self.set("columns", linear.weight, linear.bias)
 
     def layer(self, layer: Module) -> None:
-        if isinstance(layer, (Embed, Head)):  # the table is in both
+        if isinstance(layer, (Embed, Head)):  # both have the table
             if layer.weight.declared[0] >= self.ranks:
                 self.set("vocabulary", layer.weight)
         elif not self.used_once(layer):
@@ -107,29 +107,14 @@ class _Planner:
 
 
 def plain(*layers: Module) -> bool:
-    """Whether these are linear layers, and not what has taken their place, such as an adapter."""
+    """Whether all are linear layers: another layer, such as an adapter, may have replaced one."""
     return all(isinstance(layer, nn.Linear) for layer in layers)
 
 
-def homes(model: Module) -> dict[int, int]:
-    """How many modules have each parameter, by its id; a module that is used twice counts twice."""
-    found: dict[int, int] = {}
-
-    def visit(module: Module) -> None:
-        for _, child in module.children():
-            if isinstance(child, Parameter):
-                found[id(child)] = found.get(id(child), 0) + 1
-            else:
-                visit(child)
-
-    visit(model)
-    return found
-
-
 def chosen(model: nn.Sequential, ranks: int, patterns: Plan | None) -> dict[str, str]:
-    """``plan_for``, but for the parameters that match a pattern: the first that does decides.
+    """``plan_for``, changed by ``patterns``; if several match a parameter, the first one is used.
 
-    Raises ValueError for a pattern without a parameter, and for an unknown kind of cut.
+    Raises ValueError for a pattern that matches nothing, and for an unknown kind of cut.
     """
     plan = plan_for(model, ranks)
     for pattern, kind in reversed(list((patterns or {}).items())):
@@ -143,18 +128,18 @@ def chosen(model: nn.Sequential, ranks: int, patterns: Plan | None) -> dict[str,
 
 
 def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | None]:
-    """The cut of every parameter; None for one that is whole.
+    """The cut of every parameter; None for one that is kept whole.
 
-    Raises ValueError for what cannot be cut for so many ranks.
+    Raises ValueError for a parameter that cannot be cut for so many ranks.
     """
     if ranks == 1:
-        return dict.fromkeys(plan)  # all is whole, and the layers are those of serial training
+        return dict.fromkeys(plan)  # all are whole, and the layers are those of serial training
     named = model.named_parameters()
-    attentions: dict[int, nn.CausalSelfAttention] = {}  # by the id of a parameter of theirs
+    attentions: dict[int, nn.CausalSelfAttention] = {}  # by the ids of their parameters
     for module in model.named_modules().values():
         if isinstance(module, nn.CausalSelfAttention) and plain(module.qkv, module.out):
-            held = (module.qkv.weight, module.qkv.bias, module.out.weight)
-            attentions |= {id(parameter): module for parameter in held if parameter is not None}
+            own = (module.qkv.weight, module.qkv.bias, module.out.weight)
+            attentions |= {id(parameter): module for parameter in own if parameter is not None}
     cuts: dict[str, Cut | None] = {}
     for name, kind in plan.items():
         shape = named[name].declared
@@ -164,7 +149,7 @@ def cuts_of(model: nn.Sequential, plan: Plan, ranks: int) -> dict[str, Cut | Non
             cuts[name] = even(kind, len(shape) - 1, shape[-1], ranks)
         elif kind in ("rows", "vocabulary"):
             owner = attentions.get(id(named[name]))
-            if owner is not None:  # the features of this rank's heads, which come first
+            if owner is not None:  # ranges[0]: the features of a rank's query heads
                 heads = _heads(name, owner, owner.qkv.weight.declared[1], 0, ranks)
                 cuts[name] = Cut(kind, 0, tuple((ranges[0],) for ranges in heads.ranges))
             else:
@@ -198,8 +183,9 @@ def _heads(name: str, attention: nn.CausalSelfAttention, packed: int, axis: int,
         d = attention.out.weight.declared[0] // heads
         raise ValueError(
             f"{name}: {heads} heads of {d} features with {groups} heads of keys cannot be cut for "
-            f"{ranks} ranks: with fewer heads of keys than ranks, these must divide the ranks, the "
-            "ranks the heads, and the ranks of one such head its features"
+            f"{ranks} ranks: with fewer heads of keys than ranks, the heads of keys must divide "
+            "the ranks, the ranks must divide the heads, and the ranks of one head of keys must "
+            "divide its features"
         )
     return by_heads(axis, packed, heads, groups, ranks)
 

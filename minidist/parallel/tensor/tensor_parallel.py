@@ -1,23 +1,24 @@
-"""Tensor parallelism: every rank holds a part of every layer, and all work on the same samples.
+"""Tensor parallelism: every rank holds a part of every layer, and all compute the same samples.
 
     rank 0   batch → its columns, its heads, its tokens ╮ sums inside each layer
     rank 1   batch → its columns, its heads, its tokens ╯ → one loss, the same on both
 
-A layer that is too large for a rank, or too slow on one, is cut itself: ``layers.py`` says how, and
-``plan.py`` which parameter how. All ranks compute the same loss from the same batch, so nothing is
-summed afterwards: the sums are inside the layers, in the forward and in the backward. Then each
-rank steps the optimizer on its own parts.
+Layers that are too large or too slow for one rank are cut (``layers.py``); ``plan.py`` decides how
+each parameter is cut. All ranks compute the same loss from the same batch. The sums over ranks are
+inside the layers, in the forward and in the backward, so gradients need no sum at the end. Then
+each rank steps the optimizer on its own parts.
 
 With b samples of s tokens, h features, L blocks, t ranks, and e bytes an element:
 
-    bytes a rank    8bshLe(t - 1)/t and, for the vocabulary's ends, 4bshe(t - 1)/t and 6bse(t - 1)/t
-    memory a rank   1/t of all that is cut: parameters, gradients, optimizer state, and activations
+    bytes a rank    8bshLe(t - 1)/t; besides, 4bshe(t - 1)/t for the embedding and the logits, and
+                    6bse(t - 1)/t for the loss
+    memory a rank   1/t of what is cut: parameters, gradients, optimizer state, and activations
                     inside attention and MLP; norms, residuals and dropout masks are whole
-    with sequence   those are cut too: by 1/t of the sequence
+    with sequence   these are cut too, along the sequence: 1/t
 
-The sums are on the way of every layer, so the ranks should have fast links between them: of the
-axes of a mesh this is the innermost. Shoeybi et al., "Megatron-LM", arXiv 1909.08053, section 3;
-with ``sequence``: Korthikanti et al., arXiv 2205.05198, section 4.
+Every layer waits for its sums, so the ranks should have fast links between them. Of the axes of a
+mesh this is the innermost. Shoeybi et al., "Megatron-LM", arXiv 1909.08053, section 3; with
+``sequence``: Korthikanti et al., arXiv 2205.05198, section 4.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ from minidist.parallel.tensor.plan import Plan
 
 
 class TensorParallel(Method):
-    """Rank r has part r of each cut parameter. ``plan``: patterns, where not as ``plan_for``.
+    """Rank r has part r of each cut parameter. ``plan``: patterns that change ``plan_for``.
 
-    ``sequence``: norms, dropout and residuals are cut along the sequence, which must divide by the
-    ranks; ``keep``: then a layer keeps its gathered input, and does not gather it again. With
-    ``overlap`` a sum of input gradients runs while the weights' gradient is computed.
+    ``sequence``: norms, dropout and residuals are cut along the sequence, whose length the number
+    of ranks must divide. ``keep``: then a layer keeps its gathered input, and does not gather it
+    again. ``overlap``: a sum of input gradients runs while the weights' gradient is computed.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class TensorParallel(Method):
         return loss
 
     def update(self) -> None:
-        """Clip by the norm of the whole gradient, and step the optimizer on the own parts."""
+        """Clip by the norm of the whole gradient, and step the optimizer on this rank's parts."""
         flat = self.model.flat
         with self.comm.step("optimizer"):
             if self.clip is not None:
@@ -96,7 +97,7 @@ class TensorParallel(Method):
             self.optimizer.step(flat.data, flat.grad)
 
     def gradient_norm(self) -> float:
-        """Of the whole gradient: what is cut counts on every rank, what is whole on the first."""
+        """The whole gradient's norm: cut parameters count on every rank, others on the first."""
         flat, elsewhere = self.model.flat, self.part.elsewhere
         counted = [part for name, part in flat.slices.items() if name not in elsewhere]
         square = np.array([sum(norm_of(flat.grad[part]) ** 2 for part in counted)], np.float64)
@@ -105,10 +106,10 @@ class TensorParallel(Method):
 
     @property
     def copies(self) -> int:
-        return 1  # every rank computes its slices for the whole batch
+        return 1  # the batch is not cut
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
-        """(mean loss, accuracy): every rank works on every chunk, with its parts of the layers."""
+        """(mean loss, accuracy): every rank computes every chunk, with its parts of the layers."""
         self.part.check_targets(f"{type(self).__name__}.evaluate", dataset)
         with as_in_evaluation(self.model):
             sums = sums_of(self.forward, self.loss, dataset, chunk, 0, 1)
@@ -123,7 +124,7 @@ class TensorParallel(Method):
         return whole_optimizer(self.part, save_optimizer(self.comm, self.optimizer_shards()))
 
     def state_shares(self) -> list[Share]:
-        """This rank's slices of what is cut; what is whole on all, rank 0 writes."""
+        """This rank's parts of cut parameters; rank 0 writes the others."""
         shards, found = self.optimizer_shards(), list[Share]()
         flat, serial = self.model.flat, self.whole.named_parameters()
         kinds = {"parameters": flat.data}
@@ -148,7 +149,7 @@ class TensorParallel(Method):
         load_optimizer(self.comm, self.optimizer_shards(), own_optimizer(self.part, state))
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Formulas of ``cost.py``; how long a step takes is left to the simulator."""
+        """By the formulas of ``cost.py``. The time has no formula: see the simulator."""
         return step_cost(
             self.part,
             self.optimizer,

@@ -1,17 +1,17 @@
-"""A vocabulary cut over ranks: look-up and cross-entropy that never gather the table or logits.
+"""A vocabulary cut over ranks: embedding and cross-entropy without gathering table or logits.
 
-Rank r holds the table's rows of its tokens, and so computes the logits of its tokens alone.
+Rank r holds the table's rows of its tokens, and so computes only the logits of its tokens.
 
     look-up   a rank's rows for its tokens, 0 for all others; the sum over ranks is the embedding
-    loss      log Σ exp z - z[target]: for each position, the largest logit of all ranks, then the
+    loss      log Σ exp z - z[target]: for each position, all-reduce the largest logit, then the
               sum of exponentials and the target's logit, which one rank has
 
-With n positions, V tokens and t ranks the loss sends two all-reduces of n and 2n elements (3n with
-label smoothing, which needs Σ z too), where gathering the logits would send nV(t - 1)/t. Shoeybi
-et al., arXiv 1909.08053, section 3.
+With n positions, V tokens and t ranks the loss sends two all-reduces, of n and 2n elements (3n with
+label smoothing, which needs Σ z too). Gathering the logits would send nV(t - 1)/t. Shoeybi et al.,
+arXiv 1909.08053, section 3.
 
-Everything that is said of the vocabulary must be said of all of it: smoothing spreads ε over V
-classes, not over V/t, and log Σ exp z in the z-loss is over all ranks.
+Label smoothing divides ε by V, the classes of all ranks, and the z-loss uses log Σ exp z over all
+ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minidist.ops.operands import ShapeError, floating_only
 
 
 def vocabulary_embedding(indices: Any, weight: Tensor, first: int, rows: int) -> Tensor:
-    """This rank's summand of the embedding: its table's rows, and 0 for other ranks' tokens.
+    """This rank's summand of the embedding: rows of its table, 0 for other ranks' tokens.
 
     Shapes: indices (...) in [0, rows), weight (own rows, width), the rows from ``first`` on, →
     (..., width). Raises IndexError for an index that no rank has.
@@ -136,14 +136,14 @@ def vocabulary_cross_entropy(
     log_sum += top  # log Σ exp z
     losses += z_loss * each * log_sum**2
     losses = xp.where(kept & ~valid, xp.nan, losses)
-    # By how much a row's softmax counts in its gradient: one number, if all rows count alike.
+    # The factor of a row's softmax in its gradient; None if it is 1 for all rows.
     slopes: Any = None
     if z_loss or weight is not None:
         slopes = (1 - smoothing + 2 * z_loss * log_sum) * each
         slopes = (slopes + kept * (smoothing / classes * whole))[:, None]  # (n, 1)
     if ignore_index is not None:
         flat = xp.where(kept, flat, -2)
-    if xp is not np:  # no check has raised there: see ops.cross_entropy
+    if xp is not np:  # on a GPU nothing was checked above: see ops.cross_entropy
         p += xp.where(kept & ~valid, xp.nan, 0)[:, None].astype(kind)
     pulls = each if weight is not None else None
 
@@ -154,7 +154,7 @@ def vocabulary_cross_entropy(
         if smoothing:
             spread = smoothing / classes
             xp.subtract(p, spread if mine_w is None else spread * mine_w, out=p)
-        # Each row once; where another rank has the target, 0 is subtracted from some class.
+        # One class in each row; if another rank has the target, 0 is subtracted.
         pull = 1 - smoothing if pulls is None else (1 - smoothing) * pulls
         here = xp.where(flat >= 0, pull, 0).astype(kind, copy=False)
         p[xp.arange(len(flat)), xp.maximum(flat, 0)] -= here
@@ -169,7 +169,10 @@ def vocabulary_cross_entropy(
 
 
 def predictions(logits: Array, comm: Comm, first: int, classes: int) -> Array:
-    """The class of the largest logit of all ranks, the first of equal ones: (..., own) → (...)."""
+    """The class with the largest logit over all ranks; of equal ones the first.
+
+    Shapes: logits (..., own classes) → (...).
+    """
     xp = module_of(logits)
     best = logits.max(axis=-1)
     top = xp.ascontiguousarray(best).copy()

@@ -1,8 +1,8 @@
-"""ZeRO: data parallelism in which no rank keeps what another keeps as well.
+"""ZeRO: data parallelism whose ranks keep shards in place of replicas.
 
-Read ``stage1.py`` first (the optimizer's state is cut), then ``stage2.py`` (gradients too) and
-``stage3.py`` (parameters too). ``units.py`` says how a model is cut; ``accumulated.py`` is stage 2
-for several microbatches, and ``plan.py`` predicts the time of stages 2 and 3.
+Read ``stage1.py`` first (the optimizer's state is sharded), then ``stage2.py`` (gradients too) and
+``stage3.py`` (parameters too). ``units.py`` cuts a model. ``accumulated.py`` is stage 2, and
+``gathered.py`` stage 3, for several microbatches.
 """
 
 from __future__ import annotations

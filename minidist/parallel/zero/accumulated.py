@@ -1,12 +1,12 @@
-"""ZeRO, stage 2, for gradients that accumulate over microbatches, as in a pipeline.
+"""ZeRO stage 2 for gradients that accumulate over microbatches, as in a pipeline.
 
     last backward of block   4    3    2    1
     stream                     ─g4─  ─g3─  ─g2─  ─g1─     each a reduce-scatter
 
-Gradients of several backwards add up before they are sent, so all of them need memory, in the
-model's flat array. What is saved is the optimizer's memory, as in stage 1; what is won over stage 1
-is that messages travel while the last backward runs. Where there is one backward a step, stage2.py
-needs less memory.
+Gradients of several backwards are added before they are sent, so all gradients need memory: the
+model's flat array. Memory is saved on the optimizer's state only, as in stage 1. The advantage over
+stage 1 is that messages are sent while the last backward runs. With one backward in a step,
+stage2.py needs less memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minidist.parallel.zero.units import Slices, Unit, cut_flat, extent, in_a_ro
 
 
 class ReduceScatterUnits(SentInOrder, OverlappedShards):
-    """ZeRO, stage 2, for gradients that accumulate in the flat array: a pipeline's, for one."""
+    """ZeRO stage 2 for gradients that accumulate in the flat array, such as a pipeline's."""
 
     def allocate(self, seed: int) -> None:
         assert self.comm is not None
@@ -52,11 +52,5 @@ class ReduceScatterUnits(SentInOrder, OverlappedShards):
         return cut_flat(parameter_slices(of.model), of.model, of.apart)
 
     def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
-        """A reduce-scatter for each unit, while the ranks compute."""
-        stream, units = Series(machine, of.size), self.unit_slices(of)
-        for unit in units:
-            stream.reduce_scatter(extent(unit), of.itemsize)
-        stream.busy = list(seconds)  # the stream adds up meanwhile
-        stream.seconds = None  # what hides behind the backward is left to the simulation
-        self.plan_update(stream, of, units)
-        return stream
+        """A reduce-scatter for each unit, while the ranks compute; then the update."""
+        return self.plan_overlapped(of, seconds, machine)

@@ -1,20 +1,21 @@
-"""ZeRO, stage 3, for gradients that accumulate over microbatches, as in a pipeline.
+"""ZeRO stage 3 for gradients that accumulate over microbatches, as in a pipeline.
 
     microbatch 0   forward of block   1    2    3     backward   3    2    1
     stream                        ─1─  ─2─  ─3─             ─3─  ─2─  ─1─       each an all-gather
     last backward                                              ─g3─ ─g2─ ─g1─   reduce-scatters
 
-Between steps a rank keeps its shard of every block's parameters. Each time a block computes,
-forward or backward, it is gathered into one of two slots of memory, while the block before it
-computes. Gradients accumulate in the model's flat array, as in accumulated.py. With Ψ parameters of
-e bytes, B the largest block, m microbatches and p replicas:
+Between steps a rank keeps only its shard of every block's parameters. Before a block computes,
+forward or backward, its parameters are gathered into one of two slots of memory, while another
+block computes. Gradients accumulate in the model's flat array, as in accumulated.py. With Ψ
+parameters of e bytes, B in the largest block, m microbatches and p replicas:
 
     parameters     Ψe/p + 2Be       gradients  Ψe       optimizer  KΨe/p
     bytes a rank   (2m + 1)Ψe(p - 1)/p: 2m all-gathers (3m if the forward is computed again), and
                    one reduce-scatter
 
-A parameter that several blocks of a rank use is gathered once a step, and stays until its end.
-Where there is one backward a step, stage3.py needs less memory.
+A parameter that several blocks of a rank use is gathered once a step, and kept until the step ends.
+With one backward in a step, stage3.py needs less memory. Rajbhandari et al., "ZeRO", arXiv
+1910.02054, section 7.2.2.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from minidist.parallel.zero.units import Slices, Unit, extent, owned_by_rank
 
 
 class GatheredUnits(ReduceScatterUnits):
-    """ZeRO, stage 3, for gradients that accumulate in the flat array: a pipeline's, for one."""
+    """ZeRO stage 3 for gradients that accumulate in the flat array, such as a pipeline's."""
 
     def allocate(self, seed: int) -> None:
         super().allocate(seed)
         flat, xp = self.model.flat, arrays.module_of(self.model.flat.data)
-        in_blocks, self.together = by_block(self.model, [unit.slices for unit in self.units])
+        in_blocks, self.number_of = by_block(self.model, [unit.slices for unit in self.units])
         self.in_blocks = [[self.units[i] for i in found] for found in in_blocks]
         largest = max((sum(u.size for u in block) for block in self.in_blocks), default=0)
         slots = min(2, len(self.in_blocks))
@@ -53,52 +54,52 @@ class GatheredUnits(ReduceScatterUnits):
             for unit in block:
                 unit.gathered = self.slots[index % 2][start : start + unit.size]
                 start += unit.size
-        for unit in self.whole:
+        for unit in self.kept:
             unit.gathered = xp.zeros(unit.size, flat.data.dtype)
         for unit in self.units:
             unit.shard, unit.data = unit.shard.copy(), None
             unit.point("data", unit.gathered)
-        flat.release()  # nobody keeps the whole
+        flat.release()  # from now on the whole array is on no rank
         self.frozen = [flat.frozen] if flat.frozen.size else []
-        self.stale = True  # the whole units are those of the last step
+        self.outdated = True  # the kept units have the values of the last step
 
     @property
-    def whole(self) -> list[Unit]:
-        """Units that stay gathered for a step: of parameters that are used in several places."""
+    def kept(self) -> list[Unit]:
+        """Units of parameters that several blocks use: they stay gathered for a whole step."""
         inside = {id(unit) for block in self.in_blocks for unit in block}
         return [unit for unit in self.units if id(unit) not in inside]
 
     def begin(self, step: int) -> None:
         super().begin(step)
-        self.stale = True
+        self.outdated = True
 
     def forward(self, x: Any) -> Tensor:
         return self.run(self.model, x)
 
     def run(self, part: Module, x: Any) -> Tensor:
-        """The output of some blocks; each is gathered before it computes, forward or backward."""
-        if self.stale:
-            for unit in self.whole:
+        """The output of some blocks; each is gathered before its forward and its backward."""
+        if self.outdated:
+            for unit in self.kept:
                 self.gather(unit)
-            for unit in self.whole:
+            for unit in self.kept:
                 self.wait_for_parameters(unit)
-            self.stale = False
+            self.outdated = False
         x = as_tensor(x)
-        numbers = [self.together.get(name) for name in blocks_of(part)]
+        numbers = [self.number_of.get(name) for name in blocks_of(part)]
         here = [number for number in numbers if number is not None]
         for number, block in zip(numbers, blocks_of(part).values(), strict=True):
             if number is not None:
-                self.bring(number, here, 1)
+                self.prepare(number, here, 1)
             x = block(x)
             if number is not None and x.requires_grad:
                 x.register_hook(partial(self.before_backward, number, here))
         return x
 
     def before_backward(self, number: int, here: list[int], grad: Array) -> None:
-        self.bring(number, here, -1)
+        self.prepare(number, here, -1)
 
-    def bring(self, number: int, here: list[int], step: int) -> None:
-        """A block is about to compute: its parameters must be here, and the next ones set out."""
+    def prepare(self, number: int, here: list[int], step: int) -> None:
+        """Wait for the parameters of block ``number``, and start to gather the next block's."""
         for unit in self.in_blocks[number]:
             self.gather(unit)
         for unit in self.in_blocks[number]:
@@ -109,7 +110,7 @@ class GatheredUnits(ReduceScatterUnits):
                 self.gather(unit)
 
     def gather(self, unit: Unit) -> None:
-        """Start to collect a whole unit, unless that is under way."""
+        """Start to gather a unit, unless that has started already."""
         assert self.comm is not None
         if unit.gathering is None:
             unit.gathering = self.comm.spawn(partial(self._gather, unit))
@@ -125,20 +126,20 @@ class GatheredUnits(ReduceScatterUnits):
         unit.gathering = None
 
     def update(self, limit: float | None = None) -> None:
-        """Clip, and step the optimizer on the own shards: the rest is gathered when it is used."""
+        """Clip, and step the optimizer on this rank's shards. Gathering waits for the next use."""
         self.clip(limit)
         self.step_shards()
-        self.stale = True
+        self.outdated = True
 
     # What is kept
 
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
-        gathered = [*self.slots, *(unit.gathered for unit in self.whole)]
+        gathered = [*self.slots, *(unit.gathered for unit in self.kept)]
         return super().arrays() | {"parameters": shards + gathered + self.frozen}
 
     def parameters(self) -> State:
-        """Gathered unit by unit, on the host."""
+        """The whole model on the host, gathered unit by unit."""
         found: State = {}
         for unit in self.units:
             self.gather(unit)
@@ -153,14 +154,14 @@ class GatheredUnits(ReduceScatterUnits):
         assert self.comm is not None
         for unit in self.units:
             unit.shard[...] = unit.optimizer_shard(self.optimizer).cut(self.comm, by_name)
-        self.stale = True
+        self.outdated = True
         for name, buffer in (self.model.frozen() | self.model.named_buffers()).items():
             buffer.data[...] = arrays.module_of(buffer.data).asarray(by_name[name])
 
     # The formulas
 
     def plan_update(self, series: Series, of: Replicas, units: list[Slices]) -> None:
-        """The norms; then one gathering of each unit for each time that it is needed."""
+        """The norms; then an all-gather of each unit for each pass that needs it."""
         in_blocks, _ = by_block(of.model, units)
         inside = {index for block in in_blocks for index in block}
         plan_numbers(series, of, [len(unit) for unit in units])
@@ -183,9 +184,9 @@ class GatheredUnits(ReduceScatterUnits):
 
 
 def by_block(model: Module, units: list[Slices]) -> tuple[list[list[int]], dict[str, int]]:
-    """The units of each block that has some, in order; and from a block's name to its place.
+    """The units of each block that has any, in order; and the number in this list by block name.
 
-    A unit that holds a parameter of several blocks, or that is completed apart, is of none.
+    A unit with a parameter of several blocks belongs to none of them.
     """
     users: dict[str, set[str]] = {}
     for prefix, block in blocks_of(model).items():

@@ -1,7 +1,8 @@
-"""ZeRO: data parallelism without redundancy. Why should p ranks hold p copies of the same?
+"""ZeRO: data parallelism whose ranks keep shards in place of replicas.
 
-Each rank *owns* 1/p of the parameters. What does not have to be everywhere is kept by its owner
-alone; the stages differ in how far that goes. For 3 ranks (█ held by everybody, ▏ its own third):
+In data parallelism p ranks keep p equal copies of parameters, gradients and optimizer state. In
+ZeRO each rank *owns* 1/p of the parameters, and keeps some of these arrays only for its own part.
+The stages differ in which. For 3 ranks (█ kept whole, ▏ the rank's third):
 
                parameters   gradients    optimizer state
     data parallel   ███        ███           ███  ███
@@ -9,18 +10,20 @@ alone; the stages differ in how far that goes. For 3 ranks (█ held by everybod
     stage 2         ███         ▏             ▏    ▏
     stage 3          ▏          ▏             ▏    ▏
 
-    stage 1   backward; reduce-scatter all gradients: each owner has the sum of its part, steps the
-              optimizer there; all-gather the parameters. An all-reduce is these two halves anyway.
-    stage 2   the same, block by block while the backward runs: when a block's gradients are
-              complete they go to their owners, and their memory takes the gradients of the next
-              block but one.
-    stage 3   parameters too live with their owners. A block is gathered before it is used, in the
-              forward and again in the backward, while the block before it computes (prefetch), and
-              forgotten after. Two slots of memory take turns, so that one block can be computed
-              while another arrives. The tape remembers places in those slots: before a block's
-              backward, the same numbers are gathered into the same place again.
+    stage 1   After the backward, reduce-scatter all gradients: each rank has the sum of its part,
+              and steps the optimizer on it. Then all-gather the parameters. A ring all-reduce has
+              the same two halves, so nothing more is sent.
+    stage 2   The same, block by block while the backward runs. A block's gradients are sent to
+              their owners when they are complete; then their memory is used again, for the
+              gradients of the next block but one.
+    stage 3   Parameters are kept as shards too. A block is gathered before its forward, and again
+              before its backward, while another block computes (prefetch). Blocks alternate between
+              two slots of memory, so that one can be computed while another is received. The tape
+              refers to memory in these slots, so the backward gathers a block into the same slot as
+              the forward did.
 
-With Ψ parameters of e bytes, K state arrays of the optimizer, and B the largest block:
+With Ψ parameters of e bytes, K state arrays of the optimizer, and B parameters in the largest
+block:
 
                          stage 1       stage 2          stage 3
     bytes a rank sends   2Ψe(p - 1)/p  2Ψe(p - 1)/p     3Ψe(p - 1)/p    (data parallel: 2)
@@ -28,16 +31,16 @@ With Ψ parameters of e bytes, K state arrays of the optimizer, and B the larges
     gradients            Ψe            Ψe/p + 2Be       Ψe/p + 2Be
     optimizer            KΨe/p         KΨe/p            KΨe/p
 
-Beside these, an all-reduce of 8 bytes for the loss, and one for the norm if it is clipped.
+Besides, the loss takes an all-reduce of 8 bytes, and so does the norm if it is clipped.
 
-A parameter that several blocks share (tied embeddings) cannot come and go with one block: those
-are gathered once a step and stay until its end.
+A parameter that several blocks share (tied embeddings) belongs to no single block: it is gathered
+once a step and kept until the step ends.
 
-The optimizer works on slices, so any of them can be used: see optim/optimizer.py. ``state()`` has
-serial shapes, so any number of ranks can load what another has saved: see parallel/state.py.
-Stage 1 is here, stages 2 and 3 are in stage2.py and stage3.py. Stages 1 and 2 are parts that a
-pipeline's replicas take as well: see parallel/gradient_sync.py. Rajbhandari et al., "ZeRO", arXiv
-1910.02054, sections 5 and 7 (P_os, P_os+g, P_os+g+p).
+Optimizers step slices, so all of them can be used: see optim/optimizer.py. ``state()`` has the
+shapes of serial training, so it can be loaded on another number of ranks: see parallel/state.py.
+Stage 1 is here, stages 2 and 3 are in stage2.py and stage3.py; a pipeline's replicas can use stages
+1 and 2 as well. Rajbhandari et al., "ZeRO", arXiv 1910.02054, sections 5 and 7 (P_os, P_os+g,
+P_os+g+p).
 """
 
 from __future__ import annotations
@@ -65,22 +68,22 @@ from minidist.parallel.zero.units import Slices, Unit, counted_parts, extent, ow
 
 
 class Sharded(GradientSync):
-    """Base of the parts that leave each replica the sum of its shard of every unit.
+    """Base of the parts that give each replica the summed gradient of its shard of every unit.
 
-    A subclass makes ``units``, and sums their gradients at their owners.
+    A subclass makes ``units``, and reduce-scatters their gradients.
     """
 
     sharded = True
     units: list[Unit]
 
     def sum_numbers(self, numbers: np.ndarray) -> float:
-        """Sum a few numbers over the replicas, in place; the first of them."""
+        """Sum a few numbers over the replicas, in place; returns the first of them."""
         assert self.comm is not None
         ring.all_reduce(self.comm, numbers)
         return float(numbers.flat[0])
 
     def update(self, limit: float | None = None) -> None:
-        """Clip, step the optimizer on the own shards, and gather everybody's parameters."""
+        """Clip, step the optimizer on this rank's shards, and all-gather the parameters."""
         assert self.comm is not None
         self.clip(limit)
         self.step_shards()
@@ -89,7 +92,7 @@ class Sharded(GradientSync):
             written(unit.data)
 
     def clip(self, limit: float | None) -> None:
-        """Scale by the norm of the whole gradient, of which each rank has parts."""
+        """Scale the shards so that the whole gradient's norm is at most ``limit``."""
         if limit is None:
             return
         norm = math.sqrt(self.squared_norm())
@@ -118,14 +121,14 @@ class Sharded(GradientSync):
     # The formulas
 
     def unit_slices(self, of: Replicas) -> list[Slices]:
-        """Where each unit's parameters lie, of any replicas."""
+        """For each unit the slices of its parameters, for any replicas."""
         return [parameter_slices(of.model)]
 
     def parameters_stepped(self, of: Replicas) -> list[int]:
         return [len(unit) for unit in self.unit_slices(of)]
 
     def plan_update(self, series: Series, of: Replicas, units: list[Slices]) -> None:
-        """The loss, the norms, and the gathering of the parameters."""
+        """Add to ``series``: the sums of loss and norms, and the all-gathers of parameters."""
         plan_numbers(series, of, [len(unit) for unit in units])
         for unit in units:
             series.all_gather(extent(unit), of.itemsize)
@@ -137,7 +140,7 @@ class Sharded(GradientSync):
 
 
 def plan_numbers(series: Series, of: Replicas, parameters: list[int]) -> None:
-    """The all-reduces of a few float64: the loss, and what clipping and layer norms need."""
+    """Add the all-reduces of float64: the loss, and norms for clipping and layer-wise rules."""
     if of.sums_loss:
         series.all_reduce(1, 8)
     if of.clips:
@@ -148,12 +151,12 @@ def plan_numbers(series: Series, of: Replicas, parameters: list[int]) -> None:
 
 
 class OverlappedShards(Sharded):
-    """What both parts share: sending units on the stream, and waiting for them."""
+    """Base of stage 2: reduce-scatters units on the communication stream, and waits for them."""
 
     def reduce(self, unit: Unit) -> None:
-        """Start to sum the unit's gradients at their owners."""
+        """Start to reduce-scatter the unit's gradients."""
         assert self.comm is not None
-        unit.growing = False
+        unit.accumulating = False
         unit.reducing = self.comm.spawn(partial(self.reduce_scatter, unit))
 
     def reduce_scatter(self, unit: Unit, stream: Comm) -> None:
@@ -172,9 +175,19 @@ class OverlappedShards(Sharded):
                 self.wait_for_gradients(unit)
         return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
 
+    def plan_overlapped(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
+        """A reduce-scatter for each unit, while the ranks compute; then the update."""
+        stream, units = Series(machine, of.size), self.unit_slices(of)
+        for unit in units:
+            stream.reduce_scatter(extent(unit), of.itemsize)
+        stream.busy = list(seconds)  # the reductions overlap with these
+        stream.seconds = None  # how much is overlapped: only the simulation knows
+        self.plan_update(stream, of, units)
+        return stream
+
 
 class ReduceScatter(Sharded):
-    """ZeRO, stage 1: one reduce-scatter of all gradients at the end; each steps its shard."""
+    """ZeRO stage 1: one reduce-scatter of all gradients at the end; each rank steps its shard."""
 
     whole_array = True
 
@@ -197,7 +210,7 @@ class ReduceScatter(Sharded):
         return self.sum_numbers(np.array([self.loss])) if self.sums_loss else self.loss
 
     def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
-        """Forward and backward, reduce-scatter, the loss, all-gather; nothing overlaps."""
+        """Forward and backward, reduce-scatter, loss, all-gather; nothing overlaps."""
         series = Series(machine, of.size)
         series.compute(seconds)
         series.reduce_scatter(parameter_count(of.model), of.itemsize)
@@ -206,7 +219,7 @@ class ReduceScatter(Sharded):
 
 
 class Zero1(DataParallel):
-    """Stage 1: each rank keeps the optimizer's state for its part alone."""
+    """Stage 1: each rank keeps the optimizer's state of its own shard only."""
 
     def __init__(
         self,

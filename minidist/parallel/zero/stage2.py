@@ -1,13 +1,14 @@
-"""ZeRO, stage 2: a block's gradients go to their owners while the backward still runs.
+"""ZeRO stage 2: a block's gradients are sent to their owners while the backward runs.
 
     backward of block    4    3    2    1
-    memory             slot0 slot1 slot0 slot1        two slots take turns
+    memory             slot0 slot1 slot0 slot1        two slots alternate
     stream                 ─g4─  ─g3─  ─g2─  ─g1─     each a reduce-scatter
 
-A hook on each block's output runs just before that block goes backward, when the block after it is
-through: that one's gradients leave now. The slot is used again two blocks later, when they are at
-their owners. This needs that no gradient accumulates: one backward a step. With several, see
-accumulated.py. See stage1.py for what it costs.
+A hook on each block's output runs just before that block's backward. At that time the next block's
+backward is complete, so the hook sends the next block's gradients. Two blocks later their slot is
+used again, once they have been sent. Gradients cannot accumulate in a slot, so this is for one
+backward in a step; for several see accumulated.py. The cost is in stage1.py. Rajbhandari et al.,
+"ZeRO", arXiv 1910.02054, section 5.2.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ Hook = Callable[[int], object]  # called with a unit's number
 
 
 class ReduceScatterSlots(OverlappedShards):
-    """ZeRO, stage 2, with gradient memory for two blocks: the method must see the blocks compute.
+    """ZeRO stage 2 with gradient memory for two blocks. It runs the model's blocks itself.
 
-    ``before_forward`` and ``before_backward`` are called with a unit's number: stage 3 has its
-    parameters come then.
+    ``before_forward`` and ``before_backward`` are called with a unit's number, before its block
+    computes: stage 3 gathers parameters there.
     """
 
     hooks_forward = True
@@ -95,7 +96,7 @@ class ReduceScatterSlots(OverlappedShards):
                 parameter.on_ready.append(partial(self.check_in_time, unit))
 
     def make_unit(self, named: dict[str, Parameter], slices: Slices) -> Unit:
-        """Move these parameters into one flat array, and give this rank its shard of it."""
+        """Move these parameters into one flat array, as a unit with this rank's shard of it."""
         assert self.comm is not None
         shards = ring.chunks(sum(parameter.size for parameter in named.values()), self.comm.size)
         own = shards[self.comm.rank]
@@ -117,7 +118,7 @@ class ReduceScatterSlots(OverlappedShards):
             self.clear(unit)
 
     def forward(self, x: Any) -> Tensor:
-        """The model's output; on the way, a hook before each block's backward."""
+        """The model's output; registers a hook before each block's backward."""
         x = as_tensor(x)
         for number, block in enumerate(self.blocks):
             index = self.unit_of.get(number)
@@ -129,7 +130,7 @@ class ReduceScatterSlots(OverlappedShards):
         return x
 
     def before_backward(self, index: int, grad: Array) -> None:
-        """Block ``index`` is about to go backward, and the one after it is through."""
+        """Called before the backward of block ``index``: sends the gradients of the next one."""
         if index + 1 < len(self.in_blocks):
             self.reduce(self.in_blocks[index + 1])
         if index + 2 < len(self.in_blocks):
@@ -140,16 +141,19 @@ class ReduceScatterSlots(OverlappedShards):
 
     def clear(self, unit: Unit) -> None:
         unit.buffer.fill(0)
-        unit.growing = True
+        unit.accumulating = True
         for parameter in unit.parameters.values():
             parameter.fresh = True
 
     def check_in_time(self, unit: Unit, parameter: Parameter) -> None:
-        """A gradient that comes when its block has been sent would be lost, and corrupt another."""
-        if not unit.growing:
+        """Raise RuntimeError for a gradient that arrives after its block's gradients were sent.
+
+        It would be lost, and would change the block that uses the slot now.
+        """
+        if not unit.accumulating:
             raise RuntimeError(
                 f"{parameter.name} got a gradient after its block's backward was over: ZeRO stages "
-                "2 and 3 need blocks that are computed one after the other; use stage 1"
+                "2 and 3 need blocks that compute one after the other; use stage 1"
             )
 
     def finish(self) -> float:
@@ -174,7 +178,7 @@ class ReduceScatterSlots(OverlappedShards):
         return [*cut_blocks(of.model, shared_by_blocks(of.model))[0], *shared_slices(of.model)]
 
     def memory(self, of: Replicas) -> dict[str, list[int]]:
-        """Shards, two slots as large as the largest block, and whole what blocks share."""
+        """Shards; two slots as large as the largest block; whole gradients of shared parameters."""
         in_blocks, _ = cut_blocks(of.model, shared_by_blocks(of.model))
         shared = shared_slices(of.model)
         slots = min(2, len(in_blocks)) * max((extent(unit) for unit in in_blocks), default=0)
@@ -183,23 +187,18 @@ class ReduceScatterSlots(OverlappedShards):
         return super().memory(of) | {"gradients": [(own + slots) * of.itemsize for own in owned]}
 
     def plan(self, of: Replicas, seconds: list[float], machine: Machine) -> Series:
-        """A reduce-scatter for each unit, while the ranks compute."""
-        stream, units = Series(machine, of.size), self.unit_slices(of)
-        for unit in units:
-            stream.reduce_scatter(extent(unit), of.itemsize)
-        stream.busy = list(seconds)  # the stream adds up meanwhile
-        stream.seconds = None  # what hides behind the backward is left to the simulation
-        self.plan_update(stream, of, units)
-        return stream
+        """A reduce-scatter for each unit, while the ranks compute; then the update."""
+        return self.plan_overlapped(of, seconds, machine)
 
 
 class Zero2(DataParallel):
-    """Stage 2: gradients go to their owners while the backward still runs.
+    """Stage 2: gradients are sent to their owners while the backward runs.
 
-    With one microbatch there is gradient memory for two blocks only; more accumulate in all of it.
+    With one microbatch there is gradient memory for two blocks only. Several microbatches
+    accumulate in memory for all blocks.
     """
 
-    changeable = Method.changeable  # not microbatches: with one, there is memory for no more
+    changeable = Method.changeable  # not microbatches: they decide how much memory is allocated
 
     def __init__(
         self,

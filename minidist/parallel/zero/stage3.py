@@ -1,11 +1,12 @@
-"""ZeRO, stage 3, or fully sharded: a block's parameters are here only while it is used.
+"""ZeRO stage 3 (fully sharded): a rank has a block's whole parameters only while it uses them.
 
     forward of block      1    2    3    4   backward   4    3    2    1
     stream          ─1─ ─2─  ─3─  ─4─               ─4─ ─3─  ─2─  ─1─       each an all-gather
     memory          slot0 slot1 slot0 slot1         slot1 slot0 ...
 
-While a block computes, the next one arrives in the other slot. Gradients travel on the same
-stream, as in stage2.py, whose part is used for them. See stage1.py for what it costs.
+While a block computes, the next one is gathered into the other slot. Gradients are sent on the same
+stream, by the part in stage2.py. The cost is in stage1.py. Rajbhandari et al., "ZeRO", arXiv
+1910.02054, section 5.3.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from minidist.parallel.zero.stage1 import plan_numbers
 from minidist.parallel.zero.stage2 import ReduceScatterSlots
 from minidist.parallel.zero.units import Unit, cut_blocks, extent, shared_slices
 
-NOT_HERE = (
-    "its shards lie on all ranks, and it is gathered while a step needs it (ZeRO 3): call "
+SHARDED = (
+    "each rank has only a shard of it, and gathers it while a step needs it (ZeRO 3): call "
     "method.evaluate(dataset), or make a model of all parameters, "
     "model.init().load(method.parameters() | method.buffers())"
 )
 
 
 class Zero3(Method):
-    """Stage 3: every rank keeps its shard of each block, of parameters too."""
+    """Stage 3: every rank keeps only its shard of each block's parameters."""
 
     refuses = Method.refuses | {
-        "microbatches": "there is gradient memory for two blocks only, so nothing can accumulate: "
-        "take Zero2"
+        "microbatches": "there is gradient memory for two blocks only, so gradients cannot "
+        "accumulate: use Zero2"
     }
 
     def __init__(
@@ -61,14 +62,14 @@ class Zero3(Method):
         self.gradients = ReduceScatterSlots(self.before_forward, self.before_backward)
         self.gradients.bind(model, optimizer, comm, seed, clips=clip is not None)
         self.units, self.in_blocks = self.gradients.units, self.gradients.in_blocks
-        self.places = [arrays.module_of(slot).zeros_like(slot) for slot in self.gradients.slots]
-        self.in_turn = {id(u): self.in_blocks[i % 2 :: 2] for i, u in enumerate(self.in_blocks)}
+        self.slots = [arrays.module_of(slot).zeros_like(slot) for slot in self.gradients.slots]
+        self.same_slot = {id(u): self.in_blocks[i % 2 :: 2] for i, u in enumerate(self.in_blocks)}
         for index, unit in enumerate(self.in_blocks):
-            unit.gathered = self.places[index % 2][: unit.size]
+            unit.gathered = self.slots[index % 2][: unit.size]
         for unit in self.gradients.shared:
             unit.gathered = arrays.module_of(unit.data).zeros_like(unit.data)
         for unit in self.units:
-            unit.shard = unit.shard.copy()  # between steps nobody keeps the whole
+            unit.shard = unit.shard.copy()  # so that the whole array can be freed
             unit.data = None
         self.release()
 
@@ -92,7 +93,7 @@ class Zero3(Method):
         return self.gradients.forward(inputs)
 
     def before_forward(self, index: int) -> None:
-        """A block is about to compute: its parameters must be here, and the next ones set out."""
+        """Wait for the parameters of block ``index``, and start to gather the next block's."""
         self.wait_for_parameters(self.in_blocks[index])
         if index + 1 < len(self.in_blocks):
             self.gather(self.in_blocks[index + 1])
@@ -103,16 +104,16 @@ class Zero3(Method):
             self.gather(self.in_blocks[index - 1])
 
     def gather(self, unit: Unit) -> None:
-        """Start to collect a whole unit, unless that is under way."""
+        """Start to gather a unit, unless that has started already."""
 
         def run(stream: Comm) -> None:
             unit.gathered[unit.own] = unit.shard
             ring.all_gather(stream, unit.gathered, unit.shards)
 
         if unit.gathering is None:
-            for other in self.in_turn.get(id(unit), []):
-                if other.here:
-                    other.take_away(NOT_HERE)  # this one comes into its memory
+            for other in self.same_slot.get(id(unit), []):
+                if other.readable:
+                    other.make_unreadable(SHARDED)  # this unit is gathered into the same memory
             unit.gathering = self.comm.spawn(run)
 
     def wait_for_parameters(self, unit: Unit) -> None:
@@ -121,18 +122,18 @@ class Zero3(Method):
         with self.comm.step("wait for parameters"):
             unit.gathering.wait()
         unit.gathering = None
-        unit.bring(unit.gathered)
+        unit.make_readable(unit.gathered)
 
     def release(self) -> None:
-        """Between steps a rank has its shards alone: what lies in the slots is out of date."""
+        """Make whole parameters unreadable: after a step, those in the slots are out of date."""
         for unit in self.units:
-            if unit.here:
-                unit.take_away(NOT_HERE)
+            if unit.readable:
+                unit.make_unreadable(SHARDED)
 
     # What is kept
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Gathered unit by unit; on the host."""
+        """The whole model on the host, gathered unit by unit."""
         found: dict[str, np.ndarray] = {}
         for unit in self.units:
             self.wait_for_parameters(unit)
@@ -161,7 +162,7 @@ class Zero3(Method):
 
     def arrays(self) -> dict[str, list[Array]]:
         shards = [unit.shard for unit in self.units]
-        whole = [*self.places, *(unit.gathered for unit in self.gradients.shared)]
+        whole = [*self.slots, *(unit.gathered for unit in self.gradients.shared)]
         return self.gradients.arrays() | {"parameters": shards + whole + self.gradients.frozen}
 
     @property
@@ -171,9 +172,9 @@ class Zero3(Method):
     # The formula
 
     def cost(self, batch: Batch, machine: Machine) -> StepCost:
-        """Each block's parameters arrive twice, and what blocks share once; gradients leave once.
+        """Two all-gathers of each block, one of shared parameters; one reduce-scatter of each.
 
-        What hides behind what is left to the simulation.
+        The time is not predicted: how much is overlapped, only the simulation knows.
         """
         ranks = range(self.comm.size)
         of, shards = self.gradients.replicas, [batch.shard(r, self.comm.size) for r in ranks]
@@ -184,14 +185,14 @@ class Zero3(Method):
             series.all_gather(extent(unit), of.itemsize)
         for unit in (*in_blocks, *shared):
             series.reduce_scatter(extent(unit), of.itemsize)
-        # The stream adds up meanwhile.
+        # The reductions overlap with these.
         series.busy = [training_seconds(self.whole, [shards[r]], machine, r) for r in ranks]
         plan_numbers(series, of, [len(unit) for unit in (*in_blocks, *shared)])
         return StepCost(
             messages=series.messages,
             nbytes=series.nbytes,
             peak_bytes={
-                # As the gradients: shards and two slots; and what is frozen lies everywhere.
+                # As the gradients: shards and two slots; frozen parameters are on every rank.
                 "parameters": [n + of.frozen_bytes for n in memory["gradients"]],
                 "gradients": memory["gradients"],
                 "optimizer": memory["optimizer"],

@@ -1,7 +1,7 @@
-"""Units: what ZeRO reduces and gathers together, and how a model is cut into them.
+"""Units: the groups of parameters that ZeRO reduces and gathers together.
 
-A unit is the parameters of one block. Of each unit every rank owns a shard: there it has the sum
-of the gradients, and the optimizer's state.
+A unit usually has the parameters of one block. Every rank owns a shard of each unit: it keeps the
+summed gradients and the optimizer's state of this shard.
 
     flat.data   [ block 0 ............. | block 2 ..... | block 4 .. ]
     unit 0      [ rank 0 | rank 1 | r 2 ]
@@ -27,20 +27,20 @@ Slices = dict[str, slice]
 
 @dataclass
 class Unit:
-    """Parameters that are reduced and gathered together, and what this rank has of them."""
+    """Parameters that are reduced and gathered together, and this rank's shard of them."""
 
     parameters: dict[str, Parameter]
-    slices: Slices  # of each parameter in the unit
-    shards: Sequence[slice]  # of each rank in the unit
-    own: slice
+    slices: Slices  # in the unit, by parameter
+    shards: Sequence[slice]  # in the unit, by rank
+    own: slice  # this rank's of the shards
     part: Part  # of the optimizer
-    shard: Array  # this rank's part of the parameters
-    grad: Array  # this rank's part of the summed gradients
+    shard: Array  # this rank's parameters
+    grad: Array  # this rank's summed gradients
     data: Array = None  # stages 1 and 2: the whole unit's parameters
-    buffer: Array = None  # where the whole unit's gradients are made
-    gathered: Array = None  # stage 3: where the whole unit is while it is used
-    here: bool = True  # whether the parameters can be read
-    growing: bool = False  # its backward is not over: gradients are still added
+    buffer: Array = None  # the whole unit's gradients, before they are summed
+    gathered: Array = None  # stage 3: memory for the whole unit's parameters
+    readable: bool = True  # whether the parameters can be read
+    accumulating: bool = False  # whether its backward may still add gradients
     reducing: Future | None = field(default=None, repr=False)
     gathering: Future | None = field(default=None, repr=False)
 
@@ -54,16 +54,16 @@ class Unit:
             view = memory[self.slices[name]].reshape(parameter.declared)
             parameter.attach(**{attribute: view})
 
-    def take_away(self, why: str) -> None:
-        """Nobody may read the parameters now, since they are not here: an error says ``why``."""
-        self.here = False
+    def make_unreadable(self, why: str) -> None:
+        """From now on reading a parameter raises an error that says ``why``."""
+        self.readable = False
         for parameter in self.parameters.values():
             parameter.absent = why
             del parameter.data
 
-    def bring(self, memory: Array) -> None:
-        """The parameters are here, in ``memory``."""
-        self.here = True
+    def make_readable(self, memory: Array) -> None:
+        """Make the parameters views of ``memory``."""
+        self.readable = True
         self.point("data", memory)
 
     def optimizer_shard(self, optimizer: Optimizer) -> OptimizerShard:
@@ -73,9 +73,9 @@ class Unit:
 
 
 def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dict[int, int]]:
-    """A unit for each block that has parameters, in order; and from blocks' numbers to units'.
+    """A unit for each block that has parameters, in order; and the unit's number by block number.
 
-    Parameters in ``apart`` are in no unit, and one that two blocks share is in the first's.
+    Parameters in ``apart`` are in no unit. One that two blocks share is in the first block's unit.
     """
     units: list[Slices] = []
     unit_of: dict[int, int] = {}
@@ -94,7 +94,7 @@ def cut_blocks(model: Module, apart: Collection[str]) -> tuple[list[Slices], dic
 
 
 def in_a_row(named: dict[str, Parameter]) -> Slices:
-    """Where these parameters lie if they are put one behind the other."""
+    """The slices of these parameters in an array where one follows the other."""
     slices, start = {}, 0
     for name, parameter in named.items():
         slices[name] = slice(start, start + parameter.size)
@@ -103,9 +103,9 @@ def in_a_row(named: dict[str, Parameter]) -> Slices:
 
 
 def cut_flat(slices: Slices, model: Module, apart: Collection[str]) -> list[Slices]:
-    """Units as runs of the flat array, in the order in which a backward completes them.
+    """Units as slices of the flat array, in the order in which a backward completes them.
 
-    A block each, the last first; then each parameter of ``apart`` alone.
+    One for each block, the last first; then one for each parameter in ``apart``.
     """
     blocks, _ = cut_blocks(model, ())
     runs: list[Slices] = []
@@ -122,7 +122,7 @@ def cut_flat(slices: Slices, model: Module, apart: Collection[str]) -> list[Slic
 
 
 def owned_by_rank(lengths: Sequence[int], size: int) -> list[int]:
-    """How many elements each rank owns of units of these lengths."""
+    """How many elements each rank owns, if units have these ``lengths``."""
     shards = [ring.chunks(total, size) for total in lengths]
     return [
         sum(part.stop - part.start for part in by_unit) for by_unit in zip(*shards, strict=True)
@@ -130,12 +130,12 @@ def owned_by_rank(lengths: Sequence[int], size: int) -> list[int]:
 
 
 def extent(slices: Slices) -> int:
-    """How many elements a unit has."""
+    """The number of elements of a unit."""
     return sum(part.stop - part.start for part in slices.values())
 
 
 def counted_parts(unit: Unit, without: Collection[str]) -> list[slice]:
-    """The parts of this rank's shard that hold none of the parameters ``without``."""
+    """The slices of this rank's shard that hold none of the parameters ``without``."""
     whole = slice(0, unit.own.stop - unit.own.start)
     if not any(name in without for name in unit.slices):
         return [whole]
@@ -148,7 +148,7 @@ def counted_parts(unit: Unit, without: Collection[str]) -> list[slice]:
 
 
 def shared_slices(model: Module) -> list[Slices]:
-    """The unit of the parameters that several blocks share, if there are any."""
+    """A list with the unit of the parameters that several blocks share; empty if there are none."""
     named = model.named_parameters()
     shared = {name: named[name] for name in shared_by_blocks(model)}
     return [in_a_row(shared)] if shared else []

@@ -104,7 +104,7 @@ def test_it_sends_a_fraction_of_what_a_synchronous_server_sends():
         batches = Batches(setting.dataset, setting.batch, 0)
         for step in range(setting.steps):
             method.step(batches[step])
-        return comm.trace.totals()["by_step"]["visit"]["bytes"] if method.works else 0
+        return comm.trace.totals()["by_step"]["exchange"]["bytes"] if method.works else 0
 
     assert launch(run, 4, LocalWorld(record=True)) == [0, *[3 * 270 * 4] * 3]
 
@@ -209,7 +209,9 @@ def alpha_not_shared_by_the_workers(monkeypatch):
 
 
 def meets_a_step_too_early(monkeypatch):
-    monkeypatch.setattr(ElasticAveraging, "meets_after", lambda self, step: step % self.every == 0)
+    monkeypatch.setattr(
+        ElasticAveraging, "exchanges_after", lambda self, step: step % self.every == 0
+    )
 
 
 def gradient_of_the_global_mean(monkeypatch):
@@ -220,7 +222,7 @@ def gradient_of_the_global_mean(monkeypatch):
         self.update()
         return loss
 
-    monkeypatch.setattr(ElasticAveraging, "train_alone", small)
+    monkeypatch.setattr(ElasticAveraging, "local_step", small)
 
 
 def worker_jumps_to_the_centre(monkeypatch):
@@ -228,7 +230,7 @@ def worker_jumps_to_the_centre(monkeypatch):
         self.comm.send(self.model.flat.data, 0)
         self.comm.recv(self.model.flat.data, 0)
 
-    monkeypatch.setattr(ElasticAveraging, "visit", obedient)
+    monkeypatch.setattr(ElasticAveraging, "exchange", obedient)
 
 
 def centre_takes_one_worker_after_the_other(monkeypatch):
@@ -245,8 +247,8 @@ def centre_takes_one_worker_after_the_other(monkeypatch):
         self.comm.recv(centre, 0)
         data += self.alpha * (centre - data)
 
-    monkeypatch.setattr(ElasticAveraging, "receive_visits", eager)
-    monkeypatch.setattr(ElasticAveraging, "visit", visit)
+    monkeypatch.setattr(ElasticAveraging, "serve", eager)
+    monkeypatch.setattr(ElasticAveraging, "exchange", visit)
 
 
 @pytest.mark.parametrize(

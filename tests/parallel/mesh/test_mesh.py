@@ -247,7 +247,7 @@ def test_batch_norm_over_other_ranks_than_the_replicas_is_refused(mesh):
         MeshParallel(model, Task().loss(), SGD(0.1), comm, mesh=mesh)
 
     with pytest.raises(
-        ValueError, match=r"1 is synchronised over ranks \[0, 1, 2, 3\], and the rep"
+        ValueError, match=r"1 is synchronised over ranks \[0, 1, 2, 3\], but the rep"
     ):
         launch(run, 4)
 

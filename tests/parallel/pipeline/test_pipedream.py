@@ -128,7 +128,7 @@ def test_stashed_weights_are_counted():
 
 def no_stashing(monkeypatch):
     """Stale weights in the backward: the update goes into the array that others still need."""
-    monkeypatch.setattr(PipeDream, "renew", lambda self: None)
+    monkeypatch.setattr(PipeDream, "copy_weights", lambda self: None)
 
 
 def gradients_kept(monkeypatch):

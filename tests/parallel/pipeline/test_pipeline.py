@@ -398,7 +398,7 @@ def sends_wait_at_once(monkeypatch):
 
     def waiting(self, what, microbatch, peer, part):
         send(self, what, microbatch, peer, part)
-        self.leaving.pop((what, microbatch, part)).wait()
+        self.sends.pop((what, microbatch, part)).wait()
 
     monkeypatch.setattr(Executor, "send", waiting)
 

@@ -123,10 +123,10 @@ def test_bad_input_is_refused():
 
 
 def late_gradients_count_in_the_next_clock(monkeypatch):
-    take = BackupWorkers.take_into_sum
+    take = BackupWorkers.receive_and_add
     monkeypatch.setattr(
         BackupWorkers,
-        "take_into_sum",
+        "receive_and_add",
         lambda self, now, first: (take(self, now, first)[0], now),
     )
 

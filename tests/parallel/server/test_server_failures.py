@@ -300,14 +300,16 @@ def test_a_state_is_saved_by_the_living():
 
 
 def missing_shard_not_made_up_for(monkeypatch):
-    monkeypatch.setattr(parameter_server.ParameterServer, "make_up_for", lambda self, arrived: None)
+    monkeypatch.setattr(
+        parameter_server.ParameterServer, "scale_for_lost", lambda self, arrived: None
+    )
 
 
 def the_dead_workers_last_gradient_stays(monkeypatch):
     """It is not known to be dead, so what lies in the buffer is added once more."""
     monkeypatch.setattr(
         parameter_server.ParameterServer,
-        "make_up_for",
+        "scale_for_lost",
         lambda self, arrived: (
             self.comm.combine("sum", self.total, self.incoming) if arrived < 3 else None
         ),

@@ -376,7 +376,7 @@ def seconds_to_reach(rule, machine, target, steps=120):
 
     def run(comm):
         method = RULES[rule](mlp((784, 32, 10)), CrossEntropy(), SGD(0.1), comm, 0)
-        heard, take = [], getattr(method, "take", None)
+        heard, take = [], getattr(method, "receive_push", None)
         batches = Batches(training, 64, 0)
         parts = [batches[step] for step in range(steps)]
         if rule == "bsp":
@@ -392,7 +392,7 @@ def seconds_to_reach(rule, machine, target, steps=120):
             take()
             heard.append((4 * (method.losses.sum() - before), comm.time()))
 
-        method.take = noted
+        method.receive_push = noted
         method.train(parts)
         return [
             (np.mean([h[0] for h in heard[i - 8 : i]]), heard[i - 1][1])
@@ -495,7 +495,7 @@ def bound_counts_from_the_fastest(monkeypatch):
 
 
 def push_applied_twice(monkeypatch):
-    take = StaleParameterServer.take
+    take = StaleParameterServer.receive_push
 
     def generous(self):
         before = self.repeated
@@ -503,7 +503,7 @@ def push_applied_twice(monkeypatch):
         if self.repeated > before:
             self.update_keys()
 
-    monkeypatch.setattr(StaleParameterServer, "take", generous)
+    monkeypatch.setattr(StaleParameterServer, "receive_push", generous)
 
 
 def staleness_not_reset_by_a_pull(monkeypatch):
