@@ -32,7 +32,7 @@ def expect_error(folder, reason, ranks=2, key="zero/1"):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "taken").write_text("mine")
-    expect_error(tmp_path / "taken", r"rank 0: checkpoints go into a folder, and .*taken is a file")
+    expect_error(tmp_path / "taken", r"rank 0: checkpoints need a folder, and .*taken is a file")
     expect_error(tmp_path / "taken" / "below", "taken is a file")
     assert (tmp_path / "taken").read_text() == "mine"
 
