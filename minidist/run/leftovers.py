@@ -31,6 +31,13 @@ class Leftover:
 
 def leftovers(since: float = 0.0, folder: str = SHARED, young: float = YOUNG) -> list[Leftover]:
     """Files that nobody uses, changed after ``since`` (``time.time()``) and ``young`` s ago."""
+    found = files(since, folder, young)
+    used = in_use(folder) if found else set()
+    return [one for one in found if str(one.path) not in used]
+
+
+def files(since: float, folder: str, young: float) -> list[Leftover]:
+    """The same, and those that are in use."""
     found = []
     now = time.time()
     try:
@@ -46,10 +53,7 @@ def leftovers(since: float = 0.0, folder: str = SHARED, young: float = YOUNG) ->
         mine = about.st_uid == os.getuid() and path.is_file() and NAMES.match(name)
         if mine and since <= about.st_mtime <= now - young:
             found.append(Leftover(path, about.st_blocks * 512))
-    if not found:
-        return []
-    used = in_use(folder)
-    return [one for one in found if str(one.path) not in used]
+    return found
 
 
 def in_use(folder: str) -> set[str]:
@@ -88,6 +92,8 @@ def removed() -> Iterator[None]:
     try:
         yield
     finally:
-        if leftovers(began, young=0):
-            time.sleep(YOUNG)  # a file of another job may not be mapped so far
+        if files(began, SHARED, 0):
+            # A launcher may end before ranks that it has killed; and a file of another job may not
+            # be mapped so far.
+            time.sleep(YOUNG)
             remove(leftovers(began))
