@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,21 @@ def pytest_runtest_setup(item):
 
         if find_mpiexec() is None:
             pytest.skip("no mpiexec on this machine")
+
+
+def pytest_sessionstart(session):
+    session.config.began = time.time()
+
+
+def pytest_sessionfinish(session):
+    """MPICH leaves files in /dev/shm when a job is killed, and some tests kill jobs."""
+    if hasattr(session.config, "workerinput"):
+        return  # the process that started the workers does it, after them
+    from minidist.run import leftovers
+
+    if leftovers.leftovers(session.config.began, young=0):
+        time.sleep(leftovers.YOUNG)  # a file of another job may not be mapped so far
+        leftovers.remove(leftovers.leftovers(session.config.began))
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,10 @@
 Then ``all_reduce(comm, array)`` runs it, ``all_reduce.cost(length, itemsize, rank, size, machine)``
 is its formula, and ``all_reduce.name`` is the name by which the dictionaries in ``tables.py`` have
 it. An algorithm of your own is made in the same way, or by ``Algorithm(name, run, cost)``.
+
+A call compares its arguments over the ranks (collective_calls.py) and then calls ``run``, the plain
+function. A collective made of others, such as a reduce-scatter and an all-gather, calls their
+``run``: its own arguments have been compared.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from minidist.collectives.cost import Cost
-from minidist.comm.checks import check_array, no_comm
+from minidist.comm.checks import HOST, check_array, no_comm
 from minidist.comm.collective_calls import check_root, describe_collective
 
 P = ParamSpec("P")
@@ -56,25 +60,26 @@ class Algorithm(Generic[P, R]):
         except ValueError:  # written in C
             parameters = []
         self.parameters = tuple(parameters)
-        self.root = parameters.index("root") if "root" in parameters else None  # its place
+        self.root = parameters.index("root") + 1 if "root" in parameters else None  # its place
         self.cost = cost or self._no_cost
 
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
-        comm: Any
-        comm, *values = arguments or (options["comm"],)
+        comm: Any = arguments[0] if arguments else options["comm"]
         try:
             folded = comm.folded
         except AttributeError:
             raise no_comm(comm, f"{self.operation} by {self.name}") from None
-        if values and isinstance(values[0], (int, float, complex, np.generic)):
-            check_array(f"rank {comm.rank}: {self.operation}", values[0])  # refuses it
+        # A call of a few numbers takes some microseconds: the usual case goes by quickly.
+        array = arguments[1] if len(arguments) > 1 else None
+        if type(array) is not HOST and isinstance(array, (int, float, complex, np.generic)):
+            check_array(f"rank {comm.rank}: {self.operation}", array)  # refuses it
         if self.root is not None:
-            root = values[self.root] if len(values) > self.root else options.get("root", 0)
+            root = arguments[self.root] if len(arguments) > self.root else options.get("root", 0)
             check_root(comm.rank, comm.size, self.operation, root)
         if folded:  # one rank stands for all: see comm/local/folded.py
-            return comm.run_folded(self, *values, **options)
-        if comm.size > 1 and comm.compares:
-            named = dict(zip(self.parameters, values, strict=False)) | options
+            return comm.run_folded(self, *arguments[1:], **options)
+        if comm.compares and comm.size > 1:
+            named = dict(zip(self.parameters, arguments[1:], strict=False)) | options
             named.pop("comm", None)
             comm._compare(describe_collective(self.operation, self.name, named))
         return self.run(*arguments, **options)

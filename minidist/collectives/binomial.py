@@ -73,8 +73,8 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
 @algorithm("binomial")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the same result."""
-    reduce(comm, array, op)
-    broadcast(comm, array)
+    reduce.run(comm, array, op)
+    broadcast.run(comm, array)
 
 
 @broadcast.costs

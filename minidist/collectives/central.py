@@ -60,8 +60,8 @@ def reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
 @algorithm("central")
 def all_reduce(comm: Comm, array: Array, op: str = "sum", root: int = 0) -> None:
     """Reduce ``array`` over all ranks, in place: afterwards every rank holds the result."""
-    reduce(comm, array, op, root)
-    broadcast(comm, array, root)
+    reduce.run(comm, array, op, root)
+    broadcast.run(comm, array, root)
 
 
 @algorithm("central")

@@ -85,8 +85,8 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     that begins on the slowest rank is not the one that all others wait for first.
     """
     parts = chunks(array.size, comm.size, first=1)
-    reduce_scatter(comm, array, op, parts)
-    all_gather(comm, array, parts)
+    reduce_scatter.run(comm, array, op, parts)
+    all_gather.run(comm, array, parts)
 
 
 # Exact for uneven chunks too: the longest chunk moves in every round, and so sets the time.

@@ -21,6 +21,7 @@ NAMES = re.compile(
     r"mpich_shm_|mpich_|MPICH|vader_segment|sm_segment|osc_sm|shmem_|ompi[._-]|psm|ucx_|pmix|prte|sem\.mp"
 )
 YOUNG = 1.0  # seconds: a file may have been made, and not yet be mapped
+TICK = 0.01  # seconds that the clock of a file system may be behind
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Leftover:
 
 def leftovers(since: float = 0.0, folder: str = SHARED, young: float = YOUNG) -> list[Leftover]:
     """Files that nobody uses, changed after ``since`` (``time.time()``) and ``young`` s ago."""
+    found = files(since, folder, young)
+    used = in_use(folder) if found else set()
+    return [one for one in found if str(one.path) not in used]
+
+
+def files(since: float, folder: str, young: float) -> list[Leftover]:
+    """The same, and those that are in use."""
     found = []
     now = time.time()
     try:
@@ -46,10 +54,7 @@ def leftovers(since: float = 0.0, folder: str = SHARED, young: float = YOUNG) ->
         mine = about.st_uid == os.getuid() and path.is_file() and NAMES.match(name)
         if mine and since <= about.st_mtime <= now - young:
             found.append(Leftover(path, about.st_blocks * 512))
-    if not found:
-        return []
-    used = in_use(folder)
-    return [one for one in found if str(one.path) not in used]
+    return found
 
 
 def in_use(folder: str) -> set[str]:
@@ -84,10 +89,12 @@ def remove(found: list[Leftover]) -> int:
 @contextmanager
 def removed() -> Iterator[None]:
     """What a job that runs inside leaves is removed at its end, whatever that is."""
-    began = time.time()
+    began = time.time() - TICK
     try:
         yield
     finally:
-        if leftovers(began, young=0):
-            time.sleep(YOUNG)  # a file of another job may not be mapped so far
+        if files(began, SHARED, 0):
+            # A launcher may end before ranks that it has killed; and a file of another job may not
+            # be mapped so far.
+            time.sleep(YOUNG)
             remove(leftovers(began))

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -55,6 +56,13 @@ def test_what_a_job_leaves_is_removed_at_its_end_crashed_or_not(shared):
         raise KeyError
     assert "mpich_shm_new" not in names(shared)
     assert "mpich_shm_left" in names(shared), "another job's, from before"
+
+
+def test_a_file_of_a_rank_that_ends_after_its_launcher_is_removed_too(shared):
+    with leftovers.removed():
+        mapped = (shared / "mpich_shm_dying").open("wb")
+        threading.Timer(leftovers.YOUNG / 4, mapped.close).start()
+    assert names(shared).count("mpich_shm_dying") == 0
 
 
 def findings(monkeypatch, **more):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from minidist.comm.launcher import mpi_environment
+from minidist.run import leftovers
 from tests.mpi.run import ROOT, mpiexec, needs_mpi
 
 HERE = Path(__file__).parent
@@ -129,15 +130,16 @@ def test_a_launcher_of_another_mpi_is_noticed():
     """A foreign mpirun starts N jobs of size 1, and says in its own variable that there are N."""
     environment = mpi_environment() | {"OMPI_COMM_WORLD_SIZE": "4"}
     script = "from minidist.comm import launch; launch(lambda comm: None)"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    with leftovers.removed():
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
     assert done.returncode != 0
     assert "mpirun started 4 processes" in done.stderr, done.stderr
     assert "sees 1: the mpirun belongs to another MPI" in done.stderr
