@@ -308,3 +308,11 @@ assert abs(w.value - 2) < 0.01 and abs(b.value - 1) < 0.02
 #
 # **Try it:** add `__neg__` and `relu` to `Scalar`. Then change `ready.pop()` to `ready.pop(0)`:
 # does the answer change? Why not? Next: `02_tensors_and_layers.py`.
+#
+# <details><summary>Answer</summary>
+#
+# No. `ready` has only numbers whose gradients are complete, and these can be taken in any order.
+#
+# </details>
+#
+# **Marked exercise:** `minidist exercise start backward_order`.

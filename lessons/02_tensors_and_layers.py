@@ -239,3 +239,6 @@ show(counted.table())
 # **Try it:** give `Hidden` a `cost` method so that `summary(model, points.shape)` works. Replace
 # `ops.tanh` by `ops.relu`: how do the borders in the picture change, and why?
 # Next: `03_optimizers.py`.
+#
+# **Marked exercises:** `minidist exercise start matmul_backward`, `minidist exercise start
+# broadcast_backward`.

@@ -222,3 +222,5 @@ print("two parts, stepped separately, equal the whole to the last bit")
 # **Try it:** find a rate at which gradient descent beats Adam's f in the valley, or show that there
 # is none. Give Adam the schedule `warm_up(10, cosine(0.2, 140))`.
 # Next: `04_training_for_real.py`.
+#
+# **Marked exercise:** `minidist exercise start adam`.

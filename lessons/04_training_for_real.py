@@ -252,3 +252,5 @@ print("picture:", save(figure, "out/lessons/04_characters.png"))
 # **Try it:** call `fit(..., microbatches=4)`: are the losses the same? Why not to the last digit?
 # Give `write` a temperature of 0.2 and of 2. Train on a text of your own with
 # `minidist.data.text_file`.
+#
+# **Marked exercise:** `minidist exercise start cross_entropy`.

@@ -9,6 +9,8 @@
 #
 #     python lessons/05_messages.py                  4 ranks in one process
 #     mpirun -n 4 python lessons/05_messages.py      4 real processes
+#
+# You need: lesson 0.
 
 # %%
 import matplotlib.pyplot as plt
@@ -250,3 +252,12 @@ except KeyError as error:
 #    long does it take now, and why? (`launch(by_turns, ranks=5, world=LocalWorld(cluster))`)
 # 2. Send an array of 4 elements to a rank that receives 3. What does the error say?
 # 3. Draw any program: `minidist trace lessons/05_messages.py --ranks 6`.
+#
+# <details><summary>Answers</summary>
+#
+# 1. It does not: rank 4 waits until rank 0 has sent to rank 1 and then receives. It takes the time
+#    of three messages in place of two, since one pair of neighbours has to wait for another.
+# 2. "rank 0 sends float64[4] and rank 1 receives float64[3] (tag 0): both sides of a message must
+#    agree on dtype and length".
+#
+# </details>

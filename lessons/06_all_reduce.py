@@ -9,6 +9,8 @@
 #
 #     python lessons/06_all_reduce.py                  ranks in one process
 #     mpirun -n 4 python lessons/06_all_reduce.py      4 real processes
+#
+# You need: lesson 5.
 
 # %%
 import matplotlib.pyplot as plt
@@ -269,9 +271,24 @@ print_once(f"symmetric: {total}\n{messages} messages a rank, {nbytes} bytes in t
 #
 # ## Try it
 #
-# 1. Change `right` to `left` everywhere in `ring`. Does it still work? Why?
-# 2. In `ring`, forget the last round (`range(comm.size - 2)`). Which chunks are wrong?
+# 1. In both `sendrecv` calls of `ring`, exchange `right` and `left`. Does it still work? Why?
+# 2. In `ring`, forget the last round of the reduce-scatter (`range(comm.size - 2)`), and then of
+#    the all-gather. Which chunks are wrong, on which ranks?
 # 3. Give `machine` one slow link: `links={(2, 3): Link(50e-6, 10e6)}`. Which algorithm suffers
 #    most, and which hardly changes?
 # 4. Measure your own machine, and compare with the MPI library: `minidist bench collectives --ranks
 #    2`.
+#
+# <details><summary>Answers</summary>
+#
+# 1. It runs, and the sums are wrong: the chunk that comes from the right is not the one to which
+#    it is added. The chunks must go round in the other direction too: + in place of - before
+#    `round`.
+# 2. Without the last round of the reduce-scatter no chunk has all four arrays in it: all are wrong,
+#    on all ranks. Without that of the all-gather each rank lacks one chunk, the last that it would
+#    have received.
+#
+# </details>
+#
+# **Marked exercises:** `minidist exercise start central`, `minidist exercise start ring`, `minidist
+# exercise start halving_doubling`.

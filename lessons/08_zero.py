@@ -10,6 +10,8 @@
 # | 1 | the optimizer's state |
 # | 2 | and the gradients |
 # | 3 | and the parameters |
+#
+# You need: lessons 3 and 7.
 
 # %%
 from pathlib import Path
@@ -280,3 +282,5 @@ if first_process():
 #
 # **Try it:** Make one layer of `WIDTHS` very wide. What happens to the slots, and why do large
 # models have many equal blocks? Then set the latency to 1 ms: which stage suffers most?
+#
+# **Marked exercises:** `minidist exercise start zero1`, `minidist exercise start zero2`.

@@ -308,3 +308,5 @@ for name, (loss, sent) in found[0].items():
 #
 # **Try it:** Use `SGD(linear(0.1, STEPS, 0.01), momentum=0.9)`. Which ways diverge? Then give
 # DiLoCo `every=60`: how does it compare with plain averaging at that H?
+#
+# **Marked exercise:** `minidist exercise start top_k`.

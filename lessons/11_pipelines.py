@@ -331,3 +331,5 @@ except ScheduleError as error:
 #    you make the bubble with no more memory than 1F1B?
 # 3. `minidist plan pipeline --stages 8 --microbatches 32` predicts all of this for larger sizes.
 #    How many microbatches does 1F1B need to be less than 5 % idle? And ZB-V?
+#
+# **Marked exercise:** `minidist exercise start one_f_one_b`.

@@ -4,6 +4,8 @@
 # The more ranks, the more often one of them fails: if each fails once in three years, a thousand of
 # them fail about once a day. Training that takes weeks must say why it stopped, and go on from
 # where it was.
+#
+# You need: lesson 7.
 
 # %%
 import tempfile
@@ -261,3 +263,5 @@ plt.show()
 # - Save about every √(2δM) seconds.
 #
 # `lessons/scripts/train.py` is a program that does all of this.
+#
+# **Marked exercise:** `minidist exercise start checkpoint`.

@@ -5,6 +5,8 @@
 # itself must be cut. A linear layer is a product of matrices, and a matrix can be cut in two ways.
 #
 # We cut an MLP on paper, then in code, then attention, and count what must be sent.
+#
+# You need: lessons 4 and 6.
 
 # %%
 import matplotlib.pyplot as plt
@@ -275,3 +277,5 @@ print_once(
 #
 # **Try it:** `show(small(), 3)`: what happens to four heads on three ranks? Then give the machine a
 # latency of 1 ms: how much of a step is spent waiting?
+#
+# **Marked exercise:** `minidist exercise start tensor_parallel`.

@@ -4,6 +4,8 @@
 # Three ways to use many ranks: give each some *samples* (data parallel), some *layers* (pipeline),
 # or a part of *each layer* (tensor parallel). Large models use all three at once. Eight ranks
 # become a cube, and each way of cutting gets an axis.
+#
+# You need: lessons 7, 11 and 16.
 
 # %%
 import matplotlib.pyplot as plt

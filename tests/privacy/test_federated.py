@@ -334,7 +334,7 @@ def build(kind=FederatedAveraging, comm=None, **options):
         (FederatedAveraging, {"epochs": 0}, "1 or more epochs a round, not 0"),
         (FederatedAveraging, {"local_batch": 0}, "a local batch has 1 or more samples, not 0"),
         (FederatedAveraging, {"local_lr": 0.0}, "learning rate must be positive, not 0.0"),
-        (FederatedAveraging, {"clients": 0}, "at least 1, not 0"),
+        (FederatedAveraging, {"clients": 0}, "an integer ≥ 1, not 0"),
         (FederatedAveraging, {"fraction": float("nan")}, r"in \(0, 1\], not nan"),
         (FederatedAveraging, {"gone": 3}, r"gone is a set of clients, not 3: write \{3\}"),
         (FederatedAveraging, {"gone": [8]}, "gone has client 8.*from 0 to 7"),
