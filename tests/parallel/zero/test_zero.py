@@ -12,7 +12,7 @@ from minidist import LocalWorld, launch
 from minidist.collectives import ring
 from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
-from minidist.models import gpt
+from minidist.models import gpt, mlp
 from minidist.nn import CrossEntropy, Linear, Sequential
 from minidist.optim import LAMB, LARS, SGD, AdaGrad, Adam, AdamW, Nesterov, RMSprop
 from minidist.parallel import Overlapped, PerParameter, Serial, Zero1, Zero2, Zero3
@@ -287,3 +287,14 @@ def test_mutant_is_rejected(key, mutant, monkeypatch):
     with pytest.raises((AssertionError, ValueError, RuntimeError)) as rejection:
         launch(checks, 3, LocalWorld())
     print(f"{mutant.__name__}: {rejection.value}")
+
+
+def test_overlapped_seconds_are_unknown_on_one_rank_too():
+    """Only the simulation knows them. What is left without the overlap is 0 seconds on one rank."""
+    batch = Batches(Dataset("zeros", np.zeros((16, 8)), np.zeros(16, int), 8), 16)[0]
+
+    def seconds(comm):
+        method = Zero2(mlp((8, 8, 8)), CrossEntropy(), SGD(0.1), comm)
+        return method.cost(batch, comm.machine).seconds
+
+    assert launch(seconds, 1, LocalWorld()) == [None]
