@@ -245,3 +245,9 @@ def test_progress_names_rows_as_the_table_does():
         live.update(key, 2, 2, 0.5)
     said = [line.split(" 2 steps")[0].strip() for line in stream.getvalue().splitlines()]
     assert said == ["serial", "ZeRO stage 1", "local SGD average", "own My_Own"]
+
+
+def test_a_slow_rank_that_is_not_there_is_refused(tmp_path, capsys):
+    arguments = ["--methods", "data_parallel/ring", "--slowdown", "2=4", "--ranks", "2"]
+    assert main(["compare", *arguments, "--out", str(tmp_path)]) == 2
+    assert "--slowdown 2=...: there are ranks 0 to 1 only" in capsys.readouterr().err
