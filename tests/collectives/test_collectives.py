@@ -346,6 +346,18 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
+def test_candidates_are_called_more_often_once_the_slowest_are_dropped(monkeypatch):
+    asked = []
+    monkeypatch.setattr(learn, "LIMIT", float("inf"))
+    monkeypatch.setattr(
+        learn, "seconds_of", lambda comm, call, repeats: asked.append(repeats) or 1.0
+    )
+    found = launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    first = 2 * 2 * len(found[0])  # turns, ranks, candidates
+    assert set(asked[:first]) == {2} and set(asked[first:]) == {8}
+    assert len(asked) == learn.TURNS * 2 * len(found[0])
+
+
 def test_a_candidate_that_fails_on_one_rank_is_measured_on_none(monkeypatch):
     def works(call):
         comm = call.args[0]

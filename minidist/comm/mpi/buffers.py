@@ -59,10 +59,11 @@ def incoming(array: Array, labelled: bool = False) -> tuple[Array, list[Array]]:
     return host, pieces(host)
 
 
-def arrived(array: Array, host: Array, sent: Sent) -> str:
-    """Copy what was received in ``host`` to ``array``, if that is not the same; returns its dtype.
+def arrived(array: Array, host: Array, sent: Sent) -> str | None:
+    """Copy what was received in ``host`` to ``array``, if that is not the same; returns None.
 
-    Without a label it is taken for that of ``array``; with the label of another, nothing is copied.
+    With the label of another dtype nothing is copied, and that dtype's name is returned. Without a
+    label none is looked up: a dtype makes its name anew each time, which takes microseconds.
     """
     if host.nbytes != array.nbytes:
         name = host[-LABEL:].tobytes().decode(errors="replace").strip()
@@ -71,11 +72,11 @@ def arrived(array: Array, host: Array, sent: Sent) -> str:
         host = host[:-LABEL].view(array.dtype).reshape(array.shape)
         if isinstance(array, np.ndarray):
             array[...] = host
-            return name
+            return None
     if array is not host:
         stage_in(array, host)
         sent.staged += array.nbytes
-    return array.dtype.name
+    return None
 
 
 def pieces(host: Array) -> list[Array]:

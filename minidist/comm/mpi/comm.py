@@ -26,6 +26,8 @@ from minidist.comm.requests import Future
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, to_host
 
+OPERATIONS = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}  # ours, and MPI's
+
 
 class MpiComm(MpiMessages):
     """A rank of the MPI world: ``comm`` is mpi4py's communicator, and ``mpi`` its module.
@@ -127,29 +129,30 @@ class MpiComm(MpiMessages):
     def library(
         self, name: str, *arguments: Any, op: str | None = None, root: int | None = None
     ) -> None:
-        names = {"sum": "SUM", "product": "PROD", "max": "MAX", "min": "MIN"}
-        if op is not None and op not in names:
-            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(names)}")
-        arrays, passed = [], []
+        if op is not None and op not in OPERATIONS:
+            raise CommError(f"unknown reduction {op!r}: choose one of {', '.join(OPERATIONS)}")
+        arrays, passed, nbytes = [], [], 0
         for argument in arguments:
-            array, *lengths = argument if isinstance(argument, tuple) else (argument,)
+            array, lengths = argument if type(argument) is tuple else (argument, None)
             if array is IN_PLACE:
                 passed.append(self._mpi.IN_PLACE)
-            elif array is None or isinstance(array, list):
+            elif array is None or type(array) is list:
                 passed.append(array)
             else:
                 check_message(self.rank, self.size, f"{name} at", array, self.rank, into=True)
-                arrays.append((array, to_host(array)))
-                passed.append([arrays[-1][1], *lengths] if lengths else arrays[-1][1])
+                host = to_host(array)
+                arrays.append((array, host))
+                nbytes += array.nbytes
+                passed.append(host if lengths is None else [host, lengths])
         options: dict[str, Any] = {} if root is None else {"root": root}
         if op is not None:
-            options["op"] = getattr(self._mpi, names[op])
+            options["op"] = getattr(self._mpi, OPERATIONS[op])
         start = self._enter(f"library {name}")
         getattr(self._comm, name)(*passed, **options)
         for array, host in arrays:
             buffers.arrived(array, host, self.trace.sent)
         self.trace.uncounted += 1
-        self._left("library", start, sum(array.nbytes for array, _ in arrays))
+        self._left("library", start, nbytes)
 
     def unrecorded(self) -> Comm | None:
         return None if self._crowded or self.size == 1 else self.remember("unrecorded", self._copy)

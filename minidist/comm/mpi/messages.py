@@ -135,9 +135,9 @@ class MpiMessages(Comm):
 
     def _arrived(self, array: Array, host: Array, source: int) -> None:
         """A whole message is there. Raises CommError, in debug mode, if it has another dtype."""
-        dtype = buffers.arrived(array, host, self.trace.sent)
-        if dtype != array.dtype.name:
-            raise self._unlike(dtype, source, f"{array.dtype}[{array.size}]")
+        other = buffers.arrived(array, host, self.trace.sent)
+        if other is not None:
+            raise self._unlike(other, source, f"{array.dtype}[{array.size}]")
 
     def _unlike(self, received: str, source: int, expected: str) -> CommError:
         return self._failed(

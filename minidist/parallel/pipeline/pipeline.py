@@ -4,22 +4,21 @@
                  rank 0  ←  gradients  ← rank 1  ←  gradients  ← rank 2
 
 A stage receives its input, computes, and sends its output to the next stage. The backward does the
-same in reverse, since the backward of a send is a receive. So that all stages can work at the same
-time, the batch is cut into microbatches. The order in which a stage works on them is its schedule
-(``schedules.py``). Here a schedule becomes a program for each stage; ``prover.py`` proves that the
+same in reverse, since the backward of a send is a receive. The batch is cut into microbatches, so
+that all stages can work at the same time. A stage's schedule is the order in which it works on them
+(``schedules.py``). ``programs.py`` makes a program for each stage, ``prover.py`` proves that the
 programs can run, ``cost.py`` counts their cost, and ``executor.py`` runs them.
 
-A rank sends only activations and their gradients. For each microbatch of b rows, and h values at
-the boundary between stages, these are b·h elements forward and b·h backward; the loss is one
-element. Memory: the stage's parameters, gradients and optimizer state, and the activations that the
-schedule keeps. Time: ``parallel.simulate``; of a schedule without a model: ``price_units``.
+A rank sends, for each microbatch of b rows and h values at the boundary between stages, b·h
+elements forward and b·h backward; the loss is one element. Memory: the stage's parameters,
+gradients and optimizer state, and the activations that the schedule keeps. Time:
+``parallel.simulate``; of a schedule without a model: ``price_units``.
 
 If two stages share a parameter (GPT's embedding), both have a copy and step it with the sum of both
 gradients, so the copies stay equal. With ``replicas`` = d there are d equal pipelines, each with
 its shard of the batch: rank r is stage r % p of replica r // p. ``sync`` (``gradient_sync.py``)
-sums a stage's gradients over the replicas. By default each chunk's gradients are all-reduced when
-they are complete, while other stages continue. For clipping, the stages all-reduce the squared
-norm: 8 bytes.
+sums a stage's gradients over the replicas; by default each chunk's when they are complete, while
+other stages continue. For clipping, the stages all-reduce the squared norm: 8 bytes.
 
 Huang et al., "GPipe", arXiv 1811.06965; Narayanan et al., arXiv 2104.04473, section 2.2.
 """
