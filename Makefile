@@ -34,6 +34,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check -e
 .venv/installed: pyproject.toml
 	@$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing minidist and its tools into .venv, once; this takes a few minutes'
 	$(BIN)/python $(INSTALL) '.[mpich,dev]'
 	@touch $@
 

@@ -130,6 +130,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> int:
             f"--ranks {options.ranks}, but a launcher has started {launched} ranks: leave one out"
         )
     options.ranks = options.ranks or 4
+    absent = [rank for rank in (machine.slowdown if machine else {}) if rank >= options.ranks]
+    if absent:
+        raise ValueError(
+            f"--slowdown {absent[0]}=...: there are ranks 0 to {options.ranks - 1} only"
+        )
     world = LocalWorld(machine) if launched is None or local else MpiWorld()
     console = console_for(quiet=isinstance(world, MpiWorld) and world.rank != 0)
     ranks = launched or options.ranks

@@ -38,7 +38,7 @@ class Live:
 
     def __init__(self, console: Console, methods: list[str], steps: int) -> None:
         self.console = console
-        self.names = {key: key.replace("/", " ").replace("_", " ") for key in methods}
+        self.names = {key: named(key) for key in methods}
         self.width = width = max(map(len, self.names.values()))
         self.bars = Progress(
             TextColumn(f"{{task.description:{width}}}"),
@@ -64,6 +64,14 @@ class Live:
         if not self.console.is_terminal and done == steps:
             name = f"{self.names[key]:{self.width}}"
             self.console.print(f"{name} {done} steps, loss {loss:.4f}")
+
+
+def named(key: str) -> str:
+    """A row's name, by the words of the table: "zero/1" is "ZeRO stage 1"."""
+    from minidist.compare.words import label
+
+    family, slash, variant = key.partition("/")
+    return label({"method": family, "variant": variant}) if slash else key
 
 
 def ranks_of(mesh: str, ranks: int | None, arguments: Sequence[str]) -> int:

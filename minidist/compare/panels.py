@@ -16,7 +16,8 @@ from minidist.compare.report import total_bytes
 from minidist.compare.words import label
 
 LINE = 0.075  # inches: the height of one rank's line
-LOSSES = 2.25  # inches: the height of the panel of losses
+LOSSES = 2.25  # inches: the least height of the panel of losses
+TEXT = 0.15  # inches: from one name beside the losses to the next
 LONGEST = 3.0  # times the median step; a longer step is cut off, and an arrow shows it
 GREY = "#5f6b76"
 
@@ -55,6 +56,25 @@ def _legend(axes: Any, entries: dict[str, str], columns: int) -> None:
     )
 
 
+def losses_height(rows: list[dict[str, Any]]) -> float:
+    """Inches: as high as the names beside the losses need, one for each row that is not exact."""
+    return max(LOSSES, TEXT * (2 + sum(not row["exact"] for row in rows)))
+
+
+def spread(wanted: Sequence[float], apart: float, low: float, high: float) -> list[float]:
+    """Places close to ``wanted`` (ascending), at least ``apart``, from ``low`` to ``high``.
+
+    One pass moves them up, away from the place below; a second moves them down again, below
+    ``high``. There must be room: ``apart * (len(wanted) - 1) <= high - low``.
+    """
+    places = list(wanted)
+    for i, place in enumerate(places):
+        places[i] = max(place, places[i - 1] + apart if i else low)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], places[i + 1] - apart if i + 1 < len(places) else high)
+    return places
+
+
 def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Exact methods are drawn on one broad line; each other method has a line, with its name.
 
@@ -72,13 +92,14 @@ def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
         dashes = ("-", "--", ":")[index // len(colours.SERIES) % 3]
         axes.plot(steps, row["loss"], dashes, color=colours.series(index), linewidth=1.4)
         ends.append((row["loss"][-1], label(row), colours.series(index)))
-    low, high = axes.get_ylim()
-    high = min(high, 1.15 * max(row["loss"][0] for row in rows))  # cuts off rows that diverge
-    apart = (high - low) * 0.15 / LOSSES  # between lines of text, in units of the loss
-    at = low - apart
-    for end, text, face in sorted(ends):
-        end = min(end, high)
-        at = max(end, at + apart)
+    values = [value for row in rows for value in row["loss"] if value == value] or [0.0]  # no NaN
+    top = min(max(values), 1.15 * max(row["loss"][0] for row in rows))  # cuts off what diverges
+    margin = 0.05 * (top - min(values)) or 0.05
+    low, high = min(values) - margin, top + margin
+    apart = (high - low) * TEXT / losses_height(rows)  # between names, in units of the loss
+    ends = sorted((min(end, high) if end == end else high, *rest) for end, *rest in ends)
+    places = spread([end for end, *_ in ends], apart, low, high)
+    for (end, text, face), at in zip(ends, places, strict=True):
         axes.annotate(
             text,
             (steps[-1], end),
@@ -182,9 +203,13 @@ def times(
     for top, row, timeline, length in zip(tops, rows, timelines, lengths, strict=True):
         for rank, events in enumerate(timeline):
             for computing, tall in ((True, 0.9), (False, 0.4)):
-                part = [e for e in events if (e.kind in ("compute", "reduce")) == computing]
+                part = [
+                    e
+                    for e in events
+                    if (e.kind in ("compute", "reduce")) == computing and e.start * scale < shown
+                ]
                 axes.broken_barh(
-                    [(e.start * scale, (e.end - e.start) * scale) for e in part],
+                    [(e.start * scale, min(e.end * scale, shown) - e.start * scale) for e in part],
                     (top + LINE * (rank + 0.5 - tall / 2), LINE * tall),
                     facecolors=[colour(e) for e in part],
                     edgecolors="none",
@@ -198,12 +223,12 @@ def times(
             )  # fmt: skip
         axes.annotate(
             said,
-            (1.42 * shown, top + LINE * len(timeline) / 2),
+            (1.5 * shown, top + LINE * len(timeline) / 2),
             fontsize=7.5,
             ha="right",
             va="center",
         )
-    axes.set_xlim(0, 1.43 * shown)
+    axes.set_xlim(0, 1.51 * shown)
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= shown])
     axes.set_xlabel(unit, fontsize=7.5, labelpad=1)
     _head(axes, "the last step; in words, the median of all", 3)

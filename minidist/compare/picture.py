@@ -12,12 +12,12 @@ from typing import Any
 
 from minidist.comm.trace import Event
 from minidist.compare import panels
-from minidist.compare.panels import GREY, LINE, LOSSES
+from minidist.compare.panels import GREY, LINE
 from minidist.compare.words import title, variant
 
 WIDTH, DPI = 9.0, 134  # inches, and points for each: 1206 points
 BETWEEN, LEAST = 0.13, 0.36  # inches: between rows; the least height of a row
-COLUMNS = {"gap": (1.42, 1.0), "bytes": (2.56, 1.2), "memory": (3.88, 1.6), "time": (5.66, 3.2)}
+COLUMNS = {"gap": (1.42, 0.95), "bytes": (2.56, 1.2), "memory": (3.88, 1.6), "time": (5.66, 3.2)}
 ABOVE, HEADINGS, BELOW = 0.75, 1.07, 0.45  # inches: above the losses; above the rows; below them
 
 
@@ -29,7 +29,8 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
     rows = report["rows"]
     lines = [max(LEAST, LINE * len(row["bytes_sent"])) for row in rows]
     below = sum(lines) + BETWEEN * len(rows)
-    height = ABOVE + LOSSES + HEADINGS + below + BELOW
+    losses = panels.losses_height(rows)
+    height = ABOVE + losses + HEADINGS + below + BELOW
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(
@@ -48,8 +49,8 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
             (left / WIDTH, 1 - (top + tall) / height, width / WIDTH, tall / height)
         )
 
-    panels.losses(axes(0.6, 5.9, ABOVE, LOSSES), rows)
-    top = ABOVE + LOSSES + HEADINGS
+    panels.losses(axes(0.6, 5.9, ABOVE, losses), rows)
+    top = ABOVE + losses + HEADINGS
     columns = {name: axes(left, width, top, below) for name, (left, width) in COLUMNS.items()}
     tops = [sum(lines[:place]) + BETWEEN * place for place in range(len(rows))]
     inner = [  # where the first rank's line begins: the lines are centred in the row

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from minidist import LocalWorld, __version__
 from minidist.cli import main
+from minidist.cli.terminal import Live
 from minidist.compare import DOZEN, compare, names
 from minidist.compare import report as reports
 from minidist.parallel import METHODS
@@ -235,3 +236,18 @@ def test_regression_has_no_accuracy_and_the_same_formulas():
         if row["exact"]:
             assert row["loss_gap"] <= 1e-12 and row["parameter_gap"] <= 1e-12, row["method"]
     json.dumps(report, allow_nan=False)
+
+
+def test_progress_names_rows_as_the_table_does():
+    stream = io.StringIO()
+    live = Live(Console(file=stream), ["serial", "zero/1", "local_sgd/average", "own/My_Own"], 2)
+    for key in live.names:
+        live.update(key, 2, 2, 0.5)
+    said = [line.split(" 2 steps")[0].strip() for line in stream.getvalue().splitlines()]
+    assert said == ["serial", "ZeRO stage 1", "local SGD average", "own My_Own"]
+
+
+def test_a_slow_rank_that_is_not_there_is_refused(tmp_path, capsys):
+    arguments = ["--methods", "data_parallel/ring", "--slowdown", "2=4", "--ranks", "2"]
+    assert main(["compare", *arguments, "--out", str(tmp_path)]) == 2
+    assert "--slowdown 2=...: there are ranks 0 to 1 only" in capsys.readouterr().err
