@@ -36,7 +36,7 @@ class Task:
 
 
 def residual_mlp(width: int = 96, blocks: int = 7) -> Sequential:
-    """An MLP of equal blocks, x + linear(relu(linear(norm(x)))), for images of 28 × 28.
+    """An MLP of equal blocks, x + linear(gelu(linear(norm(x)))), for images of 28 × 28.
 
     Methods that keep a part of the model on each rank save memory only if no block is much larger
     than the others. In a plain MLP the first layer is.
@@ -48,7 +48,7 @@ def residual_mlp(width: int = 96, blocks: int = 7) -> Sequential:
             nn.Residual(
                 nn.LayerNorm(width),
                 nn.Linear(width, 2 * width),
-                nn.ReLU(),
+                nn.GELU(),
                 nn.Linear(2 * width, width),
             )
             for _ in range(blocks)
