@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from minidist.collectives import ring
-from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.errors import Disagreement
 from minidist.data.batches import Batch
@@ -145,7 +144,7 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
 
 def replicas_due(method: Method) -> bool:
     """Whether to compare the replicas after this step."""
-    every = method.replicas_every or int(debugging())
+    every = method.replicas_every or int(method.debug)
     return bool(every) and method.steps % every == 0
 
 

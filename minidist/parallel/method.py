@@ -136,6 +136,7 @@ class Method(Saving):
         self.clip = clip
         self.not_finite, self.replicas_every = "raise", 0  # see guards.py
         self.steps = 0  # training steps made: random draws are keyed by it
+        self.debug = debugging()  # asking the environment at each step would take 15 µs
         self._agreed = False  # whether the ranks have compared a step's batch
         self._stepping = False
         check_built(self)
@@ -241,7 +242,7 @@ class Method(Saving):
         for batch in batches:
             check_batch(self, batch)
             self.check_targets(batch)
-        if self.comm.agreeing_is_free or not self._agreed or debugging():
+        if self.comm.agreeing_is_free or not self._agreed or self.debug:
             check_same_batches(self, batches)
             self._agreed = True
         self._stepping = True
