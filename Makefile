@@ -50,7 +50,8 @@ compare: .venv/installed
 # The table and the pictures in docs/ and README: every method, and the dozen of `make compare`.
 docs-compare: compare
 	$(BIN)/minidist compare --ranks 4 --methods all --out out/compare-all
-	sed 's|(compare.png)|(images/compare_all.png)|' out/compare-all/compare.md > docs/compare.md
+	printf '# Every method, measured\n\n' > docs/compare.md
+	sed -e '1s|^# ||' -e 's|(compare.png)|(images/compare_all.png)|' out/compare-all/compare.md >> docs/compare.md
 	cp out/compare-all/compare.png docs/images/compare_all.png
 	cp out/compare/compare.png docs/images/compare.png
 

@@ -60,7 +60,7 @@ MUTANTS = [
         Mutant(
             HOME + "central",
             "the result is not sent back",
-            "    broadcast(comm, array, root)",
+            "    broadcast.run(comm, array, root)",
             "    pass",
         ),
         "all_reduce",
