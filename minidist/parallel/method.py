@@ -237,7 +237,7 @@ class Method(Saving):
         """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
 
         Under MPI comparing takes a message. There, ranks compare at the first step only, or at
-        every step with ``MINIDIST_DEBUG=1``.
+        every step with ``MINIDIST_DEBUG=1`` in the environment when the method is built.
         """
         for batch in batches:
             check_batch(self, batch)
