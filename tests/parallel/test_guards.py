@@ -81,6 +81,19 @@ def test_a_flipped_bit_is_found_with_its_parameter_and_rank():
         run(main)
 
 
+def test_debug_mode_compares_the_replicas_after_every_step(monkeypatch):
+    monkeypatch.setenv("MINIDIST_DEBUG", "1")
+
+    def main(comm):
+        method = make(comm)
+        if comm.rank == 1:
+            method.model.named_parameters()["1.weight"].data.reshape(-1)[3] += 1
+        method.step(Batches(DATA, 6)[0])
+
+    with pytest.raises(Disagreement, match=r"after step 1 .*weight on rank 1 is not what"):
+        run(main)
+
+
 def spoilt(step):
     """A batch of which one sample, of the last rank, is NaN."""
     inputs = DATA.inputs.copy()
