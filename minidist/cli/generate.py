@@ -78,19 +78,16 @@ def answer(options: argparse.Namespace, arguments: list[str]) -> int:
     if launched not in (None, ranks):
         mesh = f"--mesh {options.mesh}" if options.mesh else "no --mesh"
         raise ValueError(f"{mesh} needs {ranks} ranks, but a launcher has started {launched}")
-    lines = Path(options.prompts).read_text() if options.prompts is not None else sys.stdin.read()
-    prompts = lines.splitlines()
-    requests = [
-        Request(
-            tuple(vocabulary.encode(prompt).tolist()),
-            options.count,
-            options.temperature,
-            options.top_k,
-            options.seed + index,
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-    printer = Printer(vocabulary, prompts)
+    printer, requests = Printer(vocabulary, read_prompts(options.prompts)), list[Request]()
+    for index, prompt in enumerate(printer.prompts):
+        try:
+            tokens = tuple(vocabulary.encode(prompt).tolist())
+        except ValueError as error:
+            printer.refused[index] = str(error)
+            continue
+        printer.places.append(index)
+        settings = options.count, options.temperature, options.top_k, options.seed + index
+        requests.append(Request(tokens, *settings))
     if not options.mesh:
         printer.begin()
         return printer.end(run(Engine(model, options.at_once), requests, told=printer))
@@ -111,12 +108,27 @@ def answer(options: argparse.Namespace, arguments: list[str]) -> int:
     return status if launched is None else 0  # under MPI any other status would abort the job
 
 
+def read_prompts(path: str | None) -> list[str]:
+    """The lines of a file, or of the terminal. Raises ValueError if there is no text."""
+    try:
+        text = sys.stdin.read() if path is None else Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = "what was typed" if path is None else path
+        raise ValueError(f"{where} is no text in UTF-8: {error}") from error
+    prompts = text.splitlines()
+    if not prompts:
+        where = "from the terminal" if path is None else f"in {path}"
+        raise ValueError(f"there are no prompts {where}: write one on each line")
+    return prompts
+
+
 def on_mpi(ranks: int, options: argparse.Namespace, arguments: list[str]) -> int:
     """Run the same command on ``ranks`` processes; prompts from the terminal go into a file."""
+    lines = read_prompts(options.prompts)  # so that an error appears once
     if options.prompts is not None:
         return start_mpi(ranks, arguments)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
-        prompts.write(sys.stdin.read())
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as prompts:
+        prompts.write("\n".join(lines))
         prompts.flush()
         return start_mpi(ranks, [*arguments, "--prompts", prompts.name])
 
@@ -142,27 +154,32 @@ class Printer:
 
     def __init__(self, vocabulary: Vocabulary, prompts: list[str]) -> None:
         self.vocabulary, self.prompts, self.texts = vocabulary, prompts, list(prompts)
+        self.places: list[int] = []  # the prompt of each request
+        self.refused: dict[int, str] = {}  # prompts without a request, with the reason
 
     def begin(self) -> None:
         if len(self.prompts) == 1:
             print(self.prompts[0], end="", flush=True)
 
     def __call__(self, index: int, event: Event) -> None:
-        letter = self.vocabulary.decode([event.token])
-        self.texts[index] += letter
+        letter, place = self.vocabulary.decode([event.token]), self.places[index]
+        self.texts[place] += letter
         if len(self.prompts) == 1:
             print(letter, end="" if not event.reason else "\n", flush=True)
         elif event.reason:
-            print(f"── {index + 1} " + "─" * 60 + f"\n{self.texts[index]}", flush=True)
+            print(f"── {place + 1} " + "─" * 60 + f"\n{self.texts[place]}", flush=True)
 
     def end(self, timing: Timing) -> int:
         """Print the refused prompts and the speed; returns the exit status."""
-        for index, reason in timing.refused.items():
+        refused = self.refused | {self.places[i]: why for i, why in timing.refused.items()}
+        for index, reason in sorted(refused.items()):
             print(f"minidist generate: prompt {index + 1} is refused: {reason}", file=sys.stderr)
+        if not timing.tokens:
+            return int(bool(refused))
         print(
             f"{timing.tokens} tokens in {timing.seconds:.2f} s: {timing.tokens_a_second:.0f} a "
             f"second; first token after {timing.first_token() * 1e3:.0f} ms, then "
             f"{timing.each_token() * 1e3:.1f} ms a token (99 %: {timing.each_token(99) * 1e3:.1f} "
             "ms)"
         )
-        return int(bool(timing.refused))
+        return int(bool(refused))

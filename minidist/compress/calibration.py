@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from minidist.compress.affine import Grid, asymmetric, symmetric
+from minidist.compress.rebuild import refuse_diverged
 from minidist.engine.array import Array, to_host
-from minidist.engine.tensor import as_tensor, no_grad
+from minidist.engine.tensor import as_tensor
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.module import Module
 
 Range = tuple[np.ndarray, np.ndarray]
@@ -95,24 +97,25 @@ def observe(model: Module, paths: Iterable[str], batches: Iterable[Any]) -> dict
     """A 1-D sample of the inputs of the layers at ``paths``, by path.
 
     ``batches`` are inputs of the model. Of a long input every k-th value is kept. The model runs in
-    evaluation mode and is not changed. Raises ValueError if no data reaches a layer.
+    evaluation mode and is not changed. Raises ValueError if no data reaches a layer, or data that
+    is not finite.
     """
     modules = model.named_modules()
     seen: dict[str, list[np.ndarray]] = {path: [] for path in paths}
-    training = model.training
     with ExitStack() as stack:
         for path in seen:
             stack.callback(vars(modules[path]).pop, "forward")
             vars(modules[path])["forward"] = _recorded(modules[path].forward, seen[path])
-        stack.callback(model.train, training)
-        model.eval()
-        with no_grad():
-            for inputs in batches:
-                model(inputs)
+        stack.enter_context(as_in_evaluation(model))
+        for inputs in batches:
+            model(inputs)
     empty = [path for path, values in seen.items() if not values]
     if empty:
         raise ValueError(f"observe: no data reached the layers {empty}: pass at least one batch")
-    return {path: np.concatenate(values) for path, values in seen.items()}
+    found = {path: np.concatenate(values) for path, values in seen.items()}
+    for path, sample in found.items():
+        refuse_diverged(f"observe: the input of layer {path!r}", sample)
+    return found
 
 
 def _recorded(forward: Callable[..., Any], values: list[np.ndarray]) -> Callable[..., Any]:

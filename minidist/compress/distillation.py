@@ -17,12 +17,14 @@ section 2.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minidist import ops
 from minidist.data.batches import Batch
-from minidist.engine.tensor import Tensor, no_grad
+from minidist.engine.tensor import Tensor
 from minidist.nn.cross_entropy import CrossEntropy
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.module import Module
 from minidist.ops.operands import ShapeError
 
@@ -38,8 +40,10 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, coun
             f"soft_cross_entropy: the student's logits are {logits.shape} and the teacher's "
             f"{teacher.shape}: both must have the same classes"
         )
-    if not temperature > 0:
-        raise ValueError(f"soft_cross_entropy: the temperature must be above 0, not {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"soft_cross_entropy: the temperature must be above 0 and finite, not {temperature}"
+        )
     p = ops.softmax(teacher.detach() / temperature)
     return -(p * ops.log_softmax(logits / temperature)).sum() * (temperature**2 / max(1, count))
 
@@ -53,14 +57,14 @@ class Distillation:
     def __init__(self, teacher: Module, temperature: float = 4.0, weight: float = 0.9) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"Distillation: the teacher's share must be in [0, 1], not {weight}")
-        self.teacher = teacher.eval()
+        self.teacher = teacher
         self.temperature, self.weight = temperature, weight
 
     def __call__(self, student: Module, batch: Batch) -> Tensor:
         logits: Any = student(batch.inputs)
         count = batch.count(CrossEntropy())
         hard = ops.cross_entropy(logits, batch.targets, count)
-        with no_grad():
+        with as_in_evaluation(self.teacher):
             taught = self.teacher(batch.inputs)
         soft = soft_cross_entropy(logits, taught, self.temperature, count)
         return (1 - self.weight) * hard + self.weight * soft

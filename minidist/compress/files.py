@@ -96,7 +96,10 @@ def parameters(path: str | Path) -> dict[str, np.ndarray]:
     Raises FileError for a file that cannot be read.
     """
     tensors, metadata = _read(path)
-    return tensors if metadata is None else _unpacked(tensors, json.loads(metadata)["packed"])
+    try:
+        return tensors if metadata is None else _unpacked(tensors, json.loads(metadata)["packed"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
 
 
 def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:

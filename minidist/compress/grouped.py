@@ -26,7 +26,7 @@ import numpy as np
 from minidist import ops
 from minidist.compress.affine import Grid
 from minidist.compress.calibration import weight_grid
-from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled, refuse_diverged
 from minidist.engine.array import Array, module_of
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Linear
@@ -125,7 +125,7 @@ def quantize_weights(
 
     ``where(path)`` selects layers. ``method``: the calibration of a group's range, see
     calibration.py. Raises ValueError, with the layer's name, if ``group`` does not divide a layer's
-    inputs; and if no layer is selected.
+    inputs; for weights that are not finite; and if no layer is selected.
     """
     state = model.state()
     dtype = dtype_of(model)
@@ -139,6 +139,7 @@ def quantize_weights(
             new = GroupedLinear(inputs, outputs, bits, group, layer.bias is not None)
         except ValueError as error:
             raise ValueError(f"layer {path}: {error}") from error
+        refuse_diverged(f"quantize_weights: {path}.weight", state[f"{path}.weight"])
         weight = state.pop(f"{path}.weight").reshape(inputs // group, group, outputs)
         rows = weight.transpose(0, 2, 1).reshape(-1, group)  # (groups · o, group)
         grid = weight_grid(rows, method, bits)

@@ -28,7 +28,7 @@ import numpy as np
 
 from minidist.compress.affine import Grid, asymmetric
 from minidist.compress.calibration import calibration, observe, weight_grid
-from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled, refuse_diverged
 from minidist.engine.array import Array, module_of, to_host, work
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.nn.convolution import Conv2d
@@ -207,7 +207,8 @@ def quantize_int8(
     ``batches``: inputs of the model, from which calibration ``method`` finds the ranges of
     activations. ``weight_method``: the calibration of weights. Both are "range", "percentile" or
     "squared error": see calibration.py. Norms, embeddings and biases stay float. Raises ValueError
-    for an unknown method, and for a model without layers to quantize.
+    for an unknown method, for a model without layers to quantize, and for weights or activations
+    that are not finite.
     """
     chosen = calibration(method)
     values = observe(model, quantizable(model), batches)
@@ -232,6 +233,7 @@ def with_ranges(
         if path not in ranges or not isinstance(layer, (Linear, Conv2d)):
             return None
         weight = state.pop(f"{path}.weight")
+        refuse_diverged(f"quantize_int8: {path}.weight", weight)
         rows = channels_first(weight)  # (o, i)
         grid = weight_grid(rows if per_channel else rows.reshape(1, -1), weight_method)
         codes = Grid(grid.scale[:, None], grid.zero[:, None], grid.least, grid.most).encode(rows)

@@ -20,6 +20,7 @@ section 4.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,13 +42,13 @@ class LoRA(Module):
 
     def __init__(self, inner: Linear, rank: int, alpha: float) -> None:
         inputs, outputs = inner.weight.declared
-        if not 1 <= rank <= min(inputs, outputs):
+        if rank % 1 or not 1 <= rank <= min(inputs, outputs):
             raise ValueError(
                 f"LoRA: the rank must be at least 1 and at most that of the weight {inputs} × "
                 f"{outputs}, not {rank}"
             )
-        if not alpha > 0:
-            raise ValueError(f"LoRA: alpha must be above 0, not {alpha}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"LoRA: alpha must be above 0 and finite, not {alpha}")
         self.inner = inner
         self.A = Parameter((inputs, rank), normal(inputs**-0.5))
         self.B = Parameter((rank, outputs), constant(0))
@@ -134,11 +135,22 @@ def adapted_names(model: Module, trained: Values) -> dict[str, np.ndarray]:
 def merge(plain: Module, adapted: Values, alpha: float = 8.0) -> Module:
     """Initialise ``plain``, a declared model, with the weights W + (α / r) A B.
 
-    ``adapted``: the parameters of a model made by ``adapt`` with this ``alpha``.
+    ``adapted``: the parameters of a model made by ``adapt`` with this ``alpha``. Raises ValueError
+    if there is nothing to merge, or the adapted weights were quantized.
     """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"merge: alpha must be above 0 and finite, not {alpha}")
     state = dict(adapted)
-    for name in [name for name in state if name.endswith(".A")]:
+    added = [name for name in state if name.endswith(".A")]
+    if not added:
+        raise ValueError("merge: these are no parameters of a model that adapt() made: no '.A'")
+    for name in added:
         path = name.removesuffix(".A")
+        if f"{path}.inner.weight" not in state:
+            raise ValueError(
+                f"merge: {path}.inner has no weight to add to, as after quantization: merge first, "
+                "then quantize"
+            )
         A, B = state.pop(f"{path}.A"), state.pop(f"{path}.B")
         correction = (alpha / A.shape[1]) * (A.astype(np.float64) @ B.astype(np.float64))
         W = state[f"{path}.inner.weight"]

@@ -17,12 +17,13 @@ networks", arXiv 1404.0736; Jaderberg, Vedaldi, Zisserman, arXiv 1405.3866, sect
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from minidist.compress.int8 import channels_back, channels_first
-from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled, refuse_diverged
 from minidist.engine.tensor import Tensor
 from minidist.nn.convolution import Conv2d
 from minidist.nn.layers import Linear
@@ -87,13 +88,13 @@ def factor(
     """A new model in which each layer that gets smaller by it is factored.
 
     Give either ``rank``, or ``energy``: the share of the squared singular values to keep.
-    ``where(path)`` selects layers. Raises ValueError for a rank or energy out of range, and if no
-    selected layer gets smaller.
+    ``where(path)`` selects layers. Raises ValueError for a rank or energy out of range, for weights
+    that are not finite, and if no selected layer gets smaller.
     """
     if (rank is None) == (energy is None):
         raise ValueError("factor: give either rank or energy")
-    if rank is not None and rank < 1:
-        raise ValueError(f"factor: the rank must be at least 1, not {rank}")
+    if rank is not None and not (isinstance(rank, Integral) and rank >= 1):
+        raise ValueError(f"factor: the rank must be a whole number, at least 1, not {rank}")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"factor: the share of energy must be in (0, 1], not {energy}")
     state, dtype = model.state(), dtype_of(model)
@@ -103,6 +104,7 @@ def factor(
         if not isinstance(layer, (Linear, Conv2d)) or not where(path):
             return None
         weight = state[f"{path}.weight"]
+        refuse_diverged(f"factor: {path}.weight", weight)
         matrix = channels_first(weight).T  # (i, o)
         r = rank or rank_for(matrix, energy or 1.0)
         if getattr(layer, "groups", 1) > 1 or r * sum(matrix.shape) >= matrix.size:

@@ -10,6 +10,7 @@ seconds           of one sample's forward, measured: median of several on a whol
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from minidist.compress.files import to_bytes
 from minidist.compress.grouped import GroupedLinear, unpack4
 from minidist.compress.int8 import Int8Layer
 from minidist.engine.array import synchronize, to_host
-from minidist.engine.tensor import no_grad
+from minidist.nn.evaluating import as_in_evaluation
 from minidist.nn.module import Module
 
 
@@ -61,9 +62,9 @@ def seconds_a_sample(models: list[Any], inputs: Any, repeats: int = 7) -> list[f
     The models are timed in turn, so that a change in the machine's load affects all.
     """
     times: list[list[float]] = [[] for _ in models]
-    with no_grad():
+    with ExitStack() as stack:
         for model in models:
-            model.eval()
+            stack.enter_context(as_in_evaluation(model))
             model(inputs)  # allocates, and fills caches
         for _ in range(repeats):
             for model, seconds in zip(models, times, strict=True):

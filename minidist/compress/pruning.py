@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from minidist.compress.rebuild import refuse_diverged
 from minidist.engine.array import Array, module_of, to_host
 from minidist.nn.convolution import Conv2d
 from minidist.nn.layers import Linear
@@ -49,7 +50,7 @@ def magnitude_masks(
 
     Of n weights, round(share · n) are removed. Of equal magnitudes the first ones are removed, so
     ranks with the same weights get the same masks. Raises ValueError for a share outside [0, 1),
-    another scope, NaN weights, or a model without weights to prune.
+    another scope, weights that are not finite, or a model without weights to prune.
 
     >>> from minidist.nn import Linear
     >>> masks = magnitude_masks(Linear(10, 10).init(0), 0.9)
@@ -63,6 +64,8 @@ def magnitude_masks(
     weights = {name: to_host(p.data) for name, p in prunable(model).items()}
     if not weights:
         raise ValueError("magnitude_masks: the model has no linear layers and no convolutions")
+    for name, values in weights.items():
+        refuse_diverged(f"magnitude_masks: {name}", values)
     if scope == "layer":
         kept = [_largest(np.abs(w).ravel(), share) for w in weights.values()]
     else:
@@ -78,8 +81,6 @@ def magnitude_masks(
 
 def _largest(magnitudes: np.ndarray, share: float) -> np.ndarray:
     """False for the smallest ``share`` of the elements, True for the others."""
-    if np.isnan(magnitudes).any():
-        raise ValueError("magnitude_masks: some weights are NaN: training has diverged")
     kept = np.ones(magnitudes.size, bool)
     kept[np.argsort(magnitudes, kind="stable")[: round(share * magnitudes.size)]] = False
     return kept

@@ -88,6 +88,12 @@ def filled(model: Module, values: Values, dtype: Any = None) -> Module:
     return model.init(0, dtype).load(dict(values))
 
 
+def refuse_diverged(what: str, values: np.ndarray) -> None:
+    """Raise ValueError if there are NaN or infinite ``values``: they cannot be made smaller."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} has NaN or infinite values: training has diverged")
+
+
 def dtype_of(model: Module) -> np.dtype:
     """The dtype of an initialised model's parameters."""
     return model.flat.data.dtype

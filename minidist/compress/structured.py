@@ -20,10 +20,11 @@ one?", arXiv 1905.10650 (they score by gradients, here by magnitude too).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 
 import numpy as np
 
-from minidist.compress.rebuild import declared, dtype_of, exchange, filled
+from minidist.compress.rebuild import declared, dtype_of, exchange, filled, refuse_diverged
 from minidist.compress.units import Units, find_units
 from minidist.nn.attention import CausalSelfAttention
 from minidist.nn.module import Module
@@ -52,6 +53,11 @@ def keep_largest(model: Module, keep: float | Mapping[str, int]) -> dict[str, np
 
 
 def _share(units: Units, keep: float) -> int:
+    if not (isinstance(keep, Real) and 0 < keep <= 1):
+        raise ValueError(
+            "keep_largest: keep is a share above 0 and at most 1, or numbers by layer, "
+            f"not {keep!r}"
+        )
     exact = keep * units.count
     count = round(exact)
     if abs(exact - count) > 1e-9:
@@ -64,12 +70,13 @@ def _share(units: Units, keep: float) -> int:
 
 
 def _largest(units: Units, count: int, state: dict[str, np.ndarray]) -> np.ndarray:
-    if not 1 <= count <= units.count:
+    if not (isinstance(count, Integral) and 1 <= count <= units.count):
         raise ValueError(
             f"keep_largest: layer {units.layer!r} has {units.count} {units.kind}s: keep at least 1 "
             f"and at most all of them, not {count}"
         )
     cut = units.own[0]
+    refuse_diverged(f"keep_largest: {cut.name}", state[cut.name])
     weight = np.abs(np.moveaxis(state[cut.name], cut.axis, 0).astype(np.float64))
     scores = weight[cut.places].reshape(units.count, -1).sum(axis=1)  # Σ|w| of each unit
     return np.sort(np.argsort(-scores, kind="stable")[:count])
@@ -78,7 +85,8 @@ def _largest(units: Units, count: int, state: dict[str, np.ndarray]) -> np.ndarr
 def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
     """A new, smaller model with only the ``kept`` units of each layer.
 
-    Its outputs equal those of ``model`` with the outputs of the other units set to zero.
+    Its outputs equal those of ``model`` with the outputs of the other units set to zero. Raises
+    KeyError for a layer without units, ValueError for indices that are none of its units.
 
     >>> from minidist.models import cnn
     >>> model = cnn(16).init(0)
@@ -89,7 +97,10 @@ def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
     state = model.state()
     heads: dict[str, tuple[int, int]] = {}
     for layer, units_kept in kept.items():
+        if layer not in groups:
+            raise KeyError(f"shrink: no units in {layer!r}, only in {list(groups)}")
         units = groups[layer]
+        units_kept = _indices(units, units_kept)
         for cut in (*units.own, *units.readers):
             places = np.sort(cut.places[units_kept].ravel())
             state[cut.name] = np.take(state[cut.name], places, axis=cut.axis)
@@ -100,6 +111,24 @@ def shrink(model: Module, kept: Mapping[str, np.ndarray]) -> Module:
     smaller = declared(model, {name: values.shape for name, values in state.items()})
     set_heads(smaller, heads)
     return filled(smaller, state, dtype_of(model))
+
+
+def _indices(units: Units, kept: np.ndarray) -> np.ndarray:
+    """``kept``, sorted. Raises ValueError unless each is the index of another unit."""
+    found = np.asarray(kept)
+    if (
+        found.ndim != 1
+        or found.dtype.kind not in "iu"
+        or not len(found)
+        or len(np.unique(found)) < len(found)
+        or found.min() < 0
+        or found.max() >= units.count
+    ):
+        raise ValueError(
+            f"shrink: layer {units.layer!r} keeps different indices in [0, {units.count}), at "
+            f"least one, not {kept!r}; for a mask pass np.flatnonzero(mask)"
+        )
+    return np.sort(found)
 
 
 def set_heads(model: Module, heads: Mapping[str, tuple[int, int]]) -> None:

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Integral
 
 from minidist.engine.array import Array, module_of, read
 from minidist.engine.seeds import generator
@@ -75,10 +76,12 @@ class Engine:
         block: int = 16,
         waiting: int | None = None,
     ) -> None:
-        if not isinstance(at_once, int) or at_once < 1:
-            raise ValueError(f"Engine: at least one sequence at once, not {at_once}")
-        if waiting is not None and waiting < 0:
-            raise ValueError(f"Engine: {waiting} requests may wait: at least 0, or None")
+        if not _whole(at_once) or at_once < 1:
+            raise ValueError(f"Engine: at least one sequence at once, not {at_once!r}")
+        if waiting is not None and (not _whole(waiting) or waiting < 0):
+            raise ValueError(
+                f"Engine: {waiting!r} requests may wait: a whole number of at least 0, or None"
+            )
         embed, attention, d = parts_of_gpt(model)
         self.context, self.vocabulary = embed.position.declared[0], embed.weight.declared[0]
         self.at_once, self.waiting = at_once, waiting
@@ -222,10 +225,10 @@ def parts_of_gpt(model: Sequential) -> tuple[Embed, list[CausalSelfAttention], i
     Raises TypeError if the model is no GPT, or its layers need caches of different shapes.
     """
     embed, *inner, head = model.blocks.values()
-    if not (isinstance(embed, Embed) and isinstance(head, Head)) or not all(
+    if not (isinstance(embed, Embed) and isinstance(head, Head) and inner) or not all(
         isinstance(one, Block) for one in inner
     ):
-        raise TypeError("Engine: the model must be a GPT: Embed, blocks, Head")
+        raise TypeError("Engine: the model must be a GPT: Embed, at least one block, Head")
     attention = _attention(model)
     packed = {(a.groups, a.qkv.cost((1, 1, 1)).shape[-1] // (a.heads + 2 * a.groups))
               for a in attention}  # fmt: skip
@@ -235,6 +238,10 @@ def parts_of_gpt(model: Sequential) -> tuple[Embed, list[CausalSelfAttention], i
             f"positions; found (groups, d): {sorted(packed)}"
         )
     return embed, attention, packed.pop()[1]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _attention(model: Sequential) -> list[CausalSelfAttention]:

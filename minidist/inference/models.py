@@ -20,7 +20,11 @@ def load_gpt(path: str | Path) -> Any:
     try:
         vocabulary, width = arrays["embedding.weight"].shape
         context = len(arrays["0.position"])
-        last = max(int(name.split(".")[0]) for name in arrays if name[0].isdigit())
-    except (KeyError, ValueError) as error:
+        last = max(int(name.split(".")[0]) for name in arrays if name[:1].isdigit())
+    except KeyError as error:
         raise files.FileError(f"{path} has no GPT: {error} is missing among its arrays") from error
+    except (ValueError, TypeError) as error:
+        raise files.FileError(
+            f"{path} has no GPT: its arrays have other names or shapes: {error}"
+        ) from error
     return files.load(path, gpt(vocabulary, context, width, last - 1, heads=1))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from minidist.models.gpt import check_draws
+
 
 class Refused(ValueError):
     """A request that cannot be answered; the message gives the reason."""
@@ -31,14 +33,16 @@ class Request:
     def __post_init__(self) -> None:
         if hasattr(self.prompt, "tolist"):  # an array
             object.__setattr__(self, "prompt", tuple(np.atleast_1d(self.prompt).tolist()))
+        elif isinstance(self.prompt, list):  # which could change while the request waits
+            object.__setattr__(self, "prompt", tuple(self.prompt))
 
     def check(self, vocabulary: int, context: int, positions: int) -> None:
         """Raise Refused if a model with this ``vocabulary`` and ``context``, and a cache of
         ``positions`` positions, cannot answer the request."""
-        if not isinstance(self.prompt, (tuple, list)) or not self.prompt:
+        if not isinstance(self.prompt, tuple) or not self.prompt:
             raise Refused(
                 "the prompt is empty: give at least one token to begin with"
-                if isinstance(self.prompt, (tuple, list))
+                if isinstance(self.prompt, tuple)
                 else f"the prompt is a tuple of tokens, not {self.prompt!r}"
             )
         for token in self.prompt:
@@ -52,10 +56,12 @@ class Request:
             raise Refused(f"tokens lie in [0, {vocabulary}), found {low} to {high}")
         if self.stop is not None and not 0 <= whole("stop", self.stop) < vocabulary:
             raise Refused(f"stop={self.stop} is no token: they lie in [0, {vocabulary})")
-        if not isinstance(self.temperature, (int, float, np.number)):
-            raise Refused(f"the temperature is a number, not {self.temperature!r}")
-        if not self.temperature >= 0 or (self.top_k is not None and whole("top_k", self.top_k) < 1):
-            raise Refused(f"temperature {self.temperature} or top_k {self.top_k} is too small")
+        try:
+            check_draws(self.temperature, self.top_k)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if self.top_k is not None:
+            whole("top_k", self.top_k)
         length = self.positions
         if len(self.prompt) > context:
             raise Refused(

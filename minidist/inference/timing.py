@@ -9,6 +9,7 @@ sequences at once increase throughput and both latencies.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def run(
 
     ``told(index, event)`` is called for each token, with the index of the request. Requests that
     cannot be answered are in ``refused``; the others are answered. Raises ValueError for
-    ``arrivals`` that are not in order, or not one for each request.
+    ``arrivals`` that are not in order, not one for each request, negative or not finite.
     """
     times = _times(requests, arrivals)
     timing, index_of, coming, start = Timing(), dict[int, int](), 0, clock()
@@ -144,4 +145,6 @@ def _times(requests: Sequence[Request], arrivals: Sequence[float] | None) -> lis
     times = [0.0] * len(requests) if arrivals is None else list(arrivals)
     if len(times) != len(requests) or sorted(times) != times:
         raise ValueError("run: arrivals must have one time for each request, in order")
+    if wrong := [time for time in times if not 0 <= time < math.inf]:
+        raise ValueError(f"run: arrivals are seconds from the start, at least 0, not {wrong[0]}")
     return times

@@ -15,6 +15,7 @@ gradients. Radford et al., "Language models are unsupervised multitask learners"
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,9 @@ def gpt(
     >>> len(gpt(63))
     6
     """
+    sizes = {"vocabulary": vocabulary, "context": context, "width": width}
+    if wrong := [f"{name}={size}" for name, size in sizes.items() if size < 1]:
+        raise ValueError(f"gpt: {', '.join(wrong)} must be at least 1")
     table = Parameter((vocabulary, width), normal(STD), name="embedding.weight")
     blocks = [Block(width, heads, layers, dropout, recompute_attention) for _ in range(layers)]
     return nn.Sequential(Embed(table, context), *blocks, Head(table), input_shape=(context,))
@@ -181,8 +185,10 @@ def sample(
     kept in a cache, so a new token needs a forward of one position only. When the context is full,
     the cache is emptied, and the last half of the context is computed again from position 0.
     """
-    if not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"sample: temperature {temperature} or top_k {top_k} is too small")
+    check_draws(temperature, top_k)
+    for what, number in (("count", count), ("the seed", seed)):
+        if not isinstance(number, Integral):
+            raise TypeError(f"sample: {what} is a whole number, not {number!r}")
     if count < 0:
         raise ValueError(f"sample: {count} tokens are asked for")
     embed, *blocks, head = model.blocks.values()
@@ -216,6 +222,20 @@ def sample(
             unread = [pick(logits, temperature, top_k, draw.random())]
             text += unread
     return np.array(text[len(text) - count :], np.int64)
+
+
+def check_draws(temperature: Any, top_k: Any) -> None:
+    """Raise ValueError if ``pick`` cannot draw with these."""
+    if not isinstance(temperature, (int, float, np.integer, np.floating)):
+        raise ValueError(f"the temperature is a number, not {temperature!r}")
+    if not 0 <= temperature < math.inf:  # inf · 0 would be NaN
+        raise ValueError(f"temperature {temperature} is not a finite number of at least 0")
+    if top_k is None:
+        return
+    if not isinstance(top_k, Integral) or isinstance(top_k, bool):
+        raise ValueError(f"top_k is a whole number or None, not {top_k!r}")
+    if top_k < 1:
+        raise ValueError(f"top_k {top_k} is too small: at least one token can be drawn")
 
 
 def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -> int:

@@ -67,7 +67,7 @@ class CausalSelfAttention(Module):
         recompute: bool = False,
     ) -> None:
         groups = groups or heads
-        if width % heads or heads % groups:
+        if min(heads, groups) < 1 or width % heads or heads % groups:
             raise ValueError(
                 f"CausalSelfAttention: {heads} heads must divide the width {width}, and {groups} "
                 f"groups the heads"

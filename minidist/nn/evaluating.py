@@ -16,16 +16,16 @@ from minidist.nn.module import Module
 @contextmanager
 def as_in_evaluation(model: Module | None) -> Iterator[None]:
     """Without a tape, and each layer of ``model`` as in evaluation; then as they were."""
-    modules = list(model.named_modules().values()) if model is not None else []
-    training = [module.training for module in modules]
-    for module in modules:
+    modules = model.named_modules().values() if model is not None else ()
+    changed = [module for module in modules if module.training]
+    for module in changed:
         module.training = False
     try:
         with no_grad():
             yield
     finally:
-        for module, was in zip(modules, training, strict=True):
-            module.training = was
+        for module in changed:
+            module.training = True
 
 
 def sum_of_losses(loss: Loss, output: Tensor, targets: Array) -> float:

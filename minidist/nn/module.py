@@ -45,6 +45,7 @@ __all__ = [
 
 
 SETTINGS = frozenset((bool, int, float, str, type(None)))  # attributes that hold nothing
+NO_PARTS = frozenset(("path", "training"))  # set again and again, and never a parameter or module
 
 
 class Module:
@@ -170,7 +171,7 @@ class Module:
         return "flat" in vars(self)
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        if self.fixed and attribute != "path":
+        if self.fixed and attribute not in NO_PARTS:
             old = vars(self).get(attribute)
             for part in (old, value):
                 if attribute == "flat" or _has_parts(part):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from minidist import LocalWorld, Tensor, launch, nn
 from minidist.collectives import ring
-from minidist.compress import LoRA, adapt, adapted_names, load, merge, save
+from minidist.compress import (
+    LoRA,
+    adapt,
+    adapted_names,
+    load,
+    merge,
+    quantize_weights,
+    save,
+)
 from minidist.data import Batches, characters
 from minidist.engine.array import defaults
 from minidist.engine.gradcheck import gradcheck
@@ -121,10 +131,26 @@ def test_what_cannot_be_done_is_refused():
     for call, words in (
         (lambda: adapt(small(), rank=0), "at least 1 and at most"),
         (lambda: adapt(small(), rank=13), "12 × 36, not 13"),
+        (lambda: adapt(small(), rank=1.5), "12 × 36, not 1.5"),
         (lambda: adapt(small(), alpha=0), "alpha must be above 0"),
+        (lambda: merge(small(), small().init(0).state()), "no parameters of a model that adapt"),
+        (lambda: merge(small(), adapt(small()).init(0).state(), math.nan), "finite, not nan"),
+        (lambda: merge(small(), coded().state()), "merge first, then quantize"),
         (lambda: adapt(small(), where=lambda path: False), "no linear layer was selected"),
         (lambda: adapt(small().init(0)), "initialised already"),
         (lambda: adapt(adapt(small())), "adapted already"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def coded():
+    """Adapted, and its frozen weights quantized."""
+    return quantize_weights(adapt(small()).init(0), 8, 3)
+
+
+def test_an_adapted_model_is_quantized_and_saved(tmp_path):
+    model, tokens = coded(), np.arange(6)[None]
+    again = load(save(tmp_path / "m", model), small())
+    assert again(tokens).data.tobytes() == model(tokens).data.tobytes()
+    assert set(again.trained()) == set(model.trained()) == set(adapt(small()).trained())

@@ -30,6 +30,7 @@ from minidist.compress import (
     soft_cross_entropy,
 )
 from minidist.compress.low_rank import rank_for, truncated
+from minidist.compress.measuring import seconds_a_sample
 from minidist.compress.pruning import apply_masks, magnitude_masks
 from minidist.engine import work
 from minidist.inspect import measure_saved
@@ -99,6 +100,20 @@ def test_distillation_mixes_both_losses_and_leaves_the_teacher_alone():
     teacher.flat.grad.fill(0)
     mixed.backward()
     assert not teacher.flat.grad.any() and student.flat.grad.any()
+
+
+def test_a_teacher_teaches_without_dropout_and_keeps_its_mode():
+    student = mlp((64, 5, 10)).init(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).init(1)
+    batch = images(6).batch(np.arange(6))
+    loss = Distillation(teacher, 2.0, 1.0)
+    teacher.train()
+    taught = loss(student, batch).item()
+    assert teacher.training and teacher.blocks["1"].training
+    seconds_a_sample([teacher], batch.inputs, 1)
+    assert teacher.training and teacher.blocks["1"].training
+    teacher.eval()
+    assert loss(student, batch).item() == taught
 
 
 def masked(model):
@@ -285,6 +300,8 @@ def test_fine_tuning_changes_the_model_that_is_compared(tiny):
     [
         (lambda: factor(small_cnn().init(0)), "either rank or energy"),
         (lambda: factor(small_cnn().init(0), rank=0), "at least 1, not 0"),
+        (lambda: factor(small_cnn().init(0), rank=1.5), "a whole number, at least 1, not 1.5"),
+        (lambda: factor(diverged(), rank=1), "weight has NaN or infinite"),
         (lambda: factor(small_cnn().init(0), energy=1.5), r"\(0, 1\], not 1.5"),
         (lambda: factor(small_cnn().init(0), rank=999), "no selected layer gets smaller"),
         (lambda: Distillation(mlp((3, 2)), weight=2), r"\[0, 1\], not 2"),
@@ -297,10 +314,16 @@ def test_fine_tuning_changes_the_model_that_is_compared(tiny):
         ),
         (
             lambda: soft_cross_entropy(Tensor(np.ones((2, 3))), Tensor(np.ones((2, 3))), 0, 1),
-            "above 0, not 0",
+            "above 0 and finite, not 0",
         ),
     ],
 )
 def test_what_cannot_be_done_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def diverged():
+    model = small_cnn().init(0)
+    model.flat.data.fill(np.nan)
+    return model

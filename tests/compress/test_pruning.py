@@ -175,6 +175,16 @@ def test_the_filters_with_the_largest_sums_are_kept():
     [
         (lambda m: keep_largest(m, 0.3), "'1' is 1.2, not a whole number.*{'1': 1}"),
         (lambda m: keep_largest(m, {"1": 0}), "keep at least 1 and at most all"),
+        (lambda m: keep_largest(m, {"1": 1.5}), "at most all of them, not 1.5"),
+        (lambda m: keep_largest(m, np.nan), "at most 1, or numbers by layer, not nan"),
+        (lambda m: keep_largest(m, "half"), "or numbers by layer, not 'half'"),
+        (lambda m: keep_largest(poisoned(m), 0.5), "1.weight has NaN"),
+        (lambda m: shrink(m, {"nope": np.array([0])}), "no units in 'nope'"),
+        (lambda m: shrink(m, {"1": np.array([0, 0])}), "different indices in"),  # read twice
+        (lambda m: shrink(m, {"1": np.array([True, False, True, False])}), "flatnonzero"),
+        (lambda m: shrink(m, {"1": np.array([-1])}), "different indices in"),
+        (lambda m: shrink(m, {"1": np.array([99])}), "different indices in"),
+        (lambda m: shrink(m, {"1": []}), "at least one"),
         (lambda m: keep_largest(m, {"10": 3}), "no units in .'10'."),
         (lambda m: keep_largest(nn.Linear(3, 3).init(0), 0.5), "no units that can be removed"),
         (lambda m: magnitude_masks(m, 1.0), r"\[0, 1\), not 1.0"),

@@ -200,12 +200,14 @@ def test_training_with_rounding_learns_and_becomes_the_int8_model():
 
 def test_observe_sees_what_layers_are_given_and_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).init(0).train()
+    model.blocks["1"].training = False
     x = np.array([[1, 2], [3, -4]], np.float32)
     seen = observe(model, ["0", "2"], [x, x[:1]])
     assert seen["0"].tolist() == [1, 2, 3, -4, 1, 2]
     hidden = np.maximum(model.blocks["0"](x).data, 0)
     np.testing.assert_allclose(seen["2"], np.concatenate([hidden, hidden[:1]]).ravel(), rtol=1e-6)
-    assert model.training and "forward" not in vars(model.blocks["0"])
+    assert "forward" not in vars(model.blocks["0"])
+    assert [one.training for one in model.named_modules().values()] == [True, True, False, True]
 
 
 def linear():
@@ -224,6 +226,19 @@ def linear():
         (lambda: quantize_weights(linear(), 3, 3), "4 or 8 bits, not 3"),
         (lambda: quantize_weights(linear(), 8, 3, where=lambda path: False), "none|no linear"),
         (lambda: convert(linear()), "prepare"),
+        (lambda: quantize_weights(diverged(), 8, 3), "0.weight has NaN or infinite"),
+        (
+            lambda: quantize_int8(diverged(), [np.ones((1, 6), np.float32)]),
+            "0.weight has NaN or infinite",
+        ),
+        (
+            lambda: quantize_int8(linear(), [np.full((1, 6), np.nan, np.float32)]),
+            "input of layer '0' has NaN",
+        ),
+        (
+            lambda: prepare(linear(), [np.full((1, 6), np.inf, np.float32)]),
+            "input of layer '0' has NaN",
+        ),
         (lambda: int8_linear()(Tensor(np.ones((1, 6)), requires_grad=True)), "no gradients"),
         (lambda: int8_linear()(np.ones((1, 5), np.float32)), "does not fit"),
     ],
@@ -231,6 +246,12 @@ def linear():
 def test_what_cannot_be_done_is_refused(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+def diverged():
+    model = linear()
+    model.flat.data[3] = np.inf
+    return model
 
 
 def int8_linear():

@@ -19,6 +19,12 @@ from minidist.models.gpt import pick
         ({"count": 2.5}, "number of tokens is a whole number"),
         ({"temperature": None}, "temperature is a number"),
         ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf"), "top_k": 2}, "temperature inf"),  # would draw no token
+        ({"temperature": -1}, "temperature -1"),
+        ({"top_k": 0}, "top_k 0 is too small"),
+        ({"top_k": True}, "top_k is a whole number or None, not True"),
+        ({"count": 0}, "0 tokens are asked for"),
+        ({"prompt": []}, "the prompt is empty"),
         ({"top_k": 2.5}, "top_k is a whole number"),
         ({"seed": 0.5}, "the seed is a whole number"),  # sent as 0 to another rank
         ({"seed": 1 << 70}, "at most 64 bits"),
@@ -40,6 +46,30 @@ def test_an_array_is_a_prompt():
     asked = [Request(np.array([1, 2]), 3), Request([1, 2], 3), Request((1, 2), 3)]
     first, *others = (answer.tokens for answer in generate(model, asked))
     assert all(other == first for other in others)
+
+
+def test_a_list_that_changes_while_its_request_waits_does_not_matter():
+    model, prompt = gpt(11, 8, 12, 1, 2).init(0), [1, 2]
+    engine = Engine(model)
+    number = engine.submit(Request(prompt, 3))
+    prompt.clear()
+    while engine.busy:
+        engine.step()
+    assert engine.answers[number].tokens == generate(model, [Request((1, 2), 3)])[0].tokens
+
+
+def test_more_likely_tokens_than_the_vocabulary_has_are_all_of_them():
+    model = gpt(11, 8, 12, 1, 2).init(0)
+    some, every = generate(model, [Request((1, 2), 5, top_k=99), Request((1, 2), 5)])
+    assert some.tokens == every.tokens
+
+
+def test_a_request_that_is_cancelled_before_it_starts_has_no_token():
+    engine = Engine(gpt(11, 8, 12, 1, 2).init(0))
+    number = engine.submit(Request((1,), 3))
+    assert engine.cancel(number) and not engine.cancel(number)
+    assert engine.step() == [] and not engine.busy
+    assert (engine.answers[number].tokens, engine.answers[number].reason) == ([], "cancelled")
 
 
 def test_the_models_mode_stays_as_it_was():
@@ -89,6 +119,17 @@ def test_a_draw_is_a_token_at_the_ends_of_what_can_be_drawn():
         (lambda model: sample(model, [1.5, 2.0], 3), "tokens are integers"),
         (lambda model: sample(model, (1,), 3, temperature=float("nan")), "temperature nan"),
         (lambda model: sample(model, (1,), -1), "-1 tokens"),
+        (lambda model: sample(model, (1,), 2.5), "count is a whole number, not 2.5"),
+        (lambda model: sample(model, (1,), 1, seed=0.5), "the seed is a whole number"),
+        (lambda model: sample(model, (1,), 1, float("inf"), 2), "temperature inf"),
+        (lambda model: sample(model, (1,), 1, top_k=2.5), "top_k is a whole number"),
+        (lambda model: Engine(gpt(11, 8, 12, 0, 2).init(0)), "at least one block"),
+        (lambda model: gpt(11, 8, 12, 1, 0), "0 heads must divide"),
+        (lambda model: gpt(11, 8, 12, 1, -2), "-2 heads must divide"),
+        (lambda model: gpt(11, 8, 12, 1, 5), "5 heads must divide the width 12"),
+        (lambda model: gpt(0, 8, 0), "vocabulary=0, width=0 must be at least 1"),
+        (lambda model: Engine(model, True), "not True"),
+        (lambda model: Engine(model, waiting=1.5), "1.5 requests may wait"),
         (lambda model: sample(mlp((3, 4)).init(0), (1,), 1), "must be a GPT"),
         (lambda model: Engine(model, at_once=1.5), "not 1.5"),
         (lambda model: Engine(model, block=0), "both must be integers"),

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minidist import LocalWorld, Machine, cli, launch
 from minidist.compress import FileError, keep_largest, quantize_weights, save, shrink
@@ -84,6 +85,9 @@ def test_arrivals_that_do_not_fit_are_refused():
     for arrivals in ([0], [1, 0]):
         with pytest.raises(ValueError, match="in order"):
             run(Engine(model()), [Request((1,), 1)] * 2, arrivals)
+    for wrong in (math.nan, math.inf, -1.0):  # one that never comes would be waited for for ever
+        with pytest.raises(ValueError, match=f"at least 0, not {wrong}"):
+            run(Engine(model()), [Request((1,), 1)], [wrong])
 
 
 def test_a_gpt_is_loaded_whatever_was_done_to_it(tmp_path):
@@ -94,6 +98,19 @@ def test_a_gpt_is_loaded_whatever_was_done_to_it(tmp_path):
         assert again(tokens).data.tobytes() == small(tokens).data.tobytes()
     with pytest.raises(FileError, match="has no GPT"):
         load_gpt(save(tmp_path / "m", mlp((3, 2)).init(0)))
+    ones, flat, number = np.ones((3, 2)), np.ones(3), np.array(3.0)
+    for arrays, words in (
+        ({"embedding.weight": flat, "0.position": flat}, "other names or shapes"),
+        ({"embedding.weight": ones, "0.position": number}, "other names or shapes"),
+        ({"": flat, "embedding.weight": ones, "0.position": ones}, "compress.* metadata"),
+    ):
+        save_file(arrays, tmp_path / "n")
+        with pytest.raises(FileError, match=words):
+            load_gpt(tmp_path / "n")
+    for said in ("{", "[]", '{"packed": {"b": [3]}}', '{"packed": []}'):
+        save_file({"a": flat}, tmp_path / "n", {"minidist.compress": said})
+        with pytest.raises(FileError, match="is damaged"):
+            load_gpt(tmp_path / "n")
 
 
 def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
@@ -123,6 +140,17 @@ def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
         assert f"{mesh}: " in again and " bytes between ranks" in again
     assert cli.main([*meshed, "--mesh", "pp=7", "--world", "local"]) == 2
     assert "7 stages need as many blocks, and the model has 3" in capsys.readouterr().err
+    texts = {"empty": b"", "binary": bytes(range(256)), "mixed": "\ufeffZürich\r\nTo be".encode()}
+    wrong = {"empty": "no prompts in", "binary": "is no text in UTF-8"}
+    for name, text_bytes in texts.items():
+        (tmp_path / name).write_bytes(text_bytes)
+        status = cli.main([*arguments, "--prompts", str(tmp_path / name), "--temperature", "0"])
+        out, error = capsys.readouterr()
+        if name in wrong:
+            assert status == 2 and f"{wrong[name]}" in error and name in error and not out
+    assert status == 1, "one prompt is refused, the other one is answered"
+    assert "prompt 1 is refused" in error and "does not have 'ü'" in error
+    assert f"── 2 {'─' * 60}\nTo be{text.decode(drawn)}\n" in out
     small = save(tmp_path / "n", gpt(9, 8, 4, 1, 1).init(0))
     assert cli.main(["generate", "--model", str(small)]) == 2
     assert "has 9 tokens, but Shakespeare's text has 63" in capsys.readouterr().err
