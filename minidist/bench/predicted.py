@@ -37,7 +37,7 @@ from minidist.parallel import DataParallel, Method, Pipeline, Zero1, simulate
 
 MARK = "minidist-predicted:"  # the beginning of the line with the results
 MICROBATCHES = 4  # of 1F1B
-BEGIN, END = "<!-- minidist bench predicted -->\n", "<!-- end -->\n"  # around the tables in a page
+MARKS = "<!-- minidist bench predicted -->\n", "<!-- end -->\n"  # around the tables in a page
 Row = dict[str, Any]
 
 
@@ -115,7 +115,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.page:
-        options.page.write_text(inserted(options.page.read_text(), markdown(found)))
+        options.page.write_text(inserted(options.page.read_text(), markdown(found), MARKS))
     return 0
 
 
@@ -175,13 +175,14 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def inserted(page: str, text: str) -> str:
+def inserted(page: str, text: str, marks: tuple[str, str]) -> str:
     """``page`` with ``text`` between its marks; ValueError if it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"the page has no lines {BEGIN.strip()} and {END.strip()}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise ValueError(f"the page has no lines {first.strip()} and {last.strip()}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

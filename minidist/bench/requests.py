@@ -6,8 +6,9 @@ stages. In the second they come at random, at several loads of each way: a load 
 requests a second that this way, with a full batch, would be busy for 80 % of the time. Beside the
 measured wait stands Erlang's formula (inference/queueing.py).
 
-Predicted times are those of the simulator: requests_jobs.py says how. The network is a GPT of
-817,792 parameters, which is trained or not: the times are the same.
+Predicted times are those of the simulator, on a machine that is calibrated before, on other things
+than these: see requests_machine.py. The network is a GPT of 817,792 parameters, which is trained or
+not: the times are the same.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from minidist.bench.predicted import inserted
 from minidist.bench.requests_jobs import MARK
 from minidist.inference.queueing import mean_wait
 from minidist.run.launcher import NoLauncher, find_launcher
+
+MARKS = "<!-- minidist bench requests -->\n", "<!-- end of requests -->\n"  # in a page
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -44,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--turns", type=int, default=3, help="of which the middle one is shown")
     parser.add_argument("--trained", default="", help="a safetensors file, parameters of gpt(63)")
     parser.add_argument("--out", default="out/bench", help="folder for requests.json")
+    parser.add_argument("--page", type=Path, help="put the tables between this page's marks")
     options = parser.parse_args(arguments)
     loads = [float(load) for load in options.loads.split(",") if load]
     if not 1 <= options.new <= 69:
@@ -61,8 +67,11 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests.json").write_text(json.dumps(result, indent=1) + "\n")
-    show(result, Console(width=170))
+    show(result, Console(width=190))
     print(f"wrote {folder}/requests.json")
+    if options.page:
+        text = inserted(options.page.read_text(), markdown(result), MARKS)
+        options.page.write_text(text)
     return 0
 
 
@@ -84,53 +93,100 @@ def measured(ranks: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Both tables. A cell has the measured number and, after it, the predicted one."""
-    table = Table(title="all requests at once: measured | predicted")
-    for heading in (
-        "", "ranks", "tokens a second", "ms to first token", "99 %", "ms a token", "99 %",
-        "MB a rank", "KB between ranks",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for row in result["rows"]:
-        both = row["measured"], row["predicted"]
-        table.add_row(
-            row["way"],
-            str(row["ranks"]),
-            cell(both, lambda one: f"{one['tokens_a_second']:.0f}"),
-            cell(both, lambda one: f"{one['first'][0] * 1e3:.0f}"),
-            cell(both, lambda one: f"{one['first'][1] * 1e3:.0f}"),
-            cell(both, lambda one: f"{one['each'][0] * 1e3:.2f}"),
-            cell(both, lambda one: f"{one['each'][1] * 1e3:.2f}"),
-            cell(both, lambda one: f"{one['memory'] / 1e6:.2f}"),
-            cell(both, lambda one: f"{one['sent'] / 1e3:.1f}"),
-        )
-    console.print(table)
-    table = Table(title="requests at random times: measured | predicted")
-    for heading in (
-        "", "load", "requests a second", "tokens a second", "ms to first token", "99 %",
-        "ms a token", "99 %", "ms in the queue", "Erlang",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
+    for title, heads, rows in tables(result):
+        table = Table(title=f"{title}: measured | predicted")
+        for head in heads:
+            table.add_column(head, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("\n".join(notes(result)))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same as tables of a page."""
+    parts = []
+    for title, heads, rows in tables(result):
+        lines = [" | ".join(heads), "|".join(["---", *["---:"] * (len(heads) - 1)])]
+        lines += [" | ".join(one.replace(" | ", " / ") for one in row) for row in rows]
+        parts.append(f"{title}, measured / predicted:".capitalize())
+        parts.append("\n".join(f"| {line} |" for line in lines))
+    return "\n\n".join([*parts, *notes(result)]) + "\n"
+
+
+def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, headings, rows) of each table."""
+    first = ["", "ranks", *HEADS]
+    second = ["", "load", "requests a second", *HEADS, "ms in the queue", "Erlang"]
+    together = [[row["way"], str(row["ranks"]), *cells(row)] for row in result["rows"]]
+    at_random = []
     for row in result["streams"]:
         both = row["measured"], row["predicted"]
         waits = [mean_wait(row["rate"], service, row["places"]) for service in row["service"]]
-        table.add_row(
+        at_random.append([
             row["way"],
             f"{row['load']:.0%}",
             f"{row['rate']:.1f}",
-            cell(both, lambda one: f"{one['tokens_a_second']:.0f}"),
-            cell(both, lambda one: f"{one['first'][0] * 1e3:.0f}"),
-            cell(both, lambda one: f"{one['first'][1] * 1e3:.0f}"),
-            cell(both, lambda one: f"{one['each'][0] * 1e3:.2f}"),
-            cell(both, lambda one: f"{one['each'][1] * 1e3:.2f}"),
+            *cells(row),
             cell(both, lambda one: f"{max(0.0, one['waited']) * 1e3:.0f}"),
             cell(waits, lambda wait: f"{wait * 1e3:.0f}"),
-        )
-    console.print(table)
-    console.print(
+        ])  # fmt: skip
+    return [
+        ("all requests at once", first, together),
+        ("requests at random times", second, at_random),
+    ]
+
+
+HEADS = [
+    "tokens a second", "ms to first token", "99 %", "ms a token", "99 %", "MB a rank",
+    "KB between ranks",
+]  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The cells of ``HEADS``."""
+    both = row["measured"], row["predicted"]
+    return [
+        cell(both, lambda one: f"{one['tokens_a_second']:.0f}"),
+        cell(both, lambda one: f"{one['first'][0] * 1e3:.0f}"),
+        cell(both, lambda one: f"{one['first'][1] * 1e3:.0f}"),
+        cell(both, lambda one: f"{one['each'][0] * 1e3:.2f}"),
+        cell(both, lambda one: f"{one['each'][1] * 1e3:.2f}"),
+        cell(both, lambda one: f"{one['memory'] / 1e6:.2f}"),
+        cell(both, lambda one: f"{one['sent'] / 1e3:.1f}"),
+    ]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """How far the predictions are off, and what Erlang's formula assumes."""
+    alone = [row for row in result["rows"] if row["ranks"] == 1]
+    several = [row for row in result["rows"] if row["ranks"] > 1]
+    kinds = {"One rank": alone, "Several ranks": several, "Random times": result["streams"]}
+    found = [f"{kind}: {errors(rows)}." for kind, rows in kinds.items() if rows]
+    found.append(
         "Erlang's formula takes the time of an answer in a full batch, measured and predicted; with"
         " fewer sequences a step is shorter, and all answers here have one length: so waits are "
         "shorter."
     )
+    return found
+
+
+def errors(rows: Sequence[dict[str, Any]]) -> str:
+    """The median and the largest error of the predicted times of a token, and tokens a second."""
+    said = []
+    for what, of in (
+        ("ms a token", lambda one: one["each"][0]),
+        ("tokens a second", lambda one: one["tokens_a_second"]),
+    ):
+        off = [
+            of(row["predicted"]) / of(row["measured"]) - 1 for row in rows if of(row["measured"])
+        ]
+        if off:
+            said.append(
+                f"{what} predicted with a median error of {median(map(abs, off)):.0%}, "
+                f"from {min(off):+.0%} to {max(off):+.0%}"
+            )
+    return "; ".join(said)
 
 
 def cell(both: Sequence[Any], text: Any) -> str:

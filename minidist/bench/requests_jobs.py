@@ -1,37 +1,32 @@
 """What ``minidist bench requests`` measures, on the ranks that it starts; and the predictions.
 
 Each way of answering is measured on the wall, by ``inference.run_on``, and predicted by the same
-call on arrays without numbers, in the simulator. The machine that is simulated is calibrated before
-and then left alone: bytes and FLOPs a second on parts of a GPT's step (``calibration.py``),
-messages between two ranks, and the price of a kernel on the steps of a tiny GPT. That price is
-mostly the time that Python takes around an op.
+call on arrays without numbers, in the simulator. The machines that are simulated are calibrated
+before, on other things, and then left alone (``requests_machine.py``): one for a rank that works
+alone, and one for all ranks at the same time.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from minidist.bench.calibration import calibrated, middle
-from minidist.bench.parts import jobs
+from minidist.bench.requests_machine import machine_here
 from minidist.collectives import central
-from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
 from minidist.comm.launcher import launch
 from minidist.comm.local.world import LocalWorld
 from minidist.comm.machine import Machine
 from minidist.compress import files, quantize_weights
 from minidist.compress.rebuild import declared
-from minidist.engine.arithmetic import work
 from minidist.engine.array import defaults
-from minidist.inference import Engine, MeshEngine, Request, Timing, run_on
+from minidist.inference import MeshEngine, Request, Timing, run_on
 from minidist.models import gpt
 from minidist.nn.layers import Sequential
 from minidist.parallel import Mesh
@@ -56,8 +51,10 @@ class Way:
 
 def ways(ranks: int, at_once: int) -> list[Way]:
     """On one rank, and on ``ranks`` of them."""
+    fewer = (2**k for k in range(1, at_once.bit_length()) if 2**k < at_once)
     found = [
         Way("one after the other", 1),
+        *(Way(f"{few} at once", few) for few in fewer),
         Way(f"{at_once} at once", at_once),
         Way(f"{at_once} at once, int8 weights", at_once, bits=8),
         Way(f"{at_once} at once, int4 weights", at_once, bits=4),
@@ -126,53 +123,27 @@ def simulated(
     return launch(run, way.ranks, LocalWorld(machine))[0]
 
 
-def launch_seconds() -> float:
-    """Seconds that a kernel takes in a step of a GPT too small for anything else to count."""
-
-    def step() -> Engine:
-        engine = Engine(gpt(11, CONTEXT, 16, 2, 4).init(0), 4)
-        for number in range(4):
-            engine.submit(Request((1, 2, 3), CONTEXT - 3, seed=number))
-        engine.step()
-        return engine
-
-    seconds = middle(step().step, 0.3)
-    with defaults(device="phantom"):
-        engine = step()
-        _, before, *_ = work.counts()
-        engine.step()
-        _, after, *_ = work.counts()
-    return seconds / (after - before)
-
-
-def calibrate_all(comm: Comm) -> Machine:
-    """This machine: kernels and bytes measured on rank 0 alone, messages between two ranks."""
-    machine, alone = Machine(), comm.split(comm.rank)
-    if comm.rank == 0:
-        machine = calibrated(alone, jobs()["GPT"], (2, 8), 20, time.thread_time)
-        machine = replace(machine, launch=launch_seconds())
-    between = calibrate(comm, machine.flops)
-    links = {n: getattr(between, n) for n in ("latency", "bandwidth", "reduce_bandwidth")}
-    return replace(machine, **links) if comm.size > 1 else machine
-
-
 def main(comm: Comm, settings: dict[str, Any]) -> None:
     """Rank 0 prints all rows. Ranks that a way does not need sleep meanwhile."""
     rows: list[dict[str, Any]] = []
     streams: list[dict[str, Any]] = []
-    machine = calibrate_all(comm)
     asked, new = requests(settings["count"], settings["new"]), settings["new"]
     stream = requests(settings["stream"], new, seed=2)
     groups = {size: comm.split(comm.rank < size) for size in (1, comm.size)}
+    machines = {size: on_first(comm, size, machine_here, groups[size]) for size in groups}
     for way in ways(comm.size, settings["at_once"]):
         model = model_of(way, settings["trained"])
-        alone(comm, groups, way, model, asked[:2])  # to warm up
-        found = [alone(comm, groups, way, model, asked) for _ in range(settings["turns"])]
+        group, machine = groups[way.ranks], machines[way.ranks]
+        on_first(comm, way.ranks, answered, group, way, model, asked[:2])  # to warm up
+        found = [
+            on_first(comm, way.ranks, answered, group, way, model, asked)
+            for _ in range(settings["turns"])
+        ]
         if comm.rank == 0:
             middle = sorted(found, key=lambda one: one["tokens_a_second"])[len(found) // 2]
             rows.append({"way": way.name, "ranks": way.ranks, "measured": middle,
                          "predicted": simulated(way, machine, asked)})  # fmt: skip
-        if way.at_once == 1 or way.bits is not None:
+        if way.at_once != settings["at_once"] or way.bits is not None:
             continue
         speeds = np.array([rows[-1][kind]["tokens_a_second"] if rows else 0.0
                            for kind in ("measured", "predicted")])  # fmt: skip
@@ -182,7 +153,7 @@ def main(comm: Comm, settings: dict[str, Any]) -> None:
             rate = load * float(speeds[0]) / new
             gaps = np.random.default_rng(1).exponential(1 / rate, len(stream))
             times = np.cumsum(gaps).tolist()
-            measured = alone(comm, groups, way, model, stream, times)
+            measured = on_first(comm, way.ranks, answered, group, way, model, stream, times)
             if comm.rank == 0:
                 streams.append({
                     "way": way.name, "load": load, "rate": rate, "places": places,
@@ -191,20 +162,21 @@ def main(comm: Comm, settings: dict[str, Any]) -> None:
                     "predicted": simulated(way, machine, stream, times),
                 })  # fmt: skip
     if comm.rank == 0:
-        result = {"machine": vars(machine), "rows": rows, "streams": streams}
+        known = {size: vars(machine) for size, machine in machines.items()}
+        result = {"machines": known, "rows": rows, "streams": streams}
         print(MARK + json.dumps(result, default=str), flush=True)
 
 
-def alone(comm: Comm, groups: dict[int, Comm], way: Way, *rest: Any) -> dict[str, Any]:
-    """``answered`` on the ranks that the way needs; the others sleep until it is done."""
-    done, found = np.zeros(1, np.int64), {}
+def on_first(comm: Comm, ranks: int, run: Callable[..., Any], *given: Any) -> Any:
+    """``run(*given)`` on the first ranks; the others sleep until it is done, and get None."""
+    done, found = np.zeros(1, np.int64), None
     comm.barrier()
-    if comm.rank < way.ranks:
-        found = answered(groups[way.ranks], way, *rest)
+    if comm.rank < ranks:
+        found = run(*given)
     if comm.rank == 0:
-        for rank in range(way.ranks, comm.size):
+        for rank in range(ranks, comm.size):
             comm.send(done, rank)
-    elif comm.rank >= way.ranks:
+    elif comm.rank >= ranks:
         comm.wait_for(0)
         comm.recv(done, 0)
     return found

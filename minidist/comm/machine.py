@@ -4,6 +4,7 @@
     combining arrays of n      n·γ          bytes over ``reduce_bandwidth``
     a kernel                   ``launch``, plus the longer of FLOPs over ``flops`` and of the bytes
                                that it moves over ``memory_bandwidth``; times ``slowdown``
+    a sequence of inference    ``sequence``: a step's bookkeeping for it on the host
     ports                      a rank sends one message and receives one at a time on each level:
                                one inside its node, and one between nodes
 
@@ -86,7 +87,8 @@ class Machine(_Wire):
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
     operations a second, and ``memory_bandwidth``: bytes a second that a kernel reads and writes;
     both as they are reached, the peak times a share. ``launch``: seconds before each kernel. By
-    default launches cost nothing, and no kernel waits for memory. ``slowdown``: for each straggling
+    default launches cost nothing, and no kernel waits for memory. ``sequence``: seconds of the host
+    for each sequence in a step of inference, beside the kernels. ``slowdown``: for each straggling
     rank, how many times longer it takes to compute, for example ``{3: 4.0}``. ``pauses``: of every
     rank, at random. ``crashes``: the second on its clock at which a rank crashes, for example
     ``{2: 0.5}``; see ``Crash``.
@@ -113,12 +115,13 @@ class Machine(_Wire):
     crashes: dict[int, float] = field(default_factory=dict, hash=False)
     seed: int = 0
     source: str = ""
+    sequence: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "reduce_bandwidth", "flops", "memory_bandwidth"):
             if not getattr(self, name) > 0:  # nor may it be no number at all
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
-        for name in ("latency", "jitter", "launch"):
+        for name in ("latency", "jitter", "launch", "sequence"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Machine: {name} must not be negative: {getattr(self, name)}")
         for rank, times in self.slowdown.items():
@@ -147,9 +150,9 @@ class Machine(_Wire):
         return (flops / self.flops + beyond) * self.slowdown.get(rank, 1.0)
 
     @property
-    def kernel_prices(self) -> tuple[float, float, float]:
-        """Seconds a launch, a byte that a kernel moves, and a FLOP: for ``array.work``."""
-        return self.launch, 1 / self.memory_bandwidth, 1 / self.flops
+    def kernel_prices(self) -> tuple[float, float, float, float]:
+        """Seconds a launch, a byte that a kernel moves, a FLOP and a sequence: for ``work``."""
+        return self.launch, 1 / self.memory_bandwidth, 1 / self.flops, self.sequence
 
     @property
     def even(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+Prices = tuple[float, float, float, float]  # seconds a launch, a byte, a FLOP, a sequence
+
 
 class Work:
     """Counters of the arithmetic done so far, from which the simulator charges a rank's clock.
@@ -20,16 +22,21 @@ class Work:
 
     ``beyond`` are seconds beyond those of the FLOPs: launches, and what waits for memory.
     ``kernels`` and ``moved``: kernels launched, and bytes that they read and wrote.
+
+    In inference each sequence of a step takes time on the host, where nothing is a kernel: its
+    place in the cache is looked up, a token drawn and noted. ``sequences`` adds it.
     """
 
     __slots__ = (
         *("beyond", "flops", "kernels", "launch", "listed", "moved", "per_byte", "per_flop"),
+        "per_sequence",
     )
 
     def __init__(self) -> None:
         self.flops = self.kernels = self.moved = 0
         self.beyond = 0.0
         self.launch = self.per_byte = self.per_flop = 0.0  # seconds: see ``Machine``
+        self.per_sequence = 0.0
         self.listed: list[tuple[int, int]] | None = None
 
     def kernel(self, nbytes: int, flops: int = 0) -> None:
@@ -41,13 +48,17 @@ class Work:
         waits = nbytes * self.per_byte - flops * self.per_flop
         self.beyond += self.launch + waits if waits > 0 else self.launch
 
-    def prices(self) -> tuple[float, float, float]:
-        """Seconds a launch, a byte and a FLOP, for ``set_prices``."""
-        return self.launch, self.per_byte, self.per_flop
+    def sequences(self, count: int) -> None:
+        """A step of inference began, with so many sequences."""
+        self.beyond += count * self.per_sequence
 
-    def set_prices(self, prices: tuple[float, float, float]) -> None:
-        """From now on kernels cost this: see ``Machine.kernel_prices``."""
-        self.launch, self.per_byte, self.per_flop = prices
+    def prices(self) -> Prices:
+        """Seconds a launch, a byte, a FLOP and a sequence, for ``set_prices``."""
+        return self.launch, self.per_byte, self.per_flop, self.per_sequence
+
+    def set_prices(self, prices: Prices) -> None:
+        """From now on kernels and sequences cost this: see ``Machine.kernel_prices``."""
+        self.launch, self.per_byte, self.per_flop, self.per_sequence = prices
 
     @contextmanager
     def listing(self) -> Iterator[list[tuple[int, int]]]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from minidist import ops
-from minidist.engine.array import Array
+from minidist.engine.array import Array, work
 from minidist.engine.tensor import Tensor
 from minidist.inference.blocks import BlockPool
 from minidist.models.gpt import Embed, Head
@@ -49,6 +49,7 @@ class Step:
         further = [part for part in parts if part.start]
         if any(len(part.tokens) != 1 for part in further):
             raise ValueError("Step: a sequence that is in the cache continues by exactly one token")
+        work.sequences(len(parts))
         self.order = [*prompts, *further]
         self.pool = pool
         lengths = [len(part.tokens) for part in self.order]

@@ -75,7 +75,7 @@ def test_a_row_is_a_measured_step_and_one_simulated_on_the_machine_that_it_names
 @pytest.mark.slow
 def test_the_command_measures_on_two_ranks_and_writes_the_page(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{predicted.BEGIN}old\n{predicted.END}after\n")
+    page.write_text("before\n{}old\n{}after\n".format(*predicted.MARKS))
     out = tmp_path / "rows.json"
     assert predicted.run(["--ranks", "2", "--tiny", "--page", str(page), "--json", str(out)]) == 0
     rows = json.loads(out.read_text())
@@ -87,4 +87,4 @@ def test_the_command_measures_on_two_ranks_and_writes_the_page(tmp_path):
         error = f"{predicted.error(row):+.0%}"
         assert f"| {1e3 * row['predicted']:.2f} | {error} |" in text
     with pytest.raises(ValueError, match="the page has no lines"):
-        predicted.inserted("nothing", "a table")
+        predicted.inserted("nothing", "a table", predicted.MARKS)
