@@ -1,12 +1,14 @@
 """The machine on which the answering of requests is simulated: what it costs here, measured.
 
 A step of inference is a hundred kernels of a few rows. Most of its time is what Python takes around
-each kernel and for each sequence; the rest is reading weights, which fit into no cache.
+each kernel and for each sequence; the rest is mostly reading weights and writing small arrays.
 
     seconds of a step = Σ over kernels  launch + max(FLOPs / F, bytes / B)  +  sequences · s
 
-F          a linear layer on 64 rows, and
-B          one on 4 rows, each less one of a few numbers; the weights are not in a cache
+F          a linear layer on 16 rows, more than a step of 8 sequences has and less than most prompts
+B          one on a single row, which reads weights that are in no cache, and then scaling as many
+           numbers in place, which are: bytes of both over the seconds of both
+           From each time that of a few numbers is taken off.
 launch, s  rounds of two tiny GPTs, whose arrays are a few numbers, with 1 and 8 sequences: least
            squares of the relative errors, given F and B
 
@@ -38,7 +40,7 @@ from minidist.inference import Event, Request, run_on
 from minidist.models import gpt
 
 WIDTH, LAYERS = 256, 48  # of the linear layers: 12 MB of weights
-MANY, FEW = 64, 4  # rows, for F and for B
+MANY, FEW = 16, 1  # rows, for F and for B
 TINY = [(layers, sequences) for layers in (2, 6) for sequences in (1, 8)]
 NEW = 24  # tokens of each answer of a tiny GPT
 FREE = Machine(
@@ -72,7 +74,8 @@ def rates(comm: Comm, turns: int, clock: Clock) -> tuple[float, float]:
     small = nn.Linear(8, 8).init(0).eval()
     inputs = {rows: Tensor(np.ones((1, rows, WIDTH), np.float32)) for rows in (MANY, FEW)}
     few_numbers = Tensor(np.ones((1, 1, 8), np.float32))
-    times: dict[int, list[float]] = {MANY: [], FEW: [], 0: []}
+    numbers, few_of_them = np.ones((WIDTH, WIDTH), np.float32), np.ones(8, np.float32)
+    times: dict[str | int, list[float]] = {one: [] for one in (MANY, FEW, 0, "scale", "none")}
     with no_grad():
         for _ in range(turns):
             comm.barrier()
@@ -80,11 +83,14 @@ def rates(comm: Comm, turns: int, clock: Clock) -> tuple[float, float]:
                 for layer in layers:  # each one's weights were last read 12 MB ago
                     times[rows].append(seconds_of(partial(layer, x), clock))
                     times[0].append(seconds_of(partial(small, few_numbers), clock))
-    many, few, python = (median(times[rows]) for rows in (MANY, FEW, 0))
+            for array, what in ((numbers, "scale"), (few_of_them, "none")):
+                call = partial(np.multiply, array, 1.0, out=array)
+                times[what] += [seconds_of(call, clock) for _ in layers]
+    many, few, python, scale, none = (median(each) for each in times.values())
     least = 1e-9  # a clock may be coarse
     return (
         2 * MANY * WIDTH**2 / max(many - python, least),
-        4 * WIDTH**2 / max(few - python, least),
+        (4 + 8) * WIDTH**2 / max(few - python + scale - none, least),
     )
 
 
