@@ -107,7 +107,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The same as tables of a page."""
     parts = []
     for title, heads, rows in tables(result):
-        lines = [" | ".join(heads), "|".join(["---", *["---:"] * (len(heads) - 1)])]
+        lines = [" | ".join(heads), " | ".join(["---", *["---:"] * (len(heads) - 1)])]
         lines += [" | ".join(one.replace(" | ", " / ") for one in row) for row in rows]
         parts.append(f"{title}, measured / predicted:".capitalize())
         parts.append("\n".join(f"| {line} |" for line in lines))

@@ -2,8 +2,8 @@
 
 Each way of answering is measured on the wall, by ``inference.run_on``, and predicted by the same
 call on arrays without numbers, in the simulator. The machines that are simulated are calibrated
-before, on other things, and then left alone (``requests_machine.py``): one for a rank that works
-alone, and one for all ranks at the same time.
+on other things, and left alone (``requests_machine.py``): one for a rank that works alone, and one
+for all ranks at the same time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -31,6 +31,7 @@ from minidist.models import gpt
 from minidist.nn.layers import Sequential
 from minidist.parallel import Mesh
 
+Row = dict[str, Any]
 MARK = "minidist-requests:"  # the beginning of the line with the results
 VOCABULARY, CONTEXT = 63, 128
 
@@ -125,46 +126,83 @@ def simulated(
 
 def main(comm: Comm, settings: dict[str, Any]) -> None:
     """Rank 0 prints all rows. Ranks that a way does not need sleep meanwhile."""
-    rows: list[dict[str, Any]] = []
-    streams: list[dict[str, Any]] = []
-    asked, new = requests(settings["count"], settings["new"]), settings["new"]
-    stream = requests(settings["stream"], new, seed=2)
+    asked = requests(settings["count"], settings["new"])
+    stream = requests(settings["stream"], settings["new"], seed=2)
+    found, machines = measured(comm, settings, asked, stream)
+    on_first(comm, 1, report, found, machines, asked, stream)
+
+
+def measured(
+    comm: Comm, settings: dict[str, Any], asked: Sequence[Request], stream: Sequence[Request]
+) -> tuple[list[Row], dict[int, list[Machine]]]:
+    """(a row for each way, on rank 0; machines by number of ranks).
+
+    A machine is calibrated before each way, so that a disturbance of a second spoils one of many.
+    """
+    rows: list[Row] = []
     groups = {size: comm.split(comm.rank < size) for size in (1, comm.size)}
-    machines = {size: on_first(comm, size, machine_here, groups[size]) for size in groups}
+    machines: dict[int, list[Machine]] = {size: [] for size in groups}
     for way in ways(comm.size, settings["at_once"]):
-        model = model_of(way, settings["trained"])
-        group, machine = groups[way.ranks], machines[way.ranks]
-        on_first(comm, way.ranks, answered, group, way, model, asked[:2])  # to warm up
-        found = [
-            on_first(comm, way.ranks, answered, group, way, model, asked)
-            for _ in range(settings["turns"])
-        ]
+        model, group = model_of(way, settings["trained"]), groups[way.ranks]
+        machines[way.ranks].append(on_first(comm, way.ranks, machine_here, group))
+        given = answered, group, way, model
+        on_first(comm, way.ranks, *given, asked[:2])  # to warm up
+        turns = [on_first(comm, way.ranks, *given, asked) for _ in range(settings["turns"])]
+        row: Row = {"way": way, "streams": []}
+        speed = np.zeros(1)
         if comm.rank == 0:
-            middle = sorted(found, key=lambda one: one["tokens_a_second"])[len(found) // 2]
-            rows.append({"way": way.name, "ranks": way.ranks, "measured": middle,
-                         "predicted": simulated(way, machine, asked)})  # fmt: skip
+            turns.sort(key=lambda one: one["tokens_a_second"])
+            row["measured"] = turns[len(turns) // 2]
+            speed[0] = row["measured"]["tokens_a_second"]
+        rows.append(row)
         if way.at_once != settings["at_once"] or way.bits is not None:
             continue
-        speeds = np.array([rows[-1][kind]["tokens_a_second"] if rows else 0.0
-                           for kind in ("measured", "predicted")])  # fmt: skip
-        central.broadcast(comm, speeds)
-        places = way.at_once * way.mesh.get("dp", 1)
+        central.broadcast(comm, speed)
         for load in settings["loads"]:
-            rate = load * float(speeds[0]) / new
+            rate = load * float(speed[0]) / settings["new"]
             gaps = np.random.default_rng(1).exponential(1 / rate, len(stream))
             times = np.cumsum(gaps).tolist()
-            measured = on_first(comm, way.ranks, answered, group, way, model, stream, times)
-            if comm.rank == 0:
-                streams.append({
-                    "way": way.name, "load": load, "rate": rate, "places": places,
-                    "service": [places * new / float(speed) for speed in speeds],
-                    "measured": measured,
-                    "predicted": simulated(way, machine, stream, times),
-                })  # fmt: skip
-    if comm.rank == 0:
-        known = {size: vars(machine) for size, machine in machines.items()}
-        result = {"machines": known, "rows": rows, "streams": streams}
-        print(MARK + json.dumps(result, default=str), flush=True)
+            one = on_first(comm, way.ranks, *given, stream, times)
+            row["streams"].append({"load": load, "rate": rate, "times": times, "measured": one})
+    return rows, machines
+
+
+def typical(machines: Sequence[Machine]) -> Machine:
+    """The median of each number of some machines."""
+    names = ("latency", "bandwidth", "reduce_bandwidth", "flops", "memory_bandwidth", "launch",
+             "sequence")  # fmt: skip
+    middle: dict[str, Any] = {
+        name: float(np.median([getattr(one, name) for one in machines])) for name in names
+    }
+    return replace(machines[0], **middle)
+
+
+def report(
+    found: Sequence[Row],
+    calibrated: Mapping[int, Sequence[Machine]],
+    asked: Sequence[Request],
+    stream: Sequence[Request],
+) -> None:
+    """Predict each row on the machine of its ranks, and print all."""
+    machines = {size: typical(some) for size, some in calibrated.items()}
+    rows: list[Row] = []
+    streams: list[Row] = []
+    for row in found:
+        way, both = row["way"], {"measured": row["measured"]}
+        machine, new = machines[way.ranks], asked[0].count
+        both["predicted"] = simulated(way, machine, asked)
+        rows.append({"way": way.name, "ranks": way.ranks, **both})
+        places = way.at_once * way.mesh.get("dp", 1)
+        for one in row["streams"]:
+            streams.append({
+                "way": way.name, "load": one["load"], "rate": one["rate"], "places": places,
+                "service": [places * new / kind["tokens_a_second"] for kind in both.values()],
+                "measured": one["measured"],
+                "predicted": simulated(way, machine, stream, one["times"]),
+            })  # fmt: skip
+    known = {size: vars(machine) for size, machine in machines.items()}
+    result = {"machines": known, "rows": rows, "streams": streams}
+    print(MARK + json.dumps(result, default=str), flush=True)
 
 
 def on_first(comm: Comm, ranks: int, run: Callable[..., Any], *given: Any) -> Any:

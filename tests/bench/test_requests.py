@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from minidist import LocalWorld, Machine, launch
 from minidist.bench import requests_jobs
-from minidist.bench.requests import cell, run, show
+from minidist.bench.requests import cell, errors, markdown, run, show
 from minidist.bench.requests_jobs import answered, model_of, requests, simulated, ways
 from minidist.models import gpt
 
@@ -57,3 +58,48 @@ def test_wrong_arguments_are_refused(arguments, words, capsys):
     with pytest.raises(SystemExit):
         run(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_all_ways_are_measured_first_and_then_predicted_on_typical_machines(monkeypatch, capsys):
+    """In the local world; rank 1 sleeps while rank 0 answers alone."""
+    monkeypatch.setattr(requests_jobs, "gpt", lambda *_: gpt(63, 128, 32, 1, 2))
+    speeds = iter(range(1, 100))
+
+    def calibrated(comm):
+        return Machine(launch=1e-6 * next(speeds)) if comm.rank == 0 else Machine()
+
+    monkeypatch.setattr(requests_jobs, "machine_here", calibrated)
+    settings = {"count": 3, "new": 2, "at_once": 2, "stream": 2, "loads": [0.5], "turns": 1,
+                "trained": ""}  # fmt: skip
+    launch(lambda comm: requests_jobs.main(comm, settings), 2, LocalWorld())
+    result = json.loads(capsys.readouterr().out.removeprefix(requests_jobs.MARK))
+    assert [row["way"] for row in result["rows"]] == [way.name for way in ways(2, 2)]
+    assert [row["way"] for row in result["streams"]] == [
+        "2 at once", "2 replicas", "layers cut over 2 ranks", "2 stages"
+    ]  # fmt: skip
+    for row in result["rows"] + result["streams"]:
+        assert row["measured"]["memory"] == row["predicted"]["memory"] > 0
+        assert row["predicted"]["tokens_a_second"] > 0
+    # Machines 1 to 4 were calibrated before the ways on one rank, 5 to 7 before those on two.
+    launches = [result["machines"][size]["launch"] for size in ("1", "2")]
+    assert launches == pytest.approx([2.5e-6, 6e-6])
+
+
+def test_errors_are_shares_of_what_was_measured():
+    def one(each, tokens):
+        return {"each": [each, 0], "tokens_a_second": tokens}
+
+    rows = [{"measured": one(2.0, 100), "predicted": one(each, 90)} for each in (1.0, 2.2, 2.8)]
+    assert errors(rows) == (
+        "ms a token predicted with a median error of 40%, from -50% to +40%; tokens a second "
+        "predicted with a median error of 10%, from -10% to -10%"
+    )
+
+
+def test_the_page_has_the_same_numbers():
+    row = {"tokens_a_second": 5.0, "first": [0.1, 0.2], "each": [0.01, 0.02], "memory": 1e6,
+           "sent": 2e3}  # fmt: skip
+    both = {"measured": row, "predicted": row | {"tokens_a_second": 6.0}}
+    text = markdown({"rows": [{"way": "2 at once", "ranks": 1, **both}], "streams": []})
+    assert "| 2 at once | 1 | 5 / 6 | 100 (=) | 200 (=) | 10.00 (=) |" in text
+    assert text.count("\n| --- | ---: |") == 2 and "One rank: ms a token predicted" in text

@@ -182,6 +182,7 @@ def test_the_filters_with_the_largest_sums_are_kept():
         (lambda m: shrink(m, {"nope": np.array([0])}), "no units in 'nope'"),
         (lambda m: shrink(m, {"1": np.array([0, 0])}), "different indices in"),  # read twice
         (lambda m: shrink(m, {"1": np.array([True, False, True, False])}), "flatnonzero"),
+        (lambda m: shrink(m, {"1": np.array([0.0, 1.0])}), "different indices in"),
         (lambda m: shrink(m, {"1": np.array([-1])}), "different indices in"),
         (lambda m: shrink(m, {"1": np.array([99])}), "different indices in"),
         (lambda m: shrink(m, {"1": []}), "at least one"),
