@@ -140,7 +140,11 @@ def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
         assert f"{mesh}: " in again and " bytes between ranks" in again
     assert cli.main([*meshed, "--mesh", "pp=7", "--world", "local"]) == 2
     assert "7 stages need as many blocks, and the model has 3" in capsys.readouterr().err
-    texts = {"empty": b"", "binary": bytes(range(256)), "mixed": "\ufeffZürich\r\nTo be".encode()}
+    texts = {
+        "empty": b"",
+        "binary": bytes(range(256)),
+        "mixed": f"\ufeffZürich\r\nTo be\r\n{'x' * 40}".encode(),
+    }
     wrong = {"empty": "no prompts in", "binary": "is no text in UTF-8"}
     for name, text_bytes in texts.items():
         (tmp_path / name).write_bytes(text_bytes)
@@ -150,6 +154,7 @@ def test_the_command_continues_prompts_from_a_file_and_from_the_terminal(
             assert status == 2 and f"{wrong[name]}" in error and name in error and not out
     assert status == 1, "one prompt is refused, the other one is answered"
     assert "prompt 1 is refused" in error and "does not have 'ü'" in error
+    assert "prompt 3 is refused: a prompt of 40 tokens" in error
     assert f"── 2 {'─' * 60}\nTo be{text.decode(drawn)}\n" in out
     small = save(tmp_path / "n", gpt(9, 8, 4, 1, 1).init(0))
     assert cli.main(["generate", "--model", str(small)]) == 2
