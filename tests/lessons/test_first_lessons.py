@@ -1,4 +1,4 @@
-"""Lessons 1 to 4, 13 to 15 and 18 to 20 run, as scripts and as notebooks, and draw."""
+"""Lessons 1 to 4, 13 to 15, 18 to 20 and 23 run, as scripts and as notebooks, and draw."""
 
 import os
 import subprocess
@@ -13,12 +13,13 @@ LESSONS = {
     "01_autograd": ["01_autograd"],
     "02_tensors_and_layers": ["02_tensors_and_layers"],
     "03_optimizers": ["03_learning_rates", "03_optimizers"],
-    "04_training_for_real": ["04_images", "04_characters"],
+    "04_training_for_real": ["04_convolution", "04_images"],
     "13_gradients_that_vanish": ["13_gradient_norms", "13_training"],
     "14_smaller": ["14_smaller"],
     "15_many_requests": ["15_many_requests"],
     "18_private": ["18_attack", "18_private", "18_federated"],
     "20_larger_than_memory": ["20_larger_than_memory"],
+    "23_attention": ["23_attention", "23_characters"],
     "19_what_does_it_look_at": ["19_maps", "19_random_weights", "19_what_does_it_look_at"],
 }
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
