@@ -10,7 +10,8 @@
 # confuses.
 #
 # You need: lessons 1 to 3. Run it with `python lessons/04_training_for_real.py`; it trains for half
-# a minute or so. With `LESSON=long` in front it trains longer, and reaches 90 % on the test images.
+# a minute or so. With `LESSON=long` in front (in bash) it trains longer, and reaches 90 % on the
+# test images.
 
 # %%
 import os

@@ -179,7 +179,7 @@ if first_process():
     axes.set_title("overlapped: ms a step by bucket size", loc="left")
     axes.set_xlabel("MB a bucket")
     axes.grid(alpha=0.3)
-    print(f"picture: {save(figure, 'out/lessons/07_buckets.png')}")
+    print(f"picture: {save(figure, 'out/lessons/07_data_parallel_buckets.png')}")
 
 # %% [markdown]
 # PyTorch's default is 25 MB: its models are a hundred times larger than this one.

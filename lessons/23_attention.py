@@ -9,7 +9,8 @@
 # read the ones after it, what a loss of two nats means, and how a model of the next letter writes.
 #
 # You need: lessons 1 to 4. Run it with `python lessons/23_attention.py`; it trains for a minute or
-# two. With `LESSON=long` in front it trains longer, and reaches less than 1.8 nats a letter.
+# two. With `LESSON=long` in front (in bash) it trains longer, and reaches less than 1.8 nats a
+# letter.
 
 # %%
 import os
@@ -176,6 +177,9 @@ for name, nats in baselines.items():
     print(f"{name:21} {nats:.2f} nats, perplexity {metrics.perplexity(nats):5.1f}")
 
 # %% [markdown]
+# Perplexity 63, loss ln 63 = 4.14. Pairs of letters come to 2.45 nats, a choice among 11.5 letters:
+# a network must do better.
+#
 # ## Training and writing
 #
 # `minidist.compress.fit` is the loop of lesson 4, with two more steps. *Clipping* scales an
