@@ -116,11 +116,10 @@ print("picture:", save(figure, "out/lessons/03_learning_rates.png"))
 # | RMSprop | $s \leftarrow \rho s + (1-\rho) g^2$, the same step | the same, but forgets |
 # | Adam | $m \leftarrow \beta_1 m + (1-\beta_1) g$, RMSprop's step along $m$ | both together |
 #
-# $\mu$, $\rho$ and $\beta$ are numbers a little below 1, and $\epsilon$ is tiny: nothing is divided
-# by
-# 0. Adam's $m$ and $s$ begin at 0, so at first they are too small. It divides them by $1 - \beta^t$
-#    in step $t$, which corrects that. (`SGD(0.05, momentum=0.9)` of other lessons is the second
-#    row. The S is for *stochastic*: the gradient is that of a random batch.)
+# $\mu$, $\rho$ and $\beta$ are numbers a little below 1. $\epsilon$ is tiny, so that nothing is
+# divided by zero. Adam's $m$ and $s$ begin at zero, so at first they are too small. It divides them
+# by $1 - \beta^t$ in step $t$, which corrects that. (`SGD(0.05, momentum=0.9)` of other lessons is
+# the second row. The S is for *stochastic*: the gradient is that of a random batch.)
 #
 # Each has its own suitable learning rate; one rate for all would be unfair. All start at the same
 # point of the same curved valley: steep walls, and a nearly flat floor to the lowest point.
