@@ -251,7 +251,9 @@ print("picture:", save(figure, "out/lessons/04_images.png"))
 #    where the last one ended, so the difference grows. Neither model is better.
 # 2. Horizontal edges. A kernel of 1/9 takes the mean of nine pixels: the image becomes blurred.
 # 3. After 400 steps the loss is 0.31 in place of 0.46, and the accuracy 88.3 % in place of 86.9 %:
-#    the images that come again are easier.
+#    the same images come again. After 1,400 steps (`LESSON=long`) the loss is 0.03 in place of
+#    0.16, and the accuracy is 90.1 % with both: it knows 98 % of its training images by heart, and
+#    on the test images that is no help.
 #
 # </details>
 #

@@ -26,6 +26,11 @@ def test_rounds_of_a_binomial_tree_are_those_of_its_drawing():
     assert whole[:3] == [[(to, sender) for sender, to in some] for some in reversed(down)]
 
 
+def test_messages_that_wait_for_one_rank_are_rounds_of_their_own():
+    to_root = [[(1, 0)], [(2, 0)], [(3, 0)]]  # all begin at once, and arrive one after another
+    assert messages(ALL_REDUCE["central"], 4)[:3] == to_root
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5, 8])
 @pytest.mark.parametrize("name", ["binomial", "central"])
 def test_a_tree_has_every_rank_once_below_its_parent_with_its_round(name, ranks):
