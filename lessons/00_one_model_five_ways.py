@@ -54,7 +54,8 @@ print_once(mlp())
 #
 # `mlp()` only *declares* the network. A training method decides which part of it a rank holds, and
 # gives that part memory and its first values. The values depend only on the seed and the
-# parameter's name, so any rank can build any part.
+# parameter's name, so any rank can build any part. (`init(0)` does that with seed 0, and `load`
+# puts trained parameters in their place.)
 
 
 # %%

@@ -173,8 +173,8 @@ for name, by_ranks in bars.items():
     print_once(f"{name:14} MB on 1, 2, 4, 8 ranks: {totals}   formula equal: {equal}")
 
 # %% [markdown]
-# Nearly 8 in stage 1, and nearly 4 in stage 2: what is divided by p tends to 0. In stage 3 nothing
-# is left of the 16, only the slots.
+# A little more than 8 in stage 1, and than 4 in stage 2: what is divided by p tends to 0. In stage
+# 3 hardly anything is left of the 16, only the slots.
 #
 # ## Stage 3 on the clock
 #
@@ -234,11 +234,11 @@ for name, (losses, sent, held_here, _) in found[0].items():
 # %% [markdown]
 # ## The same formula at another size
 #
-# The paper's example is a model of 7.5 billion parameters on 64 ranks, in mixed precision: 2 bytes
-# for a parameter, 2 for its gradient, and 12 for Adam's state with a float32 copy. Here is such a
-# GPT. It is declared and not initialised, so it takes no memory, and the same formulas hold for it.
-# The paper's table (120, 31.4, 16.6, 1.9 GB) has the shards alone; the slots for whole blocks come
-# on top.
+# The example of the paper (Rajbhandari et al., arXiv 1910.02054) is a model of 7.5 billion
+# parameters on 64 ranks, in mixed precision: 2 bytes for a parameter, 2 for its gradient, and 12
+# for Adam's state with a float32 copy. Here is such a GPT. It is declared and not initialised, so
+# it takes no memory, and the same formulas hold for it. The paper's table (120, 31.4, 16.6, 1.9 GB)
+# has the shards alone; the slots for whole blocks come on top.
 
 # %%
 model = gpt(vocabulary=50257, context=1024, width=3072, layers=65, heads=24)

@@ -22,6 +22,12 @@ LESSONS = {
     "23_attention": ["23_attention", "23_characters"],
     "19_what_does_it_look_at": ["19_maps", "19_random_weights", "19_what_does_it_look_at"],
 }
+PRINTS = {  # what the text of a lesson relies on, in quick runs too
+    "01_autograd": "16 doublings, path by path: 131,070 additions",
+    "03_optimizers": "Adam             loss 0.4",
+    "04_training_for_real": "divided by  25: the gradient is 4.000 times that of the batch",
+    "23_attention": "the last position reads [4.08 0.89]",
+}
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 
 
@@ -38,6 +44,7 @@ def test_lesson_runs_and_draws(lesson, tmp_path):
     )
     print(run.stdout, run.stderr)
     assert run.returncode == 0
+    assert PRINTS.get(lesson, "") in run.stdout
     for picture in LESSONS[lesson]:
         assert (tmp_path / f"out/lessons/{picture}.png").stat().st_size > 20_000
 

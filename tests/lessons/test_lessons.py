@@ -33,6 +33,7 @@ DISTRIBUTED = [
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
     pytest.param("22_nobody_waits", marks=pytest.mark.long),
+    pytest.param("26_fastest_all_reduce", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
     pytest.param("16_tensor_parallel", marks=pytest.mark.long),
     pytest.param("17_putting_it_together", marks=pytest.mark.long),
