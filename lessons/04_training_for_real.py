@@ -130,6 +130,8 @@ cnn = models.cnn(channels=16).init(seed=0)
 show(summary(cnn, (100, 28, 28)))
 
 # %% [markdown]
+# In the first linear layer: it has a weight for each pair, and the convolutions have hardly any.
+#
 # ## A batch in parts
 #
 # The gradient of a batch is a mean over its samples. If a batch is too large for the memory, cut it
@@ -257,7 +259,5 @@ print("picture:", save(figure, "out/lessons/04_images.png"))
 #
 # </details>
 #
-# **Marked exercise:** `minidist exercise start cross_entropy`.
-#
-# Next: attention, the layer of language models, in [lesson 23](23_attention.py); or at once
-# messages, in [lesson 5](05_messages.py), and lesson 23 before lesson 14.
+# Next: attention, the layer of language models, in [lesson 23](23_attention.py). Or messages at
+# once, in [lesson 5](05_messages.py); then read lesson 23 before lesson 15.
