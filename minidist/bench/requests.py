@@ -51,11 +51,19 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", default="out/bench", help="folder for requests.json")
     parser.add_argument("--page", type=Path, help="put the tables between this page's marks")
     options = parser.parse_args(arguments)
-    loads = [float(load) for load in options.loads.split(",") if load]
+    try:
+        loads = [float(load) for load in options.loads.split(",") if load]
+    except ValueError:
+        parser.error(f"--loads are numbers with commas between them, not {options.loads}")
     if not 1 <= options.new <= 69:
         parser.error(f"--new must be 1 to 69, so that prompts fit into 128, not {options.new}")
-    if min(options.ranks, options.requests, options.at_once, options.turns) < 1:
-        parser.error("--ranks, --requests, --at-once and --turns must be at least 1")
+    counts = options.ranks, options.requests, options.at_once, options.turns, options.stream
+    if min(counts) < 1:
+        parser.error("--ranks, --requests, --at-once, --turns and --stream must be at least 1")
+    if options.trained and not Path(options.trained).is_file():
+        parser.error(f"--trained: there is no file {options.trained}")
+    if options.page and not (options.page.is_file() and MARKS[0] in options.page.read_text()):
+        parser.error(f"--page: {options.page} is no page with the line {MARKS[0].strip()}")
     if not all(0 < load < 1 for load in loads):
         parser.error(f"--loads lie between 0 and 1, not {options.loads}")
     settings = {

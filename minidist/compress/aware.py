@@ -92,6 +92,8 @@ def prepare(model: Module, batches: Iterable[Any], method: str = "range") -> Mod
     ValueError for an unknown method, and for a model without layers to quantize.
     """
     chosen = calibration(method)
+    if any(isinstance(layer, Aware) for layer in model.named_modules().values()):
+        raise ValueError("prepare: the model was prepared already: train it, and then convert it")
     state, dtype = model.state(), dtype_of(model)
     values = observe(model, quantizable(model), batches)
 

@@ -121,7 +121,8 @@ def observe(model: Module, paths: Iterable[str], batches: Iterable[Any]) -> dict
 def _recorded(forward: Callable[..., Any], values: list[np.ndarray]) -> Callable[..., Any]:
     def recording(x: Any, *more: Any) -> Any:
         data: Array = as_tensor(x).data
-        values.append(to_host(data.reshape(-1)[:: -(-data.size // SAMPLE)]).copy())
+        if data.size:
+            values.append(to_host(data.reshape(-1)[:: -(-data.size // SAMPLE)]).copy())
         return forward(x, *more)
 
     return recording

@@ -40,10 +40,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float, coun
             f"soft_cross_entropy: the student's logits are {logits.shape} and the teacher's "
             f"{teacher.shape}: both must have the same classes"
         )
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"soft_cross_entropy: the temperature must be above 0 and finite, not {temperature}"
-        )
+    _check(temperature)
     p = ops.softmax(teacher.detach() / temperature)
     return -(p * ops.log_softmax(logits / temperature)).sum() * (temperature**2 / max(1, count))
 
@@ -57,6 +54,7 @@ class Distillation:
     def __init__(self, teacher: Module, temperature: float = 4.0, weight: float = 0.9) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"Distillation: the teacher's share must be in [0, 1], not {weight}")
+        _check(temperature)
         self.teacher = teacher
         self.temperature, self.weight = temperature, weight
 
@@ -68,3 +66,10 @@ class Distillation:
             taught = self.teacher(batch.inputs)
         soft = soft_cross_entropy(logits, taught, self.temperature, count)
         return (1 - self.weight) * hard + self.weight * soft
+
+
+def _check(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"distillation: the temperature must be above 0 and finite, not {temperature}"
+        )

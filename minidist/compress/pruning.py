@@ -87,8 +87,18 @@ def _largest(magnitudes: np.ndarray, share: float) -> np.ndarray:
 
 
 def apply_masks(model: Module, masks: Masks) -> None:
-    """w ← w ⊙ mask, in place: call it after each step of the optimizer."""
+    """w ← w ⊙ mask, in place: call it after each step of the optimizer.
+
+    Raises ValueError, before anything is changed, for masks of another model.
+    """
     named = model.named_parameters()
+    for name, mask in masks.items():
+        if name not in named or named[name].data.shape != mask.shape:
+            found = f"is {named[name].data.shape}" if name in named else "does not exist"
+            raise ValueError(
+                f"apply_masks: the mask of {name} is {mask.shape}, and the parameter {found}: "
+                "these are masks of another model"
+            )
     for name, mask in masks.items():
         named[name].data[~mask] = 0  # selects, since inf · 0 is NaN
 

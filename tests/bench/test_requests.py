@@ -52,6 +52,11 @@ def test_a_cell_has_both_numbers_or_one_if_they_read_the_same():
         (["--new", "70"], "--new must be 1 to 69"),
         (["--ranks", "0"], "must be at least 1"),
         (["--loads", "0.5,1.2"], "lie between 0 and 1"),
+        (["--loads", "nan"], "lie between 0 and 1"),
+        (["--loads", "half"], "numbers with commas"),
+        (["--stream", "0"], "must be at least 1"),
+        (["--trained", "no such file"], "there is no file no such file"),
+        (["--page", "README.md"], "no page with the line"),  # before minutes of measuring
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words, capsys):

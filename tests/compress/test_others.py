@@ -304,6 +304,7 @@ def test_fine_tuning_changes_the_model_that_is_compared(tiny):
         (lambda: factor(diverged(), rank=1), "weight has NaN or infinite"),
         (lambda: factor(small_cnn().init(0), energy=1.5), r"\(0, 1\], not 1.5"),
         (lambda: factor(small_cnn().init(0), rank=999), "no selected layer gets smaller"),
+        (lambda: Distillation(mlp((3, 2)), np.nan), "above 0 and finite, not nan"),
         (lambda: Distillation(mlp((3, 2)), weight=2), r"\[0, 1\], not 2"),
         (lambda: compress("resnet"), "unknown task 'resnet'"),
         (lambda: compress("cnn", "int7"), "no recipe has 'int7'"),

@@ -192,6 +192,8 @@ def test_the_filters_with_the_largest_sums_are_kept():
         (lambda m: magnitude_masks(m, 0.5, "whole"), '"model" or "layer"'),
         (lambda m: magnitude_masks(nn.LayerNorm(3).init(0), 0.5), "no linear layers"),
         (lambda m: magnitude_masks(poisoned(m), 0.5), "NaN"),
+        (lambda m: apply_masks(m, {"1.weight": np.ones((9, 9), bool)}), "masks of another model"),
+        (lambda m: apply_masks(m, {"99.weight": np.ones(1, bool)}), "does not exist"),
         (lambda m: GradualPruning(0.9, 10, every=3), "multiple of every=3"),
         (lambda m: GradualPruning(0.5, 10, initial=0.6), "initial <= final"),
     ],

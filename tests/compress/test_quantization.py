@@ -210,6 +210,9 @@ def test_observe_sees_what_layers_are_given_and_leaves_the_model_as_it_was():
     assert [one.training for one in model.named_modules().values()] == [True, True, False, True]
 
 
+X = [np.ones((1, 6), np.float32)]
+
+
 def linear():
     return nn.Sequential(nn.Linear(6, 3)).init(0)
 
@@ -226,6 +229,8 @@ def linear():
         (lambda: quantize_weights(linear(), 3, 3), "4 or 8 bits, not 3"),
         (lambda: quantize_weights(linear(), 8, 3, where=lambda path: False), "none|no linear"),
         (lambda: convert(linear()), "prepare"),
+        (lambda: prepare(prepare(linear(), X), X), "prepared already"),
+        (lambda: quantize_int8(linear(), [X[0][:0]]), "no data reached the layers"),
         (lambda: quantize_weights(diverged(), 8, 3), "0.weight has NaN or infinite"),
         (
             lambda: quantize_int8(diverged(), [np.ones((1, 6), np.float32)]),
@@ -236,7 +241,7 @@ def linear():
             "input of layer '0' has NaN",
         ),
         (
-            lambda: prepare(linear(), [np.full((1, 6), np.inf, np.float32)]),
+            lambda: prepare(linear(), [np.full((1, 6), np.nan, np.float32)]),
             "input of layer '0' has NaN",
         ),
         (lambda: int8_linear()(Tensor(np.ones((1, 6)), requires_grad=True)), "no gradients"),
