@@ -10,7 +10,7 @@ Then ``all_reduce(comm, array)`` runs it, ``all_reduce.cost(length, itemsize, ra
 is its formula, and ``all_reduce.name`` is the name by which the dictionaries in ``tables.py`` have
 it. An algorithm of your own is made in the same way, or by ``Algorithm(name, run, cost)``.
 
-A call compares its arguments over the ranks (collective_calls.py) and then calls ``run``, the plain
+A call compares its arguments over the ranks (comm/calls.py) and then calls ``run``, the plain
 function. A collective made of others, such as a reduce-scatter and an all-gather, calls their
 ``run``: its own arguments have been compared.
 """
@@ -25,8 +25,8 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from minidist.collectives.cost import Cost
-from minidist.comm.checks import HOST, check_array, no_comm
-from minidist.comm.collective_calls import check_root, describe_collective
+from minidist.comm.calls import compare_calls, describe_collective
+from minidist.comm.checks import HOST, check_array, check_root, no_comm
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +81,7 @@ class Algorithm(Generic[P, R]):
         if comm.compares and comm.size > 1:
             named = dict(zip(self.parameters, arguments[1:], strict=False)) | options
             named.pop("comm", None)
-            comm._compare(describe_collective(self.operation, self.name, named))
+            compare_calls(comm, describe_collective(self.operation, self.name, named))
         return self.run(*arguments, **options)
 
     def costs(self, formula: Formula) -> Formula:

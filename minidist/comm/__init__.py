@@ -14,9 +14,8 @@ __path__.append(f"{__path__[0]}/../moved/comm")  # modules under their old names
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "comm": ["Comm"],
+        "comm": ["Comm", "Future", "Request"],
         "errors": ["CollectiveMismatch", "CommError", "Crash", "Disagreement", "RankLost"],
-        "requests": ["Future", "Request"],
         "launcher": ["first_process", "launch", "launched_size", "print_once"],
         "local.world": ["LocalWorld"],
         "local.tasks": ["Deadlock"],

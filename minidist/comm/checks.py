@@ -6,6 +6,8 @@ is checked where both sides meet: in the simulator, and when an MPI message has 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minidist.comm.errors import CommError
@@ -37,17 +39,6 @@ def check_message(
     The same in every world: what one MPI library takes, and another or the simulator does not, is
     refused in all.
     """
-    # The usual case, quickly. carray: contiguous, aligned and writeable.
-    if type(array) is HOST and type(peer) is int is type(tag):
-        flags, dtype = array.flags, array.dtype
-        if (
-            0 <= peer < size
-            and 0 <= tag <= LARGEST_TAG
-            and (flags.carray if into else flags.c_contiguous and flags.aligned)
-            and dtype.isnative
-            and not dtype.hasobject
-        ):
-            return
     check_peer(rank, size, call, peer, tag, into)
     what = f"rank {rank}: {call} {peer}"
     check_array(what, array)
@@ -71,6 +62,14 @@ def check_peer(rank: int, size: int, call: str, peer: int, tag: int, into: bool)
             f"rank {rank}: {call} {peer}: the tag {tag!r} must be a whole number from 0 to "
             f"{LARGEST_TAG}, which every MPI library takes"
         )
+
+
+def check_root(rank: int, size: int, operation: str, root: Any) -> None:
+    """``root`` is a rank: a negative one would be taken for ``ANY``."""
+    if type(root) is int and 0 <= root < size:  # the usual case, quickly
+        return
+    if not isinstance(root, (int, np.integer)) or isinstance(root, bool) or not 0 <= root < size:
+        raise CommError(f"rank {rank}: {operation} with root {root!r}: ranks are 0 to {size - 1}")
 
 
 def check_array(what: str, array: Array) -> None:
@@ -97,8 +96,9 @@ def check_array(what: str, array: Array) -> None:
 
 def check_apart(rank: int, send: Array, to: int, recv: Array, source: int) -> None:
     """The two arrays of a ``sendrecv`` share no memory."""
-    xp = module_of(send)
-    if xp is module_of(recv) and xp.may_share_memory(send, recv):  # contiguous: so they do
+    xp = np if type(send) is HOST else module_of(send)  # quicker for arrays on the host
+    on_one = type(send) is type(recv) or xp is module_of(recv)
+    if on_one and xp.may_share_memory(send, recv):  # both are contiguous: so they do
         raise CommError(
             f"rank {rank}: sendrecv to {to} and from {source}: the two arrays share "
             "memory, so what arrives would overwrite what is being sent: receive into another "
@@ -119,10 +119,6 @@ def check_alike(rank: int, into: Array, other: Array) -> None:
 def check_flat(rank: int, array: Array) -> None:
     """A collective's array is contiguous: of another there is only a copy in one dimension, so
     the caller would not get the result. Nor would it of a number."""
-    if type(array) is HOST:  # the usual case, quickly
-        flags, dtype = array.flags, array.dtype
-        if flags.c_contiguous and flags.aligned and dtype.isnative and not dtype.hasobject:
-            return
     check_array(f"rank {rank}: a collective", array)
     if not array.flags.c_contiguous:
         raise CommError(

@@ -61,7 +61,7 @@ class Trace:
         self.busy = 0.0  # seconds outside communication
         self.names: list[tuple[str, int | None, int | None]] = []  # the steps we are in
         self.mark = start  # when the last communication, or named step, ended
-        self._flops: int | None = None  # of ``array.work`` at the mark, if it was recorded
+        self.flops: int | None = None  # of ``array.work`` at the mark, if that was recorded
         self.call: Call | None = None  # the call that this rank is in: the watchdog reads it
         self.thread = threading.get_ident()  # in which the calls are made
         self.choices: Choices = {}  # of "auto", by ranks of a group: see choices.py
@@ -82,17 +82,17 @@ class Trace:
         if now > self.mark:
             self.busy += now - self.mark
             if self.record:
-                flops = 0 if self._flops is None else work.flops - self._flops
+                flops = 0 if self.flops is None else work.flops - self.flops
                 self.events.append(Event("compute", self.name, self.mark, now, flops=flops))
             self.mark = now
-        self._flops = work.flops if self.record else None
+        self.flops = work.flops if self.record else None
 
     def communicated(
         self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
         """A call of communication lasted from ``start`` to the mark: to be called if recording."""
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source))
-        self._flops = work.flops  # what others computed meanwhile, in this process, is theirs
+        self.flops = work.flops  # what others computed meanwhile, in this process, is theirs
 
     def resume(self, now: float) -> None:
         """Ignore the time from the last mark until ``now``: a stream had no work."""

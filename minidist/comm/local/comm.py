@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidist.comm.agreement import compare
+from minidist.comm.calls import compare_calls
 from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
 from minidist.comm.local.simulator import Simulator
 from minidist.comm.local.tasks import Group, Task, Transfer
@@ -104,7 +105,7 @@ class LocalComm(Comm):
     compares = True
 
     def _meet(self, name: str, bring: Any) -> dict[int, Any]:
-        self._compare(name)
+        compare_calls(self, name)
         self._meetings += 1
         return self._simulator.meet(self._group, self._meetings, self.rank, name, bring)
 

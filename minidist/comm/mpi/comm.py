@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
+from minidist.comm.calls import compare_calls
 from minidist.comm.checks import check_message
-from minidist.comm.comm import IN_PLACE, Comm
+from minidist.comm.comm import IN_PLACE, Comm, Future
 from minidist.comm.errors import CommError
 from minidist.comm.machine import Machine
 from minidist.comm.mpi import buffers, windows
 from minidist.comm.mpi.messages import MpiMessages
 from minidist.comm.mpi.resources import Resources
 from minidist.comm.mpi.stream import MpiFuture, Stream
-from minidist.comm.requests import Future
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, to_host
 
@@ -58,7 +58,7 @@ class MpiComm(MpiMessages):
 
     def barrier(self) -> None:
         if self.compares:
-            self._compare("barrier()")
+            compare_calls(self, "barrier()")
         start = self._enter("barrier")
         request = self._comm.Ibarrier()
         while not request.Test():
@@ -70,7 +70,7 @@ class MpiComm(MpiMessages):
 
     def split(self, color: int, key: int = 0) -> Comm:
         if self.compares:
-            self._compare("split()")
+            compare_calls(self, "split()")
         start = self._enter("split")
         self._resources.free_dropped()
         part = self._comm.Split(color, key)
@@ -115,7 +115,7 @@ class MpiComm(MpiMessages):
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         if self.compares:
-            self._compare(f"shared() of {like.dtype}[{length}]")
+            compare_calls(self, f"shared() of {like.dtype}[{length}]")
         start = self._enter("shared")
         try:
             window, arrays = windows.allocate(self._mpi, self._comm, length, like)
