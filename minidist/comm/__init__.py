@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = offer(
         "errors": ["CollectiveMismatch", "CommError", "Crash", "Disagreement", "RankLost"],
         "launcher": ["first_process", "launch", "launched_size", "print_once"],
         "local.world": ["LocalWorld"],
-        "local.tasks": ["Deadlock"],
+        "local.scheduler": ["Deadlock"],
         "machine": ["PROFILES", "Link", "Machine", "Pauses"],
         "timeline": ["Timeline"],
         "trace": [],

@@ -2,7 +2,18 @@
 
 Ranks that train on different batches, or from different seeds, exchange gradients of the right
 lengths: nothing fails, and the result is wrong. ``comm.agree(what, digest)`` compares 64 bits of
-each rank. It is not counted as messages. How the two worlds do it:
+each rank. It is not counted as messages.
+
+Ranks that call different collectives, or the same one on arrays of different shapes or dtypes, hang
+or get wrong numbers: an MPI library sees bytes, and cannot know. So each call of a collective is
+compared in the same way, in the order of calls: operation, algorithm, shape, dtype, reduction,
+root. The error is a ``CollectiveMismatch``, which says who called what, and where:
+
+    ranks do not agree: rank 0 has called all_reduce by ring of float32[1000], op='sum', at
+    train.py:31 in "main"; rank 1 has called all_reduce by ring of float32[999], op='sum', at ...
+
+The local world compares every call. In the MPI world that costs an exchange for each, so it is done
+only with ``MINIDIST_DEBUG=1`` in the environment. How the two worlds do it:
 
     local   the first rank writes its digest down, and each of the others compares: nobody waits,
             and no virtual time passes. The first rank that differs raises, which ends the run

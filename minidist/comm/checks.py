@@ -96,9 +96,8 @@ def check_array(what: str, array: Array) -> None:
 
 def check_apart(rank: int, send: Array, to: int, recv: Array, source: int) -> None:
     """The two arrays of a ``sendrecv`` share no memory."""
-    xp = np if type(send) is HOST else module_of(send)  # quicker for arrays on the host
-    on_one = type(send) is type(recv) or xp is module_of(recv)
-    if on_one and xp.may_share_memory(send, recv):  # both are contiguous: so they do
+    xp = module_of(send)
+    if xp is module_of(recv) and xp.may_share_memory(send, recv):  # contiguous: so they do
         raise CommError(
             f"rank {rank}: sendrecv to {to} and from {source}: the two arrays share "
             "memory, so what arrives would overwrite what is being sent: receive into another "

@@ -15,7 +15,7 @@ from functools import cached_property
 from time import sleep
 from typing import Any, TypeVar
 
-from minidist.comm.checks import ANY
+from minidist.comm.checks import ANY, check_peer
 from minidist.comm.choices import named
 from minidist.comm.errors import CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
@@ -183,6 +183,17 @@ class Comm(Messages):
 
     # Time, and what is kept
 
+    def wait_for(self, source: int, tag: int = 0) -> None:
+        """Before a ``recv`` that may wait long: sleep until ``source`` has sent.
+
+        A receive polls all the time, which is quick but keeps a core busy; a server can sleep.
+        """
+        check_peer(self.rank, self.size, "wait_for", source, tag, into=True)
+        self._wait_for(source, tag)
+
+    def _wait_for(self, source: int, tag: int) -> None:
+        """Sleep until a message is there."""
+
     def sleep(self, seconds: float) -> None:
         """Let so many seconds pass on this world's clock, in which this rank does nothing."""
         self.trace.computed(self.time())
@@ -210,11 +221,6 @@ class Comm(Messages):
         return self._common[key]
 
     # What a world provides
-
-    compares = False  # whether each call of a collective is compared over the ranks: see calls.py
-
-    @abstractmethod
-    def _agree(self, digest: int, text: str) -> None: ...
 
     @abstractmethod
     def _shared(self, length: int, like: Array) -> list[Array]: ...

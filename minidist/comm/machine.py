@@ -17,14 +17,16 @@ them, and so are the prices of pipelines: that is why measured and predicted tim
 equal.
 
 Real machines are less even, and the simulator can be too: nodes of fast links joined by slower
-ones, single links that differ, ranks that compute more slowly, and random delays. What such a
-machine does while a program runs on it is in ports.py. ``PROFILES`` are machines to try, each with
-the source of its numbers.
+ones, single links that differ, ranks that compute more slowly, and random delays. While a program
+runs, messages wait for ports (``Ports``), and delays are drawn (``Links``). ``PROFILES`` are
+machines to try, each with the source of its numbers.
 """
 
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -179,6 +181,51 @@ class Machine(_Wire):
         if self.network and self.between_nodes(sender, receiver):
             return self.network
         return Link(self.latency, self.bandwidth)
+
+
+class Links:
+    """All links of a machine while a program runs on it: counts messages, to draw the jitter."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.found: dict[tuple[int, int], Link] = {}
+        self.sent: Counter[tuple[int, int]] = Counter()
+
+    def message(self, sender: int, receiver: int, nbytes: int) -> float:
+        """Seconds that the next message of ``nbytes`` takes on this link."""
+        pair = (sender, receiver)
+        link = self.found.get(pair)
+        if link is None:
+            link = self.found[pair] = self.machine.link(sender, receiver)
+        seconds = link.message(nbytes)
+        if self.machine.jitter:
+            # Keyed, and not drawn in order: what one link does changes nothing on another.
+            draw = random.Random(f"{self.machine.seed} {sender} {receiver} {self.sent[pair]}")
+            self.sent[pair] += 1
+            seconds *= 1 + draw.expovariate(1 / self.machine.jitter)
+        return seconds
+
+
+class Ports:
+    """When each rank's ports are free: it sends one message and receives one at a time.
+
+    On a machine of two levels a rank has such a pair for each level, an object of this class.
+    Messages must be given in the order in which they are ready; those that want the same port wait
+    for each other in that order.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.out_free = [0.0] * ranks
+        self.in_free = [0.0] * ranks
+
+    def carry(self, sender: int, receiver: int, ready: float, seconds: float) -> float:
+        """When a message ends that both sides have posted by ``ready`` and that takes ``seconds``.
+
+        It begins when it is ready and both ports are free, and keeps both busy to its end.
+        """
+        end = max(ready, self.out_free[sender], self.in_free[receiver]) + seconds
+        self.out_free[sender] = self.in_free[receiver] = end
+        return end
 
 
 # Where not marked measured, latency is half a small-message round trip as the vendor or the paper

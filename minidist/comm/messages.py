@@ -13,10 +13,15 @@ What is refused, and in which words, is in checks.py; what is recorded is in tra
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from traceback import walk_stack
+from types import FrameType
 
 import numpy as np
+from numpy import may_share_memory
 
 from minidist.comm.checks import (
     ANY,
@@ -26,9 +31,8 @@ from minidist.comm.checks import (
     check_apart,
     check_flat,
     check_message,
-    check_peer,
 )
-from minidist.comm.errors import CommError
+from minidist.comm.errors import CollectiveMismatch, CommError, Disagreement
 from minidist.comm.trace import NO_NAME, NamedStep, Step, Trace
 from minidist.engine.array import Array, module_of, work
 
@@ -88,7 +92,12 @@ class Messages(ABC):
         # Arrays that own their memory, or are views of different ones that do, cannot overlap.
         out = send if send.base is None else send.base
         into = recv if recv.base is None else recv.base
-        if out is into or not (type(out) is type(into) is HOST and out.base is into.base is None):
+        apart = (
+            out is not into and type(out) is type(into) is HOST and out.base is into.base is None
+        )
+        if not apart and not (
+            type(send) is type(recv) is HOST and not may_share_memory(send, recv)
+        ):
             check_apart(self.rank, send, to, recv, source)
         start = self._enter("sendrecv", send, to, recv, source, tag)
         source = self._sendrecv(send, to, recv, source, tag)
@@ -108,14 +117,6 @@ class Messages(ABC):
         self._check("irecv from", array, source, tag, into=True)
         self.trace.computed(self.time())
         return self._irecv(array, source, tag)
-
-    def wait_for(self, source: int, tag: int = 0) -> None:
-        """Before a ``recv`` that may wait long: sleep until ``source`` has sent.
-
-        A receive polls all the time, which is quick but keeps a core busy; a server can sleep.
-        """
-        check_peer(self.rank, self.size, "wait_for", source, tag, into=True)
-        self._wait_for(source, tag)
 
     def _check(self, call: str, array: Array, peer: int, tag: int, into: bool = False) -> None:
         """Raise CommError for an invalid message. Most are valid: that is found out quickly."""
@@ -234,6 +235,22 @@ class Messages(ABC):
             peer, source = (self.world[rank] if rank >= 0 else -1 for rank in (peer, source))
             trace.communicated(kind, start, nbytes, peer, source)
 
+    # Whether all ranks make the same call
+
+    compares = False  # whether each call of a collective is compared: see agreement.py
+
+    def _compare(self, call: str) -> None:
+        """Raise CollectiveMismatch on every rank unless all make this ``call``."""
+        if self.size == 1:
+            return
+        digest = int.from_bytes(blake2b(call.encode(), digest_size=8).digest(), "little")
+        try:
+            self._agree(digest, f"called {call}, {users_line(sys._getframe(1))}")
+        except Disagreement as error:
+            if " called " not in str(error):
+                raise  # another rank's, about what ranks agree on
+            raise CollectiveMismatch(str(error)) from None
+
     # What a world provides
 
     @abstractmethod
@@ -247,8 +264,8 @@ class Messages(ABC):
     def _charge_reduction(self, nbytes: int) -> None:  # noqa: B027 (only a virtual clock charges)
         """Charge the combining of ``nbytes`` to a virtual clock; a real clock needs nothing."""
 
-    def _wait_for(self, source: int, tag: int) -> None:  # noqa: B027 (a virtual clock may jump)
-        """Sleep until a message is there."""
+    @abstractmethod
+    def _agree(self, digest: int, text: str) -> None: ...
 
     @abstractmethod
     def _isend(self, array: Array, to: int, tag: int) -> Request: ...
@@ -266,3 +283,15 @@ class Messages(ABC):
         receiving = self._irecv(recv, source, tag)
         self._isend(send, to, tag).wait()
         return receiving.wait()
+
+
+def users_line(frame: FrameType | None) -> str:
+    """The innermost line outside this package, such as 'at train.py:31 in "main"'; or ''.
+
+    Only names of files and functions are read, never variables.
+    """
+    ours = ("minidist.", "threading", "concurrent.", "runpy", "importlib")
+    for outer, line in walk_stack(frame):
+        if not outer.f_globals.get("__name__", "").startswith(ours):
+            return f'at {outer.f_code.co_filename}:{line} in "{outer.f_code.co_name}"'
+    return ""

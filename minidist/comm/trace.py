@@ -3,6 +3,9 @@
 Counting is always on, because measured bytes must never be a guess. Events (start, end, peer,
 bytes, step name) are kept only when ``record`` is set: they are what timelines are drawn from.
 When it is not, steps have no names, and all that is left of tracing is to ask whether it is on.
+
+While a rank is in a call of communication, its trace has a ``Call``, which is a plain tuple because
+one is made for every message. The watchdog of the MPI world reports it if the call does not return.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from minidist.comm.calls import Call
 from minidist.comm.choices import Choices
-from minidist.engine.array import work
+from minidist.engine.array import Array, work
 
+# (name, start in seconds, array sent, to, array received, source, tag)
+Call = tuple[str, float, Array | None, int, Array | None, int, int]
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
 
 
@@ -174,6 +178,27 @@ class NamedStep(Step):
     def __exit__(self, *error: object) -> None:
         self._trace.computed(self._time())
         self._trace.names.pop()
+
+
+def describe_message(call: str, array: Array, peer: str, rank: int, tag: int) -> str:
+    """One side of a message, such as "recv(float64[3], source=ANY, tag=0)"."""
+    other = "ANY" if rank < 0 else rank
+    return f"{call}({array.dtype}[{array.size}], {peer}={other}, tag={tag})"
+
+
+def describe_call(call: Call) -> str:
+    """A call of communication with its peers, sizes and tag."""
+    name, _, send, to, recv, source, tag = call
+    if send is None and recv is None:
+        if source >= 0:
+            return f"{name}(source={source}, tag={tag})"
+        return name if " " in name else f"{name}()"  # a name of words is no function's
+    sides = []
+    if send is not None:
+        sides.append(describe_message("send", send, "to", to, tag))
+    if recv is not None:
+        sides.append(describe_message("recv", recv, "source", source, tag))
+    return sides[0] if name in ("send", "recv") else f"{name} of {' and '.join(sides)}"
 
 
 def step_of(event: Event) -> str:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidist.comm.agreement import compare
-from minidist.comm.calls import compare_calls
 from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
-from minidist.comm.local.simulator import Simulator
-from minidist.comm.local.tasks import Group, Task, Transfer
+from minidist.comm.local.scheduler import Task
+from minidist.comm.local.simulator import Group, Simulator, Transfer
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, module_of
 
@@ -84,8 +83,9 @@ class LocalComm(Comm):
         if self._partly:
             self._check_alive(to)
             self._check_alive(source)
-        simulator.catch_up()
         task = simulator.current
+        if simulator.clocks and simulator.clocks[0] < task.clock:
+            simulator.catch_up()
         receiving = simulator.post(Transfer(task, group, False, source, rank, recv, tag))
         sending = simulator.post(Transfer(task, group, True, rank, to, send, tag))
         simulator.complete(sending, receiving)
@@ -105,7 +105,7 @@ class LocalComm(Comm):
     compares = True
 
     def _meet(self, name: str, bring: Any) -> dict[int, Any]:
-        compare_calls(self, name)
+        self._compare(name)
         self._meetings += 1
         return self._simulator.meet(self._group, self._meetings, self.rank, name, bring)
 

@@ -10,14 +10,86 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidist.comm.agreement import Claim
 from minidist.comm.checks import ANY
-from minidist.comm.errors import CommError, RankLost
-from minidist.comm.local.scheduler import Scheduler
-from minidist.comm.local.tasks import Group, Meeting, Transfer
-from minidist.comm.machine import Machine
-from minidist.comm.ports import Links, Ports
-from minidist.comm.trace import Trace
-from minidist.engine.array import module_of, work
+from minidist.comm.errors import CommError, Disagreement, RankLost
+from minidist.comm.local.scheduler import Scheduler, Task
+from minidist.comm.machine import Links, Machine, Ports
+from minidist.comm.trace import Trace, describe_message
+from minidist.engine.array import Array, module_of, work
+
+
+class Group:
+    """What the ranks of one communicator share: who they are, and messages without a partner."""
+
+    def __init__(self, ranks: Sequence[int], living: int | None = None) -> None:
+        self.ranks = ranks  # world ranks, by rank of the group
+        self.living = len(ranks) if living is None else living  # how many are not folded away
+        self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
+        self.recvs: list[list[Transfer]] = [[] for _ in ranks]
+        self.meetings: dict[int, Meeting] = {}
+        self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
+        # Calls of agree() that not all have made: (digest, text) by rank of the group, by number.
+        self.claims: dict[int, dict[int, Claim]] = {}
+        self.agreed = [0 for _ in ranks]  # how often each has called agree()
+        self.disagreement: Disagreement | None = None
+        self.stream: Group | None = None  # the same ranks' communication streams
+        self.groups: dict[Any, Group] = {}  # of ``Comm.group``, by members and number
+
+
+class Transfer:
+    """One side of a message: a send or a receive."""
+
+    __slots__ = (
+        "array",
+        "end",
+        "group",
+        "posted",
+        "receiver",
+        "sender",
+        "sending",
+        "tag",
+        "task",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        group: Group,
+        sending: bool,
+        sender: int,
+        receiver: int,
+        array: Array,
+        tag: int,
+    ) -> None:
+        self.task = task
+        self.group = group
+        self.sending = sending
+        self.sender = sender
+        self.receiver = receiver
+        self.array = array
+        self.tag = tag
+        self.posted = task.clock
+        self.end = -1.0  # not begun
+        self.waited = False
+
+    def __str__(self) -> str:
+        if self.sending:
+            return describe_message("send", self.array, "to", self.receiver, self.tag)
+        return describe_message("recv", self.array, "source", self.sender, self.tag)
+
+
+class Meeting:
+    """A call that all ranks of a group must make: barrier, split and shared."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.brought: dict[int, Any] = {}
+        self.waiting: list[Task] = []
+
+    def __str__(self) -> str:
+        return f"{self.name}, where only ranks {sorted(self.brought)} have come"
 
 
 class Simulator(Scheduler):

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
-from minidist.comm.calls import compare_calls
 from minidist.comm.checks import check_message
 from minidist.comm.comm import IN_PLACE, Comm, Future
 from minidist.comm.errors import CommError
@@ -58,7 +57,7 @@ class MpiComm(MpiMessages):
 
     def barrier(self) -> None:
         if self.compares:
-            compare_calls(self, "barrier()")
+            self._compare("barrier()")
         start = self._enter("barrier")
         request = self._comm.Ibarrier()
         while not request.Test():
@@ -70,7 +69,7 @@ class MpiComm(MpiMessages):
 
     def split(self, color: int, key: int = 0) -> Comm:
         if self.compares:
-            compare_calls(self, "split()")
+            self._compare("split()")
         start = self._enter("split")
         self._resources.free_dropped()
         part = self._comm.Split(color, key)
@@ -115,7 +114,7 @@ class MpiComm(MpiMessages):
 
     def _shared(self, length: int, like: Array) -> list[Array]:
         if self.compares:
-            compare_calls(self, f"shared() of {like.dtype}[{length}]")
+            self._compare(f"shared() of {like.dtype}[{length}]")
         start = self._enter("shared")
         try:
             window, arrays = windows.allocate(self._mpi, self._comm, length, like)

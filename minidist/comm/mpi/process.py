@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from minidist.comm import link
-from minidist.comm.calls import users_line
 from minidist.comm.environment import YIELD, launched_size, rank_in_environment
 from minidist.comm.errors import CommError
+from minidist.comm.messages import users_line
 from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
 

@@ -22,9 +22,9 @@ from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
-from minidist.comm.calls import describe_call, users_line
+from minidist.comm.messages import users_line
 from minidist.comm.mpi import ending
-from minidist.comm.trace import Trace
+from minidist.comm.trace import Trace, describe_call
 
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from minidist.comm.calls import compare_calls
 from minidist.comm.comm import Comm
 from minidist.comm.mpi.comm import MpiComm
 from minidist.comm.mpi.ending import abort_on_error
@@ -89,7 +88,7 @@ class MpiWorld:
                 comm.finish()
                 trace.computed(comm.time())  # since the last message
                 if comm.compares:
-                    compare_calls(comm, "the end of the launch")
+                    comm._compare("the end of the launch")
                 comm.barrier()
                 comm.close()
             with watchdog.waiting("collection of the results"):
