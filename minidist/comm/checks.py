@@ -15,6 +15,7 @@ from minidist.engine.array import Array, module_of
 
 ANY = -1  # as a source: receive from whoever sends first
 HOST = np.ndarray  # the type of arrays on the host
+NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))  # dtypes, in this machine's byte order
 LARGEST_TAG = 32767  # the MPI standard promises no more (MPI_TAG_UB)
 
 

@@ -27,6 +27,7 @@ from minidist.comm.checks import (
     ANY,
     HOST,
     LARGEST_TAG,
+    NUMBERS,
     check_alike,
     check_apart,
     check_flat,
@@ -120,16 +121,15 @@ class Messages(ABC):
 
     def _check(self, call: str, array: Array, peer: int, tag: int, into: bool = False) -> None:
         """Raise CommError for an invalid message. Most are valid: that is found out quickly."""
-        if type(array) is HOST and type(peer) is int is type(tag):
-            dtype = array.dtype
-            if (
-                0 <= peer < self.size
-                and 0 <= tag <= LARGEST_TAG
-                and array.flags.carray  # contiguous, aligned and writeable
-                and dtype.isnative
-                and not dtype.hasobject
-            ):
-                return
+        if (
+            type(array) is HOST
+            and type(peer) is int is type(tag)
+            and 0 <= peer < self.size
+            and 0 <= tag <= LARGEST_TAG
+            and array.flags.carray  # contiguous, aligned and writeable
+            and array.dtype in NUMBERS
+        ):
+            return
         check_message(self.rank, self.size, call, array, peer, tag, into)
 
     # What collectives need besides
@@ -139,14 +139,9 @@ class Messages(ABC):
 
         Raises CommError if it is not contiguous.
         """
-        if not (
-            type(array) is HOST
-            and array.flags.carray  # see _check
-            and array.dtype.isnative
-            and not array.dtype.hasobject
-        ):
+        if not (type(array) is HOST and array.flags.carray and array.dtype in NUMBERS):  # as above
             check_flat(self.rank, array)
-        return array.reshape(-1)
+        return array if array.ndim == 1 else array.reshape(-1)
 
     def combine(self, op: str, into: Array, other: Array) -> None:
         """Reduce ``other`` into ``into``, in place: "sum", "product", "max" or "min"."""

@@ -20,7 +20,7 @@ import numpy as np
 from minidist.comm.trace import Sent
 from minidist.engine.array import Array, finish_kernels, host_buffer, stage_in, stage_out, to_host
 
-KNOWN = "bBhHiIlLqQfdg"  # the dtypes, by NumPy's ``char``, that both know: integers and floats
+KNOWN = frozenset(map(np.dtype, "bBhHiIlLqQfdg"))  # dtypes that MPI has too
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 GPU_AWARE = os.environ.get("MINIDIST_GPU_AWARE_MPI") == "1"
 LABEL = 16  # bytes of a dtype's name behind a message, in debug mode
@@ -82,7 +82,7 @@ def arrived(array: Array, host: Array, sent: Sent) -> str | None:
 
 def pieces(host: Array) -> list[Array]:
     """The memory of ``host`` as arrays of at most ``PIECE`` bytes, of a dtype that MPI knows."""
-    if host.dtype.char not in KNOWN:
+    if host.dtype not in KNOWN:
         host = host.reshape(-1).view(np.uint8)
     if host.nbytes <= PIECE:
         return [host]

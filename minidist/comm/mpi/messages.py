@@ -95,7 +95,7 @@ class MpiMessages(Comm):
         """Whether MPI takes this array as it is: the usual case, without a look at buffers.py."""
         return (
             type(array) is HOST
-            and array.dtype.char in buffers.KNOWN
+            and array.dtype in buffers.KNOWN
             and array.nbytes <= buffers.PIECE
             and not self.compares
         )
