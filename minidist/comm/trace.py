@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from minidist.comm.choices import Choices
@@ -147,17 +148,8 @@ class StreamTrace(Trace):
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source, True))
 
 
-class Step:
-    """What ``Comm.step`` returns: does nothing unless recording."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-NO_NAME = Step()
+Step = AbstractContextManager[None]  # what ``Comm.step`` returns
+NO_NAME: Step = nullcontext()  # when nothing is recorded
 
 
 class NamedStep(Step):
