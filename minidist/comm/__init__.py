@@ -1,8 +1,8 @@
 """Ranks and the messages between them, in one process or over MPI.
 
-Read ``comm.py``, what a rank can do, first; then ``launcher.py``, which starts the ranks. They are
-functions in one process (``local/``, on the clock of ``machine.py``) or processes (``mpi/``).
-``trace.py`` records what they did, and ``timeline.py`` draws it.
+Read ``messages.py`` and ``comm.py`` first: what a rank can do. ``launcher.py`` starts the ranks.
+They are functions in one process (``local/``, timed by the model in ``machine.py``) or processes
+(``mpi/``). ``trace.py`` records what they did, and ``timeline.py`` draws it.
 """
 
 from __future__ import annotations

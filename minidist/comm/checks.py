@@ -20,7 +20,7 @@ LARGEST_TAG = 32767  # the MPI standard promises no more (MPI_TAG_UB)
 
 
 def no_comm(found: object, what: str) -> CommError:
-    """To raise where ``found`` stands in place of a Comm."""
+    """The error to raise where ``found`` was passed in place of a Comm."""
     kind = type(found)
     if kind.__module__.startswith("mpi4py"):
         return CommError(
@@ -37,8 +37,8 @@ def check_message(
 ) -> None:
     """``array`` can be sent to ``peer`` of ``size`` ranks, or received from it (``into``).
 
-    The same in every world: what one MPI library takes, and another or the simulator does not, is
-    refused in all.
+    The same in both worlds: what one MPI library accepts, and another or the simulator does not, is
+    refused everywhere.
     """
     check_peer(rank, size, call, peer, tag, into)
     what = f"rank {rank}: {call} {peer}"
@@ -74,7 +74,7 @@ def check_root(rank: int, size: int, operation: str, root: Any) -> None:
 
 
 def check_array(what: str, array: Array) -> None:
-    """``array`` is one whose memory can be read or written as it is."""
+    """``array`` is an array whose memory MPI can read and write without a conversion."""
     try:
         flags, dtype = array.flags, array.dtype
     except AttributeError:
@@ -117,8 +117,8 @@ def check_alike(rank: int, into: Array, other: Array) -> None:
 
 
 def check_flat(rank: int, array: Array) -> None:
-    """A collective's array is contiguous: of another there is only a copy in one dimension, so
-    the caller would not get the result. Nor would it of a number."""
+    """A collective's array is contiguous. Of any other, and of a number, only a copy in one
+    dimension could be reduced, and the caller would not get the result."""
     check_array(f"rank {rank}: a collective", array)
     if not array.flags.c_contiguous:
         raise CommError(

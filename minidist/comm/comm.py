@@ -59,7 +59,7 @@ class Comm(Messages):
         self, rank: int, size: int, trace: Trace, machine: Machine, tuning: Any = None
     ) -> None:
         super().__init__(rank, size, trace)
-        self.machine = machine  # what formulas are evaluated with; the local world runs on it
+        self.machine = machine  # for cost formulas; the local world's clock runs on it
         self.tuning = tuning  # the measured table of algorithms, if there is one
         self._main: Comm | None = None  # see ``main``
         self.learned: dict[str, str | None] = {}  # what it measured: see collectives/learn.py
@@ -74,13 +74,13 @@ class Comm(Messages):
     def from_mpi(comm: Any) -> Comm:
         """A Comm of the ranks of ``comm``, a communicator of mpi4py, in a program of your own.
 
-        For all that takes a ``comm`` here, where ranks are not started by ``launch``. Every rank
-        of ``comm`` must call it; the same communicator gives the same Comm again. It has messages
-        of its own, so yours and ours do not mix. Needs MPI running, and nothing else; no watchdog
+        For all functions here that take a ``comm``, where ranks are not started by ``launch``.
+        Every rank of ``comm`` must call it; the same communicator gives the same Comm again. Its
+        messages are separate from those that you send on ``comm``. MPI must be running; no watchdog
         ends a job that hangs. ``close()``, on every rank, frees it, and raises CommError if a
         message was not received.
 
-        Raises CommError for what is no intracommunicator of mpi4py.
+        Raises CommError for anything but an intracommunicator of mpi4py.
 
         >>> from mpi4py import MPI  # doctest: +SKIP
         >>> ring.all_reduce(Comm.from_mpi(MPI.COMM_WORLD), array)  # doctest: +SKIP
@@ -125,10 +125,10 @@ class Comm(Messages):
     def agree(self, what: str, digest: int, shown: str = "") -> None:
         """Raise ``Disagreement``, on every rank, unless all pass the same ``what`` and ``digest``.
 
-        For what ranks must have alike and no message would show, such as a batch or a seed.
-        ``digest`` is 64 bits of it (``engine.digest``); ``shown`` says in the error what this rank
-        has. Every rank must call it, in the same order; not counted as messages. In the local world
-        nobody waits and no time passes: see agreement.py.
+        For what must be the same on all ranks and would show in no message, such as a batch or a
+        seed. ``digest`` is 64 bits of it (``engine.digest``); ``shown`` says in the error what this
+        rank has. Every rank must call it, in the same order; not counted as messages. In the local
+        world no rank waits and no time passes: see agreement.py.
 
         >>> comm.agree("the seed", digest(seed), f"seed {seed}")  # doctest: +SKIP
         """
@@ -176,12 +176,12 @@ class Comm(Messages):
     def unrecorded(self) -> Comm | None:
         """A communicator of the same ranks, for measuring: its messages are counted nowhere.
 
-        Every rank must call it. None where seconds would say nothing about the machine: in the
+        Every rank must call it. None where measured seconds would not describe the machine: in the
         local world, and where ranks outnumber cores.
         """
         return None
 
-    # Time, and what is kept
+    # Time, and results that are kept
 
     def wait_for(self, source: int, tag: int = 0) -> None:
         """Before a ``recv`` that may wait long: sleep until ``source`` has sent.
@@ -212,9 +212,8 @@ class Comm(Messages):
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What ``make()`` returns, made once for all ranks of the world in this process.
 
-        For what follows from the program alone, and is the same for all who pass the same ``key``:
-        nobody may change it. Ranks of the local world share it; a rank that is a process of its
-        own makes its own.
+        For what is the same on all ranks that pass the same ``key``, such as a table. It must not
+        be changed: ranks of the local world share it. In the MPI world each process makes its own.
         """
         if key not in self._common:
             self._common[key] = make()

@@ -7,8 +7,8 @@
     ports                      a rank sends one message and receives one at a time on each level:
                                one inside its node, and one between nodes
 
-Kernels are counted by arrays without numbers (device "phantom"). Of arrays with numbers, the local
-world knows the FLOPs alone.
+Kernels are counted for arrays without numbers only (device "phantom"). For arrays with numbers, the
+local world counts the FLOPs of matrix products.
 
 (Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005; for kernels the roofline: Williams,
 Waterman, Patterson, CACM 52(4) 2009.) These rules are written here and
@@ -87,7 +87,7 @@ class Machine(_Wire):
     ``latency``: seconds a message (α). ``bandwidth``: bytes a second on a link (1/β).
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
     operations a second, and ``memory_bandwidth``: bytes a second that a kernel reads and writes;
-    both as they are reached, the peak times a share. ``launch``: seconds before each kernel. By
+    both as kernels reach them, a share of the peak. ``launch``: seconds before each kernel. By
     default launches cost nothing, and no kernel waits for memory. ``slowdown``: for each straggling
     rank, how many times longer it takes to compute, for example ``{3: 4.0}``. ``pauses``: of every
     rank, at random. ``crashes``: the second on its clock at which a rank crashes, for example
@@ -118,7 +118,7 @@ class Machine(_Wire):
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "reduce_bandwidth", "flops", "memory_bandwidth"):
-            if not getattr(self, name) > 0:  # nor may it be no number at all
+            if not getattr(self, name) > 0:  # refuses NaN, too
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
         for name in ("latency", "jitter", "launch"):
             if not getattr(self, name) >= 0:
@@ -155,11 +155,11 @@ class Machine(_Wire):
 
     @property
     def even(self) -> bool:
-        """Whether all links are the same at all times, as the formulas have it."""
+        """Whether all links are the same at all times, as the formulas assume."""
         return self.node is None and not self.links and not self.jitter
 
     def network_level(self) -> Machine:
-        """The machine as one rank of each node sees it: its links are the network's."""
+        """The machine for communication between nodes: all its links are the network's."""
         if self.network is None:
             return self
         return replace(
@@ -184,7 +184,7 @@ class Machine(_Wire):
 
 
 class Links:
-    """All links of a machine while a program runs on it: counts messages, to draw the jitter."""
+    """The links of a machine while a program runs. Counts their messages, to draw the jitter."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine

@@ -1,4 +1,4 @@
-"""What the ranks did, drawn: one row a rank, time to the right, computing and communicating.
+"""A picture of what the ranks did: a row a rank, time to the right, computing and communicating.
 
 ``Timeline`` is a whole run: a picture with an arrow for every message, a file for Perfetto
 (https://ui.perfetto.dev) or chrome://tracing, and totals. The drawing itself is in drawing.py.
@@ -42,10 +42,11 @@ class Timeline:
         ]
 
     def arrows(self) -> list[Arrow]:
-        """An arrow for each message: the first send of a rank belongs to the first receive from it.
+        """An arrow for each message: a rank's first send to a peer goes to the first receive there.
 
-        Events have no tags: where tags make messages arrive in another order than they were sent,
-        arrows are exchanged. What a stream receives from a rank's main communicator has no arrow.
+        Events have no tags, so if tags let messages arrive in another order than they were sent,
+        their arrows are exchanged. What a stream receives from a rank's main communicator has no
+        arrow.
         """
         sent: dict[tuple[int, int, bool], deque[Event]] = defaultdict(deque)
         for rank, events in enumerate(self.events):

@@ -64,8 +64,8 @@ class Scheduler:
         self.tasks: list[Task] = []
         self.current: Task
         self.error: BaseException | None = None
-        # FLOPs on the counter that have been charged to a clock. Of the seconds beyond them, what
-        # has been charged is taken from the counter.
+        # FLOPs on the counter that have been charged to a clock. The counter's other seconds,
+        # ``work.beyond``, are set to zero when they are charged.
         self.charged = 0
         self.lost: set[int] = set()  # ranks that crashed
 
@@ -178,7 +178,7 @@ class Scheduler:
             task.clock += seconds
             self.charged, work.beyond = flops, 0.0
         if self.crash_at and task.clock >= self.crash_at.get(task.rank, math.inf):
-            # While it computed or waited; not before what it has already sent.
+            # It may have crashed while it computed or waited, but not before its last message.
             task.clock = when = max(self.crash_at.pop(task.rank), before)
             raise Crash(f"rank {task.rank} crashes at {when} s, as the machine model has it")
         return task.clock

@@ -1,7 +1,7 @@
 """The simulator: when messages begin and end, and what a crash does to them.
 
 A message begins when both sides have posted it and both ports are free; how long it takes is the
-machine's rule (``Machine.message`` and ``Ports`` in ``comm/machine.py``). A rank that waits for its
+machine's rule (``Machine.message`` and ``Ports`` in ``machine.py``). A rank that waits for its
 end is paused meanwhile: see ``scheduler.py``, which decides who runs next.
 """
 
@@ -81,15 +81,15 @@ class Transfer:
 
 
 class Meeting:
-    """A call that all ranks of a group must make: barrier, split and shared."""
+    """A call that all ranks of a group must make (barrier, split, shared): the value of each."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.brought: dict[int, Any] = {}
+        self.values: dict[int, Any] = {}  # by rank
         self.waiting: list[Task] = []
 
     def __str__(self) -> str:
-        return f"{self.name}, where only ranks {sorted(self.brought)} have come"
+        return f"{self.name}, where only ranks {sorted(self.values)} have come"
 
 
 class Simulator(Scheduler):
@@ -126,7 +126,7 @@ class Simulator(Scheduler):
     # Messages
 
     def post(self, transfer: Transfer) -> Transfer:
-        """One side of a message is there: begin it if the other side is, else let it wait."""
+        """One side of a message is posted: begin the message if the other is too, else keep it."""
         mine, theirs = transfer.group.recvs, transfer.group.sends
         if transfer.sending:
             mine, theirs = theirs, mine
@@ -148,7 +148,7 @@ class Simulator(Scheduler):
         return transfer
 
     def _begin(self, send: Transfer, recv: Transfer) -> None:
-        """Both sides of a message are there: copy it, and set when it ends."""
+        """Both sides of a message are posted: copy it, and set when it ends."""
         source, target = send.array, recv.array
         kind = source.dtype
         if source.size != target.size or (kind is not target.dtype and kind != target.dtype):
@@ -213,7 +213,7 @@ class Simulator(Scheduler):
     # Crashes
 
     def crash(self, rank: int) -> None:
-        """``rank`` has crashed: its messages that have not begun never will; wake who waits."""
+        """``rank`` has crashed: messages of its that have not begun never will. Wake who waits."""
         clock = self.clock()
         super().crash(rank)
         for task in self.tasks:
@@ -253,18 +253,18 @@ class Simulator(Scheduler):
 
     # Meetings
 
-    def meet(self, group: Group, number: int, rank: int, name: str, bring: Any) -> dict[int, Any]:
-        """Wait for all ranks of the group; returns what each brought."""
+    def meet(self, group: Group, number: int, rank: int, name: str, value: Any) -> dict[int, Any]:
+        """Wait for all ranks of the group; returns the value that each passed, by rank."""
         self.advance(self.clock())
         meeting = group.meetings.setdefault(number, Meeting(name))
         if meeting.name != name:
             raise CommError(f"rank {rank} called {name} where others called {meeting.name}")
-        meeting.brought[rank] = bring
-        if len(meeting.brought) < group.living:
+        meeting.values[rank] = value
+        if len(meeting.values) < group.living:
             meeting.waiting.append(self.current)
             self.pause(meeting)
         else:
             del group.meetings[number]
             for task in meeting.waiting:
                 self.wake(task, self.current.clock)
-        return meeting.brought
+        return meeting.values

@@ -7,8 +7,8 @@ GPU-aware. With ``MINIDIST_GPU_AWARE_MPI=1`` in the environment MPI is given the
 Dtypes that MPI does not know go as bytes, and long messages in pieces, because not every library
 counts past 2³¹.
 
-MPI itself does not see that a sender's float64 are received as int64. So in debug mode each message
-has a label behind its numbers, the dtype, and both sides use a copy of the array with room for it.
+MPI does not notice that float64 are received as int64. So in debug mode each message ends with a
+label, the dtype's name, and both sides use a copy of the array with room for it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def incoming(array: Array, labelled: bool = False) -> tuple[Array, list[Array]]:
 def arrived(array: Array, host: Array, sent: Sent) -> str | None:
     """Copy what was received in ``host`` to ``array``, if that is not the same; returns None.
 
-    With the label of another dtype nothing is copied, and that dtype's name is returned. Without a
-    label none is looked up: a dtype makes its name anew each time, which takes microseconds.
+    If the label is that of another dtype, nothing is copied, and its name is returned. Without a
+    label no dtype's name is asked for, which takes microseconds.
     """
     if host.nbytes != array.nbytes:
         name = host[-LABEL:].tobytes().decode(errors="replace").strip()
