@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 # For ranks of one machine that outnumber its cores: collectives/learn.py cannot measure there. On
-# two cores the first was faster up to 64 KB, and the second, which shares memory instead of sending,
-# from 256 KB on.
+# two cores the first was faster up to 64 KB, and the second, which shares memory instead of
+# sending, from 256 KB on.
 ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
 

@@ -3,7 +3,8 @@
 ``world.py`` finds the processes and runs a function on them. ``messages.py`` sends and receives;
 ``buffers.py`` copies arrays that MPI cannot read. ``comm.py`` makes groups; ``stream.py`` is a
 rank's second thread, and ``windows.py`` the memory that ranks share. ``process.py`` is what a
-process has once; ``ending.py`` ends the job when a rank fails, and ``watchdog.py`` when one waits for ever.
+process has once; ``ending.py`` ends the job when a rank fails, and ``watchdog.py`` when one waits
+for ever.
 """
 
 from __future__ import annotations
