@@ -24,13 +24,12 @@ What a method does not support is listed in its ``refuses``, with the reason. As
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from minidist.comm.agreement import debugging
 from minidist.comm.checks import no_comm
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -46,28 +45,16 @@ from minidist.optim.optimizer import Optimizer
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.buffers import why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
-from minidist.parallel.guards import (
-    POLICIES,
-    all_finite,
-    check_batch,
-    check_built,
-    check_loss,
-    check_replicas,
-    check_same_batches,
-    replicas_due,
-)
+from minidist.parallel.guards import Guarded, check_built
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.saving import Saving
+from minidist.parallel.settings import Unsupported
 from minidist.parallel.step_cost import StepCost
 
 __all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes", "training_flops"]
 
 
-class Unsupported(TypeError):
-    """The method does not support what was asked for; the message says why."""
-
-
-class Method(Saving):
+class Method(Guarded, Saving):
     """Base of all methods. ``model`` is declared, not initialised: each rank builds its own part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
@@ -78,7 +65,6 @@ class Method(Saving):
     exact = True  # same parameters as serial training, up to rounding
     why_inexact = ""  # the reason, if the model makes the method inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
-    unskippable = ""  # the reason, if a step cannot be skipped: see guards.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -95,6 +81,7 @@ class Method(Saving):
         clip: float | None = None,
     ) -> None:
         """``clip``: the largest norm allowed for a step's whole gradient; None: no limit."""
+        super().__init__()
         name = type(self).__name__
         if not isinstance(comm, Comm):
             raise no_comm(comm, name)
@@ -134,11 +121,7 @@ class Method(Saving):
         self.seed = seed
         self.microbatches = microbatches
         self.clip = clip
-        self.not_finite, self.replicas_every = "raise", 0  # see guards.py
         self.steps = 0  # training steps made: random draws are keyed by it
-        self.debug = debugging()  # asking the environment at each step would take 15 µs
-        self._agreed = False  # whether the ranks have compared a step's batch
-        self._stepping = False
         check_built(self)
 
     def constructed(self) -> None:
@@ -194,62 +177,9 @@ class Method(Saving):
             loss = self.train_on(batch)
         return self.stepped(loss)
 
-    def stepped(self, loss: float) -> float:
-        """Count a step that was made, and check its loss and the replicas: see guards.py."""
-        check_loss(self, loss)
-        self.steps += 1
-        if replicas_due(self) and self.comm.size > 1 and (same := self.replicated()):
-            check_replicas(self.comm, same, self.steps)
-        return loss
-
-    def guard(self, not_finite: str = "raise", replicas_every: int = 0) -> None:
-        """Set ``not_finite``, what to do if the loss is not finite: "raise", "skip" or "go on"; and
-        ``replicas_every``, after how many steps to compare the replicas (0: never). See guards.py.
-
-        Every rank must call it. Raises ValueError for another policy, and Unsupported if a step
-        cannot be skipped or there are no replicas.
-        """
-        name = type(self).__name__
-        if not_finite not in POLICIES:
-            raise ValueError(f"{name}: not_finite={not_finite!r}: choose one of {POLICIES}")
-        if not_finite == "skip" and self.unskippable:
-            raise Unsupported(f"{name}: skip is not supported: {self.unskippable}")
-        if replicas_every and not self.replicated():
-            raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
-        self.not_finite, self.replicas_every = not_finite, replicas_every
-        skips = not_finite == "skip"
-        self.optimizer._admits = (lambda grads: all_finite(self.comm, grads)) if skips else None
-
-    def replicated(self) -> dict[str, Array]:
-        """The parameters that are the same on all ranks after a step; none by default."""
-        return {}
-
-    def check_targets(self, batch: Batch) -> None:
-        """Raise ValueError, on every rank, for targets that this method cannot use. Accepts all
-        by default."""
-
     def train_on(self, batch: Batch) -> float:
         """The training step. A method defines it; only ``step`` calls it."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
-
-    @contextmanager
-    def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
-
-        Under MPI comparing takes a message. There, ranks compare at the first step only, or at
-        every step with ``MINIDIST_DEBUG=1`` in the environment when the method is built.
-        """
-        for batch in batches:
-            check_batch(self, batch)
-            self.check_targets(batch)
-        if self.comm.agreeing_is_free or not self._agreed or self.debug:
-            check_same_batches(self, batches)
-            self._agreed = True
-        self._stepping = True
-        try:
-            yield
-        finally:
-            self._stepping = False
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) over a dataset, with ``parameters()`` and ``buffers()``.
