@@ -346,6 +346,33 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
+def test_one_undisturbed_call_is_enough(monkeypatch):
+    """A call that something disturbed, on any rank, makes no candidate slower."""
+
+    def seconds_of(comm, call, repeats):
+        times = np.full(repeats, 1.0 if call.func is learn.CANDIDATES["ring"].run else 1.1)
+        if call.func is learn.CANDIDATES["ring"].run:
+            times[:-1] = 50  # of a row, only the last call is undisturbed
+        times[0] = 50 if comm.rank else times[0]
+        return times
+
+    monkeypatch.setattr(learn, "seconds_of", seconds_of)
+    found = launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert min(found[0], key=found[0].get) == "ring", found[0]
+    assert found[0]["ring"] == 1.0 and found[0] == found[1]
+
+
+@pytest.mark.parametrize(("length", "turns"), [(8, 5), (1 << 20, 2)])
+def test_short_arrays_are_measured_in_five_turns_at_least(monkeypatch, length, turns):
+    asked = []
+    monkeypatch.setattr(learn, "LIMIT", 0.0)
+    monkeypatch.setattr(
+        learn, "seconds_of", lambda comm, call, repeats: asked.append(comm.rank) or 1.0
+    )
+    found = launch(lambda comm: learn.measure(comm, np.ones(length)), 2, LocalWorld())
+    assert len(asked) == turns * 2 * len(found[0])
+
+
 def test_candidates_are_called_more_often_once_the_slowest_are_dropped(monkeypatch):
     asked = []
     monkeypatch.setattr(learn, "LIMIT", float("inf"))
