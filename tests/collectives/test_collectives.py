@@ -346,14 +346,19 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
-def test_one_undisturbed_call_is_enough(monkeypatch):
+def test_one_undisturbed_call_of_all_ranks_is_enough(monkeypatch):
     """A call that something disturbed, on any rank, makes no candidate slower."""
+    ring, tree = learn.CANDIDATES["ring"].run, learn.CANDIDATES["double_tree"].run
+    rings = []
 
     def seconds_of(comm, call, repeats):
-        times = np.full(repeats, 1.0 if call.func is learn.CANDIDATES["ring"].run else 1.1)
-        if call.func is learn.CANDIDATES["ring"].run:
-            times[:-1] = 50  # of a row, only the last call is undisturbed
-        times[0] = 50 if comm.rank else times[0]
+        if call.func is tree:
+            return np.full(repeats, 0.5 if comm.rank else 1.5)  # as slow as its slowest rank
+        times = np.full(repeats, 1.1)
+        if call.func is ring:
+            rings.append(comm.rank)
+            times[:] = 50
+            times[-1] = 1.0 if len(rings) <= 2 else 1.15  # undisturbed in the first turn only
         return times
 
     monkeypatch.setattr(learn, "seconds_of", seconds_of)
