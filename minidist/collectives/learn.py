@@ -91,7 +91,7 @@ def learn(comm: Comm, array: Array) -> str | None:
 def measure(comm: Comm, array: Array) -> dict[str, float]:
     """Seconds of each candidate that can add such arrays, the same on every rank."""
     length = min(array.size, LARGEST // array.itemsize)
-    work = module_of(array).empty(length, array.dtype)
+    work = module_of(array).zeros(length, array.dtype)  # what lies in memory may overflow
     able = np.array([works(partial(one.run, comm, work[:1])) for one in CANDIDATES.values()], float)
     recursive_doubling.all_reduce.run(comm, able, "min")  # on every rank, or nowhere
     calls = {

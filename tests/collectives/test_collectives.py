@@ -390,6 +390,16 @@ def test_candidates_are_called_more_often_once_the_slowest_are_dropped(monkeypat
     assert len(asked) == learn.TURNS * 2 * len(found[0])
 
 
+def test_measuring_begins_with_zeros(monkeypatch):
+    """Whatever lay in memory might overflow, and NumPy would warn the user of it."""
+    empty, seen = np.empty, []
+    monkeypatch.setattr(np, "empty", lambda *given, **options: np.full_like(empty(*given), 1e300))
+    monkeypatch.setattr(learn, "works", lambda call: not seen.append(call.args[1].copy()))
+    monkeypatch.setattr(learn, "seconds_of", lambda comm, call, repeats: 1.0)
+    launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert len(seen) == 2 * len(learn.CANDIDATES) and not np.any(seen), seen
+
+
 def test_a_candidate_that_fails_on_one_rank_is_measured_on_none(monkeypatch):
     def works(call):
         comm = call.args[0]
