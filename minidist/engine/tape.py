@@ -101,20 +101,18 @@ class Walk:
         if parent.leaf is None:
             if part is not None:
                 self.add(parent, part, backward)
-            if left == 0:
+            if not left:
                 self.ready.append(parent)
-            return
-        leaf = parent.leaf()
-        if parent.hooks is None:
-            if part is not None and leaf is not None:
+        elif parent.hooks is not None:
+            if part is not None:
+                self.add(parent, part, backward)
+            if not left:
+                self.finish_leaf(parent)
+        elif (leaf := parent.leaf()) is not None:
+            if part is not None:
                 _accumulate(leaf, parent, part, backward)
-            if left == 0 and leaf is not None:
+            if not left:
                 leaf.ready()
-            return
-        if part is not None:
-            self.add(parent, part, backward)
-        if left == 0:
-            self.finish_leaf(parent)
 
     def add(self, node: Node, part: Any, backward: Backward) -> None:
         """Add ``part`` to the gradient on its way to a node."""

@@ -17,6 +17,7 @@ minidist/__init__.py. So whoever imports ``Tensor``, by any path, gets it with i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -56,6 +57,9 @@ __all__ = [
     "set_mode",
     "tensor",
 ]
+
+
+node_of = attrgetter("node")
 
 
 class Tensor:
@@ -109,7 +113,7 @@ class Tensor:
             data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
         out.grad = None
-        nodes = tuple([parent.node for parent in parents])
+        nodes = tuple(map(node_of, parents))
         mode = MODE.get()
         if mode.watchers:
             for watcher in mode.watchers:
