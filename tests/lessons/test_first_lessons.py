@@ -1,4 +1,4 @@
-"""Lessons 1 to 4, 13 to 15 and 18 to 20 run, as scripts and as notebooks, and draw."""
+"""Lessons 1 to 4, 13 to 15, 18 to 20 and 24 run, as scripts and as notebooks, and draw."""
 
 import os
 import subprocess
@@ -17,7 +17,8 @@ LESSONS = {
     "13_gradients_that_vanish": ["13_gradient_norms", "13_training"],
     "14_smaller": ["14_smaller"],
     "15_many_requests": ["15_many_requests"],
-    "18_private": ["18_attack", "18_private", "18_federated"],
+    "18_private": ["18_attack", "18_private"],
+    "24_federated": ["24_federated"],
     "20_larger_than_memory": ["20_larger_than_memory"],
     "19_what_does_it_look_at": ["19_maps", "19_random_weights", "19_what_does_it_look_at"],
 }

@@ -36,6 +36,7 @@ DISTRIBUTED = [
     pytest.param("11_pipelines", marks=pytest.mark.long),
     pytest.param("16_tensor_parallel", marks=pytest.mark.long),
     pytest.param("17_putting_it_together", marks=pytest.mark.long),
+    pytest.param("24_federated", marks=pytest.mark.long),
 ]
 
 
