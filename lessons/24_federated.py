@@ -95,8 +95,8 @@ curves[name] = federated(FedProx, 0.3, world=LocalWorld(), mu=0.1)[0]
 print_once(f"{name:30} {curves[name][-1]:.1%} after {ROUNDS} rounds")
 
 # %% [markdown]
-# Not here: the spring only slows the clients down. At α = 0.1 it gains about a point:
-# [docs/federated.md](../docs/federated.md) has the accuracy against skew, and its spread over seeds.
+# Not here: the spring only slows the clients down. At α = 0.1 it gains about a point. The page
+# [docs/federated.md](../docs/federated.md) has the accuracy against skew, with its spread.
 #
 # ## What does the server see?
 #
