@@ -6,6 +6,9 @@
 #
 # We cut an MLP on paper, then in code, then attention, and count what must be sent.
 #
+# About 45 minutes. At the end you know how to cut an MLP and attention so that two layers need one
+# sum, what is easily forgotten, and what cutting along the sequence saves.
+#
 # You need: lessons 4 and 6.
 
 # %%
@@ -200,22 +203,15 @@ for name, (ranks, options) in KINDS.items():
 # block sends 8bsh(t - 1)/t numbers, as without the sequence; gathered again, 10bsh(t - 1)/t.
 #
 # How much a block saves for its backward is in arXiv 2205.05198, in bytes, for numbers of 2 bytes
-# and a heads:
-#
-# | | their formula |
-# |---|---|
-# | cut inside the layers alone | sbh (10 + 24/t + 5as/(ht)) |
-# | along the sequence too | sbh (34 + 5as/h)/t |
-# | and attention computed again | 34sbh/t |
-#
-# Blocks here save just that, but for two differences. Their attention has a dropout of its own and
-# ours has none: 2as/h takes the place of 5as/h. And a norm saves one number more for each row.
-# `tests/parallel/tensor` holds both equal.
+# and a heads: sbh (10 + 24/t + 5as/(ht)) if it is cut inside the layers alone, and
+# sbh (34 + 5as/h)/t if it is cut along the sequence too. Only the second falls with t as a whole.
 #
 # ## When does it send?
 #
-# Inside every layer, so that nothing can go on before the sum is there. Only in the backward there
-# is something to do meanwhile: dX is a sum over the ranks, and dW does not need it.
+# **Question 9.** A sum is needed inside every layer, so the forward must wait for it. What can the
+# backward compute meanwhile?
+#
+# The gradient of the weights: dX is a sum over the ranks, and dW does not need it.
 
 
 # %%
@@ -251,7 +247,7 @@ if first_process():
 #
 #     minidist run -n 2 lessons/16_tensor_parallel.py
 #
-# **Question 9.** Four heads on three ranks: who gets two? And on eight ranks?
+# **Question 10.** Four heads on three ranks: who gets two? And on eight ranks?
 
 # %%
 found = launch(train, 4)
@@ -275,7 +271,16 @@ print_once(
 # 3. Tensor parallelism sends in every layer, and waits for it. It wants the fastest links.
 # 4. Along the sequence, the rest of the memory is cut too, for the same bytes.
 #
-# **Try it:** `show(small(), 3)`: what happens to four heads on three ranks? Then give the machine a
-# latency of 1 ms: how much of a step is spent waiting?
+# **Try it:**
+#
+# 1. In `mlp_on_two_ranks`, leave out f (use `x` in place of `with_f`). Which gradient is wrong?
+# 2. Give the machine of the picture a latency of 1 ms. How much longer does a step take? How many
+#    of its milliseconds are latency?
+#
+# <details><summary>Answers</summary>
+#
+# @@
+#
+# </details>
 #
 # **Marked exercise:** `minidist exercise start tensor_parallel`.
