@@ -236,8 +236,8 @@ for name, (loss, sent) in found[0].items():
 #    66 %, sign and the top 1 % lose 7 to 11 points. A late gradient is amplified by the momentum
 #    before it is corrected. Rounding (float16, bfloat16, 8 bits) loses about a point or none.
 # 2. Per rank, exact training sends 2Ψ(p - 1)/p numbers of 4 bytes; the top 1 % sends Ψ/100 numbers
-#    and as many indices, p - 1 times. The second is more
-#    from p = 100 on, which `bytes_of` confirms.
+#    and as many indices, p - 1 times. The second is more from p = 100 on, which `bytes_of`
+#    confirms.
 #
 # </details>
 #

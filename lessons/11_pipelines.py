@@ -258,8 +258,8 @@ print_once(f"mine: idle {price_units(Schedule(mine), P, M).idle_fraction:.1%}, {
 #    gradients at the end. What happens to the bubble?
 # 3. Let stage 0 yield `Backward(1)` before `Forward(1)`. What does `price_units` say?
 # 4. How many microbatches does 1F1B need on 4 stages to be less than 5 % idle? And ZB-V? First use
-#    the formulas (p - 1)/(m + p - 1) and (p - 1)/(6m + p - 1), then
-#    `minidist plan pipeline --stages 4 --microbatches 32`.
+#    the formulas (p - 1)/(m + p - 1) and (p - 1)/(6m + p - 1), then `minidist plan pipeline
+#    --stages 4 --microbatches 32`.
 #
 # <details><summary>Answers</summary>
 #

@@ -69,8 +69,8 @@ print(f"integrated gradient from 0 to 2: {explain.integrated_gradients(sure, at)
 # Walk from a *baseline* $b$, which stands for nothing, straight to the image, and add up the
 # gradients on the way:
 # $(x_i - b_i) \int_0^1 \partial S/\partial x_i(b + \alpha (x - b))\, d\alpha$. They add up to
-# $S(x) - S(b)$, the whole difference (*completeness*). The integral is a sum over steps.
-# **Question 3.** How many steps does it take?
+# $S(x) - S(b)$, the whole difference (*completeness*). The integral is a sum over steps. **Question
+# 3.** How many steps does it take?
 
 # %%
 images = test.batch(np.arange(MANY)).inputs
