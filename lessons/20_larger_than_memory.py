@@ -5,6 +5,9 @@
 # or on another machine, and reading takes time. Two questions: how does each rank read only what it
 # needs, and must it wait for it?
 #
+# About 30 minutes. At the end you know how ranks read their parts of one file, what reading ahead
+# hides and what it cannot, and how to measure the waiting.
+#
 #     python lessons/20_larger_than_memory.py
 #     minidist run -n 2 lessons/20_larger_than_memory.py
 #
