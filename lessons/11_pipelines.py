@@ -250,7 +250,7 @@ print_once(f"mine: idle {price_units(Schedule(mine), P, M).idle_fraction:.1%}, {
 # It is idle as long as GPipe. But it adds up the same gradients in another order, and
 # floating-point sums depend on the order.
 #
-# ## Exercises
+# ## Try it
 #
 # 1. Write a 1F1B that lets every stage run one microbatch further ahead. What happens to memory
 #    and to the idle share? And with slow messages, `price_units(..., message=0.5)`?

@@ -270,7 +270,7 @@ print("picture:", save(figure, "out/lessons/14_smaller.png"))
 # <details><summary>Answers</summary>
 #
 # 1. Not even the sum: 81.1 % in place of 81.3. What is left does not need more bits.
-# 2. 83.7 % in place of 83.0, and 83 KB on disk in place of 44: the scales take as much as the
-#    codes.
+# 2. 83.7 % in place of 83.0, and 83 KB on disk in place of 44: the scales take twice as
+#    much as the codes.
 #
 # </details>

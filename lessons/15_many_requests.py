@@ -251,7 +251,7 @@ for mesh in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "tp": 2}):
 #
 # <details><summary>Answers</summary>
 #
-# 1. On two ranks each request is answered once; a rank sends 3 KB, which are prompts and answers.
+# 1. On two ranks all 24 requests are answered, and rank 0 sends 3 KB: tokens and no weights.
 # 2. No: in three runs it had between 0.8 and 1.2 times as many tokens a second. The weights are
 #    made floats again before each product.
 # 3. With 40 blocks all eight still run at once. With 24 there are at most five, and all answers

@@ -36,10 +36,6 @@ from minidist.plots import save
 #
 # **Question 1.** Cut A by columns, A = [A₁ A₂]: rank 0 computes X A₁, rank 1 computes X A₂. Does
 # GELU need anything from the other rank?
-#
-# **Question 2.** Cut A by rows instead, so that X A = X₁A₁ + X₂A₂. Does GELU need something now?
-#
-# Think first. Here are the answers, in numbers.
 
 # %%
 random = np.random.default_rng(0)
@@ -51,14 +47,20 @@ def gelu(x):
 
 
 by_columns = np.concatenate([gelu(X @ A[:, :4]), gelu(X @ A[:, 4:])], axis=1)
-by_rows = gelu(X[:, :2] @ A[:2]) + gelu(X[:, 2:] @ A[2:])
 print_once(f"by columns, off by {np.abs(by_columns - gelu(X @ A)).max():.1e}")
+
+# %% [markdown]
+# No: each rank has some of the outputs, complete, and GELU works on each number alone.
+#
+# **Question 2.** Cut A by rows instead, so that X A = X₁A₁ + X₂A₂. Does GELU need something now?
+
+# %%
+by_rows = gelu(X[:, :2] @ A[:2]) + gelu(X[:, 2:] @ A[2:])
 print_once(f"by rows,    off by {np.abs(by_rows - gelu(X @ A)).max():.1e}")
 
 # %% [markdown]
-# By columns, each rank has some of the outputs, complete. GELU works on each number alone, so it
-# needs nothing. By rows, each rank has a *summand* of every output, and GELU of a sum is not the
-# sum of GELUs: the ranks would have to add first.
+# Yes: each rank has a *summand* of every output, and GELU of a sum is not the sum of GELUs. The
+# ranks would have to add first.
 #
 # **Question 3.** After A by columns, each rank has half of the hidden features. How must B be cut,
 # so that a rank can go on with what it has? What is missing at the end?
@@ -167,16 +169,11 @@ def train(comm, **options):
         return losses, comm.trace.sent.nbytes - before, held, cost.peak_bytes["activations"][0]
 
 
-KINDS = {
-    "serial": (1, {}),
-    "tensor, 2 ranks": (2, {}),
-    "tensor, 4 ranks": (4, {}),
-    "tensor + sequence, 4 ranks": (4, {"sequence": True}),
-    "the same, inputs kept": (4, {"sequence": True, "keep": True}),
-}
 rows = {}
-for name, (ranks, options) in KINDS.items():
-    rows[name] = launch(lambda comm, o=options: train(comm, **o), ranks, LocalWorld())[0]
+
+
+def measure(name, ranks, **options):
+    rows[name] = launch(lambda comm: train(comm, **options), ranks, LocalWorld())[0]
     losses, sent, held, saved = rows[name]
     gap = max(abs(x / y - 1) for x, y in zip(losses, rows["serial"][0], strict=True))
     print_once(
@@ -184,30 +181,37 @@ for name, (ranks, options) in KINDS.items():
         f"parameters {held / 1e3:6.1f} KB  activations {saved / 1e3:7.1f} KB"
     )
 
+
+measure("serial", 1)
+measure("tensor, 2 ranks", 2)
+measure("tensor, 4 ranks", 4)
+
 # %% [markdown]
 # ## The sequence: cut what is left
 #
-# **Question 7.** With 4 ranks the parameters are almost a quarter. Why are the activations not?
-#
-# Norms, dropout and residuals are whole on every rank: each has all bsh numbers of them. But
-# these layers work on each position alone. So cut them along the *sequence*: a rank has a quarter
-# of the positions. Before the columns all positions are needed: an all-gather. After the rows each
-# rank needs its positions of the sum: a reduce-scatter. Together they send what an all-reduce
-# sends.
+# With 4 ranks the parameters are almost a quarter. Why are the activations not? Norms, dropout and
+# residuals are whole on every rank: each has all bsh numbers of them. But these layers work on each
+# position alone. So cut them along the *sequence*: a rank has a quarter of the positions. Before
+# the columns all positions are needed: an all-gather. After the rows each rank needs its positions
+# of the sum: a reduce-scatter. Together they send what an all-reduce sends.
 #
 # One thing is new: a norm's weights are whole, but each rank used them for its own positions. Their
 # gradient is a sum over the ranks. Forget it, and nothing fails; the model only learns more slowly.
 #
-# **Question 8.** "Inputs kept" sends less and stores more. What is traded?
-#
-# The weights' gradient needs the gathered input again. Keep it, or gather it a second time. Kept, a
-# block sends 8bsh(t - 1)/t numbers, as without the sequence; gathered again, 10bsh(t - 1)/t.
-#
-# arXiv 2205.05198 has formulas for what a block saves for its backward.
+# **Question 7.** The weights' gradient needs the gathered input again. It can be kept, or gathered
+# a second time. Which of the two sends as much as without the sequence?
+
+# %%
+measure("tensor + sequence, 4 ranks", 4, sequence=True)
+measure("the same, inputs kept", 4, sequence=True, keep=True)
+
+# %% [markdown]
+# Kept, a block sends 8bsh(t - 1)/t numbers, as before; gathered again, 10bsh(t - 1)/t, and it
+# stores less. arXiv 2205.05198 has formulas for what it stores.
 #
 # ## When does it send?
 #
-# **Question 9.** A sum is needed inside every layer, so the forward must wait for it. What can the
+# **Question 8.** A sum is needed inside every layer, so the forward must wait for it. What can the
 # backward compute meanwhile?
 #
 # The gradient of the weights: dX is a sum over the ranks, and dW does not need it.
@@ -246,7 +250,7 @@ if first_process():
 #
 #     minidist run -n 2 lessons/16_tensor_parallel.py
 #
-# **Question 10.** Four heads on three ranks: who gets two? And on eight ranks?
+# **Question 9.** Four heads on three ranks: who gets two? And on eight ranks?
 
 # %%
 found = launch(train, 4)

@@ -149,12 +149,15 @@ print_once(f"{len(found)} {kind} ranks, {mesh}: loss {losses[-1]:.9f}, parameter
 # | pipeline, dropout | the second forward draws another mask | gradients of another function |
 # | any | loss divided by an axis' length | Adam hides it: its step has no scale |
 #
-# **Question 3.** Why would a test with Adam not find the last one, and a test with SGD would?
+# Why would a test with Adam not find the last one, and a test with SGD would?
 #
 # Adam divides the gradient by its own size, so a constant factor falls out. SGD's step is the
 # factor larger. Test with SGD.
 #
 # ## One step, in one picture
+#
+# **Question 3.** Find in the picture: the bubble of the pipeline; the moment at which the replicas
+# meet; and what ranks 0 and 1 do together all the time.
 
 # %%
 if first_process():
@@ -183,8 +186,9 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/17_putting_it_together.png')}")
 
 # %% [markdown]
-# **Question 4.** Find in the picture: the bubble of the pipeline; the moment at which the replicas
-# meet; and what ranks 0 and 1 do together all the time.
+# Ranks 0 and 1 add up on the tensor axis in each layer. The bubble is the time in which a stage
+# waits for the other one: ranks 2 and 3 at the beginning, ranks 0 and 1 before each backward. The
+# replicas meet near the end: the data axis.
 #
 # ## Which axis for what?
 #

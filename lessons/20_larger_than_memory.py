@@ -203,12 +203,19 @@ if first_process():
 # 4. Measure the waiting. If it is not zero with one batch ahead, two will not help: the reading is
 #    slower than the computing, on average too.
 #
-# **Try it:** give `Prefetch` `ahead=4`, and let every fifth read take four times as long. When do
-# more batches ahead help?
+# **Try it:**
 #
-# <details><summary>Answer</summary>
+# 1. Give `Prefetch` `ahead=4`, and let every fifth read take four times as long. When do more
+#    batches ahead help?
+# 2. How many windows does a rank read in a step if there are 8 ranks? Predict it, then run it.
 #
-# When reads are *uneven*. If they are faster than the computing on average, batches that wait in
-# memory cover the slow ones. One batch ahead covers a delay of one step.
+# <details><summary>Answers</summary>
+#
+# 1. When reads are *uneven*. If they are faster than the computing on average, batches that wait in
+#    memory cover the slow ones; one batch ahead covers a delay of one step. With reads of half the
+#    computing, 4 batches ahead reduced the waiting from 0.16 to 0.05 of the computing. With reads
+#    as long as the computing they are slower on average, and more batches hardly help.
+# 2. 3.25: its shard of two, the first sample of the batch, and a quarter of a window read ahead and
+#    never asked for (two in eight steps).
 #
 # </details>

@@ -129,11 +129,9 @@ else:
     print_once(f"the sum is off by {gap:.0e}: rounding to {fixed.bits} bits, and nothing else")
 
 # %% [markdown]
-# **Question 4.** One of the four loses its connection after the keys were agreed on. What does the
-# server have?
-#
-# Noise. The lost client's numbers do not cancel, so the round ends with an error, and the others
-# begin again. Against what does this *not* help? A server that hands out its own keys in other
+# And if one of the four loses its connection after the keys were agreed on? The lost client's
+# numbers do not cancel, so the server has noise. The round ends with an error, and the others begin
+# again. Against what does this *not* help? A server that hands out its own keys in other
 # people's names; clients that work together with the server; and what the sum itself tells.
 #
 # ## Hiding a whole client
@@ -142,7 +140,7 @@ else:
 # client's change, and add noise once, to the sum (McMahan et al. 2018). What the accountant counts
 # is then not an image more or less, but a client.
 #
-# **Question 5.** With ten clients, is there a noise that hides one of them and still lets the model
+# **Question 4.** With ten clients, is there a noise that hides one of them and still lets the model
 # learn?
 
 # %%
@@ -193,7 +191,7 @@ for count, fraction, noise in ((10, 0.5, 0.5), (1_000, 0.05, 1.0), (100_000, 0.0
 #
 #     minidist run -n 2 lessons/24_federated.py
 #
-# A rank plays some of the clients. **Question 6.** Must the accuracy depend on the number of ranks?
+# A rank plays some of the clients. **Question 5.** Must the accuracy depend on the number of ranks?
 
 # %%
 found = federated(FederatedAveraging, 100.0, ranks=4)
