@@ -1,6 +1,7 @@
 """Lessons 1 to 4, 13 to 15, 18 to 20 and 24 run, as scripts and as notebooks, and draw."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,12 @@ LESSONS = {
     "20_larger_than_memory": ["20_larger_than_memory"],
     "19_what_does_it_look_at": ["19_maps", "19_random_weights", "19_what_does_it_look_at"],
 }
+CLAIMS = {  # what a short run prints already
+    "13_gradients_that_vanish": r"sigmoid .* \d\.\de-1\d\n",
+    "15_many_requests": r"'tp': 2} +the same answers",
+    "18_private": r"10 of 10 recovered",
+    "24_federated": r"α = 100 +(\S+%) (?s:.*)4 simulated ranks: \1 ",
+}
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 
 
@@ -38,6 +45,7 @@ def test_lesson_runs_and_draws(lesson, tmp_path):
     )
     print(run.stdout, run.stderr)
     assert run.returncode == 0
+    assert re.search(CLAIMS.get(lesson, ""), run.stdout)
     for picture in LESSONS[lesson]:
         assert (tmp_path / f"out/lessons/{picture}.png").stat().st_size > 20_000
 
