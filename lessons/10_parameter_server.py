@@ -187,8 +187,9 @@ except ServerLost as error:
 #
 #     minidist run -n 2 lessons/10_parameter_server.py
 #
-# Every rank is a worker with a server beside it. **Question 4.** Is the loss the same on two ranks
-# as on four, and as in a second run?
+# Every rank is a worker with a server beside it.
+#
+# **Question 4.** Is the loss the same on two ranks as on four, and as in a second run?
 
 
 # %%

@@ -213,8 +213,10 @@ if first_process():
 #
 #     minidist run -n 2 lessons/11_pipelines.py
 #
-# As many stages as ranks. **Question 4.** Microbatches are added up in the same order as in serial
-# training. What must the gap to serial be?
+# As many stages as ranks.
+#
+# **Question 4.** Microbatches are added up in the same order as in serial training. What must the
+# gap to serial be?
 
 # %%
 kind = "real" if launched_size() else "simulated"

@@ -73,7 +73,9 @@ while engine.busy:
 #
 # ## The same answers
 #
-# Tokens are drawn at random. **Question 2.** Must an answer depend on who else is in the batch?
+# Tokens are drawn at random.
+#
+# **Question 2.** Must an answer depend on who else is in the batch?
 #
 # No: each request has random numbers of its own, keyed by its seed. So each answer here is the one
 # that `sample` gives for this request alone:

@@ -77,8 +77,10 @@ for axis, (count, nbytes) in launch(sent_by_axis, 8, LocalWorld())[0].items():
 #
 # ## Does it still train the same model?
 #
-# Each axis alone equals serial training, as the lessons before have shown. **Question 2.** Is that
-# enough? Name something that is said of the *whole* model, and so of all three axes together.
+# Each axis alone equals serial training, as the lessons before have shown.
+#
+# **Question 2.** Is that enough? Name something that is said of the *whole* model, and so of all
+# three axes together.
 #
 # The loss is divided by the number of targets in the *whole* batch. The norm that we clip by is
 # that of the *whole* gradient: a number that is cut counts where it is; one that is whole on both

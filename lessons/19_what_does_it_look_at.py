@@ -41,15 +41,15 @@ print(f"accuracy on test images: {accuracy(model, test.split(0.25)[1]):.1%}")
 # ## What is explained?
 #
 # One number: the *score* $S$ of one class, before the softmax. By default the class that the model
-# finds the likeliest. Why not its probability?
-#
-# A probability also rises when another class falls. The pixels would then be those that speak
-# against a shirt, and we would read them as those that speak for a coat.
+# finds the likeliest. Why not its probability? A probability also rises when another class falls.
+# The pixels would then be those that speak against a shirt, and we would read them as those that
+# speak for a coat.
 #
 # ## The gradient
 #
-# $\partial S / \partial x_i$ says what a small change of pixel $i$ would do. **Question 1.** A
-# pixel has gradient 0. Does it not matter?
+# $\partial S / \partial x_i$ says what a small change of pixel $i$ would do.
+#
+# **Question 1.** A pixel has gradient 0. Does it not matter?
 #
 # Take a model of one number that is sure from $x = 1$ on: $f(x) = 1 - \mathrm{relu}(1 - x)$.
 
@@ -72,8 +72,9 @@ print(f"integrated gradient from 0 to 2: {explain.integrated_gradients(sure, at)
 # Walk from a *baseline* $b$, which stands for nothing, straight to the image, and add up the
 # gradients on the way:
 # $(x_i - b_i) \int_0^1 \partial S/\partial x_i(b + \alpha (x - b))\, d\alpha$. They add up to
-# $S(x) - S(b)$, the whole difference (*completeness*). The integral is a sum over steps. **Question
-# 2.** How many steps does it take?
+# $S(x) - S(b)$, the whole difference (*completeness*). The integral is a sum over steps.
+#
+# **Question 2.** How many steps does it take?
 
 # %%
 images = test.batch(np.arange(MANY)).inputs
@@ -86,17 +87,16 @@ for steps in (4, 16, 64, 256)[: 2 if LENGTH == "quick" else 4]:
 # The network is a surface of flat pieces, and the sum makes an error wherever the way crosses an
 # edge between two. Always look at this gap: a map with a large one is not what it claims to be.
 #
-# What is "nothing" in a picture?
-#
-# That is a choice, and the map depends on it. Here 0 is the mean grey, since pixels were scaled to
-# mean 0. With black as the baseline, black pixels can never count: $x_i - b_i$ is 0 there, although
-# the black around a boot tells its outline.
+# What is "nothing" in a picture? That is a choice, and the map depends on it. Here 0 is the mean
+# grey, since pixels were scaled to mean 0. With black as the baseline, black pixels can never
+# count: $x_i - b_i$ is 0 there, although the black around a boot tells its outline.
 #
 # ## Occlusion
 #
-# Cover a square, see how far $S$ drops, go on to the next. No derivatives are needed. **Question
-# 3.** Two features of which either one is enough, as in $f = \max(x_1, x_2)$: what does occlusion
-# say of each?
+# Cover a square, see how far $S$ drops, go on to the next. No derivatives are needed.
+#
+# **Question 3.** Two features of which either one is enough, as in $f = \max(x_1, x_2)$: what does
+# occlusion say of each?
 
 # %%
 either = Sequential(Linear(2, 3), ReLU(), Linear(3, 1)).init(0)  # relu(a - b) + relu(b) - relu(-b)
@@ -138,9 +138,10 @@ for column, (name, way) in enumerate(METHODS.items(), 1):
 print(f"picture: {save(figure, 'out/lessons/19_maps.png')}")
 
 # %% [markdown]
-# Red speaks for the class, blue against it. They differ, and each looks reasonable. **Question 4.**
-# A filter that finds edges draws reasonable maps too, of any image, without any model. How can we
-# find out that a method is not just that?
+# Red speaks for the class, blue against it. They differ, and each looks reasonable.
+#
+# **Question 4.** A filter that finds edges draws reasonable maps too, of any image, without any
+# model. How can we find out that a method is not just that?
 #
 # ## The check: random weights
 #
@@ -172,7 +173,9 @@ print(f"picture: {save(figure, 'out/lessons/19_random_weights.png')}")
 # ## What maps are good for: a model that cheats
 #
 # Somebody has marked the training images: a small bright spot, at a place that depends on the
-# class. **Question 5.** The accuracy on images from the same source is excellent. Would you use the
+# class.
+#
+# **Question 5.** The accuracy on images from the same source is excellent. Would you use the
 # model?
 
 
@@ -232,6 +235,7 @@ for row, (name, values) in enumerate(counts.items(), 1):
 print(f"picture: {save(figure, 'out/lessons/19_what_does_it_look_at.png')}")
 
 # %% [markdown]
+#
 # **Question 6.** A head takes 80 % of what it reads from one position. Does this position count for
 # 80 %?
 #

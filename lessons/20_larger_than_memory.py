@@ -70,6 +70,7 @@ def write(comm):
 launch(write, 4)
 
 # %% [markdown]
+#
 # **Question 1.** A batch has 16 windows of 33 letters, and there are 4 ranks. How many bytes of the
 # file must a rank read in a step? And how many if every rank read the whole batch and took a part?
 #
@@ -134,9 +135,10 @@ print_once(f"4 simulated ranks: rank 1 reads {rows:.1f} windows a step, loss {lo
 #
 # ## Waiting, measured
 #
-# One rank computes a step in C seconds, and its samples are read in R. **Question 2.** How long
-# does a step take if it reads and then computes? And if a thread reads the next samples while this
-# step computes? What if R is larger than C?
+# One rank computes a step in C seconds, and its samples are read in R.
+#
+# **Question 2.** How long does a step take if it reads and then computes? And if a thread reads the
+# next samples while this step computes? What if R is larger than C?
 
 # %%
 alone = launch(lambda comm: train(comm, 0.0, ahead=False), 1, LocalWorld())[0]
@@ -163,8 +165,9 @@ for share in (0.5, 1.5):
 # ## On real ranks
 #
 # The next lines run on the ranks that there are: four simulated ones under plain `python`, real
-# processes under `minidist run`. Each opens the same file, and reads its own part. **Question 3.**
-# Must the loss depend on whether the data was read ahead?
+# processes under `minidist run`. Each opens the same file, and reads its own part.
+#
+# **Question 3.** Must the loss depend on whether the data was read ahead?
 
 # %%
 plain = launch(lambda comm: train(comm, 0.0, ahead=False), 4)

@@ -219,7 +219,9 @@ for name, kind, options in (
 #     minidist run -n 2 lessons/22_nobody_waits.py
 #
 # Every rank is a worker with a server beside it. Now nobody simulates who comes first: your
-# operating system decides. **Question 3.** Run it twice. Which of the two lines is the same again?
+# operating system decides.
+#
+# **Question 3.** Run it twice. Which of the two lines is the same again?
 
 
 # %%

@@ -191,7 +191,9 @@ for count, fraction, noise in ((10, 0.5, 0.5), (1_000, 0.05, 1.0), (100_000, 0.0
 #
 #     minidist run -n 2 lessons/24_federated.py
 #
-# A rank plays some of the clients. **Question 5.** Must the accuracy depend on the number of ranks?
+# A rank plays some of the clients.
+#
+# **Question 5.** Must the accuracy depend on the number of ranks?
 
 # %%
 found = federated(FederatedAveraging, 100.0, ranks=4)
