@@ -13,7 +13,7 @@
 # About 40 minutes. At the end you know why many requests are answered faster together, why a
 # half-empty engine still lets them wait, and what several ranks send each other for it.
 #
-# You need: lesson 4. The model here is trained very little: what it writes does not matter.
+# You need: lesson 23. The model here is trained very little: what it writes does not matter.
 
 # %%
 import os

@@ -9,7 +9,7 @@
 # About 45 minutes. At the end you know how to cut an MLP and attention so that two layers need one
 # sum, what is easily forgotten, and what cutting along the sequence saves.
 #
-# You need: lessons 4 and 6.
+# You need: lessons 6 and 23.
 
 # %%
 import matplotlib.pyplot as plt

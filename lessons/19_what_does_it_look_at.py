@@ -13,7 +13,7 @@
 # About 45 minutes. At the end you know four kinds of maps and the question that each answers, two
 # checks of a map, and what maps are good for.
 #
-# You need: lesson 4. `LESSON=long python lessons/19_what_does_it_look_at.py` trains longer.
+# You need: lessons 4 and 23. `LESSON=long python lessons/19_what_does_it_look_at.py` trains longer.
 
 # %%
 import os

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 24. Data that stays where it is
 #
-# Data is often spread over *clients*, such as telephones or hospitals, and may not leave them. So
-# the model goes to the data: each client trains it and sends back what has changed. Does that work
-# when the clients have different data? And whom does a client have to trust?
+# *Read this lesson after lesson 18.* Data is often spread over *clients*, such as telephones or
+# hospitals, and may not leave them. So the model goes to the data: each client trains it and sends
+# back what has changed. Does that work when the clients have different data? And whom does a client
+# have to trust?
 #
 # About 35 minutes. At the end you know federated averaging, why skewed data makes it worse, how a
 # server can add up numbers that it cannot read, and how many clients it takes to hide one.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 25. Talking less often, and to fewer
 #
-# Must ranks talk after each step, and with all others? They can train alone for some steps and then
-# average their *parameters*. Or they can average with a few neighbours only. Both send less than
-# data parallelism, or wait less; and neither gives the numbers of serial training.
+# *Read this lesson after lesson 9.* Must ranks talk after each step, and with all others? They can
+# train alone for some steps and then average their *parameters*. Or they can average with a few
+# neighbours only. Both send less than data parallelism, or wait less; and neither gives the numbers
+# of serial training.
 #
 # About 35 minutes. At the end you know local SGD, DiLoCo and gossip: what each sends, how far the
 # copies of the model drift apart, and in how many rounds a number reaches all ranks.
