@@ -163,8 +163,8 @@ for name in ("int8 per tensor", "int8 per channel", "int4 in groups"):
 # ## Low rank
 #
 # The singular value decomposition writes a matrix as a sum of simple ones, the most important
-# first. The first $r$ of them are two thin matrices; $r$ is called the *rank*. How important each
-# is, says its *singular value*.
+# first. The first $r$ of them are two thin matrices; $r$ is called the *rank* (of the matrix; it
+# has nothing to do with processes). How important each is, says its *singular value*.
 #
 # **Question 6.** The largest matrix here has 64 singular values. How many of them have 90 % of the
 # sum of their squares?
@@ -178,7 +178,8 @@ small.fit(thin, batches, TUNE, 1e-3)
 results["low rank"] = thin
 
 # %% [markdown]
-# About half: this matrix is not nearly of low rank, and two thin ones save little.
+# About half of them, and two thin matrices of this rank have about half as many numbers as the
+# whole.
 #
 # ## A teacher
 #
@@ -203,7 +204,7 @@ for name, reached in found.items():
     print(f"{name}: {np.mean(reached):.1f} % on average, from {low:.1f} to {high:.1f}")
 
 # %% [markdown]
-# Not here: the teacher is no better than the student, and cannot say more than the labels.
+# Not here: the teacher is no better than the student, and the run is short.
 #
 # ## All of them
 #
