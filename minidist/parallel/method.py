@@ -218,7 +218,7 @@ class Method(Saving):
             raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
         self.not_finite, self.replicas_every = not_finite, replicas_every
         skips = not_finite == "skip"
-        self.optimizer._admits = (lambda grads: all_finite(self.comm, grads)) if skips else None
+        self.optimizer._may_step = (lambda grads: all_finite(self.comm, grads)) if skips else None
 
     def replicated(self) -> dict[str, Array]:
         """The parameters that are the same on all ranks after a step; none by default."""
