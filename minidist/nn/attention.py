@@ -12,7 +12,7 @@ from minidist.engine.recompute import checkpoint
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Linear
 from minidist.nn.module import Initialiser, LayerCost, Module, Shape, in_a_row
-from minidist.ops.attention import attention_blocks
+from minidist.ops.blockwise_attention import attention_blocks
 
 
 class KeyValueCache:
