@@ -242,7 +242,7 @@ def _softmax_losses(
     e = in_range(xp, p)
     if z.size:
         xp.subtract(z, z.max(axis=1, keepdims=True), out=e)
-    picked = e[xp.arange(len(targets)), targets]  # z of the target; of an ignored row it is not used
+    picked = e[xp.arange(len(targets)), targets]  # z of the target; not used of ignored rows
     row_sum = e.sum(axis=1) if smoothing else None  # Σ z, for the smoothing
     xp.exp(e, out=e)
     total = e.sum(axis=1, keepdims=True)  # (n, 1)

@@ -6,8 +6,8 @@
 ``step`` takes the *global* batch and returns the global mean loss, the same on every rank. The
 method decides which part of the batch each rank computes. It also counts the steps, and keys random
 draws by the step; so the same batch can be used in several steps. Any two methods can therefore be
-compared: with the same seed they start from the same parameters and see the same data, and an exact
-method goes through the same parameters as ``Serial``, the reference.
+compared: with the same seed they start from the same parameters and see the same data. After each
+step an exact method has the parameters of ``Serial``, the reference.
 
 All methods have this in common, and a test checks each point for each method:
 
@@ -28,8 +28,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
-
 from minidist.comm.agreement import debugging
 from minidist.comm.checks import no_comm
 from minidist.comm.comm import Comm
@@ -43,6 +41,7 @@ from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.arguments import check_argument, check_unused
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.buffers import why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
@@ -78,7 +77,7 @@ class Method(Saving):
     exact = True  # same parameters as serial training, up to rounding
     why_inexact = ""  # the reason, if the model makes the method inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
-    unskippable = ""  # the reason, if a step cannot be skipped: see guards.py
+    unskippable = ""  # the reason why a step cannot be skipped, if it cannot: see guards.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -98,17 +97,7 @@ class Method(Saving):
         name = type(self).__name__
         if not isinstance(comm, Comm):
             raise no_comm(comm, name)
-        if model.initialised:
-            raise ValueError(
-                "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see saving.py to go on "
-                "from saved parameters)"
-            )
-        if optimizer.steps or optimizer.arrays() or optimizer.owner:
-            raise ValueError(
-                f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
-                "each rank makes its own, new one"
-            )
+        check_unused(model, optimizer)
         self.check_setting("loss", loss)
         self.check_setting("microbatches", microbatches)
         self.check_setting("clip", clip)
@@ -152,30 +141,9 @@ class Method(Saving):
         return self.comm.size
 
     def check_setting(self, name: str, value: Any) -> None:
-        """Raise ValueError or TypeError for a wrong value, Unsupported for one that is refused."""
-        kind = type(self).__name__
-        if name == "loss":
-            if not isinstance(value, Loss):
-                raise TypeError(
-                    f"{kind}: the loss is a {type(value).__name__}, which does not say by how much "
-                    "it is divided: make it a subclass of minidist.nn.Loss"
-                )
-            if value.reduction != "mean":
-                raise ValueError(
-                    f'{kind}: the loss has reduction="{value.reduction}", and a step needs one '
-                    'number: make it with reduction="mean"'
-                )
-        if name == "microbatches":
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(
-                    f"{kind} needs a whole number of microbatches, at least one microbatch, not "
-                    f"{value!r}"
-                )
-            if value > 1:
-                self.refuse(name)
-        if name == "clip" and value is not None:
-            if not (isinstance(value, (int, float, np.number)) and value > 0):
-                raise ValueError(f"{kind}: the norm to clip to must be positive, not {value!r}")
+        """Raise ValueError or TypeError for a wrong value, Unsupported for an unsupported one."""
+        check_argument(type(self).__name__, name, value)
+        if (name == "microbatches" and value > 1) or (name == "clip" and value is not None):
             self.refuse(name)
 
     def refuse(self, what: str) -> None:
@@ -185,7 +153,7 @@ class Method(Saving):
             raise Unsupported(f"{kind}: {what} is not supported: {self.refuses[what]}")
 
     def step(self, batch: Batch) -> float:
-        """Train on one global batch; the global mean loss before the update, on every rank.
+        """Train on one global batch; return the global mean loss before the update, on every rank.
 
         Raises TypeError for anything but a global batch, such as a shard of one; ValueError if all
         targets are ignored; Disagreement if ranks pass different batches; NotFinite: see ``guard``.
@@ -195,7 +163,7 @@ class Method(Saving):
         return self.stepped(loss)
 
     def stepped(self, loss: float) -> float:
-        """Count a step that was made, and check its loss and the replicas: see guards.py."""
+        """Count the step just made, and check its loss and the replicas: see guards.py."""
         check_loss(self, loss)
         self.steps += 1
         if replicas_due(self) and self.comm.size > 1 and (same := self.replicated()):
@@ -221,7 +189,7 @@ class Method(Saving):
         self.optimizer._may_step = (lambda grads: all_finite(self.comm, grads)) if skips else None
 
     def replicated(self) -> dict[str, Array]:
-        """The parameters that are the same on all ranks after a step; none by default."""
+        """The parameters that must be equal on all ranks after a step; by default none."""
         return {}
 
     def check_targets(self, batch: Batch) -> None:
@@ -229,15 +197,15 @@ class Method(Saving):
         by default."""
 
     def train_on(self, batch: Batch) -> float:
-        """The training step. A method defines it; only ``step`` calls it."""
+        """One training step. Each method defines it, and only ``step`` calls it."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
 
     @contextmanager
     def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
+        """Check that ``batches`` are global and equal on all ranks; inside, a step on them is made.
 
-        Under MPI comparing takes a message. There, ranks compare at the first step only, or at
-        every step with ``MINIDIST_DEBUG=1`` in the environment when the method is built.
+        Under MPI the comparison takes messages. So ranks compare at the first step only, or at
+        every step if ``MINIDIST_DEBUG=1`` is in the environment when the method is built.
         """
         for batch in batches:
             check_batch(self, batch)
@@ -266,7 +234,7 @@ class Method(Saving):
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
     def arrays(self) -> dict[str, list[Array]]:
-        """The arrays that this rank holds between steps, by kind. Memory is measured from them."""
+        """The arrays that this rank keeps between steps, by kind. Memory is measured from them."""
         return {
             "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
