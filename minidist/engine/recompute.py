@@ -73,7 +73,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = Tru
 
 
 def total_of(parts: list[Any]) -> Any:
-    """The sum of gradients, each an array or a callable that returns one; None if there are none."""
+    """The sum of gradients, each an array or a callable that returns one; None if empty."""
     if len(parts) < 2:
         return parts[0] if parts else None
 

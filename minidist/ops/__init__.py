@@ -1,6 +1,7 @@
 """Every op: a function of tensors, with the forward and the backward in one place.
 
-One file for each family. An op looks like its formula. A user writes an own op in the same way:
+There is one file for each family. An op looks like its formula. A user's own op is written in the
+same way:
 
     def cube(x):
         data = x.data

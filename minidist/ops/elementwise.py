@@ -1,7 +1,7 @@
 """Elementwise ops: arithmetic with broadcasting, and functions such as exp and log.
 
-A closure keeps every array that it uses alive until the backward has run. So each closure uses only
-what its formula needs: addition two *shapes*, multiplication the values of the *other* operand.
+The arrays that a closure uses stay in memory until the backward has run. So each closure uses only
+what its formula needs: addition the two *shapes*, multiplication the values of the *other* operand.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def divide(x: Any, y: Any) -> Tensor:
         x, y = floating(x), floating(y)
     shape_x, shape_y = wanted(x), wanted(y)
     quotient = x.data / y.data
-    below = y.data
-    kept = quotient if shape_y is not None else None
+    divisor = y.data
+    for_y = quotient if shape_y is not None else None  # -x/y² = -(x/y)/y
 
     def backward(grad: Array) -> Any:
-        grad_x = grad / below
+        grad_x = grad / divisor
         return (
             unbroadcast(grad_x, shape_x),
-            unbroadcast(-grad_x * kept, shape_y) if kept is not None else None,  # -x/y² = -(x/y)/y
+            unbroadcast(-grad_x * for_y, shape_y) if for_y is not None else None,
         )
 
     return Tensor.of(quotient, (x, y), backward)
@@ -95,7 +95,9 @@ def negative(x: Tensor) -> Tensor:
 
 def _no_booleans(name: str, x: Tensor) -> None:
     if x.data.dtype.kind == "b":
-        raise DTypeError(f"{name}: of booleans {x.shape}: convert them first, or take ~x.data")
+        raise DTypeError(
+            f"{name} does not take booleans {x.shape}: convert them first, or use ~x.data"
+        )
 
 
 def exp(x: Tensor) -> Tensor:
@@ -156,7 +158,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     x = as_tensor(x)
     for bound in (low, high):
         if isinstance(bound, Tensor):
-            raise TypeError("clip: bounds are numbers: take ops.maximum and ops.minimum")
+            raise TypeError("clip: bounds are numbers: for tensors use ops.maximum and ops.minimum")
         x = x if bound is None else match_number(x, bound)
     data = x.data
     xp = x.xp
@@ -169,7 +171,9 @@ def astype(x: Tensor, dtype: DType) -> Tensor:
     x = as_tensor(x)
     old, new = x.dtype, np.dtype(dtype)
     if new.kind != "f" and x.node is not None:
-        raise DTypeError(f"astype: {new} has no slope: take .data.astype({str(new)!r}) instead")
+        raise DTypeError(
+            f"astype: a tensor of {new} has no gradient: use .data.astype({str(new)!r}) instead"
+        )
     return Tensor.of(x.data.astype(new), (x,), lambda grad: (grad.astype(old),))
 
 
@@ -181,7 +185,7 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     x, y = pair("where", x, y)
     xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     mask = xp.asarray(condition, dtype=bool)
-    # A copy if a backward keeps it: the array is the caller's, who may fill it again.
+    # A copy if the backward needs it, since the caller may write into the array later.
     condition = mask.copy() if mask is condition and recording(x, y) else mask
     shape_x, shape_y = wanted(x), wanted(y)
     try:

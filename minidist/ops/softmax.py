@@ -1,4 +1,4 @@
-"""Softmax and its logarithm; the maximum is subtracted first, so that nothing overflows."""
+"""Softmax and its logarithm; the maximum is subtracted first, so that exp does not overflow."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _log_softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None
 
 
 def in_range(xp: Any, y: Array) -> Array:
-    """The array to compute y in: y itself or, for float16, a float32 array."""
+    """An array to compute y in: y itself, or a new float32 array if y is float16."""
     return y if y.dtype.itemsize >= 4 else xp.empty(y.shape, np.float32)
 
 
