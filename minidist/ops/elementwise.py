@@ -96,7 +96,8 @@ def negative(x: Tensor) -> Tensor:
 def _no_booleans(name: str, x: Tensor) -> None:
     if x.data.dtype.kind == "b":
         raise DTypeError(
-            f"{name} does not take booleans {x.shape}: convert them first, or use ~x.data"
+            f"{name}: the input {x.shape} is bool, and must be numbers: convert it first, or use "
+            "~x.data"
         )
 
 

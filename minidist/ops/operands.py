@@ -97,8 +97,8 @@ def floating_only(name: str, x: Any) -> Tensor:
     x = as_tensor(x)
     if x.data.dtype.kind in "iub":
         raise DTypeError(
-            f"{name} takes floating numbers, and {x.shape} is {x.dtype}: convert it first, for "
-            f'example with .astype("{default_dtype()}")'
+            f"{name}: the input {x.shape} is {x.dtype}, and must be floating numbers: convert it "
+            f'first, for example with .astype("{default_dtype()}")'
         )
     return x
 

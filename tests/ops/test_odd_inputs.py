@@ -64,11 +64,11 @@ def test_a_number_without_dimensions_has_a_gradient_of_its_own_dtype():
         ),
         (lambda: ints("uint8", 1) * 300, DTypeError, "300 does not fit uint8"),
         (lambda: 2 ** ints("int64", -1), DTypeError, "to the power -1 is no integer"),
-        (lambda: -ints("bool", True), DTypeError, "negative does not take booleans"),
+        (lambda: -ints("bool", True), DTypeError, r"negative: the input \(1,\) is bool"),
         (
             lambda: ints("bool", True) - ints("bool", True),
             DTypeError,
-            "subtract does not take booleans",
+            r"subtract: the input \(1,\) is bool",
         ),
         (lambda: X.sum(axis=[0]), TypeError, "several are a tuple"),
         (lambda: X.sum(axis=(0, -1)), ShapeError, "comes twice"),

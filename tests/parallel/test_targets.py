@@ -175,7 +175,7 @@ def test_elastic_workers_step_on_the_mean_of_what_counts_in_their_shard():
 @pytest.mark.parametrize(
     ("loss", "targets", "error"),
     [
-        (nn.MeanSquaredError, CLASSES, "MeanSquaredError takes floating numbers.*int64.*CrossEntropy"),
+        (nn.MeanSquaredError, CLASSES, "MeanSquaredError takes floating.*int64.*CrossEntropy"),
         (nn.Huber, PADDED, "Huber takes floating numbers"),
         (nn.BinaryCrossEntropy, CLASSES, "BinaryCrossEntropy takes floating numbers"),
         (nn.KLDivergence, CLASSES, "KLDivergence takes floating numbers"),
