@@ -118,7 +118,7 @@ def read(array: Array, rule: float) -> np.ndarray:
     this function. On device "phantom" every other way is an error; ``rule`` is the value to assume
     there.
 
-    >>> float(read(np.array(0.25), rule=math.nan))
+    >>> float(read(np.array(0.25), rule=float("nan")))
     0.25
     """
     if has_numbers(array):

@@ -136,6 +136,7 @@ class Sequential(Module):
 
     ``input_shape`` is the shape of one sample; a pipeline needs it to cut equal stages.
 
+    >>> from minidist.nn import ReLU
     >>> model = Sequential(Linear(4, 3), ReLU(), Linear(3, 2))
     >>> list(model[1:].named_parameters())
     ['2.weight', '2.bias']

@@ -21,6 +21,8 @@ from minidist.ops.operands import (
     unbroadcast,
     wanted,
 )
+from minidist.ops.power import exponential as exponential  # where they were before
+from minidist.ops.power import power as power
 from minidist.ops.selection import kept
 
 
