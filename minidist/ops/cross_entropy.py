@@ -21,7 +21,7 @@ from minidist.engine.tensor import Tensor
 from minidist.ops.class_numbers import check_classes, holds_classes
 from minidist.ops.losses import divided, divisor
 from minidist.ops.operands import ShapeError, floating_only, same_device
-from minidist.ops.softmax import in_range
+from minidist.ops.softmax import wide_like
 
 
 def cross_entropy(
@@ -239,7 +239,7 @@ def _softmax_losses(
     ignoring: bool,
 ) -> None:
     """Fill p = softmax(z) and each row's loss; a target of -1 is ignored if ``ignoring``."""
-    e = in_range(xp, p)
+    e = wide_like(xp, p)
     if z.size:
         xp.subtract(z, z.max(axis=1, keepdims=True), out=e)
     picked = e[xp.arange(len(targets)), targets]  # z of the target; not used of ignored rows

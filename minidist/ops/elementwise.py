@@ -16,10 +16,10 @@ from minidist.ops.operands import (
     DTypeError,
     ShapeError,
     floating,
+    grad_shape,
     match_number,
     pair,
     unbroadcast,
-    wanted,
 )
 from minidist.ops.power import exponential as exponential  # where they were before
 from minidist.ops.power import power as power
@@ -29,7 +29,7 @@ from minidist.ops.selection import kept
 def add(x: Any, y: Any) -> Tensor:
     """x + y, with broadcasting."""
     x, y = pair("add", x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
 
     def backward(grad: Array) -> Any:
         return unbroadcast(grad, shape_x), unbroadcast(grad, shape_y)
@@ -41,7 +41,7 @@ def subtract(x: Any, y: Any) -> Tensor:
     """x - y, with broadcasting."""
     x, y = pair("subtract", x, y)
     _no_booleans("subtract", x)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
 
     def backward(grad: Array) -> Any:
         return (
@@ -55,7 +55,7 @@ def subtract(x: Any, y: Any) -> Tensor:
 def multiply(x: Any, y: Any) -> Tensor:
     """x · y, element by element, with broadcasting."""
     x, y = pair("multiply", x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     for_x = y.data if shape_x is not None else None  # the derivative is the other operand
     for_y = x.data if shape_y is not None else None
 
@@ -73,7 +73,7 @@ def divide(x: Any, y: Any) -> Tensor:
     x, y = pair("divide", x, y)
     if x.data.dtype.kind in "iub":  # and so is y's
         x, y = floating(x), floating(y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     quotient = x.data / y.data
     divisor = y.data
     for_y = quotient if shape_y is not None else None  # -x/y² = -(x/y)/y
@@ -190,7 +190,7 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     mask = xp.asarray(condition, dtype=bool)
     # A copy if the backward needs it, since the caller may write into the array later.
     condition = mask.copy() if mask is condition and recording(x, y) else mask
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     try:
         data = xp.where(condition, x.data, y.data)
     except ValueError:
@@ -220,7 +220,7 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def _extreme(name: str, x: Any, y: Any) -> Tensor:
     x, y = pair(name, x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     a, b = x.data, y.data
 

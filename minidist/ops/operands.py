@@ -188,7 +188,7 @@ def _as(x: Tensor, dtype: Any) -> Tensor:
     return Tensor.of(x.data.astype(dtype), (x,), lambda grad: (grad.astype(old),))
 
 
-def wanted(x: Tensor) -> Shape | None:
+def grad_shape(x: Tensor) -> Shape | None:
     """The shape of the gradient of ``x``, or None if ``x`` needs no gradient."""
     return x.data.shape if x.node is not None else None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from minidist.engine.array import Array, module_of
 from minidist.engine.tensor import Tensor, as_tensor
-from minidist.ops.operands import DTypeError, floating, pair, unbroadcast, wanted
+from minidist.ops.operands import DTypeError, floating, grad_shape, pair, unbroadcast
 from minidist.ops.selection import kept
 
 
@@ -68,7 +68,7 @@ def _of_tensors(x: Any, y: Any) -> Tensor:
     x, y = pair("power", x, y)
     if x.data.dtype.kind in "iub":  # and so is y's
         return _of_integers(x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     base, exponent = x.data, y.data
     result = base**exponent
     xp = module_of(result)
