@@ -1,7 +1,7 @@
 """Keep some elements and set the others to 0: the backward of every op with a mask.
 
-For finite numbers a product with the mask is enough. But ∞ · 0 is NaN: the gradient of sqrt at 0 is
-infinite, and in sqrt(relu(x)) the backward of relu must return 0 there.
+For finite numbers a product with the mask is enough, but ∞ · 0 is NaN. In sqrt(relu(x)), where x is
+negative, the gradient of sqrt is infinite, and the backward of relu must return 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _kept(xp: Any, out: Array, x: Array, mask: Array, scale: float) -> None:
 
 
 def select(xp: Any, out: Array, x: Array, mask: Array) -> None:
-    """Fill ``out`` with x where ``mask`` is true, else 0: line by line, without a kernel."""
+    """Fill ``out`` with x where ``mask`` is true, else 0: by NumPy's functions, not by a kernel."""
     bits = BITS.get(out.dtype) if xp is np else None
     if bits is None or out.dtype != x.dtype or not out.shape:
         out[...] = xp.where(mask, x, 0)

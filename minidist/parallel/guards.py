@@ -1,15 +1,15 @@
-"""Guards of a method: they find errors that would silently give wrong numbers.
+"""Guards: checks of a method that find errors which would silently give wrong numbers.
 
     method.guard(not_finite="skip", replicas_every=100)
 
 If ranks build a method from different seeds, models or optimizers, their replicas differ, and
 nothing fails. So ranks compare a digest of these when the method is built (``check_built``; 8 bytes
-a rank), and a digest of their batches (``check_same_batches``; when: see ``stepping``).
+per rank), and a digest of their batches (``check_same_batches``; when: see ``stepping``).
 
 The loss is the same on every rank. If it is not finite, all ranks follow the same policy:
 
     "raise"   raise NotFinite. The parameters may have been updated: continue from a checkpoint
-    "skip"    the optimizer does not step if a gradient of any rank is not finite. This costs one
+    "skip"    if a gradient of any rank is not finite, the optimizer does not step. This costs one
               more all-reduce of 8 bytes, and a pass over the gradients
     "go on"   continue training
 
@@ -81,7 +81,7 @@ class Guarded:
             raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
         self.not_finite, self.replicas_every = not_finite, replicas_every
         skips = not_finite == "skip"
-        self.optimizer._admits = (lambda grads: all_finite(self.comm, grads)) if skips else None
+        self.optimizer._may_step = (lambda grads: all_finite(self.comm, grads)) if skips else None
 
     @contextmanager
     def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
@@ -158,7 +158,7 @@ def check_batch(method: Method, batch: Batch) -> None:
     if method.loss.counts_values and not batch.count(method.loss) > 0:
         raise ValueError(
             f"{name}.step: all {batch.targets.size} targets of {batch} are ignored by "
-            f"{method.loss!r}, or weigh nothing: there is no mean over no targets, so leave such "
+            f"{method.loss!r}, or have weight 0: there is no mean over no targets, so leave such "
             "batches out"
         )
 
@@ -179,7 +179,7 @@ def check_loss(method: Method, loss: float) -> None:
     if isfinite(loss) or method.not_finite != "raise":
         return
     if not module_has_numbers(module()):
-        return  # shapes without numbers have no loss
+        return  # the loss has a shape, and no value
     raise NotFinite(
         f"{type(method).__name__}: the loss of step {method.steps} is {loss}: lower the learning "
         "rate, clip the gradient (clip=1.0), or look for the op with minidist.detect_anomaly(). "
@@ -200,7 +200,7 @@ def all_finite(comm: Comm, grads: Sequence[Array]) -> bool:
 def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> None:
     """Raise Disagreement, on every rank, with the first parameter that is not the same on all.
 
-    Every rank must call it. Its messages, p - 1 of 8 bytes for each parameter, are not counted.
+    Every rank must call it. Its messages, p - 1 with 8 bytes per parameter, are not counted.
     """
     names = list(parameters)
     every = np.zeros((comm.size, len(names)), np.uint64)
@@ -216,14 +216,14 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
             if 2 * counts.max() <= comm.size:  # no majority: any of the values may be the right one
                 where = f"has {len(values)} different values on {comm.size} ranks"
             raise Disagreement(
-                f"after step {step} {name} {where}: a bit has flipped, or something but the method "
-                "has changed it; go on from a checkpoint"
+                f"after step {step} {name} {where}: a bit has flipped, or something other than the "
+                "method has changed it; continue from a checkpoint"
             )
 
 
 @contextmanager
 def uncounted(comm: Comm) -> Iterator[None]:
-    """Messages sent inside the block are not counted."""
+    """Messages that are sent inside are not counted."""
     sent = comm.trace.sent
     before = sent.messages, sent.nbytes
     yield

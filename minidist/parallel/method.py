@@ -6,8 +6,8 @@
 ``step`` takes the *global* batch and returns the global mean loss, the same on every rank. The
 method decides which part of the batch each rank computes. It also counts the steps, and keys random
 draws by the step; so the same batch can be used in several steps. Any two methods can therefore be
-compared: with the same seed they start from the same parameters and see the same data, and an exact
-method goes through the same parameters as ``Serial``, the reference.
+compared: with the same seed they start from the same parameters and see the same data. After each
+step an exact method has the parameters of ``Serial``, the reference.
 
 All methods have this in common, and a test checks each point for each method:
 
@@ -28,8 +28,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-import numpy as np
-
 from minidist.comm.checks import no_comm
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -42,6 +40,7 @@ from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.arguments import check_argument, check_unused
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.buffers import why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
@@ -85,17 +84,7 @@ class Method(Guarded, Saving):
         name = type(self).__name__
         if not isinstance(comm, Comm):
             raise no_comm(comm, name)
-        if model.initialised:
-            raise ValueError(
-                "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see saving.py to go on "
-                "from saved parameters)"
-            )
-        if optimizer.steps or optimizer.arrays() or optimizer.owner:
-            raise ValueError(
-                f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
-                "each rank makes its own, new one"
-            )
+        check_unused(model, optimizer)
         self.check_setting("loss", loss)
         self.check_setting("microbatches", microbatches)
         self.check_setting("clip", clip)
@@ -135,30 +124,9 @@ class Method(Guarded, Saving):
         return self.comm.size
 
     def check_setting(self, name: str, value: Any) -> None:
-        """Raise ValueError or TypeError for a wrong value, Unsupported for one that is refused."""
-        kind = type(self).__name__
-        if name == "loss":
-            if not isinstance(value, Loss):
-                raise TypeError(
-                    f"{kind}: the loss is a {type(value).__name__}, which does not say by how much "
-                    "it is divided: make it a subclass of minidist.nn.Loss"
-                )
-            if value.reduction != "mean":
-                raise ValueError(
-                    f'{kind}: the loss has reduction="{value.reduction}", and a step needs one '
-                    'number: make it with reduction="mean"'
-                )
-        if name == "microbatches":
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(
-                    f"{kind} needs a whole number of microbatches, at least one microbatch, not "
-                    f"{value!r}"
-                )
-            if value > 1:
-                self.refuse(name)
-        if name == "clip" and value is not None:
-            if not (isinstance(value, (int, float, np.number)) and value > 0):
-                raise ValueError(f"{kind}: the norm to clip to must be positive, not {value!r}")
+        """Raise ValueError or TypeError for a wrong value, Unsupported for an unsupported one."""
+        check_argument(type(self).__name__, name, value)
+        if (name == "microbatches" and value > 1) or (name == "clip" and value is not None):
             self.refuse(name)
 
     def refuse(self, what: str) -> None:
@@ -168,7 +136,7 @@ class Method(Guarded, Saving):
             raise Unsupported(f"{kind}: {what} is not supported: {self.refuses[what]}")
 
     def step(self, batch: Batch) -> float:
-        """Train on one global batch; the global mean loss before the update, on every rank.
+        """Train on one global batch; return the global mean loss before the update, on every rank.
 
         Raises TypeError for anything but a global batch, such as a shard of one; ValueError if all
         targets are ignored; Disagreement if ranks pass different batches; NotFinite: see ``guard``.
@@ -178,7 +146,7 @@ class Method(Guarded, Saving):
         return self.stepped(loss)
 
     def train_on(self, batch: Batch) -> float:
-        """The training step. A method defines it; only ``step`` calls it."""
+        """One training step. Each method defines it, and only ``step`` calls it."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
@@ -196,7 +164,7 @@ class Method(Guarded, Saving):
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
     def arrays(self) -> dict[str, list[Array]]:
-        """The arrays that this rank holds between steps, by kind. Memory is measured from them."""
+        """The arrays that this rank keeps between steps, by kind. Memory is measured from them."""
         return {
             "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],
