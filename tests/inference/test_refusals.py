@@ -118,7 +118,7 @@ def test_a_draw_is_a_token_at_the_ends_of_what_can_be_drawn():
         (lambda model: sample(model, np.array([[1, 2]]), 3), r"of one text, not int64 \(1, 2\)"),
         (lambda model: sample(model, [1.5, 2.0], 3), "tokens are integers"),
         (lambda model: sample(model, (1,), 3, temperature=float("nan")), "temperature nan"),
-        (lambda model: sample(model, (1,), -1), "-1 tokens"),
+        (lambda model: sample(model, (1,), -1), "at least 0, not -1"),
         (lambda model: sample(model, (1,), 2.5), "count is a whole number, not 2.5"),
         (lambda model: sample(model, (1,), 1, seed=0.5), "the seed is a whole number"),
         (lambda model: sample(model, (1,), 1, float("inf"), 2), "temperature inf"),
