@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -87,10 +87,11 @@ def _start(options: argparse.Namespace, arguments: list[str]) -> int:
     if target.exists():
         raise ValueError(f"{target} is there already: nothing was written; choose another by --to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(exercise.stub, target)
-    print(
-        f"wrote {target}: read its text, fill it in, then: minidist check {exercise.name} {target}"
-    )
+    # The last line of the text is the command that marks it: with the name of this file.
+    text = exercise.stub.read_text("utf-8").replace("mine.py", quote(target.name))
+    target.write_text(text, "utf-8")
+    check_it = f"minidist check {exercise.name} {quote(str(target))}"
+    print(f"wrote {target}: read its text, fill it in, then: {check_it}")
     return 0
 
 

@@ -174,9 +174,12 @@ def _in_processes(
         lines += [line for line in found if "start" not in line]
         started = [line["start"] for line in found if "start" in line]
         done = {line["case"] for line in found if "case" in line}
+        if not ended and not started:
+            lines.append({"load": f"the file was not loaded within {LIMIT:.0f} seconds"})
+            break
         stuck = [number for number in started if number not in done]
-        if stuck or (not ended and not started):
-            number = stuck[0] if stuck else cases[0][0]
+        if stuck:
+            number = stuck[0]
             why = (
                 f"it did not end within {LIMIT:.0f} seconds"
                 if not ended

@@ -113,4 +113,4 @@ def write(path: str | Path, text: str | dict[str, Any]) -> None:
     """Write a report to a file; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n")
+    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n", "utf-8")

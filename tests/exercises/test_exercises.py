@@ -67,6 +67,32 @@ def test_what_an_answer_may_not_do_is_reported(tmp_path):
     assert not missed
 
 
+def test_the_solution_in_another_copy_of_minidist_is_not_read(tmp_path):
+    other, lines = tmp_path / "minidist" / "minidist" / "exercises", []
+    (other / "ring").mkdir(parents=True)
+    (other / "names.py").touch()
+    (other / "ring" / "solution.py").touch()
+    answer = tmp_path / "minidist" / "ring.py"  # beside the package, as in a clone: its own file
+    answer.write_text(
+        f"open(__file__).close()\nopen({str(other / 'ring' / 'solution.py')!r})\n"
+        "def all_reduce(comm, array):\n    pass\n"
+    )
+    run_all(find("ring", EXERCISES), answer, [(0, Case(1, settings={"length": 3}))], lines.append)
+    (trick,) = lines[-1]["tricks"]
+    assert trick.startswith("it reads") and trick.endswith("solution.py")
+
+
+def test_a_traceback_that_an_answer_prints_is_no_trick(tmp_path):
+    """It passes through the marker's files, and shows their lines: linecache reads them."""
+    answer, lines = tmp_path / "answer.py", []
+    answer.write_text(
+        "import traceback\ndef all_reduce(comm, array):\n    try:\n        comm.send([1.0], 0)\n"
+        "    except Exception:\n        traceback.print_exc()\n"
+    )
+    run_all(find("ring", EXERCISES), answer, [(0, Case(1, settings={"length": 3}))], lines.append)
+    assert lines[-1]["tricks"] == []
+
+
 @pytest.mark.parametrize("name", EXERCISES)
 def test_at_least_five_wrong_answers_are_known(name):
     assert sum(wrong.exercise == name for wrong in WRONG) >= 5
@@ -99,6 +125,11 @@ def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
     report = check("ring", answer, worlds=["local"])
     assert report.reached == 0
     assert any("did not end within" in what for _, what in report.marks[0].wrong)
+    answer.write_text("while True:\n    pass\n")
+    report = check("ring", answer, worlds=["local"])
+    assert report.marks[0].wrong[0] == (
+        "loading the file", "the file was not loaded within 2 seconds"
+    )  # fmt: skip
 
 
 def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsys, monkeypatch):
@@ -107,7 +138,11 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXERCISES)
     assert main(["exercise", "start", "adam"]) == 0
-    assert "algorithm 1" in (tmp_path / "adam.py").read_text()
+    assert "algorithm 1" in (tmp_path / "adam.py").read_text("utf-8")
+    assert main(["exercise", "start", "ring", "--to", "a/first try.py"]) == 0
+    assert "minidist check ring 'first try.py'" in (tmp_path / "a" / "first try.py").read_text(
+        "utf-8"
+    )
     assert main(["exercise", "start", "adam"]) == 2, "it does not overwrite work"
     assert main(["check", "adam", "adam.py"]) == 2, "nothing to mark"
     assert "This is the stub" in capsys.readouterr().out
