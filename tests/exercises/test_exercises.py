@@ -6,13 +6,14 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from minidist.cli import main
 from minidist.exercises import EXERCISES, check, find, marker
 from minidist.exercises.child import run_all
 from minidist.exercises.exercise import Case
 from minidist.exercises.marker import check_here
-from minidist.exercises.report import explain
+from minidist.exercises.report import explain, gradescope, junit, show
 from tests.exercises.answers import WRONG
 from tests.exercises.others import CHEATS, RIGHT
 from tests.mpi.run import needs_mpi
@@ -163,6 +164,27 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
+
+
+def test_formats_stay_whole_whatever_an_answer_says_and_show_a_trick(tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "def adam(*arguments, **rates):\n    raise ValueError('\\x1b[31m\\x00 a < b')\n"
+    )
+    report = check_here("adam", answer)
+    found = ElementTree.fromstring(junit(report)).find("testcase/failure")
+    assert "?[31m? a < b" in found.get("message")
+
+    answer.write_text("import minidist\ndef adam(*arguments):\n    pass\n")
+    report = check_here("adam", answer)
+    report.printed = "\x1b[2J9 of 9 points\n"
+    results = gradescope(report)
+    status = {test["name"]: test["status"] for test in results["tests"]}
+    assert set(status.values()) == {"failed"} and "own work" in status
+    console = Console(record=True, width=100)
+    show(report, console)
+    assert "?[2J9 of 9" in console.export_text()
+    assert results["score"] == 0 and "no part of the marks:\n?[2J9 of 9 points" in results["output"]
 
 
 def test_ranks_that_meet_in_a_variable_of_the_module_do_not(tmp_path):
