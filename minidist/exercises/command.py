@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minidist.exercises.exercise import find
-from minidist.exercises.marker import check
+from minidist.exercises.marker import LIMIT, check
 from minidist.exercises.names import EXERCISES
 from minidist.exercises.report import gradescope, junit, show, to_json, write
 
@@ -52,6 +52,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         choices=("both", "local", "mpi"),
         default="both",
         help="local: ranks in one process; mpi: a few cases on real MPI ranks",
+    )
+    marker.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="an answer that takes longer is stopped; more on a machine that is busy",
     )
     marker.add_argument("--json", metavar="FILE", help="write the marks as JSON, - for the screen")
     marker.add_argument("--junit", metavar="FILE", help="write the marks as JUnit's XML")
@@ -98,7 +105,7 @@ def _start(options: argparse.Namespace, arguments: list[str]) -> int:
 def _check(options: argparse.Namespace, arguments: list[str]) -> int:
     worlds = ("local", "mpi") if options.world == "both" else (options.world,)
     try:
-        report = check(options.name, options.file, options.seed, worlds)
+        report = check(options.name, options.file, options.seed, worlds, options.limit)
     except FileNotFoundError as error:
         raise ValueError(error) from None
     if options.json == "-":

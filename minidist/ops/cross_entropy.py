@@ -147,6 +147,7 @@ def _of_classes(
             _softmax_losses_backward(xp, p, flat, grad, float(smoothing), ignoring, scale)
             return (p.reshape(shape),)
 
+        backward.__qualname__ = "cross_entropy.backward"  # so that errors and tables name the op
         loss = (losses.sum() * scale).astype(dtype, copy=False)
         return Tensor.of(loss, (logits,), backward)
 

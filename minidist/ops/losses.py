@@ -55,6 +55,7 @@ def divided(
     if reduction == "none":
         if count is not None:
             raise ValueError(f'{name}: reduction="none" divides by nothing, and count is {count}')
+        slopes.__qualname__ = f"{name}.backward"  # so that errors and tables name the op
         return Tensor.of(losses.astype(dtype, copy=False), inputs, slopes)
     if reduction != "mean":
         raise ValueError(
@@ -63,7 +64,12 @@ def divided(
         )
     scale = 1.0 / divisor(name, count, number)
     loss = (losses.sum() * scale).astype(dtype, copy=False)
-    return Tensor.of(loss, inputs, lambda grad: slopes(wide(grad) * scale))
+
+    def backward(grad: Array) -> tuple[Array | None, ...]:
+        return slopes(wide(grad) * scale)
+
+    backward.__qualname__ = f"{name}.backward"
+    return Tensor.of(loss, inputs, backward)
 
 
 def mean_squared_error(

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from minidist.cli import main
-from minidist.exercises import EXERCISES, check, find, marker
+from minidist.exercises import EXERCISES, check, find
 from minidist.exercises.child import run_all
 from minidist.exercises.exercise import Case
 from minidist.exercises.marker import check_here
@@ -104,7 +104,7 @@ def test_at_least_five_wrong_answers_are_known(name):
 
 @needs_mpi
 @pytest.mark.slow
-def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
+def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path):
     assert check("ring", find("ring", EXERCISES).solution).passed
 
     answer = tmp_path / "mine.py"
@@ -122,12 +122,11 @@ def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
     answer.write_text(
         "def all_reduce(comm, array):\n    while comm.rank == 1 and comm.size == 2: pass\n"
     )
-    monkeypatch.setattr(marker, "LIMIT", 2.0)
-    report = check("ring", answer, worlds=["local"])
+    report = check("ring", answer, worlds=["local"], limit=2.0)
     assert report.reached == 0
     assert any("did not end within" in what for _, what in report.marks[0].wrong)
     answer.write_text("while True:\n    pass\n")
-    report = check("ring", answer, worlds=["local"])
+    report = check("ring", answer, worlds=["local"], limit=2.0)
     assert report.marks[0].wrong[0] == (
         "loading the file", "the file was not loaded within 2 seconds"
     )  # fmt: skip
@@ -164,6 +163,7 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
+    assert main(["check", "adam", "adam.py", "--limit", "0"]) == 2
 
 
 def test_formats_stay_whole_whatever_an_answer_says_and_show_a_trick(tmp_path):
