@@ -21,7 +21,7 @@ import threading
 
 from minidist.lazy import COMPLETED_BY, deferred, offer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Where launchers leave the number of processes: Open MPI, MPICH's hydra (and Intel's), Slurm.
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")

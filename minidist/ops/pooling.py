@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minidist.engine.array import Array
 from minidist.engine.kernels import accumulator, kernel, wide
-from minidist.engine.tensor import Tensor
+from minidist.engine.tensor import Tensor, recording
 from minidist.ops.operands import ShapeError, floating_only
 from minidist.ops.patches import convolved_length, pad_images, window
 from minidist.ops.selection import kept
@@ -20,15 +22,19 @@ from minidist.ops.selection import kept
 def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The largest of each window; at a tie, the first. (n, c, h, w) → (n, c, oh, ow).
 
-    Saves one byte for each output: the position of the largest in its window.
+    Saves one byte for each output, where a gradient is wanted: the position of the largest in its
+    window.
     """
     x = floating_only("max_pool2d", x)
     stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
     if kernel > 16:
         raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
     xp, (n, c, h, w) = x.xp, x.shape
-    y = xp.empty((n, c, oh, ow), x.dtype)
-    winner = xp.empty(y.shape, xp.uint8)
+    if xp is np:  # in memory as ``conv2d`` leaves images: the channels of a pixel side by side
+        y = np.empty((n, oh, ow, c), x.dtype).transpose(0, 3, 1, 2)
+    else:
+        y = xp.empty((n, c, oh, ow), x.dtype)
+    winner = xp.empty_like(y, xp.uint8) if recording(x) else None
     _max_pool(xp, y, winner, x.data, h, w, oh, ow, kernel, stride, padding)
 
     def backward(grad: Array) -> Any:
@@ -59,13 +65,13 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
         }
     }
     y[i] = T(best);
-    winner[i] = place;
+    if (winner) winner[i] = place;
 """,
 )
 def _max_pool(
     xp: Any,
     y: Array,
-    winner: Array,
+    winner: Array | None,
     x: Array,
     h: int,
     w: int,
@@ -78,11 +84,12 @@ def _max_pool(
     """Fill y with the largest of each window of x, and ``winner`` with its position there."""
     images = pad_images(x, padding, -xp.inf)
     y[...] = images[window(0, 0, oh, ow, stride)]
-    winner.fill(0)
+    if winner is not None:
+        winner.fill(0)
     for place in range(1, kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
-        # Positions come in order, so the last winner has the largest number.
-        xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
+        if winner is not None:  # positions come in order: the last winner has the largest number
+            xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
         xp.maximum(y, shifted, out=y)
 
 

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         "The status is 0 only if every rank has finished.",
         epilog="In the script's environment: MINIDIST_RESTART, how often it was started again; "
         "MINIDIST_TIMEOUT, seconds that a rank may wait in one call; MINIDIST_DEBUG=1, compare "
-        "each collective over the ranks.",
+        "each collective over the ranks. What stands on the input, or is typed, is rank 0's.",
     )
     found.add_argument("-n", "--ranks", type=int, default=4, help="how many ranks (default 4)")
     found.add_argument(

@@ -19,11 +19,14 @@ from typing import Any
 
 from minidist.comm import link
 from minidist.comm.environment import launched_size, rank_in_environment
+from minidist.run.input import read_by_this_rank
 
 
 def main() -> None:
     """Run the script, or with ``-m`` the module, that the arguments name."""
     rank = rank_in_environment()
+    if rank == 0:
+        read_by_this_rank()
     supervisor = link.open_line(rank)
     ending = {"status": 0}
     if supervisor is not None:

@@ -23,12 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from minidist.comm.link import SUPERVISOR
 from minidist.comm.mpi.room import check_room
 from minidist.run import leftovers
+from minidist.run.input import Input
 from minidist.run.launcher import Launcher, environment, find_launcher
 from minidist.run.lines import Lines, Rank
 from minidist.run.report import Failure, report
@@ -122,18 +123,26 @@ class Job:
         """Start all ranks once, and watch them to their end; None if all have finished."""
         began, token = time.time(), secrets.token_hex(8)
         everywhere = hosts is not None or self._several()
-        with leftovers.removed(), Lines(ranks, token, everywhere) as lines:
+        with (
+            leftovers.removed(),
+            Lines(ranks, token, everywhere) as lines,
+            nullcontext({}) if everywhere else Input() as reading,
+        ):
             program = [sys.executable, *self.python, "-m", "minidist.run.rank", *self.program]
-            known = self.environment | {
-                SUPERVISOR: lines.address,
-                RESTART: str(attempt),
-                RANKS: str(ranks),
-            }
+            known = (
+                self.environment
+                | reading
+                | {
+                    SUPERVISOR: lines.address,
+                    RESTART: str(attempt),
+                    RANKS: str(ranks),
+                }
+            )
             command = self.launcher.command(ranks, hosts, program)
             self.process = subprocess.Popen(
                 command,
                 env=known,
-                stdin=subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None,
+                stdin=self._input() if everywhere else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 process_group=0,
@@ -148,6 +157,10 @@ class Job:
 
     def _several(self) -> bool:
         return self.launcher.library == "Slurm" or os.environ.get("SLURM_NNODES", "1") != "1"
+
+    def _input(self) -> int | None:
+        """What the launcher reads; not a terminal, which would stop it (SIGTTIN)."""
+        return subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None
 
     def _forward(self, number: int, frame: object) -> None:
         """A signal to this process is one to the job; the second ends it at once."""

@@ -23,6 +23,7 @@ import pytest
 
 import tests.parallel
 from minidist.collectives import ALL_REDUCE
+from minidist.collectives.operations import ANY_ALL_REDUCE
 from tests.fuzz.rows import ROWS
 from tests.fuzz.runs import Run, draw
 from tests.fuzz.training import Refused, compare, serial
@@ -128,9 +129,10 @@ def of_collectives() -> Iterator[Hunted]:
             module = importlib.import_module(mutant.module)
             true, wrong = getattr(module, function), getattr(mutant.load(), function)
             monkeypatch.setattr(module, function, wrong)
-            for key, algorithm in ALL_REDUCE.items():
-                if algorithm is true:
-                    monkeypatch.setitem(ALL_REDUCE, key, wrong)
+            for table in (ALL_REDUCE, ANY_ALL_REDUCE):  # a name is looked up in the second
+                for key, algorithm in table.items():
+                    if algorithm is true:
+                        monkeypatch.setitem(table, key, wrong)
 
         rows = ("",) if name.endswith("/ring") else ("data_parallel/ring",)
         yield Hunted(f"collectives.{name}", mutant.what, patch, rows)
