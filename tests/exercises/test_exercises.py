@@ -175,6 +175,10 @@ def test_formats_stay_whole_whatever_an_answer_says_and_show_a_trick(tmp_path):
     found = ElementTree.fromstring(junit(report)).find("testcase/failure")
     assert "?[31m? a < b" in found.get("message")
 
+    answer.write_text("def adams(*arguments):\n    pass\n")
+    found = explain(check_here("adam", answer).marks[0])
+    assert found == "loading the file: NameError: the file has to define adam, under just this name"
+
     answer.write_text("import minidist\ndef adam(*arguments):\n    pass\n")
     report = check_here("adam", answer)
     report.printed = "\x1b[2J9 of 9 points\n"
