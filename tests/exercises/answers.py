@@ -375,6 +375,10 @@ WRONG = [
           "        hashlib.sha256(content).digest() + content)\n    os.sync()\n",
           "killed", "nothing can be loaded"),
     # Mistakes that passed, or got a message about something else, until a walk through the course
+    Wrong("ring", "half the rounds, not half the digits",
+          "    for round in range(p - 1):\n        comm.sendrecv(parts[(rank - round + 1)",
+          "    for round in range(0):\n        comm.sendrecv(parts[(rank - round + 1)",
+          "bytes", "the ranks send"),
     Wrong("adam", "eps before the correction", "(np.sqrt(v / (1 - b2**t)) + eps)",
           "((np.sqrt(v) + eps) / np.sqrt(1 - b2**t))", "first step", "after the correction"),
     Wrong("adam", "a step ahead", "    m[...]", "    t = t + 1\n    m[...]", "first step",

@@ -72,7 +72,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                 f"between microbatches the ranks keep {held:,.0f} numbers together, and 3n for the "
                 f"shards of gradients and state are {allowed:,}: keep no whole gradient, nor an "
                 "array as long as one"
-                if held > 1.25 * allowed + 2000 * p and p > 1
+                if held > 1.1 * allowed + 2000 * p and p > 1
                 else None
             ),
         )
