@@ -5,32 +5,35 @@
 # does the loss change?* The answer is a derivative. This lesson builds, in about 30 lines, a
 # program that finds the derivative of any formula, and shows a typical mistake in it.
 #
+# About 20 minutes. At the end you know how a program finds all derivatives of a formula in one pass
+# from its result back to its inputs, and why the order of this pass matters.
+#
 # You need: Python, and what a derivative is. Run it with `python lessons/01_autograd.py`.
 
 # %%
 from __future__ import annotations
 
-import time
-
 import matplotlib.pyplot as plt
 
 import minidist as md
 from minidist.plots import save
+from minidist.plots.messages import draw_sequence
 
 # %% [markdown]
 # ## A numerical derivative
 #
-# Take $L = (w x + b - y)^2$: the squared error of a straight line at one point. To find how
-# $L$ depends on $w$, change $w$ a little in both directions:
+# Take $L = (w x + b - y)^2$: the squared error of a straight line at one point. $L$ is the *loss*,
+# the number that training makes small; $w$ and $b$ are the *weights*, the numbers that it may
+# change. To find how $L$ depends on $w$, change $w$ a little in both directions:
 
 
 # %%
-def miss(w: float, b: float, x: float = 2.0, y: float = 1.0) -> float:
+def loss(w, b, x=2.0, y=1.0):
     return (w * x + b - y) ** 2
 
 
 tiny = 1e-6
-slope = (miss(1.5 + tiny, 0.5) - miss(1.5 - tiny, 0.5)) / (2 * tiny)
+slope = (loss(1.5 + tiny, 0.5) - loss(1.5 - tiny, 0.5)) / (2 * tiny)
 print(f"slope in w, numerically: {slope:.6f}")
 
 # %% [markdown]
@@ -40,9 +43,9 @@ print(f"slope in w, numerically: {slope:.6f}")
 # ## Remember how each number was computed
 #
 # The chain rule says: if $L$ depends on $u$ and $u$ depends on $w$, then
-# $\frac{dL}{dw} = \frac{dL}{du} \cdot \frac{du}{dw}$. So if every number stores its *parents*
-# (the numbers that it was computed from) and the *local slope* for each of them, we can start at
-# $L$, where the slope is 1, go backwards, and multiply the slopes.
+# $\frac{dL}{dw} = \frac{dL}{du} \cdot \frac{du}{dw}$. So let every number store its *parents* (the
+# numbers that it was computed from) and the *local slope* for each of them. Then start at $L$,
+# where the slope is 1, go backwards, and multiply the slopes.
 
 
 # %%
@@ -68,8 +71,10 @@ class Scalar:
 # %% [markdown]
 # ## A backward that looks right
 #
-# The first idea is usually recursion: give each parent its part of the gradient, then do the same
-# for the parent. A number that is used twice gets two parts, so we *add* them up in `grad`.
+# The pass from the result to its inputs is called the *backward*, and the slope that it finds for a
+# number is its *gradient*. The first idea is usually recursion: give each parent its part of the
+# gradient, then do the same for the parent. A number that is used twice gets two parts, so we *add*
+# them up in `grad`.
 
 
 # %%
@@ -85,9 +90,9 @@ def send_on(node: Scalar) -> None:
 
 
 w, b, x, y = Scalar(1.5), Scalar(0.5), Scalar(2.0), Scalar(1.0)
-error = w * x + b - y
-backward_wrong(error)
-print(f"d error / d w = {w.grad}   (right: it is x = 2)")
+line = w * x + b
+backward_wrong(line)
+print(f"d line / d w = {w.grad}   (right: it is x = 2)")
 
 # %% [markdown]
 # Good. Now a formula in which a *computed* number is used twice:
@@ -95,7 +100,8 @@ print(f"d error / d w = {w.grad}   (right: it is x = 2)")
 #     b = a + a
 #     c = b + b
 #
-# $c = 4a$, so the slope is 4 for every $a$.
+# $c = 4a$, so the slope is 4 for every $a$. **Question 1.** What does this recursion say? Follow it
+# on paper: `c` sends 1 to `b`, then `b` sends to `a`, and so on.
 
 # %%
 a = Scalar(3.0)
@@ -106,39 +112,56 @@ print(f"wrong recursion says dc/da = {a.grad}, but c = 4a")
 assert a.grad == 6.0
 
 # %% [markdown]
-# Six! What happened? `c` sent 1 to `b`, and `b` *immediately* sent 1 + 1 to `a`. Then `c` sent its
-# second 1: now `b.grad` is 2, and `b` sent 2 + 2. But the first 1 in this 2 had already been sent.
-# `a` got 2 + 4 = 6: **`b` sent its gradient before it was complete.**
-#
-# (`a + a` alone does not show the mistake, because `a` has no parents. A test with only `a + a`
-# does not find it.)
+# Six! `c` sent 1 to `b`, and `b` *immediately* sent 1 + 1 to `a`. Then `c` sent its second 1: now
+# `b.grad` is 2, and `b` sent 2 + 2. But the first 1 in this 2 had already been sent. `a` got
+# 2 + 4 = 6: **`b` sent its gradient before it was complete.** (A test with only `a + a` does not
+# find this mistake, because `a` has no parents.)
 #
 # ## One repair is right, but slow
 #
 # We could send only the part that has *just* arrived, and not the sum. Then every path from `c` to
-# `a` is followed separately. This is correct, but n such doublings have $2^n$ paths.
+# `a` is followed separately. This is correct.
+#
+# **Question 2.** How many additions `grad += ...` does it take for `b = a + a`, `c = b + b`? And
+# for a chain of 16 such doublings?
 
 
 # %%
-def backward_slow(node: Scalar, arrived: float = 1.0) -> None:
+def backward_slow(node: Scalar, arrived: float = 1.0) -> int:
+    """Returns how many additions to parents it made."""
     node.grad += arrived
-    for parent, slope in zip(node.parents, node.slopes, strict=True):
-        backward_slow(parent, arrived * slope)
+    return sum(
+        1 + backward_slow(parent, arrived * slope)
+        for parent, slope in zip(node.parents, node.slopes, strict=True)
+    )
 
+
+def doublings(n: int) -> tuple[Scalar, Scalar]:
+    first = last = Scalar(1.0)
+    for _ in range(n):
+        last = last + last
+    return first, last
+
+
+for n in (2, 4, 8, 16):
+    first, last = doublings(n)
+    print(f"{n:2} doublings, path by path: {backward_slow(last):7,} additions")
+    assert first.grad == 2.0**n
 
 # %% [markdown]
 # ## The right order
 #
-# So a number must send its gradient **once, after it has the gradients of all its uses**. An order
-# in which every number comes after all of its users is a *reverse topological order*. To find it,
-# count how often each number is used, and take a number when all its uses are done:
+# Two doublings have 4 paths, 16 have 65,536, and each path is walked to its end. So a number must
+# send its gradient **once, after it has the gradients of all its uses**. An order in which every
+# number comes after all of its users is a *reverse topological order*. To find it: first count how
+# often each number is used; then take a number when all its uses are done.
 
 
 # %%
-def backward(result: Scalar) -> None:
-    uses = {result: 0}
-    found = [result]
-    for node in found:  # the list grows meanwhile
+def backward(result: Scalar) -> int:
+    """Returns how many additions it made."""
+    uses, found, additions = {result: 0}, [result], 0
+    for node in found:  # first: who is used how often? (the list grows meanwhile)
         for parent in node.parents:
             if parent not in uses:
                 found.append(parent)
@@ -146,13 +169,15 @@ def backward(result: Scalar) -> None:
 
     result.grad = 1.0
     ready = [result]
-    while ready:
+    while ready:  # then: take those whose gradient is complete
         node = ready.pop()
         for parent, slope in zip(node.parents, node.slopes, strict=True):
             parent.grad += node.grad * slope
+            additions += 1
             uses[parent] -= 1
             if uses[parent] == 0:  # the last use is done
                 ready.append(parent)
+    return additions
 
 
 a = Scalar(3.0)
@@ -161,103 +186,47 @@ c = b + b
 backward(c)
 print(f"in the right order   dc/da = {a.grad}")
 assert a.grad == 4.0
+first, last = doublings(16)
+print(f"16 doublings, in order: {backward(last)} additions, dL/da = {first.grad:,.0f}")
 
 # %% [markdown]
-# Note that there is no recursion, so a chain of a million operations is no problem.
-# `minidist/engine/tape.py` does the same, step by step, with arrays instead of numbers.
+# 32 additions, two for each doubling. There is no recursion either, so a chain of a million
+# operations is no problem. `minidist/engine/tape.py` does the same, with arrays instead of numbers.
 #
-# How long do the two correct versions take on a chain of n doublings?
-
+# In the picture each arrow is one addition, `grad +=` the number on the arrow. Time runs downwards,
+# and below each number is its final gradient. On the left `b` sends twice, and sends its first part
+# again. On the right it waits.
 
 # %%
-def doublings(n: int) -> tuple[Scalar, Scalar]:
-    first = last = Scalar(1.0)
-    for _ in range(n):
-        last = last + last
-    return first, last
-
-
-def seconds(run, n: int) -> float:
-    """The fastest of three runs; also checks the result, 2ⁿ."""
-    fastest = float("inf")
-    for _ in range(3):
-        first, last = doublings(n)
-        start = time.perf_counter()
-        run(last)
-        fastest = min(fastest, time.perf_counter() - start)
-        assert first.grad == 2.0**n
-    return fastest
-
-
-short, long = range(1, 15), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-slow = [seconds(backward_slow, n) for n in short]
-fast = [seconds(backward, n) for n in long]
-print(
-    f"path by path, 14 doublings take {slow[-1] * 1e3:.1f} ms; in order, 16 take "
-    f"{fast[4] * 1e3:.3f} ms"
-)
-
-# %% [markdown]
-# ## The picture
-#
-# Each arrow is one addition, `grad +=` the number on the arrow. Time runs downwards, and below each
-# number is its final gradient. On the left, `b` sends twice, and sends its first part again. In the
-# middle it waits. On the right is the time of following every path separately.
-
-# %%
-WRONG, RIGHT, SLOW = "#c0392b", "#1e8449", "#b9770e"
-COLUMN = {"c": 0.0, "b": 1.0, "a": 2.0}
-
-
-def draw_messages(axes, title, colour, messages, final) -> None:
-    """Draw which gradients are sent, in order from top to bottom."""
-    for name, across in COLUMN.items():
-        axes.plot([across, across], [0.2, 6.8], color="0.8", lw=1.5, zorder=0)
-        box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": "0.3"}
-        axes.text(across, 0, name, ha="center", va="center", fontsize=14, bbox=box)
-        axes.text(across, 7.25, f"grad = {final[name]}", ha="center", va="center", fontsize=11)
-    for order, (source, target, amount) in enumerate(messages, start=1):
-        start, stop = COLUMN[source], COLUMN[target]
-        arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (stop, order), (start, order), arrowprops=arrow)
-        axes.text((start + stop) / 2, order - 0.12, amount, ha="center", color=colour, fontsize=12)
-    axes.set(xlim=(-0.5, 2.5), ylim=(7.7, -0.6))
-    axes.set_title(title, color=colour, fontsize=12.5)
-    axes.axis("off")
-
-
-figure, (left, middle, right) = plt.subplots(
-    1, 3, figsize=(13, 4.4), width_ratios=[1, 1, 1.25], layout="constrained"
-)
-draw_messages(
-    left,
-    "Wrong: b sends before it is complete",
-    WRONG,
-    [
-        ("c", "b", "+1"),
-        ("b", "a", "+1"),
-        ("b", "a", "+1"),
-        ("c", "b", "+1"),
-        ("b", "a", "+2"),
-        ("b", "a", "+2"),
-    ],
-    {"c": 1, "b": 2, "a": "6  ✗"},
-)
-draw_messages(
-    middle,
-    "Right: b waits for both uses",
-    RIGHT,
-    [("c", "b", "+1"), ("c", "b", "+1"), ("b", "a", "+2"), ("b", "a", "+2")],
-    {"c": 1, "b": 2, "a": "4  ✓"},
-)
-right.loglog(short, slow, "o-", color=SLOW, label="every path alone: $2^n$ paths")
-right.loglog(long, fast, "o-", color=RIGHT, label="each number once, in order")
-right.set(xlabel="doublings in a row, n", ylabel="seconds")
-right.set_title("Both are right, one is slow", fontsize=12.5)
-right.legend(frameon=False)
-right.grid(alpha=0.3)
-right.spines[["top", "right"]].set_visible(False)
+to_b, to_a, twice = ("c", "b", "+1"), ("b", "a", "+1"), ("b", "a", "+2")
+wrong, in_order = [to_b, to_a, to_a, to_b, twice, twice], [to_b, to_b, twice, twice]
+final = {"c": "grad = 1", "b": "grad = 2", "a": "grad = 6  ✗"}
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+draw_sequence(left, wrong, final, "#c0392b", "Wrong: b sends too early")
+draw_sequence(right, in_order, final | {"a": "grad = 4  ✓"}, "#1e8449", "Right: b waits")
 print("picture:", save(figure, "out/lessons/01_autograd.png"))
+
+# %% [markdown]
+# ## Training
+#
+# The slopes say in which direction the loss becomes smaller. Training is many small steps in this
+# direction. Here a line is fitted to three points. **Question 3.** The points lie on y = 2x + 1.
+# Where should `w` and `b` end?
+
+# %%
+points = [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]
+w, b = Scalar(0.0), Scalar(0.0)
+for step in range(201):
+    total = Scalar(0.0)
+    for x, y in points:
+        error = w * Scalar(x) + b - Scalar(y)
+        total = total + error * error
+    backward(total)
+    if step % 50 == 0:
+        print(f"step {step:3}: loss {total.value:8.5f}, w = {w.value:.3f}, b = {b.value:.3f}")
+    # New numbers, whose gradients begin at 0: the old gradients would add up.
+    w, b = Scalar(w.value - 0.05 * w.grad), Scalar(b.value - 0.05 * b.grad)
+assert abs(w.value - 2) < 0.01 and abs(b.value - 1) < 0.02
 
 # %% [markdown]
 # ## The same with minidist
@@ -271,34 +240,6 @@ c = b + b
 c.backward()
 print(f"minidist: dc/da = {a.grad}")
 
-# A chain of a hundred thousand operations: no recursion, so no limit.
-a = md.Tensor([1.0], requires_grad=True)
-last = a
-for _ in range(100_000):
-    last = last + 1.0
-last.backward()
-print(f"through 100,000 operations: {a.grad}")
-
-# %% [markdown]
-# ## Training
-#
-# The slopes say in which direction the loss becomes smaller. Training is many small steps in this
-# direction: here a line is fitted to three points.
-
-# %%
-points = [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]  # on the line y = 2x + 1
-w, b = Scalar(0.0), Scalar(0.0)
-for step in range(201):
-    loss = Scalar(0.0)
-    for x, y in points:
-        error = w * Scalar(x) + b - Scalar(y)
-        loss = loss + error * error
-    backward(loss)
-    if step % 50 == 0:
-        print(f"step {step:3}: loss {loss.value:8.5f}, w = {w.value:.3f}, b = {b.value:.3f}")
-    w, b = Scalar(w.value - 0.05 * w.grad), Scalar(b.value - 0.05 * b.grad)
-assert abs(w.value - 2) < 0.01 and abs(b.value - 1) < 0.02
-
 # %% [markdown]
 # ## What to take away
 #
@@ -306,13 +247,26 @@ assert abs(w.value - 2) < 0.01 and abs(b.value - 1) < 0.02
 # 2. A number that is used several times **adds** the gradients of its uses.
 # 3. It sends the sum to its parents **once, after the last use**. Remember `c = b + b`.
 #
-# **Try it:** add `__neg__` and `relu` to `Scalar`. Then change `ready.pop()` to `ready.pop(0)`:
-# does the answer change? Why not? Next: `02_tensors_and_layers.py`.
+# **Try it:**
 #
-# <details><summary>Answer</summary>
+# 1. Add `__neg__` and `relu` (0 for negative numbers, all others as they are) to `Scalar`.
+# 2. Change `ready.pop()` to `ready.pop(0)`. Does the answer change? Why not?
+# 3. Find the slope of the first cell, 10, with `backward`.
 #
-# No. `ready` has only numbers whose gradients are complete, and these can be taken in any order.
+# <details><summary>Answers</summary>
+#
+# 1. Each stores its local slope:
+#
+#        def __neg__(self):
+#            return Scalar(-self.value, (self,), (-1.0,))
+#
+#        def relu(self):
+#            return Scalar(max(self.value, 0.0), (self,), (float(self.value > 0),))
+#
+# 2. No. `ready` has only numbers whose gradients are complete, and these can be taken in any order.
+# 3. `error = w * x + b - y`, then `backward(error * error)`: `w.grad` is 10. `error` is 2.5 and is
+#    used twice, so its gradient is 2.5 + 2.5 = 5, and that of `w` is x times as large.
 #
 # </details>
 #
-# **Marked exercise:** `minidist exercise start backward_order`.
+# **Marked exercise:** `minidist exercise start backward_order`. Next: `02_tensors_and_layers.py`.

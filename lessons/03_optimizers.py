@@ -6,6 +6,9 @@
 # of two variables, where you can *see* their strengths and weaknesses. Then they train the same
 # network.
 #
+# About 25 minutes. At the end you know why one learning rate does not suit all directions, what
+# momentum, RMSprop and Adam do about it, and how much memory each of them needs.
+#
 # You need: lessons 1 and 2. Run it with `python lessons/03_optimizers.py`.
 
 # %%
@@ -27,9 +30,11 @@ from minidist.plots import save
 #
 # $$f(x, y) = \frac{x^2 + 20\,y^2}{2}$$
 #
-# The steep direction limits the rate: above $2/20 = 0.1$ each step overshoots by more than it
-# gains. But the best rate for the flat direction is 1. All other optimizers try to solve this
-# problem.
+# The gradient is $(x, 20y)$. So a step multiplies x by $1 - \text{lr}$, and y by $1 -
+# 20\,\text{lr}$.
+#
+# **Question 1.** Which rate is the best for x alone? From which rate on does y grow, and not
+# shrink?
 
 
 # %%
@@ -64,6 +69,10 @@ for name, places in descents.items():
     print(f"rate {rates[name]:5} is {name:11}: f = {bowl(*places[-1]):.4f} after {STEPS} steps")
 
 # %% [markdown]
+# For x alone the best rate is 1: it is there in one step. But above $2/20 = 0.1$ the factor of y is
+# below −1: each step overshoots by more than it gains. The steep direction limits the rate, and the
+# flat one needs many steps. All other optimizers try to solve this problem.
+#
 # ## Rates that change
 #
 # Use large steps first, to be fast, and small steps at the end, to converge. In minidist a rate may
@@ -102,13 +111,20 @@ print("picture:", save(figure, "out/lessons/03_learning_rates.png"))
 # |---|---|---|
 # | gradient descent | $w \leftarrow w - lr\,g$ | directly against the gradient |
 # | momentum | $v \leftarrow \mu v + g;\; w \leftarrow w - lr\,v$ | equal directions add up |
-# | Nesterov | the same, gradient taken one step ahead | momentum, one step ahead |
-# | AdaGrad | $s \leftarrow s + g^2;\; w \leftarrow w - lr\,g/\sqrt s$ | small steps where steep |
+# | Nesterov | the same $v$; $w \leftarrow w - lr\,(g + \mu v)$ | as if $g$ were one step ahead |
+# | AdaGrad | $s \leftarrow s+g^2; w \leftarrow w-lr\,g/(\sqrt s+\epsilon)$ | short where steep |
 # | RMSprop | $s \leftarrow \rho s + (1-\rho) g^2$, the same step | the same, but forgets |
-# | Adam | RMSprop on a running mean of $g$ | momentum and RMSprop together |
+# | Adam | $m \leftarrow \beta_1 m + (1-\beta_1) g$, RMSprop's step along $m$ | both together |
+#
+# $\mu$, $\rho$ and $\beta$ are numbers a little below 1. $\epsilon$ is tiny, so that nothing is
+# divided by zero. Adam's $m$ and $s$ begin at zero, so at first they are too small. It divides them
+# by $1 - \beta^t$ in step $t$, which corrects that. (`SGD(0.05, momentum=0.9)` of other lessons is
+# the second row. The S is for *stochastic*: the gradient is that of a random batch.)
 #
 # Each has its own suitable learning rate; one rate for all would be unfair. All start at the same
-# point of the same curved valley.
+# point of the same curved valley: steep walls, and a nearly flat floor to the lowest point.
+#
+# **Question 2.** Which will be the lowest after 150 steps, and which the highest?
 
 # %%
 walkers = {
@@ -128,6 +144,9 @@ for name, path in paths.items():
 #
 # A function of two variables is easy to draw, but a network has many thousands. So each optimizer
 # also trains the same network on the same images in the same order, from the same start.
+#
+# **Question 3.** Do you expect the order of the valley? And how many numbers must each optimizer
+# keep for each parameter, from one step to the next?
 
 # %%
 train, test = fashion_mnist()
@@ -196,10 +215,12 @@ print("picture:", save(figure, "out/lessons/03_optimizers.png"))
 #
 # ## The memory
 #
-# Momentum keeps one number for each parameter, Adam two. For a model of a billion parameters in
-# float32 Adam's memory is 8 GB on top of 4 GB of parameters and 4 GB of gradients. In a later
-# lesson, ZeRO divides this memory among computers. This works because an optimizer here can step
-# *any slice* of the flat array, and stepping all parts equals stepping the whole:
+# Momentum keeps one number for each parameter ($v$), Adam two ($m$ and $s$). For a model of a
+# billion parameters in float32 Adam's memory is 8 GB on top of 4 GB of parameters and 4 GB of
+# gradients. In a later lesson, ZeRO divides this memory among computers. For that, an optimizer
+# must step a *slice* of the flat array.
+#
+# **Question 4.** Two optimizers step one part each. How far is the result from stepping the whole?
 
 # %%
 draw = np.random.default_rng(0)
@@ -219,8 +240,24 @@ print("two parts, stepped separately, equal the whole to the last bit")
 #    both.
 # 3. This state costs memory.
 #
-# **Try it:** find a rate at which gradient descent beats Adam's f in the valley, or show that there
-# is none. Give Adam the schedule `warm_up(10, cosine(0.2, 140))`.
-# Next: `04_training_for_real.py`.
+# **Try it:**
 #
-# **Marked exercise:** `minidist exercise start adam`.
+# 1. Find a rate at which gradient descent is lower in the valley than Adam after 150 steps, or show
+#    that there is none.
+# 2. Give Adam in the valley the schedule `schedules.warm_up(10, schedules.cosine(0.2, 140))`. Is it
+#    lower at the end?
+# 3. On the network, give gradient descent ten times the rate of Adam, 0.01. Why is it so slow?
+#
+# <details><summary>Answers</summary>
+#
+# 1. There is one: at 0.0185 it reaches 0.000002, and Adam 0.000015. But at 0.018 it reaches
+#    0.00009, at 0.019 only 0.04, and at 0.02 it diverges: nobody would have found this rate
+#    beforehand.
+# 2. No: 0.00005 in place of 0.000015. A schedule that ends at 0 also ends the way down.
+# 3. Its loss is 1.03 after 200 steps, Adam's 0.49. An element of the gradient is about 0.002 here,
+#    so a step changes a parameter by about 0.00002. Adam's steps are about as long as its rate,
+#    0.001, however small the gradient is.
+#
+# </details>
+#
+# **Marked exercise:** `minidist exercise start adam`. Next: `04_training_for_real.py`.

@@ -1,135 +1,219 @@
 # %% [markdown]
-# # 4. Training for real: images, then characters
+# # 4. Training for real: images
 #
-# This lesson uses everything so far, twice. First a convolutional network learns to classify
-# clothes; then a small GPT learns Shakespeare letter by letter, and continues a text. Both have the
-# same training loop, and both are tested on data that they have *not* seen.
+# A network learns to tell shirts from shoes, and is tested on images that it has *not* seen. Its
+# new layer is the convolution: you compute one by hand before you use it. Then comes the training
+# loop on which all later lessons build, and a close look at the mistakes.
 #
-# You need: lessons 1 to 3. `python lessons/04_training_for_real.py` takes a minute or two and shows
-# the result of a short training. `LESSON=long python lessons/04_training_for_real.py` takes four
-# minutes on two cores of a new server, and reaches 90 % on the images and less than 1.8 nats a
-# character on the text.
+# About 25 minutes. At the end you know what a convolution computes and why it has so few weights,
+# how to cut a batch into parts without changing the result, and how to see which classes a model
+# confuses.
+#
+# You need: lessons 1 to 3. Run it with `python lessons/04_training_for_real.py`; it trains for half
+# a minute or so. With `LESSON=long` in front (in bash) it trains longer, and reaches 90 % on the
+# test images.
 
 # %%
 import os
-import textwrap
-import time
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 from rich import print as show
 
 import minidist as md
-from minidist import models, nn, optim
-from minidist.data import Augment, Batches, fashion_mnist, shakespeare, token_windows
+from minidist import models, nn, ops, optim
+from minidist.data import Augment, Batches, fashion_mnist
 from minidist.data.fashion_mnist import CLASSES
 from minidist.inspect import metrics, summary
 from minidist.optim.schedules import cosine, warm_up
 from minidist.plots import plot_confusion, save
 
-
-@dataclass
-class Size:
-    image_steps: int
-    text_steps: int
-    context: int
-    width: int
-    layers: int
-
-
-SIZES = {
-    "quick": Size(image_steps=4, text_steps=6, context=16, width=16, layers=1),
-    "short": Size(image_steps=400, text_steps=700, context=64, width=96, layers=3),
-    "long": Size(image_steps=1400, text_steps=2000, context=128, width=128, layers=4),
-}
-LENGTH = os.environ.get("LESSON", "short")
-size = SIZES[LENGTH]
+STEPS = {"quick": 4, "short": 400, "long": 1400}[os.environ.get("LESSON", "short")]
+train, test = fashion_mnist()
 
 # %% [markdown]
-# ## One loop for all
+# ## A convolution, by hand
 #
-# These lines train everything in this lesson. Three things are new since lesson 3:
+# An image is a grid of numbers, its *pixels*. A *kernel* is a small grid, here 3 × 3. Lay the
+# kernel on the image, multiply each pixel by the number that lies on it, and add up the nine
+# products: that is *one* number of the result. Move the kernel by one pixel, and do it again:
 #
-# - **AdamW with warm-up and cosine**: small steps at the start and at the end.
-# - **Clipping**: if an unusual batch gives a huge gradient, scale it down; its direction stays.
-# - **Counting**: `part.count` is the number of targets in the *whole* batch: it divides the loss.
-#   So a batch that is too large for memory may be cut into *microbatches*, and their gradients add
-#   up to that of the batch. In later lessons the parts are on different computers.
+#     image             kernel         result
+#     0 0 0 1 1 1       -1  0  1       ? ? ? ?
+#     0 0 0 1 1 1       -1  0  1       ? ? ? ?
+#     0 0 0 1 1 1       -1  0  1       ? ? ? ?
+#     0 0 0 1 1 1
+#     0 0 0 1 1 1
+#
+# **Question 1.** The image is dark (0) on the left and bright (1) on the right. Which numbers of
+# the result are not 0, and how large are they?
 
 
 # %%
-def fit(model, batches, steps, lr, watch, every, microbatches=1):
-    """Train; every few steps call ``watch`` and store (step, loss, its result)."""
-    cross_entropy = nn.CrossEntropy()
-    optimizer = optim.AdamW(
-        warm_up(max(1, steps // 20), cosine(lr, steps, final=lr / 20)),
-        betas=(0.9, 0.99),
-        weight_decay=0.1,
-        exclude=("*bias", "*norm*", "*position"),
-    )
-    optimizer.bind(model.flat.slices)  # it must know which parameters have no decay
-    history, start = [], time.perf_counter()
+def convolve(image, kernel):
+    """One number for each place of a 3 × 3 kernel on the image: (h, w) → (h - 2, w - 2)."""
+    height, width = image.shape
+    result = np.zeros((height - 2, width - 2))
+    for row in range(height - 2):
+        for column in range(width - 2):
+            result[row, column] = (image[row : row + 3, column : column + 3] * kernel).sum()
+    return result
+
+
+dark_then_bright = np.tile([0.0, 0, 0, 1, 1, 1], (5, 1))
+vertical = np.tile([-1.0, 0, 1], (3, 1))
+result = convolve(dark_then_bright, vertical)
+print(result)
+images = md.Tensor(dark_then_bright[None, None])  # (images, channels, height, width)
+assert (ops.conv2d(images, md.Tensor(vertical[None, None])).data[0, 0] == result).all()
+
+# %% [markdown]
+# The result is 3 where the brightness changes, and 0 where it does not: this kernel finds vertical
+# edges. It finds them at every position with the same nine numbers. In a network nobody chooses
+# these numbers: they are weights, and training finds them.
+#
+# A *convolution layer* has many kernels, and each gives a result of its own, a *channel*. A later
+# layer's kernel looks at all channels at once. With *padding* 1, a border of zeros is put around
+# the image, so that the result has the image's size.
+#
+# **Question 2.** A linear layer from 784 pixels to 784 numbers has a weight for each pair. How many
+# parameters has it, and how many has a convolution with one kernel (with its bias)?
+
+# %%
+for layer in (nn.Linear(784, 784), nn.Conv2d(1, 1, kernel=3, padding=1)):
+    parameters = sum(parameter.size for parameter in layer.parameters())
+    print(f"{layer!r:40} {parameters:7,} parameters")
+
+# %% [markdown]
+# After a convolution comes *max pooling*: of each 2 × 2 numbers it keeps the largest. The image
+# becomes half as high and half as wide; *that* an edge is there is kept, and where exactly is not.
+
+
+# %%
+def numbers(axes, grid, title, at=None, size=1):
+    """Draw a small grid with its numbers, and a frame around some of them."""
+    axes.imshow(grid, cmap="gray", vmin=-5, vmax=3)  # bright is large
+    for (row, column), value in np.ndenumerate(grid):
+        axes.text(column, row, f"{value:g}", ha="center", va="center", fontsize=11)
+    if at is not None:
+        corner = at[1] - 0.5, at[0] - 0.5
+        axes.add_patch(Rectangle(corner, size, size, fill=False, ec="#c0392b", lw=3))
+    axes.set(title=title, xticks=[], yticks=[])
+
+
+boot = test.inputs[np.flatnonzero(test.targets == CLASSES.index("ankle boot"))[0]] / 255.0
+figure, (above, below) = plt.subplots(2, 3, figsize=(10.5, 6.4), layout="constrained")
+numbers(above[0], dark_then_bright, "image, kernel laid on the red part", (1, 2), 3)
+numbers(above[1], vertical, "kernel")
+numbers(above[2], result, "result: red is the sum of the nine products", (1, 2))
+edges = np.abs(convolve(boot, vertical))
+pooled = edges.reshape(13, 2, 13, 2).max(axis=(1, 3))
+for axes, picture, title in zip(
+    below,
+    (boot, edges, pooled),
+    ("an image, 28 × 28", "its vertical edges, 26 × 26 (no padding)", "after max pooling, 13 × 13"),
+    strict=True,
+):
+    axes.imshow(picture, cmap="gray")
+    axes.set(title=title, xticks=[], yticks=[])
+print("picture:", save(figure, "out/lessons/04_convolution.png"))
+
+# %% [markdown]
+# ## The network
+#
+# Twice: convolution, ReLU, max pooling. Then two linear layers, from what was found where, to a
+# score for each of the ten classes. Look at the column of parameters: where are most of them?
+
+# %%
+cnn = models.cnn(channels=16).init(seed=0)
+show(summary(cnn, (100, 28, 28)))
+
+# %% [markdown]
+# In the first linear layer: it has a weight for each pair, and the convolutions have hardly any.
+#
+# ## A batch in parts
+#
+# The gradient of a batch is a mean over its samples. If a batch is too large for the memory, cut it
+# into *microbatches*, and let each add its part to the gradient.
+#
+# **Question 3.** A batch of 100 is cut into 4 microbatches of 25. By which number must each part
+# divide its sum of losses, so that the parts add up to the gradient of the batch: 25 or 100?
+
+# %%
+cross_entropy = nn.CrossEntropy()
+batch = Batches(train, 100)[0]
+
+
+def gradient(microbatches, count=None):
+    cnn.zero_grad()
+    for part in batch.microbatches(microbatches):
+        loss = cross_entropy(cnn(part.inputs), part.targets, count or part.count(cross_entropy))
+        loss.backward()  # adds to the gradient
+    return cnn.flat.grad.copy()
+
+
+whole = gradient(1)
+for count in (25, 100):
+    ratio = np.linalg.norm(gradient(4, count)) / np.linalg.norm(whole)
+    print(f"divided by {count:3}: the gradient is {ratio:.3f} times that of the batch")
+difference = np.linalg.norm(gradient(4) - whole) / np.linalg.norm(whole)
+print(f"divided by part.count(...): off by {difference:.0e}")
+
+# %% [markdown]
+# By 100: the number of samples in the *whole* batch. `part.count` knows it. In later lessons the
+# parts are on different computers, and the same rule makes parallel training exact.
+#
+# ## The loop
+#
+# These are the five lines of lesson 2 (zero, forward, loss, backward, step), for each part of each
+# batch. Adam and its schedule are those of lesson 3. Every 100 steps we look at the accuracy on
+# 2,000 *test* images, which are never trained on: a model could learn its training images by heart.
+#
+# The training images are varied, too: each time, an image is moved by up to two pixels and perhaps
+# mirrored. A coat is still a coat. This is called *augmentation*; it acts like more images.
+
+
+# %%
+def fit(model, batches, steps, lr, microbatches=1):
+    """Train a model; returns (step, loss, accuracy on the test images) of every 100 steps."""
+    optimizer = optim.Adam(warm_up(max(1, steps // 20), cosine(lr, steps, final=lr / 20)))
+    history = []
     for step in range(steps):
-        batch = batches[step]
         model.zero_grad()
         total = 0.0
-        for part in batch.microbatches(microbatches):
+        for part in batches[step].microbatches(microbatches):
             loss = cross_entropy(model(part.inputs), part.targets, part.count(cross_entropy))
             loss.backward()
             total += loss.item()
-        optim.clip_by_global_norm(model.flat.grad, 1.0)
         optimizer.step(model.flat.data, model.flat.grad)
-        if step % every == 0 or step == steps - 1:
-            history.append((step, total, watch(model)))
-            seconds = time.perf_counter() - start
-            print(f"step {step:5}: loss {total:.3f}, watched {history[-1][2]:.3f}, {seconds:.0f} s")
+        if step % 100 == 0 or step == steps - 1:
+            history.append((step, total, metrics.accuracy(model, test)))
+            print(f"step {step:4}: loss {total:.3f}, test accuracy {history[-1][2]:.1%}")
     return history
 
 
-# %% [markdown]
-# ## Images
-#
-# Fashion-MNIST has 10,000 small grey images for training and 2,000 others for the test. Each time
-# an image is used, it is moved a little and perhaps mirrored: a coat is still a coat. This is
-# called augmentation; it has an effect similar to that of more images.
-
-# %%
-train, test = fashion_mnist()
-images = Batches(train, 100, augment=Augment(flip=0.5, shift=2))
-cnn = models.cnn(channels=16).init(seed=0)
-show(summary(cnn, (100, 28, 28)))
-image_history = fit(
-    cnn,
-    images,
-    size.image_steps,
-    lr=3e-3,
-    watch=lambda model: metrics.accuracy(model, test),
-    every=100,
-)
+history = fit(cnn, Batches(train, 100, augment=Augment(flip=0.5, shift=2)), STEPS, lr=3e-3)
 
 # %% [markdown]
-# ### Where is it wrong?
+# ## Where is it wrong?
 #
-# One number does not show everything. The *confusion matrix* counts, for each class, how often each
-# class was guessed. From it we compute **precision** (how many of the images classified as shirts
-# are shirts?), **recall** (how many of all shirts were classified as shirts?), and F1, which is
-# high only if both are high.
+# One number does not show everything. The *confusion matrix* has a row for each class and says how
+# its test images were classified. **Question 4.** Between which of these classes do you expect the
+# most mistakes: T-shirt, trousers, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot?
 
 # %%
-cnn.eval()
 with md.no_grad():
     guesses = np.concatenate([cnn(part.inputs).data.argmax(axis=1) for part in test.chunks()])
 counts = metrics.confusion_matrix(test.targets, guesses, len(CLASSES))
-print(f"accuracy {np.trace(counts) / counts.sum():.1%}, macro F1 {metrics.f1(counts):.3f}")
-for name, precision, recall in zip(
-    CLASSES, metrics.precision(counts, None), metrics.recall(counts, None), strict=True
-):
-    print(f"  {name:11} precision {precision:.2f}  recall {recall:.2f}")
+print(f"accuracy {np.trace(counts) / counts.sum():.1%}")
+mistakes = np.where(np.eye(len(CLASSES)), 0, counts)
+for flat in mistakes.ravel().argsort()[::-1][:5]:
+    target, guess = divmod(flat, len(CLASSES))
+    print(f"{mistakes[target, guess]:3} × {CLASSES[target]} was taken for {CLASSES[guess]}")
 
 # %%
 wrong = np.flatnonzero(guesses != test.targets)
-
 figure = plt.figure(figsize=(13, 5.6), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05])
 plot_confusion(left.subplots(), counts, CLASSES)
@@ -137,9 +221,8 @@ panels = right.subplots(4, 6)
 right.suptitle("Wrong guesses: guess (target)", fontsize=12)
 for axes, index in zip(panels.flat, wrong[:: max(1, len(wrong) // 24)], strict=False):
     axes.imshow(test.inputs[index], cmap="gray_r")
-    axes.set_title(
-        f"{CLASSES[guesses[index]]}\n({CLASSES[test.targets[index]]})", fontsize=8, color="#c0392b"
-    )
+    title = f"{CLASSES[guesses[index]]}\n({CLASSES[test.targets[index]]})"
+    axes.set_title(title, fontsize=8, color="#c0392b")
 for axes in panels.flat:
     axes.axis("off")
 print("picture:", save(figure, "out/lessons/04_images.png"))
@@ -148,109 +231,33 @@ print("picture:", save(figure, "out/lessons/04_images.png"))
 # Most of the mistakes are between shirt, T-shirt, pullover and coat. Look at the images: would you
 # have classified them correctly?
 #
-# ## Characters
-#
-# Now a text. The model reads some letters and predicts the next one, at all positions at once. The
-# last tenth of the text is kept for the test. The loss has a direct meaning: with a loss of $\ell$
-# *nats* the model is as uncertain as a choice among $e^\ell$ equally likely letters. This number is
-# its **perplexity**.
-
-# %%
-BATCH = 16
-text_train, text_test = shakespeare(size.context, stride=1)
-gpt = models.gpt(text_train.classes, size.context, size.width, size.layers, heads=4).init(seed=0)
-show(summary(gpt, (BATCH, size.context)))
-
-prompt = "HAMLET:\n"
-
-
-def write(model, letters=220, seed=1):
-    """Continue the prompt by sampling from the model's likely letters."""
-    tokens = text_train.encode(prompt)
-    return text_train.decode(models.sample(model, tokens, letters, 0.8, top_k=20, seed=seed))
-
-
-# How good is a prediction without a network, from the counts of letters and of pairs of letters?
-tokens, exam = text_train.inputs.tokens, text_test.inputs.tokens
-letters = text_train.classes
-single = np.bincount(tokens, minlength=letters) + 1.0
-pairs = np.ones((letters, letters))
-np.add.at(pairs, (tokens[:-1], tokens[1:]), 1)
-baselines = {
-    "any letter": np.log(letters),
-    "by frequency": -np.log(single / single.sum())[exam].mean(),
-    "by the one before": -np.log(pairs / pairs.sum(1, keepdims=True))[exam[:-1], exam[1:]].mean(),
-}
-for name, nats in baselines.items():
-    print(f"{name:21} {nats:.2f} nats, perplexity {metrics.perplexity(nats):5.1f}")
-
-# %%
-cross_entropy = nn.CrossEntropy()
-# The whole test text has 126,000 letters; during training, every tenth window is enough.
-some = token_windows("some of it", exam, size.context, letters, stride=10 * size.context)
-writings = {}
-
-
-def watch_text(model):
-    writings[len(writings)] = write(model, letters=120)
-    return metrics.mean_loss(model, cross_entropy, some, chunk=32)
-
-
-text_history = fit(
-    gpt,
-    Batches(text_train, BATCH),
-    size.text_steps,
-    lr=2e-3,
-    watch=watch_text,
-    every=max(1, size.text_steps // 7),
-)
-held_out = metrics.mean_loss(gpt, cross_entropy, text_test, chunk=32)
-print(f"held-out: {held_out:.3f} nats, perplexity {metrics.perplexity(held_out):.1f}")
-text = write(gpt, letters=400)
-print(prompt + text)
-
-# %% [markdown]
-# ### Writing
-#
-# To write, we use the model's output at the last position as probabilities, draw a letter, append
-# it, and repeat. **Temperature** 0.8 makes likely letters more likely; **top-k** 20 allows only the
-# 20 most likely letters. Keys and values of earlier letters are kept in a cache, so that each new
-# letter needs a forward of one position only.
-
-# %%
-figure = plt.figure(figsize=(13, 4.6), layout="constrained")
-curve, page = figure.subplots(1, 2, width_ratios=[1, 1.25])
-steps, losses, watched = zip(*text_history, strict=True)
-curve.plot(steps, losses, "o--", color="0.6", label="training batch", ms=4)
-curve.plot(steps, watched, "o-", color="#1f618d", label="held-out text", ms=5, lw=2)
-for name, nats in baselines.items():
-    curve.axhline(nats, color="#b9770e", lw=1, ls=":")
-    curve.text(steps[-1], nats + 0.03, name, ha="right", color="#b9770e", fontsize=9)
-curve.set(xlabel="step", ylabel="nats a character")
-curve.set_title(f"Held-out: {held_out:.2f} nats, perplexity {metrics.perplexity(held_out):.1f}")
-curve.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
-curve.spines[["top", "right"]].set_visible(False)
-
-first, middle = 0, len(writings) // 3
-pieces = [(steps[first], writings[first]), (steps[middle], writings[middle]), (steps[-1], text)]
-lines = []
-for step, piece in pieces:
-    wrapped = [part for line in piece.split("\n") for part in (textwrap.wrap(line, 72) or [""])]
-    lines += [f"── after {step} steps " + "─" * 52, *wrapped[: 4 if step != steps[-1] else 11], ""]
-page.text(0, 1, "\n".join(lines), family="monospace", fontsize=9.5, va="top")
-page.axis("off")
-print("picture:", save(figure, "out/lessons/04_characters.png"))
-
-# %% [markdown]
 # ## What to take away
 #
-# 1. The same loop trains every model; only the model, the data and the optimizer change.
-# 2. Test on held-out data, and look at the mistakes, not only at one number.
-# 3. A batch may be cut into parts whose gradients add up, *if* the loss is divided by the count of
-#    the whole batch. Because of this rule, the parallel methods in the next lessons are exact.
+# 1. A convolution uses the same few weights at every position of the image.
+# 2. A batch may be cut into parts whose gradients add up, *if* each part's loss is divided by the
+#    number of samples in the whole batch.
+# 3. Test on images that were not trained on, and look at the mistakes, not only at one number.
 #
-# **Try it:** call `fit(..., microbatches=4)`: are the losses the same? Why not to the last digit?
-# Give `write` a temperature of 0.2 and of 2. Train on a text of your own with
-# `minidist.data.text_file`.
+# **Try it:**
 #
-# **Marked exercise:** `minidist exercise start cross_entropy`.
+# 1. Train a second model with `fit(..., microbatches=4)`. Are its losses those of the first?
+# 2. Turn the kernel: `convolve(boot, vertical.T)`. What does it find? And what does a kernel of
+#    nine times 1/9 do to an image?
+# 3. Train without augmentation (`Batches(train, 100)`). What happens to the training loss, and what
+#    to the test accuracy?
+#
+# <details><summary>Answers</summary>
+#
+# 1. To seven digits in the first step, and less and less later: 0.639 in place of 0.643 after 100
+#    steps. The parts are added up in another order, which changes the last digit; each step begins
+#    where the last one ended, so the difference grows. Neither model is better.
+# 2. Horizontal edges. A kernel of 1/9 takes the mean of nine pixels: the image becomes blurred.
+# 3. After 400 steps the loss is 0.31 in place of 0.46, and the accuracy 88.3 % in place of 86.9 %:
+#    the same images come again. After 1,400 steps (`LESSON=long`) the loss is 0.03 in place of
+#    0.16, and the accuracy is 90.1 % with both: it knows 98 % of its training images by heart, and
+#    on the test images that is no help.
+#
+# </details>
+#
+# Next: attention, the layer of language models, in [lesson 23](23_attention.py). Or messages at
+# once, in [lesson 5](05_messages.py); then read lesson 23 before lesson 15.

@@ -4,8 +4,8 @@
 # Ranks share no memory. If rank 1 needs data of rank 0, rank 0 must *send* it and rank 1 must
 # *receive* it. Everything in this course is built from these two calls.
 #
-# In this lesson we send, we see a deadlock, we learn why the order of calls matters, and we measure
-# the time of a message.
+# About 25 minutes. At the end you know how ranks send and receive, why a wrong order of calls stops
+# them all for ever, three ways out, and how long a message takes.
 #
 #     python lessons/05_messages.py                  4 ranks in one process
 #     mpirun -n 4 python lessons/05_messages.py      4 real processes
@@ -60,7 +60,9 @@ for rank, result in enumerate(launch(hello, ranks=4, world=world())):
 # ## A ring
 #
 # Each rank sends its number to the right and receives one from the left: a ring. The obvious
-# program is: first send, then receive.
+# program is: first send, then receive. `send` returns when the message has been received.
+#
+# **Question 1.** All four ranks call `send` first. What happens?
 
 
 # %%
@@ -79,9 +81,9 @@ except Deadlock as deadlock:
         print_once(line.split(", at ")[0])
 
 # %% [markdown]
-# **Deadlock.** `send` returns when the message has been received. Rank 0 waits until rank 1
-# receives; rank 1 has not reached its `recv`, because it waits until rank 2 receives; and so on
-# around the ring. All ranks wait, and no rank can continue.
+# **Deadlock.** Rank 0 waits until rank 1 receives; rank 1 has not reached its `recv`, because it
+# waits until rank 2 receives; and so on around the ring. All ranks wait, and no rank can continue.
+# Such a state is called a deadlock. (A receive is *posted* when its rank has called it.)
 #
 # With an MPI library this program may work: the library copies *small* messages into a buffer, so
 # that `send` returns at once. If the arrays later grow to more than a few kilobytes, the same
@@ -90,7 +92,8 @@ except Deadlock as deadlock:
 #
 # ### Solution 1: order
 #
-# Even ranks send first, odd ranks receive first. So every send has a matching receive.
+# Even ranks send first, odd ranks receive first. So every send has a matching receive. (`comm.step`
+# gives a part of the program a name, for the picture below.)
 
 
 # %%
@@ -154,10 +157,9 @@ print_once("requests: ", launch(start_and_wait, ranks=4, world=world()))
 # %% [markdown]
 # ## Which message is it?
 #
-# Between two ranks messages do not overtake each other: the first receive gets the first message.
-# A *tag* distinguishes messages with different purposes: a receive takes the first message with
-# *its* tag. With `ANY` as source it takes the first message of any rank, and `recv` returns the
-# sender.
+# Between two ranks messages do not overtake each other: the first receive gets the first message. A
+# *tag* distinguishes messages with different purposes: a receive takes the first message with *its*
+# tag. With `ANY` as source it takes the first message of any rank, and `recv` returns the sender.
 
 
 # %%
@@ -179,30 +181,33 @@ print_once("squares:", launch(whoever_comes, ranks=4, world=world())[0])
 #
 # A message of n bytes takes about **α + n·β** seconds: α is the *latency*, the time of an empty
 # message, and 1/β is the *bandwidth*. The local world runs a clock by this rule, for a machine that
-# you describe. Here is a cluster with slow cables, and the first two solutions on it.
+# you describe. Here is a cluster with slow cables: α is 50 µs.
+#
+# **Question 2.** How long does the ring of 8-byte messages take with the first solution, by turns?
+# And with the second, at once?
 
 # %%
 cluster = Machine("cluster", latency=50e-6, bandwidth=117e6)
-n = 100 * 8
 times = {}
 for name, program in (("by turns", by_turns), ("at once", at_once)):
-    world = LocalWorld(cluster, record=True)
-    launch(program, ranks=4, world=world)
-    times[name] = world
-    print_once(
-        f"{name}: {world.seconds * 1e6:.1f} µs for 8 bytes, α is {cluster.latency * 1e6:.0f}"
-    )
+    clocked = LocalWorld(cluster, record=True)
+    launch(program, ranks=4, world=clocked)
+    times[name] = clocked
+    print_once(f"{name}: {clocked.seconds * 1e6:.1f} µs for 8 bytes")
 
 # %% [markdown]
 # By turns took two α: one for the even ranks' messages, and one for the odd ranks'. The picture
 # shows it. Each row is a rank, each arrow a message.
+#
+# **Question 3.** Below is also the time of one message, from 1 byte to 16 MB. How much longer do
+# 1,000 bytes take than 1 byte? And 2 MB than 1 MB?
 
 # %%
 if first_process():
     figure, axes = plt.subplots(3, 1, figsize=(11, 9), height_ratios=[2, 2, 3])
-    longest = max(world.seconds for world in times.values()) * 1e6
-    for panel, (name, world) in zip(axes, times.items(), strict=False):
-        timeline = Timeline(world.traces)
+    longest = max(clocked.seconds for clocked in times.values()) * 1e6
+    for panel, (name, clocked) in zip(axes, times.items(), strict=False):
+        timeline = Timeline(clocked.traces)
         draw_timeline(panel, timeline.events, name, timeline.arrows(), steps=True, legend="right")
         panel.set_xlim(0, longest)
     sizes = 2.0 ** np.arange(0, 25)
@@ -223,14 +228,14 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/05_messages.png')}")
 
 # %% [markdown]
-# Left of the dot *latency* dominates: 1 byte takes as long as 1,000. So do not send a thousand
-# small messages if one large message is enough. Right of the dot *bandwidth* dominates: two halves
-# take as long as the whole.
+# Left of the dot *latency* dominates: 1,000 bytes take hardly longer than one. So do not send a
+# thousand small messages if one large message is enough. Right of the dot *bandwidth* dominates:
+# twice the bytes take twice as long, and two halves as long as the whole.
 #
 # ## When a rank dies
 #
-# What happens if one rank fails while the others wait for its message? With plain MPI they wait for
-# ever. `launch` ends all ranks, and shows the traceback of the one that failed.
+# At a *barrier* every rank waits until all have come. **Question 4.** One rank fails before it
+# comes. With plain MPI, what do the others do?
 
 
 # %%
@@ -246,6 +251,15 @@ except KeyError as error:
     print_once(f"{type(error).__name__} with {error}, {error.__notes__[0]}")
 
 # %% [markdown]
+# With plain MPI they wait for ever. `launch` ends all ranks, and shows the traceback of the one
+# that failed.
+#
+# ## What to take away
+#
+# 1. A message needs a send and a receive, and both sides must come to it: order matters.
+# 2. A message takes α + n·β. Short messages cost their latency, long ones their bytes.
+# 3. `sendrecv` is safe, and uses both directions of a cable.
+#
 # ## Try it
 #
 # 1. In `by_turns`, use 5 ranks. Ranks 4 and 0 are both even and neighbours. Does it deadlock? How

@@ -85,6 +85,7 @@ EXAMPLES: dict[str, list[Any]] = {
             *(rubbish(t, 2, 3, 3, 4), rubbish(np.uint8, 2, 3, 3, 4), some(t, 2, 3, 5, 7)),
             *(5, 7, 3, 4, 3, 2, 1),
         ),
+        lambda t: (rubbish(t, 2, 3, 3, 4), None, some(t, 2, 3, 5, 7), 5, 7, 3, 4, 3, 2, 1),
     ],
     "max_pool_backward": [
         lambda t: (

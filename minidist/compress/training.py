@@ -1,8 +1,8 @@
 """The training loop of the comparison of compressed models.
 
-AdamW with warm-up, a cosine schedule and clipping, as in lesson 4. Two arguments differ between
-recipes: the loss (distillation has a teacher), and a function to call after each step (pruning sets
-weights to zero).
+AdamW with warm-up, a cosine schedule and clipping; lesson 23 uses it, too. Two arguments differ
+between recipes: the loss (distillation has a teacher), and a function to call after each step
+(pruning sets weights to zero).
 """
 
 from __future__ import annotations

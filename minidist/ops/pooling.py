@@ -7,6 +7,7 @@ every pixel (average).
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,18 @@ def _max_pool(
 ) -> None:
     """Fill y with the largest of each window of x, and ``winner`` with its position there."""
     images = pad_images(x, padding, -xp.inf)
+    if winner is None:  # along the height, then along the width: 2k steps in place of k²
+        tall = [images[window(i, 0, oh, images.shape[3], (stride, 1))] for i in range(kernel)]
+        rows = reduce(xp.maximum, tall)
+        columns = [rows[window(0, j, oh, ow, (1, stride))] for j in range(kernel)]
+        y[...] = reduce(xp.maximum, columns)
+        return
     y[...] = images[window(0, 0, oh, ow, stride)]
-    if winner is not None:
-        winner.fill(0)
+    winner.fill(0)
     for place in range(1, kernel * kernel):
         shifted = images[window(*divmod(place, kernel), oh, ow, stride)]
-        if winner is not None:  # positions come in order: the last winner has the largest number
-            xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
+        # Positions come in order, so the last winner has the largest number.
+        xp.maximum(winner, (shifted > y) * xp.uint8(place), out=winner)
         xp.maximum(y, shifted, out=y)
 
 

@@ -83,6 +83,7 @@ def a_mesh(random: Random, ranks: int) -> Options:
         "zero": zero if dp > 1 else 0,
         "schedule": name,
         "sequence": sequence and mesh["tp"] > 1,
+        "recompute": pp > 1 and bool(random.random() < 0.3),
     }
 
 

@@ -33,6 +33,7 @@ DISTRIBUTED = [
     "06_all_reduce",
     pytest.param("10_parameter_server", marks=pytest.mark.long),
     pytest.param("22_nobody_waits", marks=pytest.mark.long),
+    pytest.param("26_fastest_all_reduce", marks=pytest.mark.long),
     pytest.param("11_pipelines", marks=pytest.mark.long),
     pytest.param("16_tensor_parallel", marks=pytest.mark.long),
     pytest.param("17_putting_it_together", marks=pytest.mark.long),
@@ -98,6 +99,7 @@ def run_lesson(name: str, folder: Path) -> str:
         ("00_one_model_five_ways", r"pipeline gpipe .* idle (\S+), predicted \1"),
         ("10_parameter_server", r"ServerLost: server 1 \(rank 1\) has died"),
         ("22_nobody_waits", r"one worker 4 times.*\nBSP +1\.58 s"),
+        ("26_fastest_all_reduce", r"ring +1276\.9 .*\nhierarchical +289\.9 "),
         ("11_pipelines", r"zero_bubble_v +(\S+) +\1 .* bit for bit"),
         ("16_tensor_parallel", r"tensor, 4 ranks +loss (\S+) \(gap (0e\+00|\de-1\d)\)"),
         pytest.param(

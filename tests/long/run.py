@@ -40,11 +40,14 @@ COMPARE = ("-m", "minidist", "compare")
 COMPRESS = ("-m", "tests.long.compress")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 JOBS = {
-    "lesson4": Job(
-        "lesson 4 with LESSON=long",
-        ["lessons/04_training_for_real.py"],
-        {"LESSON": "long", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
-    ),
+    **{
+        f"lesson{number}": Job(
+            f"lesson {number} with LESSON=long",
+            [f"lessons/{name}.py"],
+            {"LESSON": "long", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
+        )
+        for number, name in ((4, "04_training_for_real"), (23, "23_attention"))
+    },
     "tests": Job(
         "the tests marked long: every case of what `make test` samples",
         [*PYTEST, "-m", "long", "tests"],

@@ -328,6 +328,17 @@ def test_pooling(kernel, stride, padding):
     assert t.grad.sum() == 4 and t.grad[0, 0, 0, 0] == 1, "at a tie one place gets it all"
 
 
+@pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 1, 1), (3, 2, 0), (2, 3, 1)])
+def test_pooling_without_a_gradient_finds_the_same(kernel, stride, padding):
+    x = distinct(0, 2, 3, 7, 8)
+    x[0, 0, 2, 3], x[0, 1, 4, 4], x[1, 2, 0, 0] = np.nan, np.inf, -np.inf
+    for data in (x, np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
+        recorded = ops.max_pool2d(Tensor(data, requires_grad=True), kernel, stride, padding)
+        np.testing.assert_array_equal(
+            ops.max_pool2d(Tensor(data), kernel, stride, padding).data, recorded.data
+        )
+
+
 def test_erf_is_accurate():
     x = np.concatenate([np.linspace(-7, 7, 2001), 10.0 ** np.arange(-300, 0, 10.0), [0.0, np.inf]])
     expected = np.array([math.erf(value) for value in x])

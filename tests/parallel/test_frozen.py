@@ -1,5 +1,8 @@
 """Frozen parameters under every method: never changed, never sent, and the rest as in serial."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from minidist import LocalWorld, launch
 from minidist.data import Batches
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
-from minidist.optim import SGD, Adam
+from minidist.optim import LARS, SGD, Adam
 from minidist.parallel import METHODS, DataParallel, Serial
 from tests.parallel.checks import Setting, check_equals_serial, check_predictions, is_exact, make
 
@@ -51,6 +54,23 @@ def test_frozen_parameters_stay_and_the_rest_equals_serial(key):
         assert (other.parameters()["1.bias"] == got["1.bias"]).all()
 
     launch(run, 1 if key == "serial" else 3, LocalWorld())
+
+
+def test_norms_of_frozen_parameters_are_not_sent():
+    """A layer-wise rule sums two norms for each parameter that is trained, and for no other."""
+    setting = replace(FROZEN, optimizer=partial(LARS, 0.1))
+    taken = 0
+
+    def run(comm, key):
+        check_predictions(comm, key, setting)
+
+    for key in METHODS:
+        try:
+            launch(partial(run, key=key), 1 if key == "serial" else 2, LocalWorld())
+            taken += 1
+        except ValueError as refused:
+            assert "whole parameters" in str(refused), key
+    assert taken > 30
 
 
 @pytest.mark.parametrize("key", ["data_parallel/ring", "zero/1", "zero/2", "zero/3"])

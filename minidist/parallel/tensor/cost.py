@@ -70,7 +70,7 @@ def step_cost(
         if clips:
             cost += numbers(1, 8, rank, size, machine)
         if optimizer.layerwise:
-            cost += numbers(2 * len(part.cuts), 8, rank, size, machine)
+            cost += numbers(2 * len(model.trained()), 8, rank, size, machine)
         messages.append(cost.messages)
         nbytes.append(cost.nbytes)
         seconds = training_seconds(model, parts, machine, rank)
