@@ -10,7 +10,10 @@
 # - **a queue**, and what theory says about the time in it;
 # - **several ranks**, cut as in training.
 #
-# You need: lesson 4. The model here is trained very little: what it writes does not matter.
+# About 40 minutes. At the end you know why many requests are answered faster together, why a
+# half-empty engine still lets them wait, and what several ranks send each other for it.
+#
+# You need: lesson 23. The model here is trained very little: what it writes does not matter.
 
 # %%
 import os
@@ -48,7 +51,10 @@ model = fit(gpt(63, 128, 64, 2, 4).init(0), Batches(training, 16), STEPS, 3e-3)
 #
 # For a new token, attention needs the keys and values of all tokens before it. They are kept in a
 # cache, in *blocks* of a few positions. A sequence takes blocks from a common pool, wherever they
-# are free, and gives them back at its end. Its *table* says which are its own:
+# are free, and gives them back at its end. Its *table* says which are its own.
+#
+# **Question 1.** Three requests come at the same time, for 4, 8 and 3 new tokens. The engine has
+# two places. When does the third one begin: after the first answer, or after both?
 
 # %%
 engine = Engine(model, at_once=2, blocks=8, block=4)
@@ -67,8 +73,12 @@ while engine.busy:
 #
 # ## The same answers
 #
-# Who else is in the batch must not change an answer. Each request has random numbers of its own,
-# keyed by its seed. So each answer here is the one that `sample` gives for this request alone:
+# Tokens are drawn at random.
+#
+# **Question 2.** Must an answer depend on who else is in the batch?
+#
+# No: each request has random numbers of its own, keyed by its seed. So each answer here is the one
+# that `sample` gives for this request alone:
 
 # %%
 for number, (prompt, count) in enumerate((((1, 2, 3, 4, 5), 4), ((6, 7), 8), ((8, 9, 10), 3))):
@@ -90,8 +100,10 @@ for request in (Request((), 5), Request((1,) * 100, 60), Request((99,), 5)):
 # ## How much faster?
 #
 # A step for eight sequences reads each weight once, where eight steps for one sequence read it
-# eight times, and the work around each op is done once, too. How does the number of tokens a second
-# grow with the number of sequences at once?
+# eight times, and the work around each op is done once, too.
+#
+# **Question 3.** Sixteen at once in place of one: how many times as many tokens a second? And does
+# the time from token to token, which one user sees, stay the same?
 
 # %%
 random = np.random.default_rng(0)
@@ -107,15 +119,18 @@ for at_once in sizes:
     print(f"{at_once:2} at once: {speeds[-1]:6.0f} tokens a second, {gaps[-1]:.2f} ms a token")
 
 # %% [markdown]
-# More at once is more throughput for all, and slower for each one. The second column is what a user
-# sees while reading.
+# About ten times as many, and each user waits about twice as long for a token.
 #
 # ## The queue
 #
 # Requests come at random. If on average they come faster than they are answered, the queue grows
-# for ever. But even below that they wait, because sometimes many come together. With $c$ places,
-# an arrival rate $\lambda$ and a time $1/\mu$ for an answer, Erlang's formula gives the mean wait
-# (see `inference/queueing.py`). Here is an engine on a clock that we move: a step takes 10 ms.
+# for ever. But even below that they wait, because sometimes many come together. For $c$ places, a
+# rate of arrivals and a mean time for an answer, Erlang's formula gives the mean wait (see
+# `inference/queueing.py`). Here is an engine on a clock that we move: a step takes 10 ms, and an
+# answer has 12 tokens on average. The *load* is the share of its 4 places that are busy.
+#
+# **Question 4.** At a load of 50 % half of the places are free. How long is the mean wait? And how
+# many times as long is it at 90 %?
 
 
 # %%
@@ -158,9 +173,10 @@ for load, (measured, theory) in zip(loads, waits, strict=True):
     print(f"load {load:.0%}: {measured * 1e3:6.1f} ms in the queue, theory {theory * 1e3:6.1f} ms")
 
 # %% [markdown]
-# The engine is not exactly what the theory describes: a request that comes during a step waits for
-# its end, lengths vary a little less, and a few hundred requests are not many for an average near
-# full load. The shape is the same.
+# From 50 to 90 % the wait becomes more than ten times as long. The engine is not exactly what the
+# theory describes: a request that comes during a step waits for its end, lengths vary a little
+# less, and a few hundred requests are not many for an average near full load. The shape is the
+# same.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
@@ -193,8 +209,7 @@ print("picture:", save(figure, "out/lessons/15_many_requests.png"))
 #   passes through all stages: the batch is cut into turns, so that all stages have something to do.
 # - **dp**: the answers of one replica need nothing from another. Throughput, and no faster token.
 #
-# How much is sent follows from the requests alone, whatever shares the batch. The answers do not
-# change:
+# **Question 5.** Which of the three sends the most for the same requests?
 
 # %%
 few = [Request((1 + number, 2, 3), 5, seed=number) for number in range(6)]
@@ -215,7 +230,9 @@ for mesh in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "tp": 2}):
     print(f"{mesh!s:20} the same answers; {inside:6,} bytes between the ranks of a replica")
 
 # %% [markdown]
-# `minidist bench requests` measures this on real ranks, with the simulator's predictions beside.
+# The tensor ranks: they add in each layer. How much is sent follows from the requests alone,
+# whatever shares the batch. `minidist bench requests` measures this on real ranks, with the
+# simulator's predictions beside.
 #
 # ## What to take away
 #
@@ -226,6 +243,21 @@ for mesh in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "tp": 2}):
 # 4. Near full load the wait explodes. Plan for 70 %, not for 99 %.
 # 5. On several ranks the books are the same on all of them: numbers are sent, no decisions.
 #
-# **Try it:** run `lessons/scripts/many_requests.py` on several ranks: one queue, a replica on each.
-# Quantize the model first (`minidist.compress.quantize_weights`): is it faster here? Give the
-# engine fewer blocks, and see when requests begin to wait.
+# **Try it:**
+#
+# 1. Run `lessons/scripts/many_requests.py` on several ranks: one queue, a replica on each.
+# 2. Quantize the model first: `minidist.compress.quantize_weights(model, bits=8)`. Is it faster
+#    here?
+# 3. Give `Engine(model, 8, blocks=..., block=16)` fewer and fewer blocks, and submit `asked`. When
+#    do requests wait although a place is free?
+#
+# <details><summary>Answers</summary>
+#
+# 1. On two ranks all 24 requests are answered, and rank 0 sends 3 KB: tokens and no weights.
+# 2. No: in three runs it had between 0.8 and 1.2 times as many tokens a second. The weights are
+#    made floats again before each product.
+# 3. With 40 blocks all eight still run at once. With 24 there are at most five, and all answers
+#    take 192 steps in place of 96; with 8 at most two. Memory, not places, is then what they wait
+#    for.
+#
+# </details>

@@ -6,7 +6,10 @@
 #
 # We cut an MLP on paper, then in code, then attention, and count what must be sent.
 #
-# You need: lessons 4 and 6.
+# About 45 minutes. At the end you know how to cut an MLP and attention so that two layers need one
+# sum, what is easily forgotten, and what cutting along the sequence saves.
+#
+# You need: lessons 6 and 23.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,10 +36,6 @@ from minidist.plots import save
 #
 # **Question 1.** Cut A by columns, A = [A₁ A₂]: rank 0 computes X A₁, rank 1 computes X A₂. Does
 # GELU need anything from the other rank?
-#
-# **Question 2.** Cut A by rows instead, so that X A = X₁A₁ + X₂A₂. Does GELU need something now?
-#
-# Think first. Here are the answers, in numbers.
 
 # %%
 random = np.random.default_rng(0)
@@ -48,14 +47,20 @@ def gelu(x):
 
 
 by_columns = np.concatenate([gelu(X @ A[:, :4]), gelu(X @ A[:, 4:])], axis=1)
-by_rows = gelu(X[:, :2] @ A[:2]) + gelu(X[:, 2:] @ A[2:])
 print_once(f"by columns, off by {np.abs(by_columns - gelu(X @ A)).max():.1e}")
+
+# %% [markdown]
+# No: each rank has some of the outputs, complete, and GELU works on each number alone.
+#
+# **Question 2.** Cut A by rows instead, so that X A = X₁A₁ + X₂A₂. Does GELU need something now?
+
+# %%
+by_rows = gelu(X[:, :2] @ A[:2]) + gelu(X[:, 2:] @ A[2:])
 print_once(f"by rows,    off by {np.abs(by_rows - gelu(X @ A)).max():.1e}")
 
 # %% [markdown]
-# By columns, each rank has some of the outputs, complete. GELU works on each number alone, so it
-# needs nothing. By rows, each rank has a *summand* of every output, and GELU of a sum is not the
-# sum of GELUs: the ranks would have to add first.
+# Yes: each rank has a *summand* of every output, and GELU of a sum is not the sum of GELUs. The
+# ranks would have to add first.
 #
 # **Question 3.** After A by columns, each rank has half of the hidden features. How must B be cut,
 # so that a rank can go on with what it has? What is missing at the end?
@@ -106,7 +111,7 @@ for rank, (out, grad_x, grad_a) in enumerate(launch(mlp_on_two_ranks, 2, LocalWo
 
 # %%
 def bias_twice(comm):
-    summand = np.full(1, 1.0) + 10.0  # this rank's part of X B, and the whole bias
+    summand = np.array([1.0 + 10.0])  # this rank's part of X B, and the whole bias
     all_reduce(comm, summand)
     return summand[0]
 
@@ -139,7 +144,8 @@ print_once(show(small(), 2))
 # **Question 6.** How many all-reduces does a block need in a step, forward and backward together?
 #
 # Two pairs of columns and rows (attention and MLP), each with g in the forward and f in the
-# backward: four. Each has b·s·h numbers, and a ring sends 2(t - 1)/t of them: 8bsh(t - 1)/t in all.
+# backward: four. With b sequences of s tokens and h features on t ranks, each sum has bsh numbers,
+# and a ring sends 2(t - 1)/t of them: 8bsh(t - 1)/t in all.
 #
 # ## The same training
 #
@@ -163,16 +169,11 @@ def train(comm, **options):
         return losses, comm.trace.sent.nbytes - before, held, cost.peak_bytes["activations"][0]
 
 
-KINDS = {
-    "serial": (1, {}),
-    "tensor, 2 ranks": (2, {}),
-    "tensor, 4 ranks": (4, {}),
-    "tensor + sequence, 4 ranks": (4, {"sequence": True}),
-    "the same, inputs kept": (4, {"sequence": True, "keep": True}),
-}
 rows = {}
-for name, (ranks, options) in KINDS.items():
-    rows[name] = launch(lambda comm, o=options: train(comm, **o), ranks, LocalWorld())[0]
+
+
+def measure(name, ranks, **options):
+    rows[name] = launch(lambda comm: train(comm, **options), ranks, LocalWorld())[0]
     losses, sent, held, saved = rows[name]
     gap = max(abs(x / y - 1) for x, y in zip(losses, rows["serial"][0], strict=True))
     print_once(
@@ -180,42 +181,40 @@ for name, (ranks, options) in KINDS.items():
         f"parameters {held / 1e3:6.1f} KB  activations {saved / 1e3:7.1f} KB"
     )
 
+
+measure("serial", 1)
+measure("tensor, 2 ranks", 2)
+measure("tensor, 4 ranks", 4)
+
 # %% [markdown]
 # ## The sequence: cut what is left
 #
-# **Question 7.** With 4 ranks the parameters are almost a quarter. Why are the activations not?
-#
-# Norms, dropout and residuals are whole on every rank: each has all b·s·h numbers of them. But
-# these layers work on each position alone. So cut them along the *sequence*: a rank has a quarter
-# of the positions. Before the columns all positions are needed: an all-gather. After the rows each
-# rank needs its positions of the sum: a reduce-scatter. Together they send what an all-reduce
-# sends.
+# With 4 ranks the parameters are almost a quarter. Why are the activations not? Norms, dropout and
+# residuals are whole on every rank: each has all bsh numbers of them. But these layers work on each
+# position alone. So cut them along the *sequence*: a rank has a quarter of the positions. Before
+# the columns all positions are needed: an all-gather. After the rows each rank needs its positions
+# of the sum: a reduce-scatter. Together they send what an all-reduce sends.
 #
 # One thing is new: a norm's weights are whole, but each rank used them for its own positions. Their
 # gradient is a sum over the ranks. Forget it, and nothing fails; the model only learns more slowly.
 #
-# **Question 8.** "Inputs kept" sends less and stores more. What is traded?
-#
-# The weights' gradient needs the gathered input again. Keep it, or gather it a second time. Kept, a
-# block sends 8bsh(t - 1)/t numbers, as without the sequence; gathered again, 10bsh(t - 1)/t.
-#
-# How much a block saves for its backward is in arXiv 2205.05198, in bytes, for numbers of 2 bytes
-# and a heads:
-#
-# | | their formula |
-# |---|---|
-# | cut inside the layers alone | sbh (10 + 24/t + 5as/(ht)) |
-# | along the sequence too | sbh (34 + 5as/h)/t |
-# | and attention computed again | 34sbh/t |
-#
-# Blocks here save just that, but for two differences. Their attention has a dropout of its own and
-# ours has none: 2as/h takes the place of 5as/h. And a norm saves one number more for each row.
-# `tests/parallel/tensor` holds both equal.
+# **Question 7.** The weights' gradient needs the gathered input again. It can be kept, or gathered
+# a second time. Which of the two sends as much as without the sequence?
+
+# %%
+measure("tensor + sequence, 4 ranks", 4, sequence=True)
+measure("the same, inputs kept", 4, sequence=True, keep=True)
+
+# %% [markdown]
+# Kept, a block sends 8bsh(t - 1)/t numbers, as before; gathered again, 10bsh(t - 1)/t, and it
+# stores less. arXiv 2205.05198 has formulas for what it stores.
 #
 # ## When does it send?
 #
-# Inside every layer, so that nothing can go on before the sum is there. Only in the backward there
-# is something to do meanwhile: dX is a sum over the ranks, and dW does not need it.
+# **Question 8.** A sum is needed inside every layer, so the forward must wait for it. What can the
+# backward compute meanwhile?
+#
+# The gradient of the weights: dX is a sum over the ranks, and dW does not need it.
 
 
 # %%
@@ -275,7 +274,19 @@ print_once(
 # 3. Tensor parallelism sends in every layer, and waits for it. It wants the fastest links.
 # 4. Along the sequence, the rest of the memory is cut too, for the same bytes.
 #
-# **Try it:** `show(small(), 3)`: what happens to four heads on three ranks? Then give the machine a
-# latency of 1 ms: how much of a step is spent waiting?
+# **Try it:**
+#
+# 1. In `mlp_on_two_ranks`, leave out f (use `x` in place of `with_f`). Which gradient is wrong?
+# 2. Give the machine of the picture a latency of 1 ms. How much longer does a step take? How many
+#    of its milliseconds are latency?
+#
+# <details><summary>Answers</summary>
+#
+# 1. That of X: each rank has only its own summand of it. The forward is right, and so is dA; in a
+#    model all layers below would learn from a part of the gradient.
+# 2. 25 ms in place of 1.5, and 24 of them are latency: 24 messages, one after the other. Overlap
+#    saves 0.2 ms.
+#
+# </details>
 #
 # **Marked exercise:** `minidist exercise start tensor_parallel`.

@@ -5,6 +5,9 @@
 # or a part of *each layer* (tensor parallel). Large models use all three at once. Eight ranks
 # become a cube, and each way of cutting gets an axis.
 #
+# About 35 minutes. At the end you know how the axes share the work, why the mesh has this order,
+# what easily goes wrong between two of them, and which axis is for what.
+#
 # You need: lessons 7, 11 and 16.
 
 # %%
@@ -26,6 +29,8 @@ CUBE = {"dp": 2, "pp": 2, "tp": 2}
 print_once(launch(lambda comm: str(Mesh(comm, **CUBE)), 8, LocalWorld())[0])
 
 # %% [markdown]
+# These are the *groups* along each axis: the ranks that share work in this way.
+#
 # **Question 1.** Two ranks of a group along `tp` are neighbours in rank, those along `dp` are far
 # apart. Machines have fast links inside and slow ones between. Why is the order this one?
 #
@@ -72,8 +77,10 @@ for axis, (count, nbytes) in launch(sent_by_axis, 8, LocalWorld())[0].items():
 #
 # ## Does it still train the same model?
 #
-# Each axis alone equals serial training, as the lessons before have shown. **Question 2.** Is that
-# enough? Name something that is said of the *whole* model, and so of all three axes together.
+# Each axis alone equals serial training, as the lessons before have shown.
+#
+# **Question 2.** Is that enough? Name something that is said of the *whole* model, and so of all
+# three axes together.
 #
 # The loss is divided by the number of targets in the *whole* batch. The norm that we clip by is
 # that of the *whole* gradient: a number that is cut counts where it is; one that is whole on both
@@ -144,12 +151,15 @@ print_once(f"{len(found)} {kind} ranks, {mesh}: loss {losses[-1]:.9f}, parameter
 # | pipeline, dropout | the second forward draws another mask | gradients of another function |
 # | any | loss divided by an axis' length | Adam hides it: its step has no scale |
 #
-# **Question 3.** Why would a test with Adam not find the last one, and a test with SGD would?
+# Why would a test with Adam not find the last one, and a test with SGD would?
 #
 # Adam divides the gradient by its own size, so a constant factor falls out. SGD's step is the
 # factor larger. Test with SGD.
 #
 # ## One step, in one picture
+#
+# **Question 3.** Find in the picture: the bubble of the pipeline; the moment at which the replicas
+# meet; and what ranks 0 and 1 do together all the time.
 
 # %%
 if first_process():
@@ -178,8 +188,9 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/17_putting_it_together.png')}")
 
 # %% [markdown]
-# **Question 4.** Find in the picture: the bubble of the pipeline; the moment at which the replicas
-# meet; and what ranks 0 and 1 do together all the time.
+# Ranks 0 and 1 add up on the tensor axis in each layer. The bubble is the time in which a stage
+# waits for the other one: ranks 2 and 3 at the beginning, ranks 0 and 1 before each backward. The
+# replicas meet near the end: the data axis.
 #
 # ## Which axis for what?
 #
@@ -192,5 +203,22 @@ if first_process():
 # A checkpoint has the names and shapes of serial training. So a run can go on with another mesh,
 # when there are more ranks, or fewer.
 #
-# **Try it:** Make the bandwidth 100 times lower. Which mesh of eight ranks is the fastest now? Then
-# print `method.cost(batch, Machine()).peak_bytes` of two meshes: which one holds the least?
+# **Try it:**
+#
+# 1. Let `simulate` of `minidist.parallel` predict a step:
+#
+#        machine = Machine(latency=5e-6, bandwidth=2e9, flops=2e10)
+#        simulate(lambda comm: build(comm, mesh=CUBE), batches, 8, machine).step_seconds
+#
+#    Which mesh of eight ranks is the fastest? And with a bandwidth 100 times lower?
+# 2. Print `method.cost(batch, Machine()).peak_bytes` of dp=8 and of dp=2, pp=2, tp=2, and add up
+#    the kinds. How many times as much does the first hold?
+#
+# <details><summary>Answers</summary>
+#
+# 1. dp=8 with 2.7 ms, before dp=4, pp=2 (3.0) and the cube (3.2): the model is small, and dp sends
+#    once a step. With the low bandwidth it is dp=4, pp=2 with 22 ms; the cube needs 34, dp=8 39,
+#    and tp=8, which sends in each layer, 79.
+# 2. 2.4 times: 2.04 MB against 0.85. Only the batch is cut along dp; pp and tp cut the model.
+#
+# </details>

@@ -10,7 +10,10 @@
 #
 # Then it asks whether to believe them. A map always looks like an explanation.
 #
-# You need: lesson 4. `LESSON=long python lessons/19_what_does_it_look_at.py` trains longer.
+# About 45 minutes. At the end you know four kinds of maps and the question that each answers, two
+# checks of a map, and what maps are good for.
+#
+# You need: lessons 4 and 23. `LESSON=long python lessons/19_what_does_it_look_at.py` trains longer.
 
 # %%
 import os
@@ -38,15 +41,15 @@ print(f"accuracy on test images: {accuracy(model, test.split(0.25)[1]):.1%}")
 # ## What is explained?
 #
 # One number: the *score* $S$ of one class, before the softmax. By default the class that the model
-# finds the likeliest. **Question 1.** Why not its probability?
-#
-# A probability also rises when another class falls. The pixels would then be those that speak
-# against a shirt, and we would read them as those that speak for a coat.
+# finds the likeliest. Why not its probability? A probability also rises when another class falls.
+# The pixels would then be those that speak against a shirt, and we would read them as those that
+# speak for a coat.
 #
 # ## The gradient
 #
-# $\partial S / \partial x_i$ says what a small change of pixel $i$ would do. **Question 2.** A
-# pixel has gradient 0. Does it not matter?
+# $\partial S / \partial x_i$ says what a small change of pixel $i$ would do.
+#
+# **Question 1.** A pixel has gradient 0. Does it not matter?
 #
 # Take a model of one number that is sure from $x = 1$ on: $f(x) = 1 - \mathrm{relu}(1 - x)$.
 
@@ -70,7 +73,8 @@ print(f"integrated gradient from 0 to 2: {explain.integrated_gradients(sure, at)
 # gradients on the way:
 # $(x_i - b_i) \int_0^1 \partial S/\partial x_i(b + \alpha (x - b))\, d\alpha$. They add up to
 # $S(x) - S(b)$, the whole difference (*completeness*). The integral is a sum over steps.
-# **Question 3.** How many steps does it take?
+#
+# **Question 2.** How many steps does it take?
 
 # %%
 images = test.batch(np.arange(MANY)).inputs
@@ -83,17 +87,16 @@ for steps in (4, 16, 64, 256)[: 2 if LENGTH == "quick" else 4]:
 # The network is a surface of flat pieces, and the sum makes an error wherever the way crosses an
 # edge between two. Always look at this gap: a map with a large one is not what it claims to be.
 #
-# **Question 4.** What is "nothing" in a picture?
-#
-# That is a choice, and the map depends on it. Here 0 is the mean grey, since pixels were scaled to
-# mean 0. With black as the baseline, black pixels can never count: $x_i - b_i$ is 0 there, although
-# the black around a boot tells its outline.
+# What is "nothing" in a picture? That is a choice, and the map depends on it. Here 0 is the mean
+# grey, since pixels were scaled to mean 0. With black as the baseline, black pixels can never
+# count: $x_i - b_i$ is 0 there, although the black around a boot tells its outline.
 #
 # ## Occlusion
 #
-# Cover a square, see how far $S$ drops, go on to the next. No derivatives are needed. **Question
-# 5.** Two features of which either one is enough, as in $f = \max(x_1, x_2)$: what does occlusion
-# say of each?
+# Cover a square, see how far $S$ drops, go on to the next. No derivatives are needed.
+#
+# **Question 3.** Two features of which either one is enough, as in $f = \max(x_1, x_2)$: what does
+# occlusion say of each?
 
 # %%
 either = Sequential(Linear(2, 3), ReLU(), Linear(3, 1)).init(0)  # relu(a - b) + relu(b) - relu(-b)
@@ -135,9 +138,10 @@ for column, (name, way) in enumerate(METHODS.items(), 1):
 print(f"picture: {save(figure, 'out/lessons/19_maps.png')}")
 
 # %% [markdown]
-# Red speaks for the class, blue against it. They differ, and each looks reasonable. **Question 6.**
-# A filter that finds edges draws reasonable maps too, of any image, without any model. How can we
-# find out that a method is not just that?
+# Red speaks for the class, blue against it. They differ, and each looks reasonable.
+#
+# **Question 4.** A filter that finds edges draws reasonable maps too, of any image, without any
+# model. How can we find out that a method is not just that?
 #
 # ## The check: random weights
 #
@@ -169,7 +173,9 @@ print(f"picture: {save(figure, 'out/lessons/19_random_weights.png')}")
 # ## What maps are good for: a model that cheats
 #
 # Somebody has marked the training images: a small bright spot, at a place that depends on the
-# class. **Question 7.** The accuracy on images from the same source is excellent. Would you use the
+# class.
+#
+# **Question 5.** The accuracy on images from the same source is excellent. Would you use the
 # model?
 
 
@@ -229,7 +235,8 @@ for row, (name, values) in enumerate(counts.items(), 1):
 print(f"picture: {save(figure, 'out/lessons/19_what_does_it_look_at.png')}")
 
 # %% [markdown]
-# **Question 8.** A head takes 80 % of what it reads from one position. Does this position count for
+#
+# **Question 6.** A head takes 80 % of what it reads from one position. Does this position count for
 # 80 %?
 #
 # Not by itself. What is read there may be small, and the layers behind may ignore it; and after the
@@ -259,6 +266,19 @@ for name, values in compared.items():
 # - Attention says from where a layer reads, not what counts.
 # - Maps find cheats. They do not prove that there are none.
 #
-# **Try it:** *SmoothGrad* is the mean gradient over images with a little noise added (arXiv
-# 1706.03825). Write it in three lines as a function of `(model, inputs, target)`; give it to
-# `explain.cascade`. Does it pass the check? How does the correlation change with the noise?
+# **Try it:**
+#
+# 1. *SmoothGrad* is the mean gradient over images with a little noise added (arXiv 1706.03825).
+#    Write it as a function of `(model, inputs, target)`, and give it to `explain.cascade`. Does it
+#    pass the check? How does the correlation change with the noise?
+# 2. Use black as the baseline: `integrated_gradients(model, images, baseline=...)` with the
+#    smallest value of a pixel. What share of the map do black pixels have then?
+#
+# <details><summary>Answers</summary>
+#
+# 1. It does: with all weights random the correlation is 0.02, as that of the gradient (0.03). More
+#    noise hardly changes it: 0.01 with a standard deviation of 1.
+# 2. None, where they had 47 % with grey: the way from black to black has no length. Half of all
+#    pixels are black.
+#
+# </details>

@@ -4,7 +4,8 @@
 # More ranks need a larger batch, or each has too little work. But with 16 times the batch there are
 # only 1/16 of the steps in an epoch. Can a model learn as much in so few steps?
 #
-# At the end you know three things that help, and what each does to the accuracy of a small model.
+# About 20 minutes. At the end you know three things that help, and what each does to the accuracy
+# of a small model.
 #
 # You need: lesson 7. Run it with `python lessons/21_large_batches.py`. It trains on one rank: data
 # parallel training gives the same numbers.
@@ -117,5 +118,17 @@ if first_process():
 # 3. LARS and LAMB choose a separate step for each layer. One run of each is no ranking: other
 #    rates and seeds move these accuracies, too.
 #
-# **Try it:** use a batch of 256, with the rate × 4. Does it need a warm-up? Then find the largest
-# batch that still comes within two points of the batch of 64.
+# **Try it:**
+#
+# 1. Use a batch of 256, with the rate × 4. Does it need a warm-up?
+# 2. With the scaled rate and a warm-up, does a batch of 2048 still come within two points of the
+#    batch of 64?
+#
+# <details><summary>Answers</summary>
+#
+# 1. No: 86.2 % without and 86.6 % with one, if the rate falls to zero at the end (240 steps). With
+#    a constant rate it ends at 81.8 %.
+# 2. No. It has 30 steps: with the rate × 32 it learns nothing (10 %), with the rate × 16 it reaches
+#    64 %. From some size on, more samples in a batch no longer replace steps.
+#
+# </details>

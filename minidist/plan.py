@@ -90,11 +90,9 @@ def draw(plans: list[Plan], stages: int, path: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     height = max(0.9, 0.24 * stages) + 0.35
-    figure = Figure(figsize=(14, height * len(plans) + 0.6), dpi=110)
+    figure = Figure(figsize=(14, height * len(plans) + 0.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     rows: Any = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
-    foot = 0.5 / figure.get_size_inches()[1]
-    figure.subplots_adjust(left=0.06, right=0.99, top=1 - 0.6 * foot, bottom=foot, hspace=0.3)
     # Naive is much longer: drawn in full, it would make all others tiny.
     longest = max((p.price.seconds for p in plans if p.name != "naive"), default=1.0)
     for axes, plan in zip(rows, plans, strict=True):

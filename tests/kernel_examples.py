@@ -75,11 +75,11 @@ EXAMPLES: dict[str, list[Any]] = {
     "log_softmax_backward": [
         lambda t: (rubbish(t, 4, 200), some(t, 4, 200), np.log(softmax(some(t, 4, 200)))),
     ],
-    "masked_softmax": [
+    "causal_softmax": [
         lambda t: (some(t, 2, 3, 3, 5) * 9, 3, True),
         lambda t: (some(t, 2, 3, 40, 150), 40, False),
     ],
-    "masked_softmax_backward": [lambda t: (some(t, 2, 7, 150), softmax(some(t, 2, 7, 150)))],
+    "causal_softmax_backward": [lambda t: (some(t, 2, 7, 150), softmax(some(t, 2, 7, 150)))],
     "max_pool": [
         lambda t: (
             *(rubbish(t, 2, 3, 3, 4), rubbish(np.uint8, 2, 3, 3, 4), some(t, 2, 3, 5, 7)),

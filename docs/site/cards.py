@@ -165,7 +165,7 @@ def draw_schedule(entry: Entry, folder: Path) -> None:
 
     settings = ROWS[entry["rows"][0]].keywords  # type: ignore[attr-defined]
     schedule = SCHEDULES[settings["schedule"]]
-    figure, axes = plt.subplots(figsize=(9, 2.6))
+    figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
     draw_price(axes, price_units(schedule, 4, 8), f"{entry['title']}: 4 stages, 8 microbatches")
     legend(figure, schedule.chunks > 1)
     figure.savefig(folder / f"{entry['function']}.png", dpi=110, bbox_inches="tight",

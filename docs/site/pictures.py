@@ -24,9 +24,10 @@ lesson 5 on mostly also `mpirun -n 4 python lessons/06_all_reduce.py`. As notebo
 draw. `scripts/` has a short program for each method, to copy from.
 
 Lessons keep their numbers, and new ones come at the end, so the order of reading is another one: 0
-to 4, 23 (attention), 5, 6, 26 (which all-reduce), 7, 21 (large batches), 8, 9, 10, 22 (nobody
-waits), then the rest. Each says at its top which lessons it needs, and about how many minutes it
-takes to read and run it, without its exercises; the minutes are estimated.
+to 4, 23 (attention), 5, 6, 26 (which all-reduce), 7, 21 (large batches), 8, 9, 25 (talking less
+often), 10, 22 (nobody waits), 11 to 18, 24 (data that stays), then the rest. Each says at its top
+which lessons it needs, and about how many minutes it takes to read and run it, without its
+exercises; the minutes are estimated.
 
 This page is written by `python -m docs.site.pictures`, after lessons were run.
 """

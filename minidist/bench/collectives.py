@@ -23,7 +23,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -132,20 +131,9 @@ def _start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 0
 
 
-def median_of(reports: Sequence[Any]) -> Any:
-    """Merge reports of the same form into one, with the median of each number."""
-    first = reports[0]
-    if isinstance(first, dict):
-        return {key: median_of([report[key] for report in reports]) for key in first}
-    if isinstance(first, list):
-        return [median_of(parts) for parts in zip(*reports, strict=True)]
-    numbers = [report for report in reports if isinstance(report, (int, float))]
-    return median_low(numbers) if numbers else first
-
-
 def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: Console) -> None:
     """Print, draw and write the results of all launches."""
-    report = median_of(reports)
+    report = report_of.median_of(reports)
     for view in report_of.tables(report):
         console.width = max(console.width, 24 + 15 * len(view.columns))
         console.print(view)
@@ -295,10 +283,7 @@ def tune(reports: Sequence[dict[str, Any]]) -> Path:
     """
     entries = []
     for rows in zip(*(report_of.rows_of(report, "all_reduce") for report in reports), strict=True):
-        entries.append((rows[0]["bytes"], min(report_of.rivals(rows[0]), key=partial(worst, rows))))
+        entries.append(
+            (rows[0]["bytes"], min(report_of.rivals(rows[0]), key=partial(report_of.worst, rows)))
+        )
     return save_table(reports[0]["library"], reports[0]["ranks"], entries)
-
-
-def worst(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """The time of an algorithm over that of the fastest, in its worst launch."""
-    return max(report_of.times_the_fastest(row, name) for row in rows)

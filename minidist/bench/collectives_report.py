@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from rich.table import Table
@@ -17,6 +18,17 @@ from minidist.bench.point_to_point import seconds_for
 NO_RIVALS = ("auto", "gloo", SYMMETRIC)
 Report = dict[str, Any]
 Row = dict[str, Any]
+
+
+def median_of(reports: Sequence[Any]) -> Any:
+    """Merge reports of the same form into one, with the median of each number."""
+    first = reports[0]
+    if isinstance(first, dict):
+        return {key: median_of([report[key] for report in reports]) for key in first}
+    if isinstance(first, list):
+        return [median_of(parts) for parts in zip(*reports, strict=True)]
+    numbers = [report for report in reports if isinstance(report, (int, float))]
+    return median_low(numbers) if numbers else first
 
 
 def rows_of(report: Report, kind: str) -> list[Row]:
@@ -42,6 +54,11 @@ def fastest(row: Row) -> str:
 def times_the_fastest(row: Row, name: str) -> float:
     """The time of this algorithm over that of the fastest."""
     return row["seconds"][name] / row["seconds"][fastest(row)]
+
+
+def worst(rows: Sequence[Row], name: str) -> float:
+    """The time of an algorithm over that of the fastest, in its worst launch."""
+    return max(times_the_fastest(row, name) for row in rows)
 
 
 def how_near(report: Report) -> str | None:

@@ -10,14 +10,14 @@ Then ``all_reduce(comm, array)`` runs it, ``all_reduce.cost(length, itemsize, ra
 is its formula, and ``all_reduce.name`` is the name by which the dictionaries in ``tables.py`` have
 it. An algorithm of your own is made in the same way, or by ``Algorithm(name, run, cost)``.
 
-A call compares its arguments over the ranks (collective_calls.py) and then calls ``run``, the plain
+A call compares its arguments over the ranks (``Comm.compares``), and then calls ``run``, the plain
 function. A collective made of others, such as a reduce-scatter and an all-gather, calls their
 ``run``: its own arguments have been compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from inspect import signature
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
@@ -25,8 +25,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from minidist.collectives.cost import Cost
-from minidist.comm.checks import HOST, check_array, no_comm
-from minidist.comm.collective_calls import check_root, describe_collective
+from minidist.comm.checks import HOST, check_array, check_root, no_comm
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +80,7 @@ class Algorithm(Generic[P, R]):
         if comm.compares and comm.size > 1:
             named = dict(zip(self.parameters, arguments[1:], strict=False)) | options
             named.pop("comm", None)
-            comm._compare(describe_collective(self.operation, self.name, named))
+            comm._compare(describe_call(self.operation, self.name, named))
         return self.run(*arguments, **options)
 
     def costs(self, formula: Formula) -> Formula:
@@ -97,6 +96,24 @@ class Algorithm(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<{getattr(self.run, '__name__', 'collective')} by {self.name}>"
+
+
+def describe_call(operation: str, algorithm: str, arguments: Mapping[str, Any]) -> str:
+    """What must be the same on all ranks: "all_reduce by ring of float32[10], op='sum'"."""
+    arrays = [_described(value) for value in arguments.values() if not _is_plain(value)]
+    others = [f", {name}={value!r}" for name, value in arguments.items() if _is_plain(value)]
+    return f"{operation} by {algorithm} of {' and '.join(arrays)}{''.join(others)}"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _described(value: Any) -> str:
+    """An array by dtype and shape; a list of arrays by length: its parts may differ over ranks."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    return f"{len(value)} arrays" if isinstance(value, Sequence) else type(value).__name__
 
 
 def algorithm(name: str) -> Callable[[Callable[P, R]], Algorithm[P, R]]:

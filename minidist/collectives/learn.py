@@ -8,13 +8,15 @@ call for arrays of about a size, on other arrays of that size:
     sizes            from a quarter of the array's to its own
     each turn        every candidate, in another order each time, on data just written; short arrays
                      several times in a row, since ranks do not begin at quite the same moment
-    a call's time    that of its slowest rank; of all turns, the shortest
-    after 2 turns    only candidates within 1.5 times the fastest stay, after 4 within 1.15: most of
-                     the time is for those that are hard to tell apart
+    a call's time    that of its slowest rank; of all calls, the shortest
+    after 2 turns    only candidates within 2 times the fastest stay, after 4 within 1.5, after 8
+                     within 1.15: most of the time is for those that are hard to tell apart
 
-All sizes together take less than 50 ms on two ranks of one machine; no size takes longer than
-``LIMIT`` and two turns. Every rank sees the same times, so all choose alike. Messages of these
-measurements are not counted and not in the trace.
+A disturbance only makes a call longer, so one undisturbed call of each candidate is enough, however
+busy the machine is: each call is timed, and short arrays, whose turns cost little, get five turns
+at least. A size takes longer than ``LIMIT`` only by these turns, or by two if it is long. Every
+rank sees the same times, so all choose alike. Messages of these measurements are not counted and
+not in the trace.
 
 The order in which numbers are added depends on the algorithm. A run that must give the same bits
 again takes the algorithms of the run before (``replay.py``; checkpoints do), names its algorithm,
@@ -59,6 +61,7 @@ CANDIDATES = {
 LIMIT = 0.004  # seconds of turns for one size, if two turns do not take longer
 LARGEST = 1 << 22  # bytes that are measured: longer arrays take what is best for this many
 TURNS = 40
+WITHIN = {1: 2.0, 3: 1.5, 7: 1.15}  # after this turn, how near to the fastest a candidate must be
 IN_A_ROW = 1 << 17  # bytes that a candidate adds in a turn, in up to 8 calls
 
 
@@ -88,7 +91,7 @@ def learn(comm: Comm, array: Array) -> str | None:
 def measure(comm: Comm, array: Array) -> dict[str, float]:
     """Seconds of each candidate that can add such arrays, the same on every rank."""
     length = min(array.size, LARGEST // array.itemsize)
-    work = module_of(array).empty(length, array.dtype)
+    work = module_of(array).zeros(length, array.dtype)  # what lies in memory may overflow
     able = np.array([works(partial(one.run, comm, work[:1])) for one in CANDIDATES.values()], float)
     recursive_doubling.all_reduce.run(comm, able, "min")  # on every rank, or nowhere
     calls = {
@@ -98,34 +101,37 @@ def measure(comm: Comm, array: Array) -> dict[str, float]:
     }
     least = dict.fromkeys(calls, float("inf"))
     in_a_row = max(1, min(8, IN_A_ROW // max(1, work.nbytes)))
+    enough = 1 if in_a_row == 1 else 4  # the turn from which on the limit counts
     start = time.perf_counter()
     for turn in range(TURNS):
         names = list(calls)
         repeats = min(2, in_a_row) if turn < 2 else in_a_row  # the slowest are soon known
-        found = np.zeros(len(names) + 1)
+        found = np.zeros(len(names) * repeats + 1)
+        each = found[:-1].reshape(len(names), repeats)  # the seconds of each call
         for place in range(len(names)):
             index = (place + turn) % len(names)
             work.fill(0)  # sums of zeros stay finite; and a gradient, too, has just been written
-            found[index] = seconds_of(comm, calls[names[index]], repeats)
+            each[index] = seconds_of(comm, calls[names[index]], repeats)
         found[-1] = time.perf_counter() - start
         recursive_doubling.all_reduce.run(comm, found, "max")
-        for name, seconds in zip(names, found[:-1].tolist(), strict=True):
-            least[name] = min(least[name], seconds)
-        if turn in (1, 3):
-            best = min(least[name] for name in calls) * (1.5 if turn == 1 else 1.15)
+        for name, shortest in zip(names, each.min(axis=1).tolist(), strict=True):
+            least[name] = min(least[name], shortest)
+        if turn in WITHIN:
+            best = min(least[name] for name in calls) * WITHIN[turn]
             calls = {name: call for name, call in calls.items() if least[name] <= best}
-        if len(calls) == 1 or (turn >= 1 and found[-1] > LIMIT):
+        if len(calls) == 1 or (turn >= enough and found[-1] > LIMIT):
             break
     return {name: least[name] for name in calls}
 
 
-def seconds_of(comm: Comm, call: Callable[[], object], repeats: int) -> float:
-    """Seconds of one of several calls in a row, on this rank; all ranks begin together."""
+def seconds_of(comm: Comm, call: Callable[[], object], repeats: int) -> np.ndarray:
+    """Seconds of each of several calls in a row, on this rank; all ranks begin together."""
     recursive_doubling.all_reduce.run(comm, np.zeros(1), "max")
-    start = time.perf_counter()
+    ends = [time.perf_counter()]
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+        ends.append(time.perf_counter())
+    return np.diff(ends)
 
 
 def works(call: Callable[[], object]) -> bool:

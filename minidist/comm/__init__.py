@@ -1,8 +1,8 @@
 """Ranks and the messages between them, in one process or over MPI.
 
-Read ``comm.py``, what a rank can do, first; then ``launcher.py``, which starts the ranks. They are
-functions in one process (``local/``, on the clock of ``machine.py``) or processes (``mpi/``).
-``trace.py`` records what they did, and ``timeline.py`` draws it.
+Read ``messages.py`` and ``comm.py`` first: what a rank can do. ``launcher.py`` starts the ranks.
+They are functions in one process (``local/``, timed by the model in ``machine.py``) or processes
+(``mpi/``). ``trace.py`` records what they did, and ``timeline.py`` draws it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ __path__.append(f"{__path__[0]}/../moved/comm")  # modules under their old names
 __getattr__, __dir__, __all__ = offer(
     __name__,
     {
-        "comm": ["Comm"],
+        "comm": ["Comm", "Future", "Request"],
         "errors": ["CollectiveMismatch", "CommError", "Crash", "Disagreement", "RankLost"],
-        "requests": ["Future", "Request"],
         "launcher": ["first_process", "launch", "launched_size", "print_once"],
         "local.world": ["LocalWorld"],
-        "local.tasks": ["Deadlock"],
+        "local.scheduler": ["Deadlock"],
         "machine": ["PROFILES", "Link", "Machine", "Pauses"],
         "timeline": ["Timeline"],
         "trace": [],

@@ -1,11 +1,23 @@
-"""Agreement: what all ranks must have alike, and no message would show.
+"""Agreement: ranks compare what must be the same on all of them, such as a seed or a batch.
 
 Ranks that train on different batches, or from different seeds, exchange gradients of the right
 lengths: nothing fails, and the result is wrong. ``comm.agree(what, digest)`` compares 64 bits of
-each rank. It is not counted as messages. How the two worlds do it:
+each rank. It is not counted as messages.
 
-    local   the first rank writes its digest down, and each of the others compares: nobody waits,
-            and no virtual time passes. The first rank that differs raises, which ends the run
+Ranks that call different collectives, or the same one on arrays of different shapes or dtypes, hang
+or get wrong numbers: an MPI library sees bytes, and cannot know. So each call of a collective is
+compared in the same way, in the order of calls: operation, algorithm, shape, dtype, reduction,
+root. The error is a ``CollectiveMismatch``, which says who called what, and where:
+
+    ranks do not agree: rank 0 has called all_reduce by ring of float32[1000], op='sum', at
+    train.py:31 in "main"; rank 1 has called all_reduce by ring of float32[999], op='sum', at ...
+
+The local world compares every call. In the MPI world that costs an exchange for each, so it is done
+only with ``MINIDIST_DEBUG=1`` in the environment. How the two worlds do it:
+
+    local   the first rank stores its digest, and each of the others compares its own with it: no
+            rank waits, and no virtual time passes. The first that differs raises, which ends the
+            run
     MPI     one all-gather of 8 bytes a rank by the library; if any differ, another of the texts,
             so that every rank raises the same error
 """
@@ -21,11 +33,11 @@ from minidist.comm.errors import Disagreement
 
 TEXT = 512  # bytes of each rank's text in an error
 
-Claim = tuple[int, str]  # a rank's digest, and what it stands for
+Claim = tuple[int, str]  # a rank's digest, and what the error says that the rank has
 
 
 def debugging() -> bool:
-    """Whether ``MINIDIST_DEBUG=1``: also checks that take time, as often as they can be made."""
+    """Whether ``MINIDIST_DEBUG=1`` is set: it turns on the checks that take time."""
     return os.environ.get("MINIDIST_DEBUG", "") not in ("", "0")
 
 
@@ -42,7 +54,7 @@ def compare(claims: Mapping[int, Claim], size: int) -> None:
         more = f" (digest {digest:016x})" if texts.count(text) > 1 else ""
         parts.append(f"{named(ranks)} {'has' if len(ranks) == 1 else 'have'} {text}{more}")
     missing = [rank for rank in range(size) if rank not in claims]
-    parts += [f"{named(missing)} did not come yet"] if missing else []
+    parts += [f"{named(missing)} did not call yet"] if missing else []
     raise Disagreement("ranks do not agree: " + "; ".join(parts))
 
 
@@ -58,5 +70,5 @@ def packed(text: str) -> np.ndarray:
 
 
 def unpacked(row: np.ndarray) -> str:
-    """The text that ``packed`` made these bytes of."""
+    """The text in these bytes, which ``packed`` made."""
     return row.tobytes().rstrip(b"\0").decode(errors="ignore")

@@ -6,6 +6,8 @@ is checked where both sides meet: in the simulator, and when an MPI message has 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minidist.comm.errors import CommError
@@ -13,11 +15,12 @@ from minidist.engine.array import Array, module_of
 
 ANY = -1  # as a source: receive from whoever sends first
 HOST = np.ndarray  # the type of arrays on the host
+NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))  # dtypes, in this machine's byte order
 LARGEST_TAG = 32767  # the MPI standard promises no more (MPI_TAG_UB)
 
 
 def no_comm(found: object, what: str) -> CommError:
-    """To raise where ``found`` stands in place of a Comm."""
+    """The error to raise where ``found`` was passed in place of a Comm."""
     kind = type(found)
     if kind.__module__.startswith("mpi4py"):
         return CommError(
@@ -34,20 +37,9 @@ def check_message(
 ) -> None:
     """``array`` can be sent to ``peer`` of ``size`` ranks, or received from it (``into``).
 
-    The same in every world: what one MPI library takes, and another or the simulator does not, is
-    refused in all.
+    The same in both worlds: what one MPI library accepts, and another or the simulator does not, is
+    refused everywhere.
     """
-    # The usual case, quickly. carray: contiguous, aligned and writeable.
-    if type(array) is HOST and type(peer) is int is type(tag):
-        flags, dtype = array.flags, array.dtype
-        if (
-            0 <= peer < size
-            and 0 <= tag <= LARGEST_TAG
-            and (flags.carray if into else flags.c_contiguous and flags.aligned)
-            and dtype.isnative
-            and not dtype.hasobject
-        ):
-            return
     check_peer(rank, size, call, peer, tag, into)
     what = f"rank {rank}: {call} {peer}"
     check_array(what, array)
@@ -73,8 +65,16 @@ def check_peer(rank: int, size: int, call: str, peer: int, tag: int, into: bool)
         )
 
 
+def check_root(rank: int, size: int, operation: str, root: Any) -> None:
+    """``root`` is a rank: a negative one would be taken for ``ANY``."""
+    if type(root) is int and 0 <= root < size:  # the usual case, quickly
+        return
+    if not isinstance(root, (int, np.integer)) or isinstance(root, bool) or not 0 <= root < size:
+        raise CommError(f"rank {rank}: {operation} with root {root!r}: ranks are 0 to {size - 1}")
+
+
 def check_array(what: str, array: Array) -> None:
-    """``array`` is one whose memory can be read or written as it is."""
+    """``array`` is an array whose memory MPI can read and write without a conversion."""
     try:
         flags, dtype = array.flags, array.dtype
     except AttributeError:
@@ -117,12 +117,8 @@ def check_alike(rank: int, into: Array, other: Array) -> None:
 
 
 def check_flat(rank: int, array: Array) -> None:
-    """A collective's array is contiguous: of another there is only a copy in one dimension, so
-    the caller would not get the result. Nor would it of a number."""
-    if type(array) is HOST:  # the usual case, quickly
-        flags, dtype = array.flags, array.dtype
-        if flags.c_contiguous and flags.aligned and dtype.isnative and not dtype.hasobject:
-            return
+    """A collective's array is contiguous. Of any other, and of a number, only a copy in one
+    dimension could be reduced, and the caller would not get the result."""
     check_array(f"rank {rank}: a collective", array)
     if not array.flags.c_contiguous:
         raise CommError(

@@ -1,11 +1,11 @@
-"""Which algorithm "auto" took, for whom: recorded, so that a later run can take the same.
+"""The algorithms that "auto" chose, recorded so that a later run can use the same ones.
 
 Two algorithms add in different orders, so their sums differ in the last digits. A run that is to be
-repeated bit by bit must therefore take the same ones, also where "auto" would decide otherwise by
-now: on another day's measurements, or after an update. Each rank's ``trace.choices`` has them by
-group of ranks, then by length and itemsize of the array; ``comm.chosen`` is a group's part.
-``recorded`` makes a list of them that JSON can hold, for traces, compare.json and checkpoints;
-``collectives/replay.py`` puts such a list back.
+repeated bit by bit must therefore use the same ones, even if "auto" would now choose others because
+of new measurements or a new version. Each rank's ``trace.choices`` has them by group of ranks, then
+by length and itemsize of the array; ``comm.chosen`` is the part of one group. ``recorded`` makes a
+list of them that JSON can hold, for traces, compare.json and checkpoints; with such a list,
+``collectives/replay.py`` makes "auto" choose as before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Choices = dict[str, dict[tuple[int, int], str]]
 
 
 def named(ranks: Sequence[int]) -> str:
-    """A group of ranks in a word.
+    """A short name for a group of ranks.
 
     >>> named(range(4)), named([1, 3, 5]), named([2, 0, 3])
     ('0-3', '1-5:2', '2,0,3')
@@ -31,7 +31,7 @@ def named(ranks: Sequence[int]) -> str:
 
 
 def recorded(choices: Iterable[Choices]) -> list[dict[str, Any]]:
-    """The choices of all ranks as a list; what several ranks chose together is in it once.
+    """The choices of all ranks as a list; a choice that several ranks made together is listed once.
 
     >>> recorded([{"0,1": {(5, 4): "ring"}}, {"0,1": {(5, 4): "ring"}}])
     [{'ranks': '0,1', 'length': 5, 'itemsize': 4, 'algorithm': 'ring'}]

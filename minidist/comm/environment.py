@@ -1,7 +1,7 @@
 """The environment of MPI's processes: what launchers leave there, and what they need.
 
 An interactive Slurm shell (``srun --pty bash``) has the variables of a job of one process. They say
-nothing about a program that is started in it, so they do not count.
+nothing about a program that is started in it, so they are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minidist import LAUNCHER_SIZES
 
 # Where launchers leave a process's rank, in the order of ``LAUNCHER_SIZES``.
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-# What a process has that can find the others: PMI 1 or 2 (MPICH), or PMIx (Open MPI).
+# Variables of a process that can connect to the others: by PMI 1 or 2 (MPICH), or PMIx (Open MPI).
 MANAGERS = ("PMI_FD", "PMI_PORT", "PMI_RANK", "PMIX_RANK")
 # A rank of Open MPI that waits in the library's own calls gives up its core. Otherwise each of the
 # messages in them, such as those of ``split``, takes a time slice where other programs run.
@@ -71,8 +71,8 @@ def rank_in_environment(environment: Mapping[str, str] = os.environ) -> int:
 
 def find_mpiexec() -> str | None:
     """The ``mpiexec`` to use: the one installed beside this Python, else the first on the PATH."""
-    beside = Path(sys.executable).parent / "mpiexec"
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
+    installed = Path(sys.executable).parent / "mpiexec"
+    return str(installed) if installed.exists() else shutil.which("mpiexec")
 
 
 def mpi_environment(threads: int | str = 1) -> dict[str, str]:
@@ -92,13 +92,13 @@ def mpi_environment(threads: int | str = 1) -> dict[str, str]:
     }
 
 
-def glibc_tunables(given: str = "") -> str:
-    """``TUNABLES`` as glibc reads them, after those ``given`` by the user, which stay as they are.
+def glibc_tunables(current: str = "") -> str:
+    """``TUNABLES`` as glibc reads them, after the ``current`` ones, which stay as they are.
 
     >>> glibc_tunables("glibc.malloc.arena_max=4")[:50]
     'glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1:gl'
     """
-    settings = [setting for setting in given.split(":") if setting]
+    settings = [setting for setting in current.split(":") if setting]
     names = {setting.partition("=")[0] for setting in settings}
     ours = [f"{name}={value}" for name, value in TUNABLES.items() if name not in names]
     return ":".join([*settings, *ours])

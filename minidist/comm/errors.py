@@ -12,7 +12,7 @@ class Disagreement(CommError):
 
 
 class CollectiveMismatch(Disagreement):
-    """Ranks call different collectives, or with other arguments: see collective_calls.py."""
+    """Ranks call different collectives, or with other arguments: see agreement.py."""
 
 
 class NoSharedMemory(CommError):

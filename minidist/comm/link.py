@@ -1,9 +1,9 @@
-"""A rank's line to the supervisor that ``minidist run`` is: a socket, and lines of JSON.
+"""A rank's connection to its supervisor, ``minidist run``: a socket that carries lines of JSON.
 
-It does not need MPI, so it works before MPI is up, after it is down, and while a rank hangs in it.
-A thread answers what the supervisor asks. The kernel itself tells each side when the other's
-process has ended or its machine cannot be reached any longer (keepalive), however busy Python is. A
-rank without its supervisor ends itself, with the helper process of its launcher.
+It does not need MPI, so it works before MPI has started, after it has ended, and while a rank hangs
+in it. A thread answers what the supervisor asks. The kernel tells each side when the other process
+has ended or the other machine cannot be reached any longer (keepalive), however busy Python is. A
+rank that has lost its supervisor ends itself, and the helper process of its launcher.
 
     rank → supervisor    hello, doing, failed, done
     supervisor → rank    ask, end
@@ -23,7 +23,7 @@ from typing import Any
 SUPERVISOR = (
     "MINIDIST_RUN"  # addresses separated by commas, port and token: "10.0.0.1,vm:4711:a1b2"
 )
-STARTING = "MPI_Init, which waits for all ranks"  # what a rank does that waits for the others
+STARTING = "MPI_Init, which waits for all ranks"  # the call that a starting rank is in
 UNREACHABLE = 15  # seconds without a sign of the other machine
 HELPERS = ("hydra_pmi_proxy", "prted", "orted")  # processes of launchers that start ranks
 
@@ -31,14 +31,14 @@ _current: Link | None = None
 
 
 def current() -> Link | None:
-    """This process's line, if ``minidist run`` has started it and ``open_line`` was called."""
+    """This process's connection, if ``minidist run`` started it and ``open_line`` was called."""
     return _current
 
 
 def open_line(rank: int) -> Link | None:
-    """Call the supervisor that the environment names; None if it names none.
+    """Connect to the supervisor that the environment names; None if it names none.
 
-    Raises ConnectionError if nobody answers there.
+    Raises ConnectionError if no supervisor answers there.
     """
     global _current
     named = os.environ.get(SUPERVISOR)
@@ -78,13 +78,13 @@ def keep_alive(line: socket.socket) -> None:
 
 
 class Link(threading.Thread):
-    """The rank's end of the line. ``describe()`` says what the rank does."""
+    """The rank's end of the connection. ``describe()`` says what the rank is doing."""
 
     def __init__(self, line: socket.socket, rank: int) -> None:
         super().__init__(name="line to minidist run", daemon=True)
         self.line, self.rank = line, rank
         self.describe: Callable[[], str] = lambda: "starts"
-        self.heard = threading.Event()  # the supervisor has taken note of a failure
+        self.heard = threading.Event()  # the supervisor has confirmed that it knows of a failure
         self.finished = False
         self.writing = threading.Lock()
         keep_alive(line)
@@ -99,11 +99,11 @@ class Link(threading.Thread):
             return False
 
     def failed(self, text: str, status: int) -> bool:
-        """Report a failure, and wait until the others have been asked; returns whether heard."""
+        """Report a failure, and wait for the supervisor's answer; returns whether it came."""
         return self.tell(failed=text, status=status) and self.heard.wait(3)
 
     def done(self, status: int) -> None:
-        """This rank has finished: the mark without which no job is taken for finished."""
+        """Report that this rank has finished. A job counts as failed unless every rank does."""
         self.finished = True
         if status == 0:
             self.tell(done=True)
@@ -122,7 +122,7 @@ class Link(threading.Thread):
             self._alone()
 
     def _alone(self) -> None:
-        """The supervisor is gone, or its machine: nobody would notice that this rank runs on."""
+        """The supervisor or its machine is gone, so nothing else would end this rank."""
         parent = os.getppid()
         if program(parent) in HELPERS:
             kill(parent)

@@ -7,8 +7,8 @@
     ports                      a rank sends one message and receives one at a time on each level:
                                one inside its node, and one between nodes
 
-Kernels are counted by arrays without numbers (device "phantom"). Of arrays with numbers, the local
-world knows the FLOPs alone.
+Kernels are counted for arrays without numbers only (device "phantom"). For arrays with numbers, the
+local world counts the FLOPs of matrix products.
 
 (Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005; for kernels the roofline: Williams,
 Waterman, Patterson, CACM 52(4) 2009.) These rules are written here and
@@ -17,14 +17,16 @@ them, and so are the prices of pipelines: that is why measured and predicted tim
 equal.
 
 Real machines are less even, and the simulator can be too: nodes of fast links joined by slower
-ones, single links that differ, ranks that compute more slowly, and random delays. What such a
-machine does while a program runs on it is in ports.py. ``PROFILES`` are machines to try, each with
-the source of its numbers.
+ones, single links that differ, ranks that compute more slowly, and random delays. While a program
+runs, messages wait for ports (``Ports``), and delays are drawn (``Links``). ``PROFILES`` are
+machines to try, each with the source of its numbers.
 """
 
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -85,7 +87,7 @@ class Machine(_Wire):
     ``latency``: seconds a message (α). ``bandwidth``: bytes a second on a link (1/β).
     ``reduce_bandwidth``: bytes a second of combining two arrays (1/γ). ``flops``: floating-point
     operations a second, and ``memory_bandwidth``: bytes a second that a kernel reads and writes;
-    both as they are reached, the peak times a share. ``launch``: seconds before each kernel. By
+    both as kernels reach them, a share of the peak. ``launch``: seconds before each kernel. By
     default launches cost nothing, and no kernel waits for memory. ``slowdown``: for each straggling
     rank, how many times longer it takes to compute, for example ``{3: 4.0}``. ``pauses``: of every
     rank, at random. ``crashes``: the second on its clock at which a rank crashes, for example
@@ -116,7 +118,7 @@ class Machine(_Wire):
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "reduce_bandwidth", "flops", "memory_bandwidth"):
-            if not getattr(self, name) > 0:  # nor may it be no number at all
+            if not getattr(self, name) > 0:  # refuses NaN, too
                 raise ValueError(f"Machine: {name} must be positive, not {getattr(self, name)}")
         for name in ("latency", "jitter", "launch"):
             if not getattr(self, name) >= 0:
@@ -153,11 +155,11 @@ class Machine(_Wire):
 
     @property
     def even(self) -> bool:
-        """Whether all links are the same at all times, as the formulas have it."""
+        """Whether all links are the same at all times, as the formulas assume."""
         return self.node is None and not self.links and not self.jitter
 
     def network_level(self) -> Machine:
-        """The machine as one rank of each node sees it: its links are the network's."""
+        """The machine for communication between nodes: all its links are the network's."""
         if self.network is None:
             return self
         return replace(
@@ -179,6 +181,51 @@ class Machine(_Wire):
         if self.network and self.between_nodes(sender, receiver):
             return self.network
         return Link(self.latency, self.bandwidth)
+
+
+class Links:
+    """The links of a machine while a program runs. Counts their messages, to draw the jitter."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.found: dict[tuple[int, int], Link] = {}
+        self.sent: Counter[tuple[int, int]] = Counter()
+
+    def message(self, sender: int, receiver: int, nbytes: int) -> float:
+        """Seconds that the next message of ``nbytes`` takes on this link."""
+        pair = (sender, receiver)
+        link = self.found.get(pair)
+        if link is None:
+            link = self.found[pair] = self.machine.link(sender, receiver)
+        seconds = link.message(nbytes)
+        if self.machine.jitter:
+            # Keyed, and not drawn in order: what one link does changes nothing on another.
+            draw = random.Random(f"{self.machine.seed} {sender} {receiver} {self.sent[pair]}")
+            self.sent[pair] += 1
+            seconds *= 1 + draw.expovariate(1 / self.machine.jitter)
+        return seconds
+
+
+class Ports:
+    """When each rank's ports are free: it sends one message and receives one at a time.
+
+    On a machine of two levels a rank has such a pair for each level, an object of this class.
+    Messages must be given in the order in which they are ready; those that want the same port wait
+    for each other in that order.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.out_free = [0.0] * ranks
+        self.in_free = [0.0] * ranks
+
+    def carry(self, sender: int, receiver: int, ready: float, seconds: float) -> float:
+        """When a message ends that both sides have posted by ``ready`` and that takes ``seconds``.
+
+        It begins when it is ready and both ports are free, and keeps both busy to its end.
+        """
+        end = max(ready, self.out_free[sender], self.in_free[receiver]) + seconds
+        self.out_free[sender] = self.in_free[receiver] = end
+        return end
 
 
 # Where not marked measured, latency is half a small-message round trip as the vendor or the paper

@@ -1,20 +1,25 @@
 """What a rank did, when: messages and bytes sent, time computing, and each event if asked for.
 
-Counting is always on, because measured bytes must never be a guess. Events (start, end, peer,
-bytes, step name) are kept only when ``record`` is set: they are what timelines are drawn from.
-When it is not, steps have no names, and all that is left of tracing is to ask whether it is on.
+Messages, bytes and busy seconds are always counted. Events (start, end, peer, bytes, step name)
+are kept only if ``record`` is set; timelines are drawn from them. If it is not set, steps have no
+names, and tracing costs one question for each call: whether it is on.
+
+While a rank is in a call of communication, its trace has a ``Call``, which is a plain tuple because
+one is made for every message. The watchdog of the MPI world reports it if the call does not return.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from minidist.comm.calls import Call
 from minidist.comm.choices import Choices
-from minidist.engine.array import work
+from minidist.engine.array import Array, work
 
+# (name, start in seconds, array sent, to, array received, source, tag)
+Call = tuple[str, float, Array | None, int, Array | None, int, int]
 SENDING = ("send", "isend", "sendrecv")  # kinds of events in which a message leaves
 
 
@@ -56,12 +61,14 @@ class Trace:
         self.record = record
         self.events: list[Event] = []
         self.sent = Sent()
-        self.uncounted = 0  # collectives of the MPI library, whose messages nobody can see
+        self.uncounted = (
+            0  # calls of the MPI library's collectives, whose messages cannot be counted
+        )
         self.offset = 0.0  # to add to this rank's times to have rank 0's
         self.busy = 0.0  # seconds outside communication
         self.names: list[tuple[str, int | None, int | None]] = []  # the steps we are in
         self.mark = start  # when the last communication, or named step, ended
-        self._flops: int | None = None  # of ``array.work`` at the mark, if it was recorded
+        self.flops: int | None = None  # of ``array.work`` at the mark, if that was recorded
         self.call: Call | None = None  # the call that this rank is in: the watchdog reads it
         self.thread = threading.get_ident()  # in which the calls are made
         self.choices: Choices = {}  # of "auto", by ranks of a group: see choices.py
@@ -82,17 +89,17 @@ class Trace:
         if now > self.mark:
             self.busy += now - self.mark
             if self.record:
-                flops = 0 if self._flops is None else work.flops - self._flops
+                flops = 0 if self.flops is None else work.flops - self.flops
                 self.events.append(Event("compute", self.name, self.mark, now, flops=flops))
             self.mark = now
-        self._flops = work.flops if self.record else None
+        self.flops = work.flops if self.record else None
 
     def communicated(
         self, kind: str, start: float, nbytes: int, peer: int, source: int = -1
     ) -> None:
-        """A call of communication lasted from ``start`` to the mark: to be called if recording."""
+        """A call of communication lasted from ``start`` to the mark. Called only if recording."""
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source))
-        self._flops = work.flops  # what others computed meanwhile, in this process, is theirs
+        self.flops = work.flops  # not those of other ranks in this process meanwhile
 
     def resume(self, now: float) -> None:
         """Ignore the time from the last mark until ``now``: a stream had no work."""
@@ -120,7 +127,7 @@ class StreamTrace(Trace):
     """The record of a rank's communication stream, which writes into the rank's own.
 
     Messages are counted together, and events are kept in one list. What the stream adds up while
-    the rank computes is of kind "reduce", and is no part of the rank's ``busy``.
+    the rank computes is of kind "reduce", and is not in the rank's ``busy``.
     """
 
     def __init__(self, rank: Trace, start: float) -> None:
@@ -130,7 +137,7 @@ class StreamTrace(Trace):
         self.sent, self.events, self.choices = rank.sent, rank.events, rank.choices
 
     def resume(self, now: float) -> None:
-        self.mark, self.record = now, self.rank.record  # switched on or off meanwhile, perhaps
+        self.mark, self.record = now, self.rank.record  # it may have been switched on or off
 
     def computed(self, now: float) -> None:
         if now > self.mark and self.record:
@@ -143,17 +150,8 @@ class StreamTrace(Trace):
         self.events.append(Event(kind, self.name, start, self.mark, nbytes, peer, source, True))
 
 
-class Step:
-    """What ``Comm.step`` returns: does nothing unless recording."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-NO_NAME = Step()
+Step = AbstractContextManager[None]  # what ``Comm.step`` returns
+NO_NAME: Step = nullcontext()  # when nothing is recorded
 
 
 class NamedStep(Step):
@@ -176,8 +174,29 @@ class NamedStep(Step):
         self._trace.names.pop()
 
 
+def describe_message(call: str, array: Array, peer: str, rank: int, tag: int) -> str:
+    """One side of a message, such as "recv(float64[3], source=ANY, tag=0)"."""
+    other = "ANY" if rank < 0 else rank
+    return f"{call}({array.dtype}[{array.size}], {peer}={other}, tag={tag})"
+
+
+def describe_call(call: Call) -> str:
+    """A call of communication with its peers, sizes and tag."""
+    name, _, send, to, recv, source, tag = call
+    if send is None and recv is None:
+        if source >= 0:
+            return f"{name}(source={source}, tag={tag})"
+        return name if " " in name else f"{name}()"  # a name with a space is no function's
+    sides = []
+    if send is not None:
+        sides.append(describe_message("send", send, "to", to, tag))
+    if recv is not None:
+        sides.append(describe_message("recv", recv, "source", source, tag))
+    return sides[0] if name in ("send", "recv") else f"{name} of {' and '.join(sides)}"
+
+
 def step_of(event: Event) -> str:
-    """The step's name without what is special: "reduce" for "reduce from 2" or "reduce, send"."""
+    """The step's name without numbers and peers: "reduce" for "reduce from 2" or "reduce, send"."""
     words = event.name.partition(",")[0].split(" ")
     words = [word for word in words if not word[:1].isdigit() and word not in ("to", "from")]
     return " ".join(words) or event.kind

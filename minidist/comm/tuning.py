@@ -1,4 +1,4 @@
-"""Measured choices of algorithms: the file they are kept in, by MPI library and rank count.
+"""The file of measured choices of algorithms, by MPI library and rank count.
 
 A table is {rank count: [[bytes, algorithm], ...]}: the algorithm is the choice up to that many
 bytes, the last one beyond. The rank count "any" stands for those that were not measured.
@@ -12,9 +12,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# For ranks of one machine that outnumber its cores: then one cannot measure before the first call,
-# as collectives/learn.py does. On two cores the first was faster up to 64 KB, and the second, which
-# shares memory instead of sending, from 256 KB on.
+# For ranks of one machine that outnumber its cores: collectives/learn.py cannot measure there. On
+# two cores the first was faster up to 64 KB, and the second, which shares memory instead of
+# sending, from 256 KB on.
 ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
 
@@ -27,7 +27,7 @@ def tuning_file() -> Path:
 def load_table(library: str) -> dict[str, Any] | None:
     """The table measured with this MPI library, if there is one.
 
-    A file of another form is named in a warning, and ignored.
+    A file that is not such a table is named in a warning, and ignored.
     """
     tables, wrong = read_tables()
     if wrong:

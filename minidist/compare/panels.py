@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from minidist import colours
-from minidist.comm.timeline import COLOURS, colour, unit_of
+from minidist.comm.drawing import COLOURS, colour, unit_of
 from minidist.comm.trace import Event, span
 from minidist.compare.report import total_bytes
 from minidist.compare.words import label

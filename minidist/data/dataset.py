@@ -28,7 +28,7 @@ from minidist.engine import array as arrays
 from minidist.engine.array import Array
 from minidist.engine.digests import digest
 from minidist.engine.seeds import draws, generator, uniform_rows
-from minidist.ops.cross_entropy import holds_classes
+from minidist.ops.class_numbers import holds_classes
 
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 

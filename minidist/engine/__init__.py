@@ -1,8 +1,7 @@
 """The engine: arrays, and tensors that remember how they were computed.
 
-Read ``mode.py``, ``node.py``, ``tape.py`` and ``tensor.py`` in this order; ``array.py`` says which
-library owns an array, ``seeds.py`` where random numbers come from. The ops themselves are in
-``minidist.ops``.
+Read ``mode.py``, ``node.py``, ``tape.py`` and ``tensor.py`` in this order. ``array.py`` finds the
+library that owns an array, and ``seeds.py`` makes random numbers. The ops are in ``minidist.ops``.
 """
 
 from __future__ import annotations

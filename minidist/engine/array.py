@@ -1,9 +1,9 @@
 """Which array library owns an array, and how arrays move between host and device.
 
-Everything above this file is written once against "the array's own module", ``xp``: NumPy on the
-host, CuPy on a GPU, ``phantom`` for arrays that have shapes and no numbers. They share their names,
-so an op that says ``xp.exp(x)`` runs on all. CuPy is named in this file alone, and imported only
-when a device is asked for.
+Ops and methods are written once, for the array's own module ``xp``: NumPy on the host, CuPy on a
+GPU, ``phantom`` for arrays that have shapes and no numbers. The three have functions of the same
+names, so an op that calls ``xp.exp(x)`` runs on all of them. Only this file imports CuPy, and only
+when device "cuda" is asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DType = Any  # whatever numpy.dtype() takes: "float32", numpy.float64, ...
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that this machine or installation does not have."""
+    """This machine or installation does not have the device that was asked for."""
 
 
 def _load_cupy() -> ModuleType:
@@ -42,11 +42,11 @@ def _load_cupy() -> ModuleType:
 
 
 def _load_phantom() -> ModuleType:
-    complete(__name__)  # by a package that imports this file
+    complete(__name__)  # loads engine/phantom, which imports this file
     return sys.modules[COMPLETED_BY[__name__]]
 
 
-# A device's name, before any colon, and what loads the module that computes there.
+# By a device's name, without any ":1": a function that loads the array module of the device.
 DEVICES: dict[str, Callable[[], ModuleType]] = {
     "cpu": lambda: np,
     "cuda": _load_cupy,
@@ -85,17 +85,17 @@ _local_rank = 0
 
 
 def share_gpus(local_rank: int) -> None:
-    """Let ``"cuda"`` mean, in this process, the machine's GPU number ``local_rank``.
+    """In this process, ``"cuda"`` means GPU number ``local_rank`` modulo the machine's GPUs.
 
-    Counted from 0, and around again where a machine has more ranks than GPUs. The MPI world calls
-    it with each rank's number on its machine; ``"cuda:1"`` still means GPU 1.
+    The MPI world calls it with each rank's number on its machine, counted from 0. ``"cuda:1"``
+    still means GPU 1.
     """
     global _local_rank
     _local_rank = local_rank
 
 
 def to_device(array: Array, device: str | None = None) -> Array:
-    """``array`` on a device, copied only where it has to be."""
+    """``array`` on a device; copied only if it is on another one."""
     xp = module(device)
     if xp is module_of(array):
         return array
@@ -112,12 +112,13 @@ def to_host(array: Array) -> np.ndarray:
 
 
 def read(array: Array, rule: float) -> np.ndarray:
-    """The numbers of ``array`` on the host; of an array without numbers, ``rule`` for each.
+    """The numbers of ``array`` on the host; for an array without numbers, ``rule`` for each.
 
-    The one way to let a program depend on values: a loss that is reported, a norm to compare. What
-    reads without it is an error on device "phantom". ``rule`` says what to assume there.
+    Programs that depend on values, such as a loss to report or a norm to compare, read them with
+    this function. On device "phantom" every other way is an error; ``rule`` is the value to assume
+    there.
 
-    >>> float(read(np.array(0.25), rule=math.nan))
+    >>> float(read(np.array(0.25), rule=float("nan")))
     0.25
     """
     if has_numbers(array):
@@ -126,19 +127,19 @@ def read(array: Array, rule: float) -> np.ndarray:
 
 
 def has_numbers(array: Array) -> bool:
-    """Whether there are numbers in ``array``, and not its shape alone."""
+    """Whether ``array`` has numbers, and not only a shape."""
     return module_has_numbers(module_of(array))
 
 
 def module_has_numbers(xp: Any) -> bool:
-    """Whether the arrays of the module ``xp`` have numbers, and not shapes alone."""
+    """Whether the arrays of the module ``xp`` have numbers, and not only shapes."""
     return xp is np or getattr(xp, "has_numbers", True)  # np has a slow __getattr__
 
 
 def made(make: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: DType, xp: Any) -> Array:
-    """What ``make()`` computes on the host (random draws), as an array of the module ``xp``.
+    """The result of ``make()``, such as random draws on the host, as an array of the module ``xp``.
 
-    Where arrays have no numbers it is not called.
+    If arrays of ``xp`` have no numbers, ``make`` is not called.
     """
     if not module_has_numbers(xp):
         return xp.empty(shape, dtype)
@@ -146,12 +147,12 @@ def made(make: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: DType, x
 
 
 def bytes_on_host(array: Array) -> Array:
-    """No bytes yet, on the host: to allocate memory like it for copies of ``array``."""
+    """An empty array of bytes, of the module in which host copies of ``array`` are allocated."""
     return np.empty(0, np.uint8) if has_numbers(array) else module_of(array).empty(0, np.uint8)
 
 
 def address_of(array: Array) -> int:
-    """Where ``array`` begins in memory."""
+    """The address of the first element of ``array``."""
     if isinstance(array, np.ndarray):
         return array.__array_interface__["data"][0]
     return array.data.ptr
@@ -160,8 +161,8 @@ def address_of(array: Array) -> int:
 def host_buffer(array: Array) -> np.ndarray:
     """An uninitialised host array like ``array``, for a copy to or from its device.
 
-    For a GPU it lies in pinned memory, which the GPU reads and writes by itself: that is faster,
-    and the host need not copy first. CuPy keeps freed ones for the next call.
+    For a GPU it lies in pinned memory, which the GPU can read and write directly; from other memory
+    the driver would copy first. CuPy keeps freed pinned memory for the next call.
     """
     cuda = getattr(module_of(array), "cuda", None)
     if cuda is None:
@@ -171,7 +172,7 @@ def host_buffer(array: Array) -> np.ndarray:
 
 
 def stage_out(array: Array) -> np.ndarray:
-    """``array`` on the host: itself if it is there, else a copy in pinned memory."""
+    """``array`` itself if it is on the host, else a copy of it in pinned host memory."""
     if isinstance(array, np.ndarray):
         return array
     if getattr(module_of(array), "cuda", None) is None:
@@ -182,14 +183,14 @@ def stage_out(array: Array) -> np.ndarray:
 
 
 def finish_kernels(array: Array) -> None:
-    """Wait until all that this thread has asked of the array's GPU is done."""
+    """Wait until the array's GPU has finished all kernels that this thread has launched."""
     cuda = getattr(module_of(array), "cuda", None)
     if cuda is not None:
         cuda.get_current_stream().synchronize()
 
 
 def stage_in(array: Array, host: np.ndarray) -> None:
-    """Copy what came into a ``host_buffer`` to ``array`` on its device; done on return."""
+    """Copy a ``host_buffer`` to ``array`` on its device; on return the copy is complete."""
     xp = module_of(array)
     cuda = getattr(xp, "cuda", None)
     if cuda is None:
@@ -200,11 +201,11 @@ def stage_in(array: Array, host: np.ndarray) -> None:
 
 
 class SideStream:
-    """A second queue of work for a GPU, used by a thread that communicates.
+    """A second stream of a GPU, for a thread that communicates.
 
-    Kernels of one queue run in order. On the queue of the computing thread, a copy of a gradient
-    to the host would wait for all that is computed meanwhile, and nothing would overlap. On the
-    host this class does nothing.
+    The kernels of a stream run in order. On the computing thread's stream, a copy of a gradient to
+    the host would wait for all kernels launched before it, so communication and computation would
+    not overlap. On the host this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -214,7 +215,7 @@ class SideStream:
             self.stream = self.cuda.Stream(non_blocking=True)
 
     def mark(self) -> Any:
-        """What the calling thread has asked of the GPU so far: ``entered`` waits for it."""
+        """An event after all kernels that this thread has launched; ``entered`` waits for it."""
         if self.cuda is None:
             return None
         event = self.cuda.Event(disable_timing=True)
@@ -223,7 +224,7 @@ class SideStream:
 
     @contextmanager
     def entered(self, mark: Any) -> Iterator[None]:
-        """Inside, this thread works on the side stream; at the end all of it is done."""
+        """Inside, this thread launches on the side stream; at the end it waits for all of it."""
         if self.cuda is None:
             yield
             return
@@ -234,7 +235,7 @@ class SideStream:
 
 
 def synchronize(device: str | None = None) -> None:
-    """Wait until the device has done all it was told; a host is never behind. For timing."""
+    """Wait until the device has finished all its work, for timing; on the host it always has."""
     cuda = getattr(module(device), "cuda", None)
     if cuda is not None:
         cuda.Device().synchronize()
@@ -257,7 +258,7 @@ def defaults(dtype: DType | None = None, device: str | None = None) -> Iterator[
     kind = np.dtype(dtype) if dtype is not None else _dtype.get()
     if kind.kind != "f":
         raise TypeError(f"the default dtype must be a floating one, not {kind}")
-    module(device)  # complain now, not at the first layer
+    module(device)  # raise an error now, and not at the first layer
     dtype_token, device_token = _dtype.set(kind), _device.set(device or _device.get())
     try:
         yield

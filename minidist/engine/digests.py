@@ -1,8 +1,8 @@
 """Digests: 64 bits that stand for any values, the same in every process.
 
-Two ranks compare digests where the values themselves would be too much to send (``Comm.agree``).
-Different values have the same digest once in 2⁶⁴ times. Python's ``hash`` would not do: it is
-another one in each process.
+Ranks compare digests if the values themselves are too large to send (``Comm.agree``). Two different
+values have the same digest with probability 2⁻⁶⁴. Python's ``hash`` cannot be used: it differs from
+process to process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def digest(*what: object) -> int:
     >>> digest("seed", 0) == digest("seed", 0) != digest("seed", 1)
     True
     """
-    found = hashlib.blake2b(digest_size=8)
+    hashed = hashlib.blake2b(digest_size=8)
     for value in what:
         array = to_host(value) if hasattr(value, "dtype") and hasattr(value, "shape") else None
         text = repr(value) if array is None else f"{array.dtype.str}{array.shape}"
-        found.update(f"{len(text)} {text}".encode())  # the length: ("ab", "c") is not ("a", "bc")
+        hashed.update(f"{len(text)} {text}".encode())  # the length: ("ab", "c") is not ("a", "bc")
         if array is not None:
-            found.update(np.ascontiguousarray(array).tobytes())
-    return int.from_bytes(found.digest(), "little")
+            hashed.update(np.ascontiguousarray(array).tobytes())
+    return int.from_bytes(hashed.digest(), "little")

@@ -1,10 +1,10 @@
-"""Check a backward against numbers: for the tests, the lessons and a user's own op.
+"""Check a backward against numeric derivatives: for the tests, the lessons and a user's own op.
 
-For a function f and a random direction v, the analytic gradient must predict the slope
+For each element i of the input, the gradient must equal the central difference
 
-    ∇f(x) · v  ≈  (f(x + εv) - f(x - εv)) / 2ε
+    ∂f/∂xᵢ  ≈  (f(x + ε eᵢ) - f(x - ε eᵢ)) / 2ε
 
-One element at a time this finds *where* a backward is wrong; the error message shows it.
+where eᵢ is 1 at i and 0 elsewhere. The error message names the element with the largest error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ def gradcheck(
     """Raise AssertionError if the gradients of ``function`` differ from numeric ones.
 
     ``inputs`` are float64 arrays; ``function`` takes them as tensors and returns a tensor of any
-    shape (a random projection makes it a scalar, so that every output counts differently). Running
-    averages of batch norm stay as they are. A gradient of another shape than its input's is a
-    GradientShapeError, which names the op.
-    ``tolerance`` is relative to the largest gradient, and absolute below 1.
+    shape. The sum of its outputs, each times a random weight, is the scalar that is differentiated.
+    Running averages of batch norm do not change. ``tolerance`` is relative to the largest numeric
+    gradient if that is above 1, and else absolute. Raises TypeError for inputs of another dtype,
+    and GradientShapeError if a gradient does not have the shape of its input.
 
     >>> gradcheck(lambda x: x * x, np.array([1.0, -2.0]))
     """
     for position, value in enumerate(inputs):
         if value.dtype != np.float64:
-            raise TypeError(f"gradcheck needs float64 inputs, input {position} is {value.dtype}")
+            raise TypeError(
+                f"gradcheck needs float64 inputs, and input {position} is {value.dtype}"
+            )
 
     def projected(*arrays: np.ndarray, grad: bool = False) -> tuple[Tensor, list[Tensor]]:
         tensors = [Tensor(array, requires_grad=grad) for array in arrays]

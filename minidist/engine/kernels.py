@@ -1,8 +1,8 @@
-"""One CUDA kernel beside the NumPy lines that it replaces.
+"""One CUDA kernel for several NumPy calls, written beside them.
 
-On a GPU every NumPy-like call launches a kernel. A launch costs the host about 10 µs, and the GPU
-reads and writes memory. For an op that is a chain of such calls with a sum or a maximum in it,
-``kernel`` puts one CUDA kernel beside the lines:
+On a GPU every NumPy-like call launches a kernel. A launch costs the host about 10 µs, and each
+kernel reads and writes memory. For an op that is a chain of such calls with a sum or a maximum in
+it, ``kernel`` puts one CUDA kernel beside the NumPy lines:
 
     @kernel("const T *x, T *y", "y[i] = x[i] > 0 ? x[i] : T(0);")
     def relu(xp, x, y):
@@ -92,10 +92,10 @@ Expected = tuple[Callable[[Any], Any] | None, str, bool]
 
 
 def _expected(declared: str, dtype: str) -> Expected:
-    """What "const T *x" or "double rate" wants in a kernel of ``dtype``.
+    """The argument that "const T *x" or "double rate" declares, in a kernel for ``dtype``.
 
-    What makes a number of what is given, or None for an array; then the dtype characters that fit,
-    and whether it is only read.
+    Returns the conversion of a number, or None for an array; the dtype characters of arrays that
+    are accepted; and whether the argument is only read.
     """
     match = re.fullmatch(r"(const )?([a-zA-Z ]+?) (\*?)(\w+)", declared.strip())
     if match is None:
@@ -108,7 +108,7 @@ def _expected(declared: str, dtype: str) -> Expected:
 
 
 def _order(array: Array) -> tuple[Any, ...] | None:
-    """Shape and strides in elements, if the array has no gaps: equal for arrays in one order."""
+    """Shape and strides in elements, equal for arrays in the same order; None if there are gaps."""
     size = array.itemsize
     steps = tuple(stride // size for stride in array.strides)
     span = 1 + sum((length - 1) * step for length, step in zip(array.shape, steps, strict=True))
@@ -228,5 +228,5 @@ def accumulator(dtype: Any) -> np.dtype:
 
 
 def wide(x: Array) -> Array:
-    """float16 as float32, everything else as it is: to compute in."""
+    """``x`` in the dtype to compute in: float16 becomes float32, all else stays as it is."""
     return x.astype(np.float32) if x.dtype.itemsize < 4 else x

@@ -2,8 +2,8 @@
 
     no_grad()                   nothing is recorded
     enable_grad()               recorded again, inside ``no_grad``
-    defer_weight_gradients()    a backward computes input gradients now, the weights' later
-    keep_buffers()              running averages stay as they are
+    defer_weight_gradients()    a backward computes the gradients of inputs, and queues the weights'
+    keep_buffers()              running averages do not change
 
 The setting belongs to a context (``contextvars``): each rank in a process, and each thread, has its
 own.
@@ -63,8 +63,9 @@ def set_mode(**changes: Any) -> Iterator[None]:
 def watch(watcher: Any) -> Iterator[None]:
     """Call ``watcher`` for every op inside: inspect/ finds anomalies and counts ops this way.
 
-    It is called after the forward of an op, ``after_forward(data, parents, backward)``, and after
-    its backward: ``after_backward(node, grad, parts)`` returns the parts, as they are or computed.
+    After the forward of an op, ``watcher.after_forward(data, parents, backward)`` is called. After
+    its backward, ``watcher.after_backward(node, grad, parts)`` is called and returns ``parts``, the
+    gradients for the parents; it may replace callables among them by the arrays they return.
     """
     with set_mode(watchers=(*MODE.get().watchers, watcher)):
         yield
@@ -79,7 +80,7 @@ def no_grad() -> Iterator[None]:
 
 @contextmanager
 def enable_grad() -> Iterator[None]:
-    """Record inside, also within ``no_grad``: for computing again during a backward."""
+    """Record inside, even within ``no_grad``: for a recomputation during a backward."""
     with set_mode(recording=True):
         yield
 
@@ -88,14 +89,14 @@ def enable_grad() -> Iterator[None]:
 def keep_buffers() -> Iterator[None]:
     """Compute inside without changing buffers, such as batch norm's running averages.
 
-    For a forward that is not one more step of training: a recomputation, or a measurement.
+    For a forward that is not a step of training, such as a recomputation or a measurement.
     """
     with set_mode(updating=False):
         yield
 
 
 class Deferred(list):
-    """Weight gradients still to be computed; ``run()`` computes them, in order."""
+    """A queue of weight gradients still to be computed; ``run()`` computes them in order."""
 
     def run(self) -> None:
         while self:
@@ -104,7 +105,7 @@ class Deferred(list):
 
 @contextmanager
 def defer_weight_gradients() -> Iterator[Deferred]:
-    """Inside, a backward computes input gradients only and queues those of the weights.
+    """Inside, a backward computes only the gradients of inputs, and queues those of the weights.
 
     Yields the queue. Zero-bubble pipelines (arXiv 2401.10241, section 2) send the input gradient
     to the previous stage first and ``run()`` the queue when they would otherwise be idle.

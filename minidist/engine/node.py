@@ -1,8 +1,8 @@
 """The tape's nodes: what each op left behind for the backward.
 
-An op adds a ``Node`` with the nodes of its inputs and the op's backward. A node keeps what its
-backward needs, and nothing else: an array that no backward needs is freed during the forward. See
-tape.py for the walk back.
+An op adds a ``Node`` with the nodes of its inputs and the op's backward. A node refers only to what
+its backward needs: an array that no backward needs is freed during the forward. See tape.py for the
+backward as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Backward = Callable[[Array], Gradients]
 
 
 class GradientShapeError(RuntimeError):
-    """A backward returned a gradient that has not the shape of the input it belongs to."""
+    """A backward returned a gradient that does not have the shape of its input."""
 
 
 class Leaf(Protocol):
@@ -28,20 +28,20 @@ class Leaf(Protocol):
     data: Array
 
     def accumulate(self, grad: Any) -> None:
-        """Add one use's gradient."""
+        """Add the gradient of one use."""
 
     def ready(self) -> None:
-        """All uses of this backward have been added."""
+        """Called when the gradients of all uses have been added."""
 
 
 class Node:
-    """One op on the tape: its parents' nodes and its backward, or the leaf that it stands for.
+    """An op on the tape, with its parents' nodes and its backward; or a leaf, without them.
 
-    ``shape`` is that of the op's result; ``hooks`` are called with the result's whole gradient.
-    ``leaf`` is a weak reference: a leaf has its node, and if the node had the leaf too, both would
-    stay in memory until Python's garbage collector finds the circle. If a leaf is gone, nobody can
-    read its gradient. ``time`` is when the op ran, and ``needs`` is tracked memory that the
-    backward does not refer to, and needs: see versions.py.
+    ``shape`` is that of the op's result; ``hooks`` are called with the whole gradient of the
+    result. ``leaf`` is a weak reference, since a leaf refers to its node: a strong one would be a
+    reference cycle, which stays in memory until Python's garbage collector runs. If a leaf is gone,
+    its gradient is not needed. ``time`` is when the op ran. ``needs`` lists tracked memory that the
+    backward needs but does not refer to itself: see versions.py.
     """
 
     __slots__ = ("backward", "hooks", "leaf", "needs", "parents", "shape", "time")
@@ -63,24 +63,23 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The op's name: that of the function that wrote the backward."""
+        """The name of the op: of the function that defines the backward."""
         if self.leaf is not None:
             return getattr(self.leaf(), "name", "") or "leaf"
         return getattr(self.backward, "__qualname__", "op").partition(".")[0]
 
 
 class Into:
-    """A gradient still to be computed, by a function that can write it straight into memory.
+    """A gradient still to be computed, by a function that can write it into given memory.
 
-    A backward may return one where it may return a callable. ``write(out)`` computes into ``out``
-    and returns it, or into new memory if ``out`` is None. The first use of a parameter after
-    ``zero_grad`` then writes the gradient where it belongs: no second array, no addition.
+    A backward may return one for a parent. ``write(out)`` computes the gradient into ``out``, or
+    into new memory if ``out`` is None, and returns it. For the first use of a parameter after
+    ``zero_grad``, ``out`` is the parameter's ``grad``: no second array, no addition.
 
-    The gradient is a sum over samples. An op of which the samples' own gradients can be asked gives
-    ``each(n)`` too. It returns those of the n samples on the first axis of the op's input: an array
-    (n, *shape of the weight), or a pair (a, b) of arrays (n, t, i) and (n, t, o) of which they are
-    the products Σ_t a_t ⊗ b_t. If ``a`` holds integers (n, t), each stands for a row of the table,
-    (0, ..., 1, ..., 0). See privacy/per_sample.py.
+    The gradient is a sum over samples. ``each(n)``, if the op has it, returns the gradient of each
+    of the n samples on the first axis of the op's input: an array (n, *shape of the weight), or a
+    pair (a, b) of arrays (n, t, i) and (n, t, o), which stands for the sums Σ_t a_t ⊗ b_t. If ``a``
+    has integers (n, t), each of them is the index of a one-hot row. See privacy/per_sample.py.
     """
 
     __slots__ = ("each", "write")

@@ -1,4 +1,4 @@
-"""Products of matrices where they lie: written into an array, scaled and added, without copies.
+"""Products of matrices, scaled and written into or added to an array, without copies.
 
     product(xp, a, b, out, scale, add)        out = scale · a @ b        (+ out, if ``add``)
     product_of(xp, a, b)                      a @ b, in a new array
@@ -9,8 +9,8 @@ array of queries, keys and values. Each copy costs a launch and a pass over memo
 needs no copy. It accepts a matrix with contiguous rows, or contiguous columns, at any distance from
 each other (the "leading dimension"). For a stack of matrices it accepts a list of their addresses.
 
-cuBLAS stores matrices by columns. The memory of our (m, n) matrix, stored by rows, is for cuBLAS an
-(n, m) matrix stored by columns. So we ask for Cᵀ = Bᵀ Aᵀ: the operands are exchanged.
+cuBLAS stores matrices by columns. It reads our (m, n) matrix, which is stored by rows, as its
+transpose (n, m). So we compute Cᵀ = Bᵀ Aᵀ: the operands are exchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from minidist.engine.array import Array, has_numbers
 from minidist.engine.kernels import kernel
 
-# Of a dtype's character: cuBLAS's code, and the code of the dtype that it computes in.
+# By a dtype's character: cuBLAS's code for it, and the code of the dtype that it computes in.
 CODES = {"e": (2, 68), "f": (0, 68), "d": (1, 70)}
 DEFAULT = -1  # let cuBLAS choose its algorithm
 
@@ -62,7 +62,7 @@ def product_of(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _by_cublas(xp: Any, a: Array, b: Array, out: Array, scale: float, add: bool) -> bool:
-    """Call cuBLAS if it can read and write these arrays; whether it could."""
+    """Call cuBLAS if it can read and write these arrays; return whether it could."""
     cuda = getattr(xp, "cuda", None)
     dtype = out.dtype.char
     if cuda is None or dtype not in CODES or not a.dtype.char == b.dtype.char == dtype:
@@ -98,9 +98,10 @@ class Call:
     """The arguments of a cuBLAS call that follow from shapes and strides.
 
     ``transposes_and_sizes``: whether B and A are stored by columns, then n, m and k. ``ld_a``,
-    ``ld_b``, ``ld_out``: leading dimensions. ``count``: matrices in a stack, 0 for no stack.
-    ``axes``: the lengths of the last two axes of the stack. ``steps``: for each array the bytes
-    between matrices along three axes.
+    ``ld_b``, ``ld_out``: leading dimensions. ``copy_a``, ``copy_b``: whether an operand must be
+    copied first, since neither its rows nor its columns are contiguous. ``count``: matrices in a
+    stack, 0 for no stack. ``axes``: the lengths of the last two axes of the stack. ``steps``: for
+    each array, the bytes between matrices along the three axes of the stack.
     """
 
     transposes_and_sizes: tuple[int, ...]
@@ -145,7 +146,10 @@ def _plan(dtype: str, *layout: tuple[int, ...]) -> Call | None:
 
 
 def _order(shape: Shape, strides: Shape, size: int) -> tuple[int, int] | None:
-    """(0, distance between rows) if rows are contiguous, (1, ... columns) if columns are."""
+    """(0, distance of rows) if rows are contiguous, (1, distance of columns) if columns are.
+
+    Distances are in elements. None if neither are contiguous.
+    """
     rows, columns = shape[-2:]
     down, right = strides[-2] // size, strides[-1] // size
     if (right == 1 or columns == 1) and (rows == 1 or down >= columns):
@@ -161,7 +165,7 @@ def _contiguous(shape: Shape, size: int) -> Shape:
 
 
 def _stack_steps(shape: Shape, strides: Shape) -> Shape:
-    """Bytes from one matrix to the next along three axes; 0 where the matrix is repeated."""
+    """Bytes from one matrix to the next along three axes; 0 along an axis that is broadcast."""
     own = tuple(
         0 if length == 1 else stride
         for length, stride in zip(shape[:-2], strides[:-2], strict=True)
@@ -174,7 +178,7 @@ def _listed(xp: Any, starts: tuple[int, ...], call: Call, stream: int) -> Array:
     """The addresses of all matrices of three stacks, (3, count), on the GPU.
 
     Cached, because a memory pool returns the same addresses in every step. ``stream`` is part of
-    the key, because the list is complete only for the stream that wrote it.
+    the key, because another stream might read the list before it is written.
     """
     pointers = xp.empty((3, call.count), np.uint64)
     _pointers(xp, pointers, *starts, *call.axes, *call.steps)
@@ -183,9 +187,9 @@ def _listed(xp: Any, starts: tuple[int, ...], call: Call, stream: int) -> Array:
 
 @lru_cache(maxsize=256)
 def _number(value: float, dtype: str) -> tuple[int, np.ndarray]:
-    """A number in the dtype that cuBLAS computes in: its address in host memory, and the array.
+    """A number in the dtype that cuBLAS computes in: its address in host memory, and its array.
 
-    The caller keeps the array until cuBLAS has read the number. The cache alone may drop it.
+    The caller must keep the array until cuBLAS has read the number: the cache may drop it.
     """
     array = np.array(value, "d" if dtype == "d" else "f")
     return array.ctypes.data, array
@@ -206,7 +210,7 @@ def _number(value: float, dtype: str) -> tuple[int, np.ndarray]:
 def _pointers(
     xp: Any, pointers: Array, a: int, b: int, out: int, middle: int, inner: int, *strides: int
 ) -> None:
-    """Fill in the address of each matrix of three stacks; three strides in bytes for each."""
+    """Fill in the address of each matrix of three stacks; ``strides``: three in bytes for each."""
     outer = pointers.shape[1] // (middle * inner)
     for row, (start, *steps) in enumerate(
         ((a, *strides[:3]), (b, *strides[3:6]), (out, *strides[6:]))

@@ -1,15 +1,15 @@
-"""Activation checkpointing: keep a block's input instead of everything inside it.
+"""Activation checkpointing: save a block's input instead of everything that it computes.
 
     y = checkpoint(block, x)      the same y and the same gradients as block(x)
 
-The forward runs without a tape, so nothing inside is kept. The backward runs the block once more,
-this time with a tape, and goes back through that. A model of n blocks then keeps n inputs and the
-inside of *one* block at a time, for one more forward in time: about a third more.
+The forward runs without a tape, so nothing inside the block is saved. The backward runs the block
+again, with a tape, and then the backward of that. A model of n blocks then saves n inputs and the
+activations of *one* block at a time. The price is a second forward: about a third more time.
 Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
 
-The second forward must compute what the first did. Dropout's masks do: they are keyed by (seed,
-step, name). Batch norm's running averages are updated by the first forward alone. Parameters that
-have been written in between (by an optimizer step) are an error: see versions.py.
+The second forward must compute what the first did. Dropout's masks are the same, since they are
+keyed by (seed, step, name). Only the first forward updates batch norm's running averages. If
+parameters were written in between (by an optimizer step), an error is raised: see versions.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from minidist.engine.versions import Version, version_of
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = True) -> Tensor:
-    """``function(*inputs)``, computed again in the backward instead of remembered.
+    """``function(*inputs)``, computed again in the backward instead of saved.
 
-    The function may use parameters: these get their gradients as they would have, and are ready
-    (``on_ready``) after their last use in the whole backward. Under ``no_grad`` nothing is kept
-    anyway, and this is ``function(*inputs)``. Raises ValueError if the function uses a tensor that
-    was computed outside: its backward would run in here, and again outside. ``random=False`` says
-    that the function draws nothing, so that the key of the draws need not be kept.
+    The function may use parameters: they get the same gradients as without ``checkpoint``, and are
+    ready (``on_ready``) after their last use in the whole backward. Under ``no_grad`` nothing is
+    saved anyway, and this is ``function(*inputs)``. Raises ValueError if the function uses a tensor
+    that was computed outside and is not an input: its backward would run twice. ``random=False``
+    says that the function draws no random numbers, so that the key of the draws is not saved.
     """
     tensors = [as_tensor(value) for value in inputs]
     if not current_mode().recording:
@@ -43,27 +43,28 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = Tru
     with no_grad(), watch(used):
         y = function(*tensors)
     keyed = current_draws() if random else None
-    held = [(tensor.data, tensor.requires_grad) for tensor in tensors]
+    saved = [(tensor.data, tensor.requires_grad) for tensor in tensors]
     leaves = list(used.leaves)
 
     def backward(grad: Array) -> list[Any]:
-        again = [Tensor(data, requires_grad=wanted) for data, wanted in held]
+        again = [Tensor(data, requires_grad=requires_grad) for data, requires_grad in saved]
         same_draws = nullcontext() if keyed is None else draws(*keyed)
         with enable_grad(), same_draws, keep_buffers():
             result = function(*again)
         parts = {} if result.node is None else backward_within(result.node, grad)
         if unknown := parts.keys() - {*leaves, *(tensor.node for tensor in again)}:
             raise RuntimeError(
-                f"checkpoint: the function used {next(iter(unknown)).name} the second time only"
+                f"checkpoint: the function used {next(iter(unknown)).name} the second time only: "
+                "it must compute the same each time"
             )
-        found: list[Any] = []
+        grads: list[Any] = []
         for tensor in again:
-            part = together(parts.get(tensor.node, [])) if tensor.node is not None else None
+            part = total_of(parts.get(tensor.node, [])) if tensor.node is not None else None
             part = part() if callable(part) else part
-            found.append(tensor.grad if part is None else part)
-        return [*found, *(together(parts.get(leaf, [])) for leaf in leaves)]
+            grads.append(tensor.grad if part is None else part)
+        return [*grads, *(total_of(parts.get(leaf, [])) for leaf in leaves)]
 
-    # A parent for each parameter, so that the tape counts this use of it with the others.
+    # Each parameter is a parent, so that the tape counts this use of it.
     parents = [*tensors, *(used.leaves[leaf] for leaf in leaves)]
     out = Tensor.of(y.data, tuple(parents), backward)
     if out.node is not None:
@@ -71,8 +72,8 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, random: bool = Tru
     return out
 
 
-def together(parts: list[Any]) -> Any:
-    """The sum of some gradients, each an array or a callable that returns one; None if none."""
+def total_of(parts: list[Any]) -> Any:
+    """The sum of gradients, each an array or a callable that returns one; None if empty."""
     if len(parts) < 2:
         return parts[0] if parts else None
 
@@ -84,7 +85,7 @@ def together(parts: list[Any]) -> Any:
 
 
 class Used:
-    """A watcher that notes the leaves, such as parameters, that a forward uses; their versions."""
+    """A watcher that records the leaves, such as parameters, that a forward uses, and versions."""
 
     def __init__(self, inputs: list[Node | None]) -> None:
         self.inputs = inputs

@@ -1,9 +1,9 @@
-"""Random numbers keyed by what they are for, never by rank or by order of calls.
+"""Random numbers keyed by their purpose, never by rank or by the order of calls.
 
-Two ranks that ask for the same thing draw the same numbers, and a rank that asks for part of the
-model draws exactly the part that serial training has. That is why a pipeline stage, a shard or a
-replica can be built alone. The generator is counter-based (Philox: Salmon et al., "Parallel
-random numbers: as easy as 1, 2, 3", SC'11), so a key is all the state there is.
+Ranks that draw for the same purpose get the same numbers, and a rank that has a part of the model
+draws exactly the numbers of this part in serial training. So a pipeline stage, a shard or a replica
+can be built alone. The generator is counter-based (Philox: Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", SC'11): its only state is a key and a counter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minidist.engine.kernels import kernel
 
 
 def generator(seed: int, *what: object) -> np.random.Generator:
-    """A generator for one purpose, the same wherever and whenever it is made.
+    """A generator for one purpose, the same on every rank and at any time.
 
     >>> int(generator(0, "shuffle", 3).integers(100))
     5
@@ -36,7 +36,7 @@ def _key(*what: object) -> int:
 
 
 class Draws(NamedTuple):
-    """What the random draws of one training step are keyed by: see ``draws``."""
+    """The key of the random draws in a training step: see ``draws``."""
 
     seed: int
     step: int
@@ -50,9 +50,9 @@ _draws: ContextVar[Draws | None] = ContextVar("draws", default=None)
 def draws(seed: int, step: int, positions: np.ndarray | None = None) -> Iterator[None]:
     """Key the draws inside (dropout's masks) by ``(seed, step)`` and each sample's position.
 
-    ``positions`` says which samples of the *global* batch the first axis holds: [0, 1, 2, ...] if
-    None, the whole batch. A shard or a microbatch passes its own positions, and so draws exactly
-    the rows that serial training draws for these samples.
+    ``positions`` are the positions in the *global* batch of the samples on the first axis; None:
+    the whole batch, [0, 1, 2, ...]. A shard or a microbatch passes its own positions, and so draws
+    exactly the rows that serial training draws for these samples.
 
     >>> with draws(seed=0, step=5, positions=np.array([2, 3])):
     ...     part = uniform_rows("mask", 2, 8)
@@ -69,18 +69,18 @@ def draws(seed: int, step: int, positions: np.ndarray | None = None) -> Iterator
 
 
 def current_draws() -> Draws | None:
-    """The ``draws`` we are inside of, or None: to enter them again for a recomputation."""
+    """The key of the enclosing ``draws``, or None: for a recomputation, which draws the same."""
     return _draws.get()
 
 
 def _drawn_for(name: str, rows: int) -> tuple[int, np.ndarray]:
-    """The key of the draws by this name, and the position in the global batch of each row."""
+    """The key of the draws with this name, and the position in the global batch of each row."""
     now = _draws.get()
     if now is None:
         raise RuntimeError(
             f"{name}: random draws in training, such as dropout's, are keyed by seed and step, "
-            "which are not known here: write `with draws(seed, step):` around the forward (it is "
-            "in minidist.engine), or call model.eval()"
+            "which are not known here: write `with draws(seed, step):` around the forward (from "
+            "minidist.engine import draws), or call model.eval()"
         )
     positions = np.arange(rows) if now.positions is None else np.asarray(now.positions)
     if len(positions) != rows:
@@ -89,21 +89,22 @@ def _drawn_for(name: str, rows: int) -> tuple[int, np.ndarray]:
 
 
 def uniform_rows(name: str, rows: int, width: int) -> np.ndarray:
-    """(rows, width) integers, uniform over all of uint32, row by row by position in the batch.
+    """(rows, width) integers, uniform over uint32; each row depends on its position in the batch.
 
-    Philox is a function of a key and a counter, so any row of the whole batch's table can be
-    drawn alone: by starting the counter where that row starts. A step of the counter makes four
-    words of 64 bits, so a row takes a whole number of those.
+    Philox is a function of a key and a counter, so any row of the whole batch can be drawn alone,
+    by starting the counter where that row starts. Each value of the counter makes four words of 64
+    bits, so the counter advances by a whole number for each row.
     """
     key, positions = _drawn_for(name, rows)
     return _table(key, positions, width)
 
 
 def _table(key: int, positions: np.ndarray, width: int) -> np.ndarray:
+    """The rows of ``uniform_rows`` at these positions."""
     rows = len(positions)
     if not rows:  # an empty shard
         return np.empty((0, width), np.uint32)
-    blocks = -(-width // 8)  # of 4 words, which are 8 numbers
+    blocks = -(-width // 8)  # values of the counter for a row: 4 words of 64 bits are 8 numbers
     table = np.empty((rows, blocks * 8), np.uint32)
     # One generator for each run of consecutive positions.
     starts = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)
@@ -119,16 +120,16 @@ def _table(key: int, positions: np.ndarray, width: int) -> np.ndarray:
 def draw_mask(xp: Any, name: str, rows: int, width: int, rate: float) -> Any:
     """(rows, width) truth values on the device of ``xp``, each false with probability ``rate``.
 
-    ``uniform_rows(name, rows, width) >= rate · 2³²``, which a GPU computes for itself: the same on
-    every device.
+    It is ``uniform_rows(name, rows, width) >= rate · 2³²``, and the same on every device: a GPU
+    draws the numbers itself.
     """
     key, positions = _drawn_for(name, rows)
     first = int(positions[0]) if rows else 0
-    in_a_row = bool((np.diff(positions) == 1).all())
+    consecutive = bool((np.diff(positions) == 1).all())  # then ``first`` is enough
     mask = xp.empty((rows, width), bool)
-    given = None if in_a_row else xp.asarray(positions, np.int64)
+    listed = None if consecutive else xp.asarray(positions, np.int64)
     low, high = (half - (half >> 63 << 64) for half in (key & 2**64 - 1, key >> 64))  # signed
-    _draw_mask(xp, mask, given, first, low, high, int(rate * 2**32), width)
+    _draw_mask(xp, mask, listed, first, low, high, int(rate * 2**32), width)
     return mask
 
 

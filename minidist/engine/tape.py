@@ -1,13 +1,13 @@
-"""The walk back over the tape, which is what each op left behind: see node.py.
+"""The backward over the tape, whose nodes the ops have left behind: see node.py.
 
-``run_backward`` walks from the loss to the parameters. The order matters. In
+``run_backward`` goes from the loss to the parameters. The order matters. In
 
     b = a + a;  c = b + b
 
-b is used twice, and b's backward may only run when *both* uses have delivered their gradients:
-then a gets 2 · 2 = 4. So we first count, for each node, how many uses lead to the loss, and then
-always run a node whose uses have all delivered. There is no recursion: a tape a million ops long is
-fine. Each node releases its saved arrays after its backward.
+b is used twice, and b's backward may run only when *both* uses have delivered their gradients: then
+a gets 2 · 2 = 4. So we first count, for each node, the uses that lead to the loss, and then always
+run a node all of whose uses have delivered. Nothing is recursive, so a tape may be a million ops
+long. Each node releases its saved arrays after its backward.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from minidist.engine.versions import WRITES, ChangedError, changed
 
 
 def run_backward(root: Node, grad: Array) -> None:
-    """Send ``grad``, that of ``root``'s result, down to every leaf."""
+    """Compute the gradients of all leaves from ``grad``, the gradient of the result of ``root``."""
     walk = Walk(root, grad)
-    del grad  # so that the walk frees it
+    del grad  # only the walk refers to it, and frees it when it has been used
     if root.leaf is None:
         walk.run()
     else:
@@ -32,10 +32,10 @@ def run_backward(root: Node, grad: Array) -> None:
 
 
 class Walk:
-    """One backward: the gradients on their way, and what still has to come to each node.
+    """One backward: the gradients so far, and how many are still to come to each node.
 
-    An object, not functions inside a function: those would refer to each other in a circle, and
-    keep all nodes in memory until the garbage collector comes.
+    A class, since inner functions that call each other are a reference cycle: it would keep all
+    nodes in memory until the garbage collector runs.
     """
 
     __slots__ = ("grads", "mode", "own", "ready", "uses")
@@ -43,10 +43,10 @@ class Walk:
     def __init__(self, root: Node, grad: Array) -> None:
         self.mode: Mode = MODE.get()
 
-        # How many uses of each node lead to the root?
+        # The number of uses of each node that lead to the root.
         uses: dict[Node, int] = {root: 0}
         found = [root]
-        for node in found:  # grows as we go
+        for node in found:  # the loop appends to the list
             for parent in node.parents:
                 if parent in uses:
                     uses[parent] += 1
@@ -55,7 +55,7 @@ class Walk:
                     found.append(parent)
         self.uses = uses
         self.grads: dict[Node, Array] = {root: grad}
-        self.own: set[Node] = set()  # their gradients are sums made here: added to in place
+        self.own: set[Node] = set()  # nodes whose gradient is a sum made here: added to in place
         self.ready = [root]
 
     def run(self) -> None:
@@ -101,23 +101,21 @@ class Walk:
         if parent.leaf is None:
             if part is not None:
                 self.add(parent, part, backward)
-            if left == 0:
+            if not left:
                 self.ready.append(parent)
-            return
-        leaf = parent.leaf()
-        if parent.hooks is None:
-            if part is not None and leaf is not None:
+        elif parent.hooks is not None:
+            if part is not None:
+                self.add(parent, part, backward)
+            if not left:
+                self.finish_leaf(parent)
+        elif (leaf := parent.leaf()) is not None:
+            if part is not None:
                 _accumulate(leaf, parent, part, backward)
-            if left == 0 and leaf is not None:
+            if not left:
                 leaf.ready()
-            return
-        if part is not None:
-            self.add(parent, part, backward)
-        if left == 0:
-            self.finish_leaf(parent)
 
     def add(self, node: Node, part: Any, backward: Backward) -> None:
-        """Add ``part`` to the gradient on its way to a node."""
+        """Add ``part``, an array or a callable that returns one, to the gradient of a node."""
         if callable(part):
             part = part()
         if getattr(part, "shape", ()) != node.shape:
@@ -126,12 +124,12 @@ class Walk:
             self.grads[node] = part
         elif node in self.own:
             self.grads[node] += part
-        else:  # not in place: an op may have handed one array to both of its parents
+        else:  # not in place: an op may have returned one array for both of its parents
             self.grads[node] = self.grads[node] + part
             self.own.add(node)
 
     def finish_leaf(self, node: Node) -> None:
-        """All uses of a leaf with hooks have delivered: run them, and tell it."""
+        """After the last use of a leaf with hooks: run them, and tell the leaf that it is ready."""
         assert node.leaf is not None
         leaf = node.leaf()
         if node in self.grads:
@@ -142,7 +140,7 @@ class Walk:
             leaf.ready()
 
     def defer(self, parent: Node, part: Any, backward: Backward) -> None:
-        """Queue the gradient of a weight; until it is computed, the arrays it needs are kept."""
+        """Queue the gradient of a weight; the arrays that it needs are kept until then."""
         meter, queue = self.mode.meter, self.mode.deferred
         assert queue is not None
         later = Later(self, parent, part, backward)
@@ -152,11 +150,11 @@ class Walk:
 
 
 def backward_within(root: Node, grad: Array) -> dict[Node, list[Any]]:
-    """The backward of what one op of another backward computes again (recompute.py).
+    """The backward of a recomputation, which runs inside another backward: see recompute.py.
 
-    Gradients are added up in the leaves, but these are not told that they are ready: the outer
-    backward knows their other uses. It has to see some gradients itself, to run a leaf's hooks or
-    to defer the weights': those are returned, arrays or callables, by leaf.
+    Gradients are added up in the leaves. The leaves are not told that they are ready, since only
+    the outer backward knows their other uses. Gradients of leaves with hooks, and deferred ones,
+    are not added but returned, as arrays or callables by leaf, for the outer backward to deliver.
     """
     walk = Within(root, grad)
     if root.leaf is None:
@@ -167,7 +165,7 @@ def backward_within(root: Node, grad: Array) -> dict[Node, list[Any]]:
 
 
 class Within(Walk):
-    """A backward inside another one's op."""
+    """The walk of a recomputation inside another backward."""
 
     __slots__ = ("parts",)
 
@@ -199,7 +197,7 @@ def _accumulate(leaf: Leaf, node: Node, part: Any, backward: Backward) -> None:
 
 
 class Later:
-    """The gradient of a weight that is still to be computed, and delivered."""
+    """The gradient of a weight that is still to be computed and delivered."""
 
     __slots__ = ("backward", "parent", "part", "walk")
 
@@ -214,7 +212,7 @@ class Later:
 
 
 def _misshapen(backward: Backward, part: Any, parent: Node) -> GradientShapeError:
-    """The error of a gradient ``part`` (or of its shape) that does not fit its input."""
+    """The error for a gradient, ``part`` (or its shape), that does not have its input's shape."""
     shape = part if isinstance(part, tuple) else getattr(part, "shape", ())
     return GradientShapeError(
         f"backward of {backward.__qualname__.partition('.')[0]}: a gradient has shape {shape}, and "
@@ -226,14 +224,14 @@ def _misshapen(backward: Backward, part: Any, parent: Node) -> GradientShapeErro
 
 def _changed(node: Node) -> ChangedError:
     return ChangedError(
-        f"backward of {node.name}, whose result has shape {node.shape}: parameters that it kept in "
-        "the forward have been written since, by an optimizer step, a load or an assignment, so "
-        "the gradient would be wrong: go backward before that, or compute the forward again"
+        f"backward of {node.name}, whose result has shape {node.shape}: parameters that it needs "
+        "were changed after the forward, by an optimizer step, a load or an assignment, so the "
+        "gradient would be wrong: call backward() before that, or compute the forward again"
     )
 
 
 def _of_weights(node: Node) -> bool:
-    """Whether a node is a leaf, or a change of shape of one, such as a transposed table."""
+    """Whether a node is a leaf, or computed from one leaf alone, such as a transposed table."""
     while node.leaf is None:
         if len(node.parents) != 1 or node.parents[0] is None:
             return False
@@ -248,14 +246,14 @@ def _run_hooks(node: Node, grad: Array) -> Array:
         if changed is not None and getattr(changed, "shape", None) != node.shape:
             what = getattr(changed, "shape", type(changed).__name__)
             raise GradientShapeError(
-                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of {what}: an "
-                "array of that shape, or None, is wanted"
+                f"a hook on {node.name}, of shape {node.shape}, returned a gradient of {what}: it "
+                "must return an array of the same shape, or None"
             )
     return grad
 
 
 def _released(grad: Array) -> Gradients:
     raise RuntimeError(
-        "backward() a second time through the same ops: what they saved was released by the "
-        "first. Compute the forward again, or add the losses and go backward once"
+        "backward() a second time through the same ops: the first one released what they saved. "
+        "Compute the forward again, or add the losses and call backward() once"
     )

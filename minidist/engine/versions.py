@@ -1,18 +1,19 @@
 """Versions: has memory that a backward needs been written since the forward?
 
 A linear layer's backward multiplies by the weights. If an optimizer step or a ``load`` comes
-between forward and backward, it would multiply by the *new* weights, and the result would be the
-gradient of nothing. So memory that is written as a whole, a model's flat array, has a ``Version``:
+between forward and backward, it would multiply by the *new* weights, and the result would not be
+the gradient of any function. So the memory of all parameters, the flat array, has a ``Version``:
 
-    version = track(flat)             found again by any view of the array
-    written(flat[3:7])                whoever writes into the array says so
-    changed(backward, needs, time)    whether memory that a backward keeps was written since
+    version = track(flat)             a version for the array and all its views
+    written(flat[3:7])                called after every write into the array
+    changed(backward, needs, time)    whether memory that a backward needs was written since
 
-Time is the number of writes so far, ``WRITES.count``. Each op's node remembers when the op ran.
-If nothing was written until its backward, one comparison says so, and that is the usual case. Else
-the backward looks at the memory that it keeps: see tape.py. (An op that adds a bias keeps no
-values, so it stays right.) Only tracked memory is watched. Whoever writes into other arrays in
-place, such as ``tensor.data`` of an input, does it before the forward or after the backward.
+Time is the number of writes so far, ``WRITES.count``. Each op's node stores the time when the op
+ran. Usually nothing is written until its backward, which takes one comparison to find out. If
+something was, the arrays that the backward refers to are searched for memory written since: see
+tape.py. (An op that adds a bias refers to no values, so its backward is right.) Only tracked memory
+is checked. Other arrays, such as ``tensor.data`` of an input, must not be written in place between
+forward and backward.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from minidist.engine.array import Array
 
 
 class ChangedError(RuntimeError):
-    """Memory that a backward needs was written after the forward."""
+    """Memory that a backward needs has been written after the forward."""
 
 
 class Writes:
-    """How often tracked memory has been written in this process, whichever it was."""
+    """The number of writes into any tracked memory in this process."""
 
     __slots__ = ("count", "lock")
 
     def __init__(self) -> None:
         self.count = 0
-        self.lock = Lock()  # a communication stream, a thread, may write too
+        self.lock = Lock()  # a communication stream is another thread, and may write too
 
 
 WRITES = Writes()
 
 
 class Version:
-    """When an array was last written. ``layout`` is whatever its user wants to find again."""
+    """When an array was last written. ``layout`` is any value to find by a view of the array."""
 
     __slots__ = ("__weakref__", "last", "layout", "owner")
 
@@ -55,25 +56,25 @@ class Version:
         self.layout = layout
 
 
-# By the id of the array that owns the memory, which the version keeps alive: so an id in use is
-# never another array's.
+# By the id of the array that owns the memory. The version keeps the array alive, so that no other
+# array can have the same id.
 _versions: WeakValueDictionary[int, Version] = WeakValueDictionary()
 
 
 def track(array: Array, layout: Any = None) -> Version:
-    """A new version for the memory of ``array``: keep it as long as the array."""
+    """A new version for the memory of ``array``, which is tracked as long as the version lives."""
     owner = owner_of(array)
     version = _versions[id(owner)] = Version(owner, layout)
     return version
 
 
 def version_of(array: Array) -> Version | None:
-    """The version of the memory that ``array`` is in, or None if nobody tracks it."""
+    """The version of the memory that ``array`` is in, or None if it is not tracked."""
     return _versions.get(id(owner_of(array)))
 
 
 def written(array: Array) -> None:
-    """Say that ``array``, which may be a part of what is tracked, has been written."""
+    """Record a write into ``array``, which may be a view of tracked memory."""
     version = version_of(array)
     if version is not None:
         with WRITES.lock:
@@ -83,8 +84,8 @@ def written(array: Array) -> None:
 
 def changed(function: Any, needs: Iterable[Version], time: int) -> bool:
     """Whether memory of ``needs``, or that a closure refers to, was written after ``time``."""
-    kept = (version_of(array) for array in arrays_in(function))
-    return any(version is not None and version.last > time for version in chain(needs, kept))
+    used = (version_of(array) for array in arrays_in(function))
+    return any(version is not None and version.last > time for version in chain(needs, used))
 
 
 def owner_of(array: Array) -> Array:
@@ -113,10 +114,10 @@ def arrays_in(function: Any) -> Iterator[Array]:
         elif hasattr(value, "write"):  # an Into
             stack.append(value.write)
         elif hasattr(value, "__code__") and id(value) not in functions:
-            functions.add(id(value))  # one that calls itself is in its own closure
+            functions.add(id(value))  # a function that calls itself is in its own closure
             stack.extend(value.__defaults__ or ())
             for cell in value.__closure__ or ():
                 try:
                     stack.append(cell.cell_contents)
-                except ValueError:  # named in the closure, and without a value yet
+                except ValueError:  # a variable of the closure that has no value yet
                     continue

@@ -28,7 +28,7 @@ from minidist.engine.array import to_host
 from minidist.engine.tensor import Tensor, no_grad
 from minidist.explain.score import frozen
 from minidist.nn import CausalSelfAttention, Module, Sequential
-from minidist.ops.attention import attention_forward
+from minidist.ops.blockwise_attention import attention_forward
 
 
 def attention_maps(model: Sequential, tokens: Any) -> list[np.ndarray]:

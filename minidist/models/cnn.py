@@ -1,4 +1,4 @@
-"""A convolutional network for small grey images, in the manner of LeNet (LeCun et al., 1998).
+"""A convolutional network for small grey images, similar to LeNet (LeCun et al., 1998).
 
     28 × 28        image
     channels       3 × 3 kernels, ReLU, then 2 × 2 max pooling: 14 × 14
@@ -6,8 +6,8 @@
     hidden         a linear layer over all features of all pixels; ReLU
     classes        linear
 
-A kernel looks for the same small pattern at every position, so the first layers need few weights.
-There is no batch norm: its statistics differ between a whole batch and the parts that parallel
+A kernel detects the same small pattern at every position, so the first layers need few weights.
+There is no batch norm: the statistics of a whole batch differ from those of the parts that parallel
 methods compute, so their results would differ from serial training.
 """
 
@@ -19,7 +19,7 @@ from minidist import nn
 def cnn(channels: int = 16, classes: int = 10, size: int = 28, hidden: int = 128) -> nn.Sequential:
     """Two convolutions and two linear layers, for grey images of ``size`` × ``size``.
 
-    Raises ValueError for a size that 4 does not divide.
+    Raises ValueError unless the size is a multiple of 4.
 
     >>> print(cnn(8).blocks["1"])
     Conv2d(1, 8, kernel=3, padding=1)

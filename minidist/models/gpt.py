@@ -2,14 +2,14 @@
 
     tokens (b, l) ── embed + positions ── block ── block ── ... ── norm ── logits (b, l, vocabulary)
 
-    block:   x ← x + attention(norm(x))      each position reads from itself and those before it
+    block:   x ← x + attention(norm(x))      each position attends to itself and those before it
              x ← x + mlp(norm(x))            each position is computed separately
 
 The norm comes first in each branch ("pre-norm"), so gradients pass through the sums unchanged.
-The table that maps tokens to vectors also computes the logits from vectors: the tied embedding
-(arXiv 1608.05859). It is *one* Parameter in the first and the last block. If a pipeline puts these
-blocks on different ranks, it finds the same name, ``"embedding.weight"``, on both, and adds the two
-gradients. Radford et al., "Language models are unsupervised multitask learners", 2019.
+The embedding is tied (arXiv 1608.05859): the table that maps tokens to vectors also computes the
+logits. It is *one* Parameter in the first and the last block. If a pipeline puts these blocks on
+different ranks, it finds the name ``"embedding.weight"`` on both, and adds the two gradients.
+Radford et al., "Language models are unsupervised multitask learners", 2019.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Block(Module):
         recompute_attention: bool = False,
     ) -> None:
         start = normal(STD)
-        # 2 · layers branches are added to x: smaller initial weights keep the sum from growing.
+        # 2 · layers branches are added to x. Smaller initial weights at their ends keep the sum
+        # from growing with the number of layers.
         branch_end = normal(STD / math.sqrt(2 * layers))
         self.norm1 = nn.LayerNorm(width)
         self.attention = nn.CausalSelfAttention(
@@ -122,7 +123,7 @@ class Head(Module):
         return ops.linear(self.norm(x), ops.transpose(self.weight))  # (b, l, w) @ (w, v)
 
     def logits(self, x: Tensor) -> Tensor:
-        """As ``forward``; also if the vocabulary is cut over ranks, the logits of all tokens."""
+        """The logits of all tokens of the vocabulary, even if it is cut over ranks."""
         return self(x)
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
@@ -176,30 +177,36 @@ def sample(
 ) -> np.ndarray:
     """Draw ``count`` tokens that continue ``tokens`` (l,), one at a time; returns the new tokens.
 
-    ``temperature`` divides the logits: below 1, likely tokens become more likely; 0 always takes
-    the most likely. ``top_k`` allows only the k most likely. Keys and values of past positions are
-    kept in a cache, so a new token needs a forward of one position only. When the context is full,
-    the cache is emptied, and the last half of the context is computed again from position 0.
+    ``temperature`` divides the logits: below 1, likely tokens become more likely; with 0 the most
+    likely token is always taken. ``top_k`` allows only the k most likely. Keys and values of past
+    positions are kept in a cache, so a new token needs a forward of one position only. When the
+    context is full, the cache is emptied, and the last half of the context is computed again from
+    position 0. Raises ValueError for settings out of range and for no tokens, TypeError if the
+    tokens are not integers (l,) or the model is not a GPT.
     """
     if not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"sample: temperature {temperature} or top_k {top_k} is too small")
+        raise ValueError(
+            f"sample: temperature {temperature} must be at least 0, and top_k {top_k} at least 1"
+        )
     if count < 0:
-        raise ValueError(f"sample: {count} tokens are asked for")
+        raise ValueError(
+            f"sample: count, the number of new tokens, must be at least 0, not {count}"
+        )
     embed, *blocks, head = model.blocks.values()
     if not (isinstance(embed, Embed) and isinstance(head, Head)):
         raise TypeError("sample: the model must be a GPT: Embed, blocks, Head")
     context = embed.position.declared[0]
     if isinstance(tokens, str):
         raise TypeError("sample: tokens are integers: pass dataset.encode(text), and decode after")
-    given = tokens.data if isinstance(tokens, Tensor) else tokens
-    found = to_host(given) if hasattr(given, "dtype") else np.asarray(given)
-    if found.size == 0:
-        raise ValueError("sample: give at least one token to begin with")
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    tokens = tokens.data if isinstance(tokens, Tensor) else tokens
+    tokens = to_host(tokens) if hasattr(tokens, "dtype") else np.asarray(tokens)
+    if tokens.size == 0:
+        raise ValueError("sample: pass at least one token to begin with")
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise TypeError(
-            f"sample: tokens are integers (length,), of one text, not {found.dtype} {found.shape}"
+            f"sample: tokens are integers (length,), of one text, not {tokens.dtype} {tokens.shape}"
         )
-    text = found.tolist()
+    text = tokens.tolist()
     draw = generator(seed, "sample")
     xp, caches = embed.weight.xp, [nn.KeyValueCache() for _ in blocks]
     unread = text[-context:]
@@ -233,6 +240,6 @@ def pick(logits: Array, temperature: float, top_k: int | None, uniform: float) -
     below = logits.astype(np.float64) - logits.max()
     if top_k is not None and top_k < len(below):
         below[np.argsort(-below, kind="stable")[top_k:]] = -np.inf
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is 0
+    with np.errstate(over="ignore"):  # a tiny temperature gives -inf, whose exponential is 0
         cumulative = np.exp(below / temperature).cumsum()
     return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))

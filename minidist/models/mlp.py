@@ -10,7 +10,7 @@ from minidist.nn.module import Module
 
 
 def mlp(widths: tuple[int, ...] = (784, 256, 256, 256, 10)) -> Sequential:
-    """Flatten, then alternately Linear and ReLU; ``widths`` are those of input to output.
+    """Flatten, then Linear and ReLU alternately; ``widths`` lists the widths, input to output.
 
     >>> len(mlp((784, 64, 10)))
     4

@@ -1,4 +1,4 @@
-"""Layers, losses and models; parameters are declared first, then initialised in one flat array."""
+"""Layers and losses; parameters are declared first, and then initialised in one flat array."""
 
 from minidist.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Tanh
 from minidist.nn.attention import CausalSelfAttention, KeyValueCache

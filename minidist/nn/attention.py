@@ -12,13 +12,13 @@ from minidist.engine.recompute import checkpoint
 from minidist.engine.tensor import Tensor
 from minidist.nn.layers import Linear
 from minidist.nn.module import Initialiser, LayerCost, Module, Shape, in_a_row
-from minidist.ops.attention import attention_blocks
+from minidist.ops.blockwise_attention import attention_blocks
 
 
 class KeyValueCache:
     """Keys and values of the positions so far, for sampling one token after another.
 
-    ``keys`` and ``values``: (batch, groups, positions, d); they grow by every call of ``extend``.
+    ``keys`` and ``values``: (batch, groups, positions, d). ``extend`` adds positions.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,14 @@ class CausalSelfAttention(Module):
     """Each position attends to itself and those before: (batch, length, width) → the same.
 
     There are ``heads`` query heads of width/heads features, and ``groups`` heads of keys and values
-    (by default ``heads``; 1 is multi-query attention). ``rotary`` rotates queries and keys by
-    their position, so that the input needs no position embedding. One product computes queries,
-    keys and values, side by side in that order; another combines the results of the heads.
+    (by default ``heads``; 1 is multi-query attention). With ``rotary``, queries and keys are
+    rotated by an angle proportional to their position, so that the input needs no position
+    embedding. One product computes queries, keys and values, side by side in that order; another
+    combines the results of the heads.
 
-    With ``recompute`` the attention weights, which grow with the square of the length, are not
-    saved but computed again in the backward; everything else is saved ("selective recomputation",
-    arXiv 2205.05198, section 5).
+    With ``recompute`` the attention weights, whose number grows with the square of the length, are
+    not saved but computed again in the backward; everything else is saved ("selective
+    recomputation", arXiv 2205.05198, section 5).
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class CausalSelfAttention(Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Any = None) -> Tensor:
         """``mask`` broadcasts to (batch, heads, length, keys): see ``ops.attention``.
 
-        To leave out padding, pass (batch, 1, 1, keys) booleans, true for the keys that count.
+        To mask padding, pass booleans (batch, 1, 1, keys), true for the keys that may be used.
         """
         qkv = self.project(x)
         mixed = self.core(qkv, mask) if cache is None else self.with_cache(qkv, cache, mask)
@@ -93,14 +94,14 @@ class CausalSelfAttention(Module):
         return self.qkv(x)
 
     def core(self, qkv: Tensor, mask: Any = None) -> Tensor:
-        """Attention itself, between the two products: (b, l, (heads + 2 groups) · d)."""
+        """Attention, between the two products: (b, l, (heads + 2 groups) · d) → (b, l, width)."""
         settings = self.heads, self.groups, self.rotary_base, mask
         if self.recompute and qkv.requires_grad:
             return checkpoint(lambda x: ops.self_attention(x, *settings), qkv, random=False)
         return ops.self_attention(qkv, *settings)
 
     def with_cache(self, qkv: Tensor, cache: KeyValueCache, mask: Any) -> Tensor:
-        """As ``core``, of positions that follow those in the cache, and are added to it."""
+        """As ``core``, for positions after those in the cache, to which they are added."""
         batch, length, _ = qkv.shape
         parts = qkv.reshape(batch, length, self.heads + 2 * self.groups, -1)
         parts = parts.transpose(0, 2, 1, 3)  # (b, h + 2g, l, d)
@@ -118,7 +119,7 @@ class CausalSelfAttention(Module):
         return in_a_row((first, core, self.out.cost(core.shape, itemsize)), shape, itemsize)
 
     def core_cost(self, shape: Shape, itemsize: int) -> LayerCost:
-        """Counts and saves only the blocks of attention weights that are computed."""
+        """The cost of ``core``: of those blocks of attention weights that are computed."""
         batch, length, packed = shape
         width = packed * self.heads // (self.heads + 2 * self.groups)
         pairs = sum(
@@ -128,7 +129,7 @@ class CausalSelfAttention(Module):
         weights = batch * self.heads * pairs * itemsize
         out = batch, length, width
         qkv_bytes = int(np.prod(shape)) * itemsize
-        if self.recompute:  # saves the input alone, and goes forward again
+        if self.recompute:  # saves the input alone, and runs the forward again
             again = weights + (qkv_bytes if self.rotary_base is not None else 0)
             return LayerCost(
                 out,
@@ -143,7 +144,7 @@ class CausalSelfAttention(Module):
         return LayerCost(out, flops, 2 * flops, saves_input=True, saved_bytes=weights)
 
     def __repr__(self) -> str:
-        grouped = f", groups={self.groups}" if self.groups != self.heads else ""
-        turned = ", rotary" if self.rotary_base else ""
+        groups = f", groups={self.groups}" if self.groups != self.heads else ""
+        rotary = ", rotary" if self.rotary_base else ""
         width = self.out.cost((1, 1, 1)).shape[-1]
-        return f"CausalSelfAttention({width}, heads={self.heads}{grouped}{turned})"
+        return f"CausalSelfAttention({width}, heads={self.heads}{groups}{rotary})"

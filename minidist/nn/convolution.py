@@ -116,7 +116,7 @@ class Conv1d(Conv2d):
         bias: bool = True,
         dilation: int = 1,
     ) -> None:
-        # One axis: the second of a pair.
+        # as_pair checks a pair, of which the second is the only axis here.
         self._declare(
             inputs, outputs, as_pair("Conv1d", "kernel", (1, kernel), 1)[1:], groups, bias
         )
@@ -171,5 +171,5 @@ def _windows(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int,
 
 
 def _short(value: tuple[int, ...]) -> str:
-    """One number if all are equal."""
+    """The values as text; one number if all are equal."""
     return str(value[0] if len(set(value)) == 1 else value)

@@ -1,4 +1,4 @@
-"""The cost of a layer, known before anything is computed: the basis of every prediction.
+"""The cost of a layer, from its declaration alone: all predictions are made from these costs.
 
 Each layer's ``cost(shape)`` returns a ``LayerCost``; ``in_a_row`` adds up consecutive layers.
 Summaries, the cutting of pipelines and the formulas of the parallel methods use these costs. Tests
@@ -19,27 +19,25 @@ from minidist.nn.parameter import Shape
 class LayerCost:
     """The cost of one layer on an input of a given shape.
 
-    ``shape``: the output's. ``flops``: of the forward, matrix products only; ``weight_flops`` and
-    ``input_flops``: of the gradients of the weights and of the input. ``saves_input``,
-    ``saves_output``: whether the backward needs the input, the output; ``saved_bytes``: the bytes
-    of everything else that it saves. ``view``: the output is the input's memory in another shape.
-    If the weight gradient is computed later, it keeps more until then: ``defers_input`` says
-    whether it keeps the input, and ``deferred_bytes`` counts everything else. Of several layers,
-    some are through while others are not: ``splitting_bytes`` is the most that they keep then. A
-    layer that computes again in its backward has ``backward_bytes`` then, in place of saved_bytes.
+    FLOPs are those of matrix products only. If a backward computes the gradients of inputs now and
+    those of weights later (``defer_weight_gradients``), a layer keeps some arrays until then: these
+    are "deferred".
     """
 
-    shape: Shape
-    flops: int = 0
-    input_flops: int = 0
-    weight_flops: int = 0
-    saves_input: bool = False
-    saves_output: bool = False
-    saved_bytes: int = 0
-    view: bool = False
-    defers_input: bool = False
-    deferred_bytes: int = 0
+    shape: Shape  # of the output
+    flops: int = 0  # of the forward
+    input_flops: int = 0  # of the gradient of the input
+    weight_flops: int = 0  # of the gradients of the weights
+    saves_input: bool = False  # whether the backward needs the input
+    saves_output: bool = False  # whether the backward needs the output
+    saved_bytes: int = 0  # of everything else that the backward needs
+    view: bool = False  # whether the output is the input's memory in another shape
+    defers_input: bool = False  # whether a deferred weight gradient needs the input
+    deferred_bytes: int = 0  # of everything else that it needs
+    # The most that several layers keep during a backward that defers, in which some have run and
+    # others have not; of one layer: 0.
     splitting_bytes: int = 0
+    # What a layer that computes again in its backward keeps during it, instead of ``saved_bytes``.
     backward_bytes: int = 0
 
 
@@ -61,7 +59,7 @@ def in_a_row(costs: Sequence[LayerCost], shape: Shape, itemsize: int) -> LayerCo
             defers_input = defers_input or first
             deferred += 0 if first else int(np.prod(boundary)) * itemsize
         if cost.view:
-            continue  # the output is the same memory as the input, so the boundary stays the same
+            continue  # the output is the input's memory, so the boundary is the same array
         if first:
             saves_input = needed
         elif needed:
@@ -95,16 +93,16 @@ def walk_back(
     ends: bool = True,
     deferring: bool = True,
 ) -> tuple[int, int]:
-    """Bytes kept while going backward without the weights: at the highest, and at the end.
+    """Bytes kept during a backward that defers weight gradients: the most, and those at the end.
 
-    A layer frees what it saved, and a layer with weights keeps its input and the gradient of its
-    output for later; not ``deferring``, with the weights, it keeps nothing. What lies between two
-    layers is one array, whoever keeps it. ``loss_bytes`` are saved by the loss, which goes first.
-    Without ``ends`` the first input and the last output are not counted: they are the neighbours'
-    too.
+    The backward of a layer frees what it saved. If it has weights, it keeps its input and the
+    gradient of its output for later; if not ``deferring``, it keeps nothing. The array between two
+    layers is counted once, whichever of them keeps it. ``loss_bytes`` are saved by the loss, whose
+    backward is first. Without ``ends`` the first input and the last output are not counted, since
+    they belong to the neighbouring layers too.
     """
     shapes = [shape, *(cost.shape for cost in costs)]
-    place = [0]  # the array that lies before each layer: a view is the same array
+    place = [0]  # the index of the array before each layer: a view is the same array
     for index, cost in enumerate(costs):
         place.append(place[-1] if cost.view else index + 1)
     sizes = {place[i]: int(np.prod(shapes[place[i]])) * itemsize for i in range(len(place))}
@@ -125,7 +123,7 @@ def walk_back(
     for index in reversed(range(len(costs))):
         cost = costs[index]
         inside = cost.splitting_bytes if deferring else cost.backward_bytes
-        if inside:  # several layers one after the other, or one that computes again
+        if inside:  # several layers, or one that computes again
             highest = max(highest, now - cost.saved_bytes + inside)
         use(place[index], (deferring and cost.defers_input) - cost.saves_input)
         use(place[index + 1], -int(cost.saves_output))

@@ -1,4 +1,4 @@
-"""Cross-entropy: the loss of classifiers and of language models. See loss.py for what counts."""
+"""Cross-entropy: the loss of classifiers and of language models. See loss.py for the count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minidist.engine.array import Array, to_host
 from minidist.engine.tensor import Tensor
 from minidist.nn.loss import Loss
 from minidist.nn.module import LayerCost, Shape
-from minidist.ops.cross_entropy import check_classes
+from minidist.ops.class_numbers import check_classes
 
 
 class CrossEntropy(Loss):
@@ -20,10 +20,10 @@ class CrossEntropy(Loss):
 
     Targets are class numbers, integers (...), or the probability of each class, floats (...,
     classes). Class numbers equal to ``ignore_index`` are left out. ``label_smoothing`` is the share
-    of each target that is spread equally over all classes. ``z_loss`` adds z_loss · (log Σ exp
+    of each target that is distributed equally over all classes. ``z_loss`` adds z_loss · (log Σ exp
     logits)² for each target that counts, which keeps the logits from drifting (arXiv 2204.02311,
-    section 5). ``weight`` (classes,) is how much each class counts, for example more if it is rare:
-    as in PyTorch, the mean is weighted.
+    section 5). ``weight`` (classes,) is the weight of each class, for example larger for rare
+    classes: as in PyTorch, the mean is weighted.
 
     >>> loss = CrossEntropy(ignore_index=-1, weight=[1.0, 3.0])
     >>> loss.count(np.array([0, 1, -1]))
@@ -52,7 +52,7 @@ class CrossEntropy(Loss):
 
     def count(self, targets: Array) -> float:
         """The number of targets that are not ignored, or the sum of their weights."""
-        if targets.dtype.kind == "f":  # probabilities: one target a row
+        if targets.dtype.kind == "f":  # probabilities: each row is a target
             return math.prod(targets.shape[:-1])
         if not self.counts_values:
             return super().count(targets)
@@ -64,7 +64,7 @@ class CrossEntropy(Loss):
         return float(self.weight[to_host(targets)].sum())
 
     def predictions(self, logits: Array) -> Array:
-        """The largest logit is the guess: (..., classes) → (...)."""
+        """The class of the largest logit: (..., classes) → (...)."""
         return logits.argmax(axis=-1)
 
     def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
@@ -92,16 +92,16 @@ class CrossEntropy(Loss):
         xp = logits.xp
         targets = xp.asarray(targets.data if isinstance(targets, Tensor) else targets)
         soft = targets.dtype.kind == "f"
-        each = xp.ones(logits.shape[:-1], logits.dtype)  # how much each row counts
+        weights = xp.ones(logits.shape[:-1], logits.dtype)  # of each row
         if self.weight is not None and not soft:
-            known = xp.clip(targets, 0, len(self.weight) - 1)  # an ignored one may be no class
-            each *= xp.asarray(self.weight, logits.dtype)[known]
-        if self.ignore_index is not None:  # whose logits may be NaN
+            classes = xp.clip(targets, 0, len(self.weight) - 1)  # ignored ones may be out of range
+            weights *= xp.asarray(self.weight, logits.dtype)[classes]
+        if self.ignore_index is not None:  # the logits of ignored rows may be NaN
             counted = targets != self.ignore_index
-            each *= counted
+            weights *= counted
             logits = ops.where(counted[..., None], logits, 0.0)
         normalizer = ops.logsumexp(logits, axis=-1)  # log Σ exp, of each row
-        losses = normalizer * normalizer * each
+        losses = normalizer * normalizer * weights
         if self.reduction == "none":
             return losses * self.z_loss
         count = self.count(targets) if count is None else count
@@ -110,8 +110,8 @@ class CrossEntropy(Loss):
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """Saves the probabilities, the targets as int64, and with weights one for each target.
 
-        With z-loss also the logits, and for each row log Σ exp and how much it counts, and whether
-        it is ignored. Exact for class numbers, unless they have weights and are smoothed.
+        With z-loss also the logits, and for each row log Σ exp, its weight, and whether it is
+        ignored. Exact for class numbers, except with both weights and label smoothing.
         """
         elements, targets = int(np.prod(shape)), int(np.prod(shape[:-1]))
         each = 8 if self.weight is None else 8 + max(4, itemsize)
@@ -124,9 +124,9 @@ class CrossEntropy(Loss):
 
 def checked(weight: Any) -> np.ndarray:
     """The weights of classes: (classes,) finite numbers, at least 0."""
-    found = np.asarray(weight, np.float64)
-    if found.ndim != 1 or not (np.isfinite(found) & (found >= 0)).all():
+    weights = np.asarray(weight, np.float64)
+    if weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError(
             f"CrossEntropy: weight is a number for each class, finite and at least 0, not {weight}"
         )
-    return found
+    return weights

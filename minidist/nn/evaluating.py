@@ -1,4 +1,4 @@
-"""Compute as in evaluation: no tape, no dropout, and running averages stand still."""
+"""Compute as in evaluation: without a tape and dropout, and with unchanging running averages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from minidist.nn.module import Module
 
 @contextmanager
 def as_in_evaluation(model: Module | None) -> Iterator[None]:
-    """Without a tape, and each layer of ``model`` as in evaluation; then as they were."""
+    """Inside, nothing is recorded, and the layers of ``model`` compute as in evaluation.
+
+    Afterwards each layer is in training or in evaluation as before.
+    """
     modules = list(model.named_modules().values()) if model is not None else []
     training = [module.training for module in modules]
     for module in modules:
@@ -29,5 +32,5 @@ def as_in_evaluation(model: Module | None) -> Iterator[None]:
 
 
 def sum_of_losses(loss: Loss, output: Tensor, targets: Array) -> float:
-    """The losses of all targets together; of float16 in float32, where the sum has room."""
+    """The sum of the losses of all targets; for float16 in float32, since the sum may overflow."""
     return loss(ops.astype(output, accumulator(output.dtype)), targets, 1).item()

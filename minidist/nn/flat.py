@@ -6,9 +6,9 @@
 Each Parameter is a view into them. So an optimizer steps one 1-D array, an all-reduce sends one
 array, and a shard is a slice.
 
-A frozen parameter lies in an array of its own, ``flat.frozen``, without a gradient. So nothing that
-steps ``flat.data`` or sends ``flat.grad`` ever touches it: no update, no weight decay, no gradient
-memory, no bytes sent.
+Frozen parameters lie in another array, ``flat.frozen``, without gradients. So whatever steps
+``flat.data`` or sends ``flat.grad`` leaves them out: no update, no weight decay, no memory for a
+gradient, no bytes sent.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Flat:
             parameter.drop_grad()
 
     def arrange(self) -> None:
-        """Allocate anew, after parameters were frozen or are trained again; values stay."""
+        """Allocate again, after parameters were frozen or unfrozen, and copy the values."""
         values = {name: one.data for name, one in self.named.items()}
         grads = {name: one.grad for name, one in self.named.items()}
         self._allocate()
@@ -72,7 +72,7 @@ class Flat:
                 parameter.grad[...] = grads[name]
 
     def hold_values(self, data_and_loss: Array) -> None:
-        """Store the trained parameters in this array from now on, whatever it contains."""
+        """Store the trained parameters in this array from now on, and take over its contents."""
         self.data_and_loss = data_and_loss
         self._data: Array = data_and_loss[:-1]
         self.versions = (track(data_and_loss, self.slices), *self.versions[1:])
@@ -87,12 +87,12 @@ class Flat:
             parameter.attach(grad=self._grad[part].reshape(parameter.declared))
 
     def release(self) -> None:
-        """Keep no trained values here: the parameters have been attached to other memory."""
+        """Free the trained values, after the parameters have been attached to other memory."""
         self.data_and_loss = self.xp.empty(0, self.dtype)
         self._data = self.data_and_loss
 
     def written(self) -> None:
-        """Say that ``data`` has been written: a backward that needs the old values must not run."""
+        """Record a write into ``data``, so that backwards that need the old values are refused."""
         written(self.data_and_loss)
 
     def arrays(self) -> list[Array]:
@@ -117,20 +117,20 @@ class Flat:
         _copy("grad", self._grad, value)
 
 
-def _copy(name: str, held: Array, value: Array) -> None:
-    """``flat.data = value``: the parameters are views of the array, so its memory stays."""
-    if value is held:  # the end of an operation in place: flat.grad *= 0.5
+def _copy(name: str, array: Array, value: Array) -> None:
+    """``flat.data = value`` copies, since the parameters are views of the array."""
+    if value is array:  # as after an operation in place, such as flat.grad *= 0.5
         return
-    if getattr(value, "shape", None) != held.shape or value.dtype != held.dtype:
+    if getattr(value, "shape", None) != array.shape or value.dtype != array.dtype:
         raise ValueError(
-            f"flat.{name} is {held.dtype} of {held.shape}: assign an array of this dtype and "
+            f"flat.{name} is {array.dtype} of {array.shape}: assign an array of this dtype and "
             "shape, whose values are copied"
         )
-    held[...] = value
+    array[...] = value
 
 
 def in_a_row(named: dict[str, Parameter]) -> tuple[dict[str, slice], int]:
-    """Where parameters lie if they are put one behind the other, and how long that is."""
+    """The slice of each parameter in an array of all, one after another, and its length."""
     slices, start = {}, 0
     for name, parameter in named.items():
         slices[name] = slice(start, start + parameter.size)

@@ -55,7 +55,10 @@ def normal(std: float) -> Initialiser:
 
 
 def he_normal(fan_in: int) -> Initialiser:
-    """Normal with variance 2/fan_in: keeps activations' size through ReLUs (1502.01852)."""
+    """Normal with variance 2/fan_in, which keeps the size of activations through ReLUs.
+
+    He et al., arXiv 1502.01852.
+    """
     return Normal((2 / max(1, fan_in)) ** 0.5)
 
 

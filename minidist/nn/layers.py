@@ -101,7 +101,7 @@ class Flatten(Module):
 class Blocks(dict[str, Module]):
     """The blocks of a Sequential by name. After ``init`` none can be exchanged, added or removed.
 
-    Its parameters would not lie in the flat array, so that no optimizer would ever step them.
+    The parameters of a new block would not lie in the flat array, so no optimizer would step them.
     """
 
     fixed = False
@@ -111,8 +111,8 @@ class Blocks(dict[str, Module]):
             if self.fixed:
                 raise TypeError(
                     "blocks cannot be exchanged, added or removed after init: their parameters lie "
-                    "in the model's flat array, and others would not. Declare a new Sequential, "
-                    "init it, and load(..., partial=True) the values that it should take over"
+                    "in the model's flat array, and new ones would not. Declare a new Sequential, "
+                    "init it, and load(..., partial=True) the values that it should have"
                 )
             return getattr(super(), name)(*given)
 
@@ -134,8 +134,9 @@ class Blocks(dict[str, Module]):
 class Sequential(Module):
     """Blocks applied in order, named "0", "1", ...; a slice is a Sequential with the same names.
 
-    ``input_shape`` is the shape of one sample, if known: a pipeline needs it to cut equal stages.
+    ``input_shape`` is the shape of one sample; a pipeline needs it to cut equal stages.
 
+    >>> from minidist.nn import ReLU
     >>> model = Sequential(Linear(4, 3), ReLU(), Linear(3, 2))
     >>> list(model[1:].named_parameters())
     ['2.weight', '2.bias']
@@ -169,15 +170,15 @@ class Sequential(Module):
         return sliced
 
     def forward(self, x: Any) -> Tensor:
-        given = x
+        inputs = x
         try:
             for block in self.blocks.values():
                 x = block(x)
         except ops.ShapeError as error:
-            if self.is_one_sample(given):
+            if self.is_one_sample(inputs):
                 raise ops.ShapeError(
-                    f"{error}. Is the input {given.shape} one sample, without a batch axis? Add "
-                    "it, x[None], or let predict(model, dataset, raw) prepare a raw sample"
+                    f"{error}. Is the input {inputs.shape} one sample, without a batch axis? Add "
+                    "it with x[None], or let predict(model, dataset, raw) prepare a raw sample"
                 ) from error
             raise
         return x
@@ -212,7 +213,7 @@ class Residual(Module):
         return ops.add(x, self.inner(x))
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
-        """The sum saves nothing; blocks(x) is saved only if the last block saves its output."""
+        """The sum saves nothing; blocks(x) is kept only if the last block saves its output."""
         inner = self.inner.cost(shape, itemsize)
         if inner.shape != shape:
             raise ops.ShapeError(f"Residual: the blocks turn {shape} into {inner.shape}")

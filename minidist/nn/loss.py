@@ -1,14 +1,14 @@
 """The contract of losses: sums over targets, divided by a count of the *global* batch's targets.
 
-``loss(output, targets, count)`` is what every parallel method calls. All parts of a batch are
-divided by the same number, so their losses and gradients *add up* to the serial ones. Uneven shards
-and unequal token counts need no correction.
+Every parallel method calls ``loss(output, targets, count)``. All parts of a batch are divided by
+the same count, so their losses and gradients *add up* to the serial ones. Uneven shards and unequal
+token counts need no correction.
 
-What counts is the loss's to say, and only the loss's: ``loss.count(targets)`` is that number, and
-``loss.guesses`` says which outputs are right, for accuracies. Targets that a loss ignores are left
-out of both. The count is that of PyTorch's mean: the number of targets, or with class weights the
-sum of their weights. There is no mean over no targets: a batch of which all are ignored is refused
-(PyTorch's loss is NaN then).
+Only the loss defines which targets count: ``loss.count(targets)`` returns their count, and
+``loss.guesses`` how many outputs are right, for accuracies. Both leave out targets that the loss
+ignores. The count is that of PyTorch's mean: the number of targets, or with class weights the sum
+of their weights. A batch all of whose targets are ignored has no mean, and is refused (PyTorch's
+loss is NaN then).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from minidist.ops.operands import DTypeError
 class Loss(Module):
     """Base of all losses: ``forward(output, targets, count=None)``.
 
-    One of your own defines ``forward`` and ``cost``. If not every target counts alike, it defines
-    ``count``, too, and sets ``counts_values``. With ``reduction="none"`` the output is the loss of
-    each target, which no method can train on.
+    A loss of your own defines ``forward`` and ``cost``. If targets count differently, it also
+    defines ``count`` and sets ``counts_values``. With ``reduction="none"`` the output is the loss
+    of each target; methods cannot train on it.
     """
 
     counts_values = False  # whether ``count`` depends on the targets' values, not on their shape
     reduction = "mean"
 
     def count(self, targets: Array) -> float:
-        """By how much the loss over these targets is divided, by default their number."""
+        """What the sum of the losses of these targets is divided by; by default their number."""
         return math.prod(targets.shape)
 
     def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
-        """(right, all) guesses of classes in an output; (0, 0) if there are no classes to guess."""
+        """(right guesses, all guesses) of classes; (0, 0) if the targets are not classes."""
         return 0, 0
 
     def numbers(self, targets: Any) -> Any:
@@ -46,8 +46,8 @@ class Loss(Module):
         kind = getattr(getattr(targets, "dtype", None), "kind", "f")
         if kind in "iu":
             raise DTypeError(
-                f"{type(self).__name__} wants numbers, and the targets are {targets.dtype}, as "
-                'classes are: make them floats where the data is made, y.astype("float32"), or '
-                "take CrossEntropy for classes"
+                f"{type(self).__name__} takes floating numbers, and the targets are "
+                f'{targets.dtype}, as class numbers are: convert them with y.astype("float32") '
+                "where the data is made, or use CrossEntropy for classes"
             )
         return targets

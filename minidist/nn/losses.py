@@ -1,4 +1,4 @@
-"""Losses of numbers and of chances. What a loss is to a method: see loss.py."""
+"""Losses of numbers and of probabilities. See loss.py for their contract."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class MeanSquaredError(Loss):
 
 
 class Huber(Loss):
-    """Squared error near the target, and from a distance of ``delta`` on the distance alone.
+    """Squared error within ``delta`` of the target, and beyond it linear in the distance.
 
-    Outliers pull less than in ``MeanSquaredError``: the gradient is never longer than ``delta``.
+    Outliers have less influence than in ``MeanSquaredError``: the gradient is limited to ±delta.
     """
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
@@ -56,16 +56,16 @@ class Huber(Loss):
 
 
 class BinaryCrossEntropy(Loss):
-    """Cross-entropy of two classes, from logits: targets of the same shape, in [0, 1].
+    """Cross-entropy of two classes, from logits; targets of the same shape, in [0, 1].
 
-    Or truth values: batches make 0 and 1 of them.
+    Targets may be booleans: batches convert them to 0 and 1.
     """
 
     def __init__(self, reduction: str = "mean") -> None:
         self.reduction = reduction
 
     def guesses(self, output: Tensor, targets: Array) -> tuple[int, int]:
-        """A positive logit guesses the class 1."""
+        """The guess is class 1 for a positive logit."""
         right = (output.data > 0) == (targets > 0.5)
         return int(right.sum()), right.size
 

@@ -2,7 +2,7 @@
 
 Each parameter is filled from a generator keyed by (seed, its full name), so a pipeline stage that
 is built alone has exactly the numbers of the whole model. See flat.py for the memory of
-parameters, and cost.py for the cost of layers.
+parameters, saving.py for ``state`` and ``load``, and cost.py for the cost of layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from minidist.engine.array import DType
 from minidist.engine.kernels import accumulator
 from minidist.engine.seeds import generator
 from minidist.engine.tensor import Tensor
-from minidist.engine.versions import written
 from minidist.nn.cost import LayerCost, in_a_row
 from minidist.nn.flat import Flat
 from minidist.nn.parameter import (
@@ -30,6 +29,7 @@ from minidist.nn.parameter import (
     UninitialisedError,
     set_trained,
 )
+from minidist.nn.saving import Saving
 
 __all__ = [
     "Buffer",
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 
-SETTINGS = frozenset((bool, int, float, str, type(None)))  # attributes that hold nothing
+SETTINGS = frozenset((bool, int, float, str, type(None)))  # types of attributes without parameters
 
 
-class Module:
+class Module(Saving):
     """A layer or a model. Its parameters and inner modules are found among its attributes.
 
     To write a layer, declare ``Parameter`` attributes in ``__init__`` and compute in ``forward``.
@@ -55,10 +55,9 @@ class Module:
     """
 
     flat: Flat
-    prefix: str = ""
     path: str = ""  # this module's full name in the model that was initialised
     training: bool = True
-    fixed: bool = False  # in a model that was initialised: its parts cannot be exchanged
+    fixed: bool = False  # set by ``init``: from then on its parts cannot be exchanged
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward(): every layer defines one")
@@ -84,8 +83,8 @@ class Module:
         self._visit(prefix, found, set())
         return found
 
-    # A method and not a function inside: that would refer to itself, and so keep the parameters in
-    # memory until the garbage collector comes.
+    # A method, since an inner function that calls itself is a reference cycle: it would keep the
+    # parameters in memory until the garbage collector runs.
     def _visit(self, prefix: str, found: dict[str, Parameter], seen: set[int]) -> None:
         for name, child in self.children():
             if isinstance(child, Module):
@@ -128,10 +127,10 @@ class Module:
     def freeze(self, *patterns: str) -> Self:
         """Train no parameter whose full name matches one of ``patterns``, such as ``"0.*"``.
 
-        Without patterns: no parameter at all. Before or after ``init``; a frozen parameter has no
-        gradient, so an optimizer cannot change it. An optimizer that has stepped with other
-        parameters refuses to go on: make a new one. Raises ValueError for a pattern that matches
-        nothing, RuntimeError if a method trains the model already.
+        Without patterns, all parameters are frozen. Call it before or after ``init``. A frozen
+        parameter has no gradient, so an optimizer cannot change it. An optimizer that has stepped
+        with other parameters refuses to continue: make a new one. Raises ValueError for a pattern
+        that matches nothing, RuntimeError if a method trains the model already.
 
         >>> from minidist.nn import Linear, Sequential
         >>> model = Sequential(Linear(4, 3), Linear(3, 2)).freeze("0.*").init(0)
@@ -176,9 +175,9 @@ class Module:
                 if attribute == "flat" or _has_parts(part):
                     raise AttributeError(
                         f"{type(self).__name__}.{attribute} cannot be exchanged after init: its "
-                        "parameters lie in the model's flat array, and others would not. To change "
-                        "values, assign to parameter.data or call model.load(..., partial=True); "
-                        "to change the model, declare a new one"
+                        "parameters lie in the model's flat array, and new ones would not. To "
+                        "change values, assign to parameter.data or call model.load(..., "
+                        "partial=True); to change the model, declare a new one"
                     )
         super().__setattr__(attribute, value)
 
@@ -204,13 +203,13 @@ class Module:
         named = self.named_parameters()
         kind = np.dtype(dtype or arrays.default_dtype())
         if kind.kind != "f":
-            raise TypeError(f"init: parameters are floating numbers, and {kind} is not")
+            raise TypeError(f"init: parameters are floating numbers, and {kind} is no such dtype")
         for path, module in self.named_modules().items():
             if module is not self and module.initialised:
                 raise ValueError(
                     f"init: block {path!r} of the model was initialised before, by itself, and "
-                    "would lose its values: declare it anew, init the whole model, then "
-                    "load(..., partial=True) the values under the names that they have here"
+                    "would lose its values: declare it again, call init on the whole model, then "
+                    "load(..., partial=True) the values under their names in the whole model"
                 )
         vars(self)["flat"] = Flat(named, kind, device)
         xp = arrays.module(device)
@@ -227,7 +226,7 @@ class Module:
         return self
 
     def _fix(self) -> None:
-        """No part of this module can be exchanged from now on."""
+        """From now on, refuse to exchange parts of this module: lists of them become tuples."""
         for name, value in vars(self).items():
             if isinstance(value, list) and _has_parts(value):
                 vars(self)[name] = tuple(value)
@@ -237,67 +236,11 @@ class Module:
         """Set every gradient to zero; ``backward`` adds to it.
 
         To save an addition, the next backward overwrites each parameter's zeros with the first
-        gradient. So do not write into ``grad`` between ``zero_grad`` and ``backward``.
+        gradient. So whatever is written into ``grad`` in place between the two is lost.
         """
         self.flat.grad_and_loss.fill(0)
         for parameter in self.flat.parameters:
-            parameter.fresh = True
-
-    def state(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter and buffer on the host, by name."""
-        return {
-            name: arrays.to_host(held.data).copy()
-            for name, held in (self.named_parameters() | self.named_buffers()).items()
-        }
-
-    def load(self, state: dict[str, np.ndarray], partial: bool = False) -> Self:
-        """Copy values from ``state``, which must have exactly this model's names and shapes.
-
-        With ``partial``, parameters that are not in ``state`` keep their values. All checks come
-        first: if load raises, nothing has changed.
-        """
-        named = self.named_parameters() | self.named_buffers()
-        wrong = state.keys() - named.keys() if partial else named.keys() ^ state.keys()
-        if wrong:
-            raise KeyError(
-                f"load: model and state differ in {sorted(wrong)}"
-                + ("" if partial else ": for a part of the names, pass partial=True")
-            )
-        for name, value in state.items():
-            if np.shape(value) != named[name].declared:
-                raise ValueError(
-                    f"load: {name} is {named[name].declared} in the model "
-                    f"and {np.shape(value)} in the state"
-                )
-            if np.asarray(value).dtype.kind not in "fiub":
-                raise TypeError(f"load: {name} is {np.asarray(value).dtype} in the state")
-        held = {name: named[name].data for name in state}
-        cast = {name: narrowed(f"load: {name}", state[name], held[name].dtype) for name in state}
-        for name, into in held.items():
-            into[...] = arrays.module_of(into).asarray(cast[name])
-            written(into)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state of a copy or pickle: without the flat arrays, which ``__setstate__`` makes."""
-        return {name: value for name, value in vars(self).items() if name != "flat"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        named = self.named_parameters()
-        if not named or not all(parameter.initialised for parameter in named.values()):
-            return  # declared, not initialised
-        values = {name: parameter.data for name, parameter in named.items()}
-        grads = {name: parameter.grad for name, parameter in named.items()}
-        first = next(iter(values.values()))
-        vars(self)["flat"] = Flat(named, first.dtype, arrays.module_of(first))
-        for name, parameter in named.items():
-            parameter.data[...] = values[name]
-            if parameter.grad is not None:
-                parameter.grad[...] = grads[name]
-        for module in self.named_modules().values():
-            if module is not self:
-                vars(module).pop("flat", None)  # temporary, the whole model's remain
+            parameter.zeroed = True
 
     def cost(self, shape: Shape, itemsize: int = 4) -> LayerCost:
         """The cost of this layer on an input of ``shape``, batch first."""
@@ -317,24 +260,13 @@ class Module:
 
 
 def _has_parts(value: Any) -> bool:
-    """Whether ``value`` is a parameter or a module, or a list with some."""
+    """Whether ``value`` is a parameter or a module, or a list that contains one."""
     if isinstance(value, (list, tuple)):
         return any(isinstance(item, (Parameter, Module)) for item in value)
     return isinstance(value, (Parameter, Module))
 
 
-def narrowed(what: str, value: Any, dtype: DType) -> np.ndarray:
-    """``value`` in a dtype that has every one of its numbers, if rounded; else ValueError."""
-    found, dtype = np.asarray(value), np.dtype(dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = found.astype(dtype)
-    lost = np.isfinite(found) & ~np.isfinite(cast) if dtype.kind == "f" else cast != found
-    if lost.any():
-        raise ValueError(f"{what} is {dtype} in the model, which has no {found[lost].flat[0]}")
-    return cast
-
-
 def _drawn(parameter: Parameter, seed: int) -> np.ndarray:
-    """A parameter's initial values, keyed by (seed, full name)."""
+    """A parameter's initial values, drawn by (seed, full name)."""
     draw = generator(seed, "init", parameter.name)
     return parameter.initialiser(draw, parameter.declared)

@@ -53,15 +53,15 @@ class BatchNorm(Module):
     """Mean 0 and variance 1 of each channel over the batch, then a learned scale and shift.
 
     In training the statistics are those of the batch. Their running averages are used in
-    evaluation: average ← (1 - momentum) · average + momentum · statistic. A forward that is not one
-    more step of training (a recomputation, a measurement) leaves them as they are, and so does an
+    evaluation: average ← (1 - momentum) · average + momentum · statistic. A forward that is not a
+    step of training (a recomputation, a measurement) does not change them, and neither does an
     empty batch.
 
     In parallel training a method cuts the global batch into parts, and each part (a rank's shard, a
-    microbatch) is normalized by *its own* statistics. That is another function than serial
-    training's, so no method equals serial training then, and the parts' sizes matter. The running
-    averages differ by rank too. ``SyncBatchNorm`` normalizes by the whole batch; layer norm does
-    not look at other samples at all.
+    microbatch) is normalized by *its own* statistics. That is not the function of serial training,
+    so no method equals serial training then, and the sizes of the parts matter. The running
+    averages differ between ranks, too. ``SyncBatchNorm`` normalizes by the whole batch; layer norm
+    does not depend on other samples.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
@@ -81,7 +81,7 @@ class BatchNorm(Module):
         return y
 
     def _average(self, mean: Array, variance: Array, count: int) -> None:
-        """Move the running averages towards the statistics of ``count`` values a channel."""
+        """Update the running averages with the statistics of ``count`` values per channel."""
         if count < 2 or not current_mode().updating:
             return
         variance = variance * (count / (count - 1))  # the unbiased estimate
@@ -101,9 +101,10 @@ class SyncBatchNorm(BatchNorm):
 
     In data parallelism, with one microbatch, each rank then normalizes its shard as serial training
     normalizes the global batch, and the running averages are the same on every rank. It costs three
-    small all-reduces, which ``Method.cost`` does not know of: for c channels 8c + 8 and 16c bytes
-    in the forward, 16c in the backward. Every rank of ``comm`` must compute, also on an empty
-    shard. Parts of a batch that are computed one after the other (microbatches) still differ.
+    small all-reduces, which ``Method.cost`` does not include: for c channels, of 8c + 8 and 16c
+    bytes in the forward, and of 16c in the backward. Every rank of ``comm`` must call it, even on
+    an empty shard. Microbatches, which are computed one after another, still have their own
+    statistics.
 
         model = Sequential(Linear(4, 8), SyncBatchNorm(8, comm), ReLU(), Linear(8, 2))
     """

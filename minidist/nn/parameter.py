@@ -29,7 +29,7 @@ class UninitialisedError(RuntimeError):
     """A layer was used before ``init(seed)`` gave its parameters memory and values."""
 
 
-# The two slots of a tensor: how to read them, and how to change the memory without a copy.
+# Read and set the two slots of a tensor, without the copy that an assignment to a parameter makes.
 _GET = {name: Tensor.__dict__[name].__get__ for name in ("data", "grad")}
 _SET = {name: Tensor.__dict__[name].__set__ for name in ("data", "grad")}
 _DELETE_DATA = Tensor.__dict__["data"].__delete__
@@ -41,25 +41,25 @@ class Parameter(Tensor):
     ``on_ready`` is a list of functions. Each backward calls them with the parameter when its
     gradient is complete; communication that overlaps with the backward starts there.
 
-    A parameter's name is its path in the model, such as ``"2.weight"``. If several blocks share a
-    parameter, pass a ``name`` (``shared_name``) instead. It is then the same parameter, with the
-    same initial values, in every part of the model.
+    A parameter's name is its path in the model, such as ``"2.weight"``. For a parameter that
+    several blocks share, pass a ``name`` (``shared_name``) instead. It is then the same parameter,
+    with the same initial values, in every part of the model.
 
-    ``parameter.data = array`` copies the values into the parameter's memory, and so does
-    ``parameter.grad = array``: the memory belongs to the flat array. ``attach`` changes the memory.
-    ``requires_grad = False`` freezes it, before or after ``init``.
+    ``parameter.data = array`` and ``parameter.grad = array`` copy the values into the parameter's
+    memory, which is a part of the flat array. ``attach`` changes the memory. ``requires_grad =
+    False`` freezes the parameter, before or after ``init``.
     """
 
     __slots__ = (
         "absent",
         "declared",
-        "fresh",
         "home",
         "initialiser",
         "name",
         "on_ready",
         "owner",
         "shared_name",
+        "zeroed",
     )
 
     def __init__(self, shape: Shape, initialiser: Initialiser, name: str = "") -> None:
@@ -68,16 +68,16 @@ class Parameter(Tensor):
         self.initialiser = initialiser
         self.shared_name = name
         self.name = name
-        self.absent = ""  # why a method has taken the values away, if it has
-        self.fresh = False  # true from zero_grad until the first gradient is written
+        self.absent = ""  # why the values are not on this rank; "" if they are
+        self.zeroed = False  # whether grad is 0 since zero_grad, to be overwritten by the next one
         self.node = Node((), None, shape, self)
         self.on_ready: list[Callable[[Parameter], None]] = []
         self.home: ReferenceType[Flat] | None = None  # the flat arrays that it lies in
-        self.owner = ""  # the method that trains it, which has cut its memory
+        self.owner = ""  # the name of the method that trains it
         _SET["grad"](self, None)
 
     def __getattr__(self, attribute: str) -> Any:
-        # Python comes here only when the attribute is missing: no cost once initialised.
+        # Python calls this only for a missing attribute, so it costs nothing after init.
         if attribute == "data" and self.absent:
             raise UninitialisedError(f"parameter {self.name} is not here: {self.absent}")
         if attribute == "data":
@@ -88,9 +88,11 @@ class Parameter(Tensor):
         raise AttributeError(attribute)
 
     def redeclare(self, shape: Shape, initialiser: Initialiser) -> None:
-        """Before ``init``: another shape and other initial values, such as a part of the old."""
+        """Before ``init``, take another shape and other initial values, such as a part of them."""
         if self.grad is not None:
-            raise RuntimeError(f"{self.name or 'the parameter'} is initialised: declare it anew")
+            raise RuntimeError(
+                f"{self.name or 'the parameter'} is initialised already: declare a new model"
+            )
         self.declared, self.initialiser = shape, initialiser
         if self.node is not None:  # a frozen one has none
             self.node = Node((), None, shape, self)
@@ -111,9 +113,9 @@ class Parameter(Tensor):
         return _has_data(self)
 
     def attach(self, data: Array | None = None, grad: Array | None = None) -> None:
-        """Take this memory as the values, or as the gradient, from now on: nothing is copied.
+        """Use these arrays as the values and as the gradient from now on: nothing is copied.
 
-        For whoever moves parameters, such as a method that keeps several versions of them.
+        For methods that move parameters, such as one that keeps several versions of them.
         """
         for name, array in (("data", data), ("grad", grad)):
             if array is not None:
@@ -124,37 +126,37 @@ class Parameter(Tensor):
                 _SET[name](self, array)
 
     def drop_grad(self) -> None:
-        """Have no gradient, as a frozen parameter."""
+        """Have no array for the gradient, as a frozen parameter."""
         _SET["grad"](self, None)
 
     def _assign(self, attribute: str, value: Any) -> None:
         """Copy ``value`` into the memory of ``data`` or ``grad``."""
-        held = self.data if attribute == "data" else self.grad
+        memory = self.data if attribute == "data" else self.grad
         what = f"{attribute} of parameter {self.name or 'of shape ' + str(self.declared)}"
-        if held is None:
+        if memory is None:
             raise UninitialisedError(
-                f"{what}: there is no memory for it: "
+                f"{what} has no memory: "
                 + ("it is frozen" if _has_data(self) else "call model.init(seed) first")
             )
-        if value is not held:  # the end of an operation in place: parameter.data += 1
+        if value is not memory:  # it is after an operation in place, such as parameter.data += 1
             if value is None:
                 raise TypeError(f"{what} cannot be None: model.zero_grad() sets gradients to zero")
             if isinstance(value, Tensor):
                 raise TypeError(f"{what} is an array: assign tensor.data")
             if not hasattr(value, "dtype"):
-                value = arrays.module_of(held).asarray(value, dtype=held.dtype)
-            if value.shape != held.shape:
-                raise ValueError(f"{what} has shape {held.shape}, the new value {value.shape}")
-            if value.dtype != held.dtype:
+                value = arrays.module_of(memory).asarray(value, dtype=memory.dtype)
+            if value.shape != memory.shape:
+                raise ValueError(f"{what} has shape {memory.shape}, the new value {value.shape}")
+            if value.dtype != memory.dtype:
                 raise TypeError(
-                    f"{what} is {held.dtype}, the new value {value.dtype}: assign "
-                    f'value.astype("{held.dtype}")'
+                    f"{what} is {memory.dtype}, the new value {value.dtype}: assign "
+                    f'value.astype("{memory.dtype}")'
                 )
-            held[...] = value
+            memory[...] = value
         if attribute == "data":
-            written(held)
+            written(memory)
         else:
-            self.fresh = False  # what was assigned is added to, not overwritten
+            self.zeroed = False  # the next gradient is added to what was assigned
 
     @property
     def requires_grad(self) -> bool:
@@ -165,9 +167,9 @@ class Parameter(Tensor):
         set_trained([self], wanted)
 
     def __reduce__(self) -> Any:
-        """Copy or pickle with separate memory, and without hooks.
+        """Copy or pickle with memory of its own, and without hooks.
 
-        ``Module`` then puts its parameters into one flat array again.
+        A copied ``Module`` then puts its parameters into one flat array again.
         """
         declared = type(self), self.declared, self.initialiser, self.shared_name, self.name
         arrays = self.data.copy() if _has_data(self) else None, copied(self.grad)
@@ -178,16 +180,16 @@ class Parameter(Tensor):
         total = self.grad
         if total is None:  # frozen since the forward
             return
-        fresh, self.fresh = self.fresh, False
+        zeroed, self.zeroed = self.zeroed, False
         if type(grad) is Into:
-            grad = grad.write(total if fresh else None)
+            grad = grad.write(total if zeroed else None)
         elif callable(grad):
             grad = grad()
         if grad is total:
             return
         if getattr(grad, "shape", ()) != self.declared:
             raise GradientShapeError(getattr(grad, "shape", ()))
-        if fresh:
+        if zeroed:
             total[...] = grad
         else:
             total += grad
@@ -218,15 +220,15 @@ def set_trained(parameters: list[Parameter], wanted: bool) -> None:
     for one in changing:
         if one.owner:
             raise RuntimeError(
-                f"{one.name} is trained by {one.owner}, which has cut its memory by now: freeze or "
-                "unfreeze parameters before you pass the model to a method"
+                f"{one.name} is trained by {one.owner}, which has already chosen its memory: "
+                "freeze or unfreeze parameters before you pass the model to a method"
             )
         home = one.home() if one.home is not None else None
         if _has_data(one):
             if home is None or version_of(one.data) not in home.versions:
                 raise RuntimeError(
-                    f"{one.name} does not lie in its model's flat arrays (any more): freeze or "
-                    "unfreeze it before the model is initialised"
+                    f"{one.name} does not lie in its model's flat arrays: freeze or unfreeze it "
+                    "before the model is initialised"
                 )
             homes[id(home)] = home
     for one in changing:
@@ -256,9 +258,10 @@ def _restored(
 class Buffer:
     """An array that belongs to a layer but is not trained, such as batch norm's running mean.
 
-    Declared with a shape and one value; ``Module.init`` allocates it as ``data``, in ``dtype`` or,
-    without one, in the dtype of the parameters, but float32 for float16: a running variance of
-    numbers above 256 is no float16. ``state`` and ``load`` include it.
+    It is declared with a shape and one value for all elements; ``Module.init`` allocates ``data``.
+    Its dtype is ``dtype`` or, without one, that of the parameters; float32 for float16 parameters,
+    because the variance of numbers above 256 overflows in float16. ``state`` and ``load`` include
+    buffers.
     """
 
     def __init__(self, shape: Shape, value: float, dtype: DType | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What a declared model is, as a key: two with equal signatures cost and cut alike.
+"""A key for declared models: models with equal signatures have the same costs.
 
-Ranks of one process each declare the same model. What follows from its declaration (where to cut
-it, what its blocks cost) can then be worked out once, by ``Comm.once``, under the signature.
+Each rank of a process declares the same model. Values that follow from its declaration (where to
+cut it, what its blocks cost) are then computed once, by ``Comm.once`` with the signature as key.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ SIMPLE = (bool, int, float, str, type(None))
 def signature(value: Any) -> Any:
     """A hashable key of a module: classes, settings, and shapes and names of parameters.
 
-    Initial values are no part of it. A setting that is no number, text, or collection of those is
-    equal only to itself.
+    Initial values do not matter. A setting that is not a number, a text or a collection of these
+    equals only itself.
 
     >>> from minidist.nn import Linear, Sequential
     >>> signature(Sequential(Linear(3, 4))) == signature(Sequential(Linear(3, 4)))
@@ -31,7 +31,7 @@ def signature(value: Any) -> Any:
 def _of(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, SIMPLE):
         return type(value), value
-    if isinstance(value, Parameter):  # shared parameters are one: by when they were met first
+    if isinstance(value, Parameter):  # the index tells which parameters are shared
         return value.declared, value.shared_name, seen.setdefault(id(value), len(seen))
     if isinstance(value, Buffer):
         return value.declared, value.value
@@ -45,7 +45,7 @@ def _of(value: Any, seen: dict[int, int]) -> Any:
 
 
 class Same:
-    """Equal to another of the same object, and to nothing else."""
+    """Equal only to a ``Same`` of the same object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -1,6 +1,7 @@
 """Every op: a function of tensors, with the forward and the backward in one place.
 
-One file for each family. An op looks like its formula. A user writes an own op in the same way:
+There is one file for each family. An op looks like its formula. A user's own op is written in the
+same way:
 
     def cube(x):
         data = x.data
@@ -47,14 +48,12 @@ from minidist.ops.elementwise import (
     cos,
     divide,
     exp,
-    exponential,
     log,
     log1p,
     maximum,
     minimum,
     multiply,
     negative,
-    power,
     sin,
     sqrt,
     subtract,
@@ -71,6 +70,7 @@ from minidist.ops.matmul import linear, matmul
 from minidist.ops.normalization import layer_norm, rms_norm
 from minidist.ops.operands import DTypeError, ShapeError
 from minidist.ops.pooling import avg_pool2d, max_pool2d
+from minidist.ops.power import exponential, power
 from minidist.ops.reduction import logsumexp, max, mean, min, norm, std, sum, var
 from minidist.ops.rotary import rotary
 from minidist.ops.shape import (

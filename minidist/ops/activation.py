@@ -1,8 +1,8 @@
 """Nonlinearities: nonlinear functions of one tensor, element by element.
 
-If the derivative is a formula of the result (tanh, sigmoid, relu), the result is saved for the
+If the derivative can be computed from the result (tanh, sigmoid, relu), the result is saved for the
 backward: the next layer saves it anyway. For GELU and SiLU the *derivative itself* is computed in
-the forward, from the same intermediate values, and is the only array that is saved.
+the forward, from the same intermediate values, and only it is saved.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ def sigmoid_array(xp: Any, x: Array) -> Array:
 
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (arXiv 1702.03118)."""
-    return _with_slope("silu", x, _silu)
+    return _with_derivative("silu", x, _silu)
 
 
 @fused
-def _silu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+def _silu(xp: Any, x: Array, y: Array, derivative: Array | None) -> None:
     x = wide(x)
     s = sigmoid_array(xp, x)
     xp.multiply(x, s, out=y)
-    if slope is not None:
-        slope[...] = s + y * (1 - s)
+    if derivative is not None:
+        derivative[...] = s + y * (1 - s)
 
 
 def gelu(x: Tensor, exact: bool = False) -> Tensor:
@@ -117,16 +117,16 @@ def gelu(x: Tensor, exact: bool = False) -> Tensor:
     The default is Hendrycks' and Gimpel's approximation 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))),
     as in GPT-2; ``exact=True`` uses the error function, as PyTorch does by default.
     """
-    return _with_slope("gelu", x, _gelu_exact if exact else _gelu)
+    return _with_derivative("gelu", x, _gelu_exact if exact else _gelu)
 
 
 @fused
-def _gelu(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+def _gelu(xp: Any, x: Array, y: Array, derivative: Array | None) -> None:
     x = wide(x)
     a = _gelu_factor(xp, x)
     inner = a * x
     xp.tanh(inner, out=inner)
-    _gelu_outer(xp, x, y, slope, a, inner)
+    _gelu_outer(xp, x, y, derivative, a, inner)
 
 
 SCALE = math.sqrt(2 / math.pi)
@@ -134,7 +134,7 @@ SCALE = math.sqrt(2 / math.pi)
 
 @fused
 def _gelu_factor(xp: Any, x: Array) -> Array:
-    """a = √(2/π) (1 + 0.044715 x²): tanh is taken of a x."""
+    """a = √(2/π) (1 + 0.044715 x²), so that the tanh is that of a x."""
     a = xp.multiply(x, x)
     a *= SCALE * 0.044715
     a += SCALE
@@ -142,37 +142,39 @@ def _gelu_factor(xp: Any, x: Array) -> Array:
 
 
 @fused
-def _gelu_outer(xp: Any, x: Array, y: Array, slope: Array | None, a: Array, scratch: Array) -> None:
-    """Fill y and ``slope`` from the tanh, which is in ``scratch``."""
-    cdf = scratch
+def _gelu_outer(
+    xp: Any, x: Array, y: Array, derivative: Array | None, a: Array, scratch: Array
+) -> None:
+    """Fill y and ``derivative`` from the tanh, which is in ``scratch``."""
+    cdf = scratch  # Φ = (1 + tanh) / 2
     cdf *= 0.5
     cdf += 0.5
     xp.multiply(x, cdf, out=y)
-    if slope is not None:  # Φ + x Φ' = Φ + 2 y (1 - Φ) √(2/π) (1 + 3 · 0.044715 x²)
+    if derivative is not None:  # Φ + x Φ' = Φ + 2 y (1 - Φ) √(2/π) (1 + 3 · 0.044715 x²)
         rest = a * 6
         rest -= 4 * SCALE  # and 2 √(2/π) (1 + 3 · 0.044715 x²) = 6 a - 4 √(2/π)
         rest *= y
-        xp.subtract(1, cdf, out=slope)
-        slope *= rest
-        slope += cdf
+        xp.subtract(1, cdf, out=derivative)
+        derivative *= rest
+        derivative += cdf
 
 
 @fused
-def _gelu_exact(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
+def _gelu_exact(xp: Any, x: Array, y: Array, derivative: Array | None) -> None:
     x = wide(x)
-    # It is added to 1, so only float64 needs an error function that is exact near 0.
+    # erf is added to 1, so only float64 needs one that is accurate near 0.
     error_function = erf_array if x.dtype.itemsize > 4 else _erf_far
     cdf = error_function(xp, x * math.sqrt(0.5))
     cdf += 1
     cdf *= 0.5
     xp.multiply(x, cdf, out=y)
-    if slope is not None:  # Φ(x) + x φ(x)
+    if derivative is not None:  # Φ(x) + x φ(x)
         density = x * x
         density *= -0.5
         xp.exp(density, out=density)
         density *= 1 / math.sqrt(2 * math.pi)
         density *= x
-        xp.add(cdf, density, out=slope)
+        xp.add(cdf, density, out=derivative)
 
 
 def erf(x: Tensor) -> Tensor:
@@ -187,18 +189,18 @@ def erf(x: Tensor) -> Tensor:
     return Tensor.of(y, (x,), backward)
 
 
-def _with_slope(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
-    """An op from ``formula(xp, x, y, slope)``, which fills y = f(x) and slope = f'(x)."""
+def _with_derivative(name: str, x: Tensor, formula: Callable[..., None]) -> Tensor:
+    """An op from ``formula(xp, x, y, derivative)``, which fills y = f(x) and f'(x)."""
     x = floating(x)
     xp, shape = x.xp, x.data.shape
     data = xp.ascontiguousarray(x.data).reshape(-1)
     y = xp.empty_like(data)
-    slope = xp.empty_like(data) if recording(x) else None
+    derivative = xp.empty_like(data) if recording(x) else None
     for part in chunks(data):
-        formula(xp, data[part], y[part], None if slope is None else slope[part])
+        formula(xp, data[part], y[part], None if derivative is None else derivative[part])
 
     def backward(grad: Array) -> Any:
-        return (grad * slope.reshape(shape),)  # type: ignore[union-attr]
+        return (grad * derivative.reshape(shape),)  # type: ignore[union-attr]
 
     backward.__qualname__ = f"{name}.backward"
     return Tensor.of(y.reshape(shape), (x,), backward)
@@ -237,9 +239,9 @@ def erf_array(xp: Any, x: Array) -> Array:
 
 @fused
 def _erf_far(xp: Any, x: Array) -> Array:
-    """The same, faster, from Cody's second formula alone.
+    """The error function faster, by Cody's second formula alone.
 
-    Its error is below 1e-11. Near 0 this is not small relative to erf x, but it is good enough for
+    Its error is below 1e-11. Near 0 that is not small relative to erf x, but it is small enough for
     float32 if the result is added to a larger number.
     """
     size = xp.minimum(xp.abs(x), 6)

@@ -33,12 +33,12 @@ def batch_norm(
 
     Shapes: x (batch, channels, ...), weight and bias (channels,). Mean and variance are those of
     this batch, over all other axes, or ``statistics`` if given (evaluation). Returns the result,
-    the mean and the variance. The statistics depend on all samples of the batch: the results of
-    its parts, each with its own statistics, do *not* equal that of the whole.
+    the mean and the variance. The statistics depend on all samples of the batch: if parts of it are
+    normalized by their own statistics, the results do *not* equal those of the whole.
 
-    If ranks have parts of a batch, ``total(numbers)`` sums a float64 array over them in place; the
-    statistics, and the backward, are then those of the whole batch. It is called twice in the
-    forward and once in the backward. The number of values a channel is appended to
+    If ranks have parts of a batch, ``total(numbers)`` must sum a float64 array over them in place.
+    The statistics and the backward are then those of the whole batch. ``total`` is called twice in
+    the forward and once in the backward. The number of values per channel is appended to
     ``counts``.
     """
     x = as_tensor(x)
@@ -75,8 +75,8 @@ def batch_norm(
         variance = averaged(xp, normed * normed, axes)  # (c,)
     if not fixed and count == 1:
         raise ShapeError(
-            f"batch_norm: input {x.shape} has one value a channel: no variance to divide by. "
-            "Use a larger batch, or eval()"
+            f"batch_norm: input {x.shape} has one value per channel, and so no variance: use a "
+            "larger batch, or eval()"
         )
     if counts is not None:
         counts.append(count)
@@ -97,10 +97,10 @@ def batch_norm(
         grad_x = None
         if scale is not None:
             grad_x = grad
-            if not fixed:  # the subtracted parts: mean(u) + x̂ · mean(u · x̂), with u / w
-                absorbed = normed * (both[0] / max(1, count)).reshape(channel)
-                absorbed += (both[1] / max(1, count)).reshape(channel)
-                grad_x = grad - absorbed
+            if not fixed:  # minus mean(grad) + x̂ · mean(grad · x̂); · w follows
+                from_statistics = normed * (both[0] / max(1, count)).reshape(channel)
+                from_statistics += (both[1] / max(1, count)).reshape(channel)
+                grad_x = grad - from_statistics
             grad_x = grad_x * (scale * inverse).reshape(channel)
         return grad_x, grad_weight, grad_bias
 
@@ -110,9 +110,9 @@ def batch_norm(
 def _of_all_ranks(
     xp: Any, data: Array, axes: tuple[int, ...], channel: Shape, total: Callable[[Array], None]
 ) -> tuple[Array, Array, int]:
-    """Mean and variance of each channel, (c,), and how many values it has, over all ranks.
+    """Mean and variance of each channel, (c,), and its number of values, over all ranks.
 
-    In two passes, for E[x²] - E[x]² loses every digit where the mean is large.
+    In two passes: E[x²] - E[x]² loses all digits if the mean is large.
     """
     channels, sums = data.shape[1], xp.zeros(data.shape[1] + 1)
     sums[:-1] = data.sum(axis=axes, dtype=sums.dtype)
@@ -120,9 +120,8 @@ def _of_all_ranks(
     total(sums)
     count = int(sums[-1])
     mean = sums[:-1] / max(1, count)
-    rest = data - mean.reshape(channel)  # float64
-    sums = xp.concatenate([rest.sum(axis=axes), xp.square(rest).sum(axis=axes)])
+    centred = data - mean.reshape(channel)  # float64; its mean is the rounding error of ``mean``
+    sums = xp.concatenate([centred.sum(axis=axes), xp.square(centred).sum(axis=axes)])
     total(sums)
-    off, variance = sums[:channels] / max(1, count), sums[channels:] / max(1, count)
-    # off: how far the rounded mean is off
-    return (mean + off).astype(data.dtype), variance.astype(data.dtype), count
+    error, variance = sums[:channels] / max(1, count), sums[channels:] / max(1, count)
+    return (mean + error).astype(data.dtype), variance.astype(data.dtype), count

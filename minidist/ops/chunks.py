@@ -2,7 +2,7 @@
 
 A fused op makes many passes over the same numbers. On a large array each pass would read and write
 main memory. On a small piece, only the first and the last pass do; the scratch arrays stay in cache
-and are used again. On a GPU few launches matter more, so the whole array is one piece.
+and are used again. On a GPU it matters more to launch few kernels, so the whole array is one piece.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Collectives as ops: what ranks send each other on the way to one loss, and its gradients back.
+"""Collectives as ops: ranks send values in the forward, and gradients in the backward.
 
 Several ranks compute parts of one loss. A value that goes from rank to rank in the forward has a
-gradient that goes the other way in the backward: the backward of a collective is a collective too,
-its *conjugate*.
+gradient that goes the other way in the backward. So the backward of a collective is a collective
+too, its *conjugate*.
 
     op                  forward                     backward                  its conjugate
     copy_to       (f)   nothing                     all-reduce                reduce_from
@@ -11,14 +11,15 @@ its *conjugate*.
     scatter             take the own part           all-gather                gather
     all_gather          all-gather                  reduce-scatter            reduce_scatter
     reduce_scatter      reduce-scatter              all-gather                all_gather
-    all_to_all          block r goes to rank r      they go back              all_to_all
+    all_to_all          part r goes to rank r       the parts go back         all_to_all
     send                send                        recv                      recv
     recv                recv                        send                      send
 
-Which one is right depends on what the ranks hold. After ``reduce_from`` and ``gather`` all ranks
-hold *one* value, and all compute the same with it: each has its whole gradient, and nothing is to
-be sent. After ``all_gather`` each computes something else with the value: the gradients differ, and
-have to be summed. ``copy_to`` marks the place where one value begins to be used differently.
+Which one is right depends on how the ranks use the value. After ``reduce_from`` and ``gather`` all
+ranks have the same value, and all compute the same from it: each computes its whole gradient, and
+nothing must be sent. After ``all_gather`` each rank computes something else from the value: the
+gradients differ, and must be summed. ``copy_to`` marks the place from which on ranks use a value
+differently.
 
 Every rank of ``comm`` must call each op, and each backward, in the same order. With n elements on p
 ranks, an all-reduce sends 2n(p - 1)/p from each rank, in 2(p - 1) messages; half of it is a
@@ -49,12 +50,12 @@ from minidist.engine.array import Array, module_of
 from minidist.engine.tensor import Tensor, as_tensor
 from minidist.ops.operands import ShapeError, floating_only
 
-Lengths = Sequence[int]  # of each rank's part of an axis
-PartOf = Callable[[Comm, Array, int, Lengths], Array]  # of whole arrays: own_part, sum_of_part
+Lengths = Sequence[int]  # the length of each rank's part of an axis
+PartOf = Callable[[Comm, Array, int, Lengths], Array]  # own_part or sum_of_part
 
 
 def copy_to(x: Any, comm: Comm) -> Tensor:
-    """x, which every rank holds and uses in its own way: Megatron's f. Conjugate: reduce_from."""
+    """x, which all ranks have, and will use differently: Megatron's f. Conjugate: reduce_from."""
     x = floating_only("copy_to", x)
     return Tensor.of(x.data, (x,), lambda grad: (total(comm, grad),))
 
@@ -66,41 +67,42 @@ def reduce_from(x: Any, comm: Comm) -> Tensor:
 
 
 def gather(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
-    """All ranks' parts of ``axis`` side by side, for ranks that compute the same with it.
+    """All ranks' parts joined along ``axis``, for ranks that compute the same from the result.
 
-    ``lengths``: of every rank's part; equal ones if None. Conjugate: scatter.
+    ``lengths`` of all ranks' parts; None: all equal. Conjugate: scatter.
     """
     return _joined("gather", x, comm, axis, lengths, own_part)
 
 
 def scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
-    """This rank's part of ``axis`` of what every rank holds. Conjugate: gather.
+    """This rank's part, along ``axis``, of x, which all ranks have. Conjugate: gather.
 
-    ``lengths``: of every rank's part; as even as can be if None.
+    ``lengths`` of all ranks' parts; None: as equal as possible.
     """
-    return _cut_up("scatter", x, comm, axis, lengths, own_part)
+    return _cut("scatter", x, comm, axis, lengths, own_part)
 
 
 def all_gather(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
-    """All ranks' parts of ``axis`` side by side; each rank uses it in its own way.
+    """All ranks' parts joined along ``axis``, for ranks that use the result differently.
 
-    ``lengths``: of every rank's part; equal ones if None. Conjugate: reduce_scatter.
+    ``lengths`` of all ranks' parts; None: all equal. Conjugate: reduce_scatter.
     """
     return _joined("all_gather", x, comm, axis, lengths, sum_of_part)
 
 
 def reduce_scatter(x: Any, comm: Comm, axis: int = -1, lengths: Lengths | None = None) -> Tensor:
-    """This rank's part of ``axis`` of Σ over ranks of x. Conjugate: all_gather.
+    """This rank's part, along ``axis``, of the sum of x over ranks. Conjugate: all_gather.
 
-    ``lengths``: of every rank's part; as even as can be if None.
+    ``lengths`` of all ranks' parts; None: as equal as possible.
     """
-    return _cut_up("reduce_scatter", x, comm, axis, lengths, sum_of_part)
+    return _cut("reduce_scatter", x, comm, axis, lengths, sum_of_part)
 
 
 def all_to_all(x: Any, comm: Comm, split: int = 0, join: int = 0) -> Tensor:
-    """Part r of axis ``split`` goes to rank r; what arrives lies side by side along ``join``.
+    """Part r along axis ``split`` goes to rank r; the parts that arrive are joined along ``join``.
 
-    All ranks' x have one shape, and their number divides the axis. Conjugate: all_to_all.
+    x has the same shape on all ranks, and their number divides axis ``split``. Conjugate:
+    all_to_all.
     """
     x = floating_only("all_to_all", x)
     split, join = _axis("all_to_all", x, split), _axis("all_to_all", x, join)
@@ -118,8 +120,8 @@ def all_to_all(x: Any, comm: Comm, split: int = 0, join: int = 0) -> Tensor:
 def send(x: Any, comm: Comm, to: int, tag: int = 0) -> Tensor:
     """Send x to rank ``to``; its backward receives the gradient. Conjugate: recv.
 
-    Returns a scalar 0 that stands for x in this rank's loss: go backward from it, or add it to
-    the loss, so that the backward comes here.
+    Returns a scalar 0. Add it to this rank's loss, or call its ``backward()``: otherwise this op's
+    backward does not run.
     """
     x = floating_only("send", x)
     xp, shape, dtype = x.xp, x.data.shape, x.dtype
@@ -134,7 +136,7 @@ def send(x: Any, comm: Comm, to: int, tag: int = 0) -> Tensor:
 
 
 def recv(like: Array, comm: Comm, source: int, tag: int = 0) -> Tensor:
-    """What rank ``source`` sends, of the shape and dtype of the array ``like``. Conjugate: send.
+    """The array that rank ``source`` sends, with the shape and dtype of ``like``. Conjugate: send.
 
     The result requires gradients: its backward sends them to ``source``, which waits for them.
     """
@@ -161,9 +163,9 @@ def total(comm: Comm, array: Array) -> Array:
 
 
 def side_by_side(comm: Comm, part: Array, axis: int, lengths: Lengths) -> Array:
-    """All ranks' parts along ``axis``: an all-gather."""
+    """All ranks' parts, joined along ``axis``: an all-gather."""
     xp = module_of(part)
-    moved = xp.moveaxis(part, axis, 0)  # a part is then contiguous: (own length, the rest)
+    moved = xp.moveaxis(part, axis, 0)  # (own length, the rest): each part is then contiguous
     rest = moved.shape[1:]
     rows = _rows(lengths)
     whole = xp.empty((sum(lengths), *rest), part.dtype)
@@ -190,7 +192,7 @@ def own_part(comm: Comm, whole: Array, axis: int, lengths: Lengths) -> Array:
 
 
 def exchanged(comm: Comm, array: Array, split: int, join: int) -> Array:
-    """Part r of axis ``split`` goes to rank r, and the parts that come are joined: all-to-all."""
+    """Part r along ``split`` goes to rank r; those that arrive are joined: an all-to-all."""
     xp = module_of(array)
     out = [xp.ascontiguousarray(part) for part in xp.split(array, comm.size, axis=split)]
     arrived = [xp.empty(out[0].shape, array.dtype) for _ in out]
@@ -199,12 +201,13 @@ def exchanged(comm: Comm, array: Array, split: int, join: int) -> Array:
 
 
 def _rows(lengths: Lengths) -> list[slice]:
+    """Each rank's part of the axis."""
     ends = [sum(lengths[: rank + 1]) for rank in range(len(lengths))]
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
 def _elements(rows: Sequence[slice], rest: tuple[int, ...]) -> list[slice]:
-    """The same parts, counted in elements."""
+    """The same parts as ranges of elements; ``rest`` is the shape of a row."""
     width = math.prod(rest)
     return [slice(part.start * width, part.stop * width) for part in rows]
 
@@ -216,25 +219,25 @@ def _axis(name: str, x: Tensor, axis: int) -> int:
 
 
 def _joined(
-    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, back: PartOf
+    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, part_of: PartOf
 ) -> Tensor:
-    """All ranks' parts of an axis side by side; ``back`` takes the gradient of this rank's part."""
+    """All ranks' parts, joined; ``part_of`` makes of their gradient that of this rank's part."""
     x = floating_only(name, as_tensor(x))
     axis = _axis(name, x, axis)
     lengths = [x.shape[axis]] * comm.size if lengths is None else lengths
     if len(lengths) != comm.size or lengths[comm.rank] != x.shape[axis]:
         raise ShapeError(
-            f"{name}: axis {axis} of {x.shape} on rank {comm.rank} of {comm.size} is not that of "
-            f"parts of lengths {list(lengths)}"
+            f"{name}: axis {axis} of {x.shape} on rank {comm.rank} of {comm.size} does not fit the "
+            f"lengths of the parts, {list(lengths)}: they need one for each rank"
         )
     whole = side_by_side(comm, x.data, axis, lengths)
-    return Tensor.of(whole, (x,), lambda grad: (back(comm, grad, axis, lengths),))
+    return Tensor.of(whole, (x,), lambda grad: (part_of(comm, grad, axis, lengths),))
 
 
-def _cut_up(
-    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, take: PartOf
+def _cut(
+    name: str, x: Any, comm: Comm, axis: int, lengths: Lengths | None, part_of: PartOf
 ) -> Tensor:
-    """This rank's part of a whole axis, as ``take`` makes it; its gradients side by side."""
+    """This rank's part of the whole, made by ``part_of``; the parts' gradients are joined."""
     x = floating_only(name, as_tensor(x))
     axis = _axis(name, x, axis)
     cuts = chunk_lengths(x.shape[axis], comm.size) if lengths is None else lengths
@@ -243,5 +246,5 @@ def _cut_up(
             f"{name}: lengths {list(cuts)} do not cut axis {axis} of {x.shape} for {comm.size} "
             "ranks"
         )
-    part = take(comm, x.data, axis, cuts)
+    part = part_of(comm, x.data, axis, cuts)
     return Tensor.of(part, (x,), lambda grad: (side_by_side(comm, grad, axis, cuts),))

@@ -10,9 +10,9 @@ The patch matrix contains each input pixel KH·KW times, so it is never computed
 never saved. The batch is processed a few samples at a time, so that their patches stay in cache,
 and the backward computes the patches again.
 
-The product writes the channels of a pixel side by side, and they stay so: the *shape* of images is
-always (n, c, h, w), but their order in memory is (n, h, w, c). NumPy's elementwise functions keep
-this order. A row of a patch is then KW·C numbers side by side.
+The product writes the channels of a pixel side by side, and later layers keep this order: the
+*shape* of images is always (n, c, h, w), but their order in memory is (n, h, w, c). NumPy's
+elementwise functions keep it too. A row of a patch is then KW·C numbers side by side.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from minidist.ops.patches import pad_images as pad_images
 from minidist.ops.patches import window as window
 from minidist.ops.shape import reshape
 
-PATCHES = 1 << 20  # bytes of patches at a time
+PATCHES = 1 << 20  # bytes of patches that are computed at a time
 
 
 def as_pair(op: str, name: str, value: int | Pair, least: int) -> Pair:
@@ -84,7 +84,7 @@ def conv1d(
     groups: int = 1,
     dilation: int = 1,
 ) -> Tensor:
-    """Convolution over sequences: that of images with one row.
+    """Convolution over sequences, computed as that of images with one row.
 
     Shapes: x (n, c, l), weight (o, c/groups, k), bias (o,) → (n, o, ol) with ol = (l + 2 padding -
     dilation (k - 1) - 1) // stride + 1.
@@ -140,7 +140,7 @@ def _convolution(
         out.reshape(n, oh * ow * o)[...] += np.tile(bias.data, oh * ow)
     elif bias is not None:
         out += bias.data
-    # Kept in any case, as by linear: PipeDream counts on it that a tape holds its own weights.
+    # Saved even if x needs no gradient, as in linear: PipeDream relies on the tape to keep weights.
     kernels, wants_input_grad = weight.data, x.node is not None
     data: Array = x.data if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
@@ -162,17 +162,17 @@ def _convolution(
             return out
 
         def each(samples: int) -> Array:
-            by_sample(name, grad, shape, samples)  # refuses others
+            by_sample(name, grad, shape, samples)  # raises an error if samples are not on axis 0
             work.flops += flops
-            found = xp.empty((n, groups, kh * kw * cg, o // groups), grad.dtype)
+            total = xp.empty((n, groups, kh * kw * cg, o // groups), grad.dtype)
             for part, inputs, outputs, g in _pieces(grad, kernel_shape, groups):
                 images = data[part, inputs]
                 rows = patch_matrix(images, kh, kw, oh, ow, stride, padding, dilation)
                 m = len(images)
                 # (m, kh·kw·c/g, oh·ow) @ (m, oh·ow, o/g) -> (m, kh·kw·c/g, o/g)
                 pixels = rows.reshape(m, oh * ow, kh * kw * cg).swapaxes(1, 2)
-                found[part, g] = pixels @ grad[part].reshape(m, oh * ow, o)[:, :, outputs]
-            turned = found.reshape(n, groups, kh * kw, cg, o // groups).transpose(0, 1, 4, 3, 2)
+                total[part, g] = pixels @ grad[part].reshape(m, oh * ow, o)[:, :, outputs]
+            turned = total.reshape(n, groups, kh * kw, cg, o // groups).transpose(0, 1, 4, 3, 2)
             return turned.reshape(n, *kernel_shape)
 
         grad_x = None
@@ -180,8 +180,8 @@ def _convolution(
             work.flops += flops
             rest = dh * (kh - 1) - ph, dw * (kw - 1) - pw
             if stride == (1, 1) and min(rest) >= 0:
-                # Each pixel meets the kernel's elements in reverse order: a convolution of the
-                # gradient with the kernels turned by 180°, from outputs to inputs.
+                # Each pixel is multiplied by the kernel's elements in reverse order: a convolution
+                # of the gradient with the kernels rotated by 180°, from outputs to inputs.
                 turned = kernels.reshape(groups, o // groups, cg, kh, kw).swapaxes(1, 2)
                 turned = turned[..., ::-1, ::-1].reshape(groups * cg, o // groups, kh, kw)
                 grad_x = xp.empty((n, h, w, groups * cg), grad.dtype)
@@ -273,5 +273,5 @@ def _check(
             f"{name}: input {x.shape} = (n, c, h, w) and weight {weight.shape} = (o, c/groups, kh, "
             f"kw) do not fit with groups {groups}, padding {padding} and dilation {dilation}"
             + (f", or bias {bias.shape} is not (o,)" if bias is not None else "")
-            + (": grey images get their one channel from x[:, None]" if x.ndim == 3 else "")
+            + (": add the channel axis of grey images with x[:, None]" if x.ndim == 3 else "")
         )

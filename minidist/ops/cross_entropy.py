@@ -1,11 +1,12 @@
-"""Softmax cross-entropy: of class numbers, or of class probabilities.
+"""Softmax cross-entropy, for targets that are class numbers or class probabilities.
 
-    class numbers            class probabilities q             the same number, written as q:
-    -log p(target)           -Σ q log p                        1 on its class, 0 elsewhere
+    targets            loss               as probabilities q
+    class numbers      -log p(target)     1 for the class, 0 for all others
+    probabilities q    -Σ q log p         q
 
 Softmax and logarithm are one op: log p = z - log Σ exp z. The maximum is subtracted first, so that
-nothing overflows. The gradient is p - q. Class numbers never become a table of q: they have a
-kernel of their own.
+nothing overflows. The gradient is p - q. Class numbers are not converted to an array q (except with
+class weights and smoothing): they have a kernel of their own.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from minidist.engine.array import Array, DType
+from minidist.engine.array import Array
 from minidist.engine.kernels import accumulator, kernel, wide
 from minidist.engine.tensor import Tensor
+from minidist.ops.class_numbers import check_classes, holds_classes
 from minidist.ops.losses import divided, divisor
-from minidist.ops.operands import DTypeError, ShapeError, floating_only, same_device
-from minidist.ops.softmax import in_range
-
-UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
+from minidist.ops.operands import ShapeError, floating_only, same_device
+from minidist.ops.softmax import wide_like
 
 
 def cross_entropy(
@@ -35,15 +35,15 @@ def cross_entropy(
 ) -> Tensor:
     """Softmax cross-entropy: the sum over targets of -log p(target), divided by ``count``.
 
-    Shapes: logits (..., classes), targets (...) integers in [0, classes), or ``ignore_index``,
-    whose rows are left out of the loss and of the default count. Or targets (..., classes), floats:
-    the probability of each class, as they are (PyTorch's "soft" targets); nothing is ignored then.
+    Shapes: logits (..., classes), targets (...) integers in [0, classes). Targets equal to
+    ``ignore_index`` are left out of the loss and of the default count. Or targets (..., classes),
+    floats: the probability of each class ("soft" targets), which are not normalised.
 
-    With label smoothing ε a target is 1 - ε on its class plus ε / classes on every class (arXiv
-    1512.00567, section 7). ``weight`` (classes,) multiplies the part of each class. The default
-    count is PyTorch's: the number of targets, or with weights the sum of those of the targets'
-    classes; for probabilities the number of rows. ``reduction="none"``: the loss of each target,
-    (...), which nothing divides.
+    With label smoothing ε a target is 1 - ε for its class plus ε / classes for every class (arXiv
+    1512.00567, section 7). ``weight`` (classes,) multiplies each class's term of the loss. The
+    default count is PyTorch's: the number of targets, or with weights the sum of the weights of the
+    targets' classes; for probabilities the number of rows. ``reduction="none"``: the loss of each
+    target, (...), not divided.
 
     Raises ValueError for a target out of range, and if no target counts. On a GPU a check would
     make the host wait in every step, so there such a target makes the loss and the gradient of its
@@ -69,21 +69,20 @@ def cross_entropy(
         )
     if type(targets) is not type(logits.data):
         same_device("cross_entropy", logits, Tensor(targets))
-    factors = None if weight is None else _weights(xp, weight, logits)
+    weight = None if weight is None else _checked_weight(xp, weight, logits)
     if soft:
         if ignore_index is not None:
             raise ValueError(
                 f"cross_entropy: ignore_index={ignore_index} is a class number, and targets are "
-                "probabilities: leave it out, and give a row that does not count zeros"
+                "probabilities: leave it out, and set all probabilities of an ignored row to 0"
             )
-        table = wide(targets).reshape(-1, logits.shape[-1])
-        return _of_table(
-            logits, table, None, factors, label_smoothing, count, len(table), reduction
-        )
-    return _of_classes(logits, targets, factors, ignore_index, label_smoothing, count, reduction)
+        q = wide(targets).reshape(-1, logits.shape[-1])
+        return _of_probabilities(logits, q, None, weight, label_smoothing, count, len(q), reduction)
+    return _of_numbers(logits, targets, weight, ignore_index, label_smoothing, count, reduction)
 
 
 def _advice(targets: Array, logits: Tensor) -> str:
+    """What to do about targets that have the right shape and the wrong dtype."""
     if targets.shape == logits.shape[:-1] and targets.dtype.kind in "fb":
         return ": class numbers are integers, targets.astype(int)"
     if targets.shape == logits.shape and targets.dtype.kind in "iub":
@@ -91,17 +90,17 @@ def _advice(targets: Array, logits: Tensor) -> str:
     return ""
 
 
-def _weights(xp: Any, weight: Any, logits: Tensor) -> Array:
-    """The classes' weights, to multiply with: (c,)."""
-    factors = xp.asarray(weight, accumulator(logits.dtype))
-    if factors.shape != logits.shape[-1:]:
+def _checked_weight(xp: Any, weight: Any, logits: Tensor) -> Array:
+    """The weights of the classes, (c,), in the dtype that the loss is computed in."""
+    weight = xp.asarray(weight, accumulator(logits.dtype))
+    if weight.shape != logits.shape[-1:]:
         raise ShapeError(
-            f"cross_entropy: {logits.shape[-1]} classes need as many weights, not {factors.shape}"
+            f"cross_entropy: {logits.shape[-1]} classes need as many weights, not {weight.shape}"
         )
-    return factors
+    return weight
 
 
-def _of_classes(
+def _of_numbers(
     logits: Tensor,
     targets: Array,
     weight: Array | None,
@@ -110,76 +109,76 @@ def _of_classes(
     count: float | None,
     reduction: str,
 ) -> Tensor:
-    """Of class numbers."""
+    """The loss for targets that are class numbers."""
     xp, classes = logits.xp, logits.shape[-1]
     holds_classes("cross_entropy", targets.dtype, classes)
-    given = targets.reshape(-1)
-    flat = given.astype(np.int64, copy=False)  # (n,)
-    kept = None if ignore_index is None else flat != ignore_index  # (n,)
-    if xp is np:
-        # as given: uint64 may not fit int64
-        check_classes("cross_entropy", given if kept is None else given[kept], classes)
-    if kept is not None:
-        flat = xp.where(kept, flat, -1)
-    each = None if weight is None else weight[flat]  # (n,)
-    if each is not None and kept is not None:
-        each = xp.where(kept, each, 0)
-    number: float | None = None
-    if count is None and reduction == "mean":  # methods pass it: counting makes the host wait
-        counted = each if each is not None else kept
-        number = len(flat) if counted is None else float(counted.sum())
+    numbers = targets.reshape(-1)
+    flat = numbers.astype(np.int64, copy=False)  # (n,)
+    counts = None if ignore_index is None else flat != ignore_index  # (n,)
+    if xp is np:  # before the conversion to int64, in which a uint64 may overflow
+        check_classes("cross_entropy", numbers if counts is None else numbers[counts], classes)
+    if counts is not None:
+        flat = xp.where(counts, flat, -1)
+    weights = None if weight is None else weight[flat]  # (n,)
+    if weights is not None and counts is not None:
+        weights = xp.where(counts, weights, 0)
+    default: float | None = None
+    if count is None and reduction == "mean":  # on a GPU the host waits for this sum
+        summands = weights if weights is not None else counts
+        default = len(flat) if summands is None else float(summands.sum())
     if weight is not None and smoothing:
-        table = xp.zeros((len(flat), classes), weight.dtype)
-        table[xp.arange(len(flat)), flat] = 1
-        return _of_table(logits, table, kept, weight, smoothing, count, number, reduction)
+        q = xp.zeros((len(flat), classes), weight.dtype)
+        q[xp.arange(len(flat)), flat] = 1
+        return _of_probabilities(logits, q, counts, weight, smoothing, count, default, reduction)
 
     z = logits.data.reshape(len(flat), classes)  # (n, c)
     p = xp.empty(z.shape, z.dtype)
     losses = xp.empty(len(z), accumulator(z.dtype))
-    ignoring = kept is not None
+    ignoring = counts is not None
     _softmax_losses(xp, z, flat, p, losses, float(smoothing), ignoring)
     shape, dtype = logits.shape, z.dtype
-    if each is None and reduction == "mean":
-        scale = 1.0 / divisor("cross_entropy", count, number)
+    if weights is None and reduction == "mean":
+        scale = 1.0 / divisor("cross_entropy", count, default)
 
         def backward(grad: Array) -> Any:
             # in place is safe: only this op uses p, and the backward runs once
             _softmax_losses_backward(xp, p, flat, grad, float(smoothing), ignoring, scale)
             return (p.reshape(shape),)
 
-        backward.__qualname__ = "cross_entropy.backward"  # so that errors and tables name the op
+        backward.__qualname__ = "cross_entropy.backward"
         loss = (losses.sum() * scale).astype(dtype, copy=False)
         return Tensor.of(loss, (logits,), backward)
 
-    def slopes(by: Array) -> Array:
-        """The gradient of the logits, if that of each row's loss is ``by`` times its weight."""
-        by = xp.reshape(by, -1)
-        rows = by if each is None else each * by
-        if kept is not None:
-            rows = xp.where(kept, rows, 0)
+    def gradients(grad: Array) -> tuple[Array]:
+        """The gradient of the logits, from that of each row's loss."""
+        grad = xp.reshape(grad, -1)
+        factor = grad if weights is None else weights * grad  # (n,)
+        if counts is not None:
+            factor = xp.where(counts, factor, 0)
         one = xp.ones((), dtype)
         _softmax_losses_backward(xp, p, flat, one, float(smoothing), ignoring, 1.0)
-        return (p * rows.reshape(-1, 1)).astype(dtype, copy=False).reshape(shape)
+        return ((p * factor.reshape(-1, 1)).astype(dtype, copy=False).reshape(shape),)
 
-    if each is not None:
-        losses = losses * each if kept is None else xp.where(kept, losses * each, 0)
+    if weights is not None:
+        losses = losses * weights if counts is None else xp.where(counts, losses * weights, 0)
     losses = losses.reshape(targets.shape)
-    return divided(
-        "cross_entropy", losses, (logits,), lambda by: (slopes(by),), count, number, reduction
-    )
+    return divided("cross_entropy", losses, (logits,), gradients, count, default, reduction)
 
 
-def _of_table(
+def _of_probabilities(
     logits: Tensor,
     q: Array,
-    kept: Array | None,
+    counts: Array | None,
     weight: Array | None,
     smoothing: float,
     count: float | None,
-    number: float | None,
+    default: float | None,
     reduction: str,
 ) -> Tensor:
-    """Of class probabilities q (n, c), which become w·((1 - ε)q + ε/c): -Σ q log p."""
+    """The loss -Σ q log p for class probabilities (n, c), with q ← weight · ((1 - ε) q + ε/c).
+
+    ``counts`` (n,): which rows count; None: all.
+    """
     xp, shape, dtype = logits.xp, logits.shape, logits.dtype
     if smoothing:
         q = (1 - smoothing) * q + smoothing / shape[-1]
@@ -189,21 +188,21 @@ def _of_table(
     z = z - z.max(axis=1, keepdims=True) if z.size else z
     e = xp.exp(z)
     total = e.sum(axis=1, keepdims=True)  # (n, 1)
-    # selects: 0 · -inf is NaN
+    # where, and not a product alone: 0 · ∞ is NaN
     losses = (q * xp.where(q == 0, 0, xp.log(total) - z)).sum(axis=1)  # (n,)
-    all_of_it = q.sum(axis=1, keepdims=True)  # (n, 1): 0 of a row that does not count
-    slope = xp.where(all_of_it == 0, 0, e / total * all_of_it - q)  # (n, c)
-    if kept is not None:
-        losses = xp.where(kept, losses, 0)
+    sum_q = q.sum(axis=1, keepdims=True)  # (n, 1): 0 for a row of zeros, which does not count
+    derivative = xp.where(sum_q == 0, 0, e / total * sum_q - q)  # (n, c): p Σ q - q
+    if counts is not None:
+        losses = xp.where(counts, losses, 0)
 
-    def slopes(by: Array) -> tuple[Array]:
-        grad = slope * xp.reshape(by, (-1, 1))
-        if kept is not None:
-            grad = xp.where(kept[:, None], grad, 0)
+    def gradients(grad: Array) -> tuple[Array]:
+        grad = derivative * xp.reshape(grad, (-1, 1))
+        if counts is not None:
+            grad = xp.where(counts[:, None], grad, 0)
         return (grad.astype(dtype, copy=False).reshape(shape),)
 
     losses = losses.reshape(shape[:-1])
-    return divided("cross_entropy", losses, (logits,), slopes, count, number, reduction)
+    return divided("cross_entropy", losses, (logits,), gradients, count, default, reduction)
 
 
 @kernel(
@@ -240,11 +239,11 @@ def _softmax_losses(
     ignoring: bool,
 ) -> None:
     """Fill p = softmax(z) and each row's loss; a target of -1 is ignored if ``ignoring``."""
-    e = in_range(xp, p)
+    e = wide_like(xp, p)
     if z.size:
         xp.subtract(z, z.max(axis=1, keepdims=True), out=e)
-    picked = e[xp.arange(len(targets)), targets]  # z of the target; ignored rows are left out
-    row_sum = e.sum(axis=1) if smoothing else None  # Σ z, for the smoothed part
+    picked = e[xp.arange(len(targets)), targets]  # z of the target; not used of ignored rows
+    row_sum = e.sum(axis=1) if smoothing else None  # Σ z, for the smoothing
     xp.exp(e, out=e)
     total = e.sum(axis=1, keepdims=True)  # (n, 1)
     e /= total
@@ -286,27 +285,4 @@ def _softmax_losses_backward(
     p[xp.arange(len(targets)), targets] -= 1 - smoothing
     if ignoring:
         p[...] = xp.where((targets >= 0)[:, None], p, 0)
-    p *= wide(grad) * scale  # in float16, 1/100,000 has two digits
-
-
-def holds_classes(name: str, dtype: DType, classes: int) -> None:
-    """Raise DTypeError if class numbers up to ``classes`` - 1 overflow an integer ``dtype``.
-
-    Larger class numbers overflowed when the array was made, and became those of other classes.
-    """
-    if dtype.kind in "iu" and dtype.itemsize <= 2 and np.iinfo(dtype).max < classes - 1:
-        raise DTypeError(
-            f"{name}: {dtype} targets hold at most {np.iinfo(dtype).max}, and there are {classes} "
-            "classes: larger targets have overflowed. Make them int64 from the start"
-        )
-
-
-def check_classes(name: str, targets: Array, classes: int) -> None:
-    """Raise ValueError unless all targets are class numbers, 0 to ``classes`` - 1."""
-    # Read as unsigned numbers, negative ones are the largest of all: one pass finds both.
-    if targets.size and int(targets.view(UNSIGNED[targets.itemsize]).max()) >= classes:
-        raise ValueError(
-            f"{name}: targets must lie in [0, {classes}), found {int(targets.min())} to "
-            f"{int(targets.max())} among {targets.size}: the model makes {classes} logits for "
-            "each; if such a target is padding, say so to the loss: CrossEntropy(ignore_index=...)"
-        )
+    p *= wide(grad) * scale  # in float32: in float16, 1/100,000 has two digits

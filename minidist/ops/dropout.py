@@ -1,9 +1,9 @@
 """Dropout: zero each element with probability ``rate``, and scale the others up to compensate.
 
-Hinton et al., arXiv 1207.0580. The mask is keyed by (seed, name, step) and by each
-sample's position in the global batch, never by rank or by the order of calls: see
-``minidist.engine.draws``. So data-parallel ranks, microbatches and a recomputation in the backward
-all use the mask of serial training. A GPU draws the same numbers itself.
+Hinton et al., arXiv 1207.0580. The mask is keyed by (seed, name, step) and by each sample's
+position in the global batch, never by rank or by the order of calls: see ``minidist.engine.draws``.
+So data-parallel ranks, microbatches and a recomputation in the backward all use the mask of serial
+training. A GPU draws the same numbers itself.
 """
 
 from __future__ import annotations

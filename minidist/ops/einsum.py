@@ -6,8 +6,8 @@
 
 Every letter is a loop; letters that are not in the result are summed over. So the gradient of one
 operand is also an einsum: of the result's gradient and the other operands, with the letters of this
-operand as the result. If only this operand has a letter, it was summed over, and the gradient is
-the same for every index of this axis.
+operand as the result. A letter that only this operand has was summed over; along its axis all
+elements have the same gradient.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
 def _einsum(
     xp: Any, inputs: list[str], output: str, arrays: list[Array], lengths: dict[str, int]
 ) -> Array:
-    """``xp.einsum``, which adds one product after another: see sums.py for the dtype."""
+    """``xp.einsum``, which adds one product after another: sums.py chooses the dtype for that."""
     dtype = arrays[0].dtype
     added = math.prod(lengths[letter] for letter in set("".join(inputs)) - set(output))
     wider = [array.astype(dtype_to_add(xp, dtype, added), copy=False) for array in arrays]
@@ -75,13 +75,13 @@ def _gradient(
     others = [(name, array) for i, (name, array) in enumerate(zip(inputs, arrays, strict=True))
               if i != place]  # fmt: skip
     names = [output, *(name for name, _ in others)]
-    wanted = inputs[place]
-    found = "".join(letter for letter in wanted if any(letter in name for name in names))
-    part = _einsum(xp, names, found, [grad, *(array for _, array in others)], lengths)
-    if found == wanted:
+    letters = inputs[place]
+    shared = "".join(letter for letter in letters if any(letter in name for name in names))
+    part = _einsum(xp, names, shared, [grad, *(array for _, array in others)], lengths)
+    if shared == letters:
         return part
-    shape = [lengths[letter] if letter in found else 1 for letter in wanted]
-    return xp.broadcast_to(part.reshape(shape), [lengths[letter] for letter in wanted])
+    shape = [lengths[letter] if letter in shared else 1 for letter in letters]
+    return xp.broadcast_to(part.reshape(shape), [lengths[letter] for letter in letters])
 
 
 def _parse(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:

@@ -1,12 +1,11 @@
 """Elementwise ops: arithmetic with broadcasting, and functions such as exp and log.
 
-A closure keeps every array that it uses alive until the backward has run. So each closure uses only
-what its formula needs: addition two *shapes*, multiplication the values of the *other* operand.
+The arrays that a closure uses stay in memory until the backward has run. So each closure uses only
+what its formula needs: addition the two *shapes*, multiplication the values of the *other* operand.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,20 @@ from minidist.ops.operands import (
     DTypeError,
     ShapeError,
     floating,
+    grad_shape,
     match_number,
     pair,
     unbroadcast,
-    wanted,
 )
+from minidist.ops.power import exponential as exponential  # where they were before
+from minidist.ops.power import power as power
 from minidist.ops.selection import kept
 
 
 def add(x: Any, y: Any) -> Tensor:
     """x + y, with broadcasting."""
     x, y = pair("add", x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
 
     def backward(grad: Array) -> Any:
         return unbroadcast(grad, shape_x), unbroadcast(grad, shape_y)
@@ -40,7 +41,7 @@ def subtract(x: Any, y: Any) -> Tensor:
     """x - y, with broadcasting."""
     x, y = pair("subtract", x, y)
     _no_booleans("subtract", x)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
 
     def backward(grad: Array) -> Any:
         return (
@@ -54,7 +55,7 @@ def subtract(x: Any, y: Any) -> Tensor:
 def multiply(x: Any, y: Any) -> Tensor:
     """x · y, element by element, with broadcasting."""
     x, y = pair("multiply", x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     for_x = y.data if shape_x is not None else None  # the derivative is the other operand
     for_y = x.data if shape_y is not None else None
 
@@ -72,90 +73,19 @@ def divide(x: Any, y: Any) -> Tensor:
     x, y = pair("divide", x, y)
     if x.data.dtype.kind in "iub":  # and so is y's
         x, y = floating(x), floating(y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     quotient = x.data / y.data
-    below = y.data
-    kept = quotient if shape_y is not None else None
+    divisor = y.data
+    for_y = quotient if shape_y is not None else None  # -x/y² = -(x/y)/y
 
     def backward(grad: Array) -> Any:
-        grad_x = grad / below
+        grad_x = grad / divisor
         return (
             unbroadcast(grad_x, shape_x),
-            unbroadcast(-grad_x * kept, shape_y) if kept is not None else None,  # -x/y² = -(x/y)/y
+            unbroadcast(-grad_x * for_y, shape_y) if for_y is not None else None,
         )
 
     return Tensor.of(quotient, (x, y), backward)
-
-
-def power(x: Any, exponent: Any) -> Tensor:
-    """x to a power, element by element: a number, or a tensor of exponents, with broadcasting.
-
-    Integers to an integer power stay integers. DTypeError if that power is negative, as in PyTorch.
-    """
-    if not isinstance(exponent, (int, float, np.number)):
-        exponent = as_tensor(exponent)
-        if isinstance(x, (int, float, np.number)):
-            whole = isinstance(x, (int, np.integer)) and exponent.dtype.kind in "iub"
-            return _of_integers(x, exponent) if whole else exponential(float(x), exponent)
-        return _power_of_tensors(x, exponent)
-    x = as_tensor(x)
-    if x.data.dtype.kind in "iub" and isinstance(exponent, (int, np.integer)):
-        return _of_integers(x, exponent)
-    x = floating(x)
-    data, exponent = x.data, float(exponent)
-    if exponent == 2:  # NumPy's own power is many times slower than one product
-        return Tensor.of(data * data, (x,), lambda grad: (grad * (2 * data),))
-
-    xp = x.xp
-
-    def backward(grad: Array) -> Any:
-        if exponent == 0:  # also at 0, where the formula would be 0 · ∞
-            return (xp.zeros_like(grad),)
-        return (grad * (exponent * data ** (exponent - 1)),)
-
-    return Tensor.of(data**exponent, (x,), backward)
-
-
-def _of_integers(x: Any, y: Any) -> Tensor:
-    """Integers to the power of integers, which are integers."""
-    x, y = pair("power", x, y)
-    if (y.data < 0).any():
-        raise DTypeError(f"power: {x.dtype} to {y.data.min()} is no integer: convert x first")
-    if x.dtype.kind == "b":
-        x = Tensor(x.data.astype(np.int64))
-    return Tensor(x.data**y.data)
-
-
-def _power_of_tensors(x: Any, y: Any) -> Tensor:
-    x, y = pair("power", x, y)
-    if x.data.dtype.kind in "iub":  # and so is y's
-        return _of_integers(x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
-    base, exponent = x.data, y.data
-    result = base**exponent
-    xp = module_of(result)
-
-    def backward(grad: Array) -> Any:
-        grad_x = grad_y = None
-        if shape_x is not None:  # y x^(y - 1), and 0 for x⁰, at 0 too
-            slope = exponent * base ** (exponent - 1)
-            grad_x = kept(xp, grad * slope, xp.broadcast_to(exponent != 0, grad.shape))
-        if shape_y is not None:  # x^y log x, whose limit at x = 0 is 0
-            slope = result * xp.log(xp.where(base == 0, 1, base))
-            grad_y = grad * slope.astype(grad.dtype, copy=False)
-        return unbroadcast(grad_x, shape_x), unbroadcast(grad_y, shape_y)
-
-    backward.__qualname__ = "power.backward"
-    return Tensor.of(result, (x, y), backward)
-
-
-def exponential(base: float, x: Tensor) -> Tensor:
-    """A constant base to the power of x: ``2**x``."""
-    if not isinstance(base, (int, float, np.number)) or not base > 0:
-        raise TypeError(f"power: the base must be a positive number, not {base!r}")
-    x = floating(x)
-    y = float(base) ** x.data
-    return Tensor.of(y, (x,), lambda grad: (grad * (y * math.log(base)),))
 
 
 def negative(x: Tensor) -> Tensor:
@@ -167,7 +97,10 @@ def negative(x: Tensor) -> Tensor:
 
 def _no_booleans(name: str, x: Tensor) -> None:
     if x.data.dtype.kind == "b":
-        raise DTypeError(f"{name}: of booleans {x.shape}: convert them first, or take ~x.data")
+        raise DTypeError(
+            f"{name}: the input {x.shape} is bool, and must be numbers: convert it first, or use "
+            "~x.data"
+        )
 
 
 def exp(x: Tensor) -> Tensor:
@@ -228,7 +161,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     x = as_tensor(x)
     for bound in (low, high):
         if isinstance(bound, Tensor):
-            raise TypeError("clip: bounds are numbers: take ops.maximum and ops.minimum")
+            raise TypeError("clip: bounds are numbers: for tensors use ops.maximum and ops.minimum")
         x = x if bound is None else match_number(x, bound)
     data = x.data
     xp = x.xp
@@ -241,7 +174,9 @@ def astype(x: Tensor, dtype: DType) -> Tensor:
     x = as_tensor(x)
     old, new = x.dtype, np.dtype(dtype)
     if new.kind != "f" and x.node is not None:
-        raise DTypeError(f"astype: {new} has no slope: take .data.astype({str(new)!r}) instead")
+        raise DTypeError(
+            f"astype: a tensor of {new} has no gradient: use .data.astype({str(new)!r}) instead"
+        )
     return Tensor.of(x.data.astype(new), (x,), lambda grad: (grad.astype(old),))
 
 
@@ -253,9 +188,9 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     x, y = pair("where", x, y)
     xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     mask = xp.asarray(condition, dtype=bool)
-    # A copy if a backward keeps it: the array is the caller's, who may fill it again.
+    # A copy if the backward needs it, since the caller may write into the array later.
     condition = mask.copy() if mask is condition and recording(x, y) else mask
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     try:
         data = xp.where(condition, x.data, y.data)
     except ValueError:
@@ -285,7 +220,7 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def _extreme(name: str, x: Any, y: Any) -> Tensor:
     x, y = pair(name, x, y)
-    shape_x, shape_y = wanted(x), wanted(y)
+    shape_x, shape_y = grad_shape(x), grad_shape(y)
     xp = module_of(x.data if not isinstance(x.data, np.generic) else y.data)
     a, b = x.data, y.data
 

@@ -1,8 +1,8 @@
 """Reading part of an array: slices, integer arrays, rows of a table.
 
-The backward *adds* the gradient to the elements that were read. Slices read no element twice, so
-for them writing is enough. Integer arrays may read an element several times, and every read must be
-added: an assignment ``grad_x[index] = grad`` would keep only the last one.
+The backward adds the gradient of each read to the element that was read. Slices read no element
+twice, so for them an assignment is enough. Integer arrays may read an element several times, and
+the gradients of all reads must be added: ``grad_x[index] = grad`` would keep only the last one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         for part in parts
     )
     shape, xp = x.data.shape, x.xp
-    if not plain and recording(x):  # a copy of index arrays: the caller may fill them again
+    if not plain and recording(x):  # copies, since the caller may write into index arrays later
         index = (
             tuple(_copied(part) for part in parts) if isinstance(index, tuple) else _copied(index)
         )
@@ -46,7 +46,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
             grad_x = xp.zeros(shape, grad.dtype)
             grad_x[index] = grad  # no element was read twice
             return (grad_x,)
-        # all of them may have read the same element
+        # All reads may be of the same element: a sum of many numbers.
         grad_x = xp.zeros(shape, dtype_to_add(xp, grad.dtype, grad.size))
         xp.add.at(grad_x, index, grad)
         return (grad_x.astype(grad.dtype, copy=False),)
@@ -80,7 +80,7 @@ def embedding(indices: Any, weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise ShapeError(f"embedding: the table must be (rows, width), not {weight.shape}")
     rows, width = weight.shape
-    # A copy if a backward keeps them: the array is the caller's, who may fill it again.
+    # A copy if the backward needs the indices, since the caller may write into the array later.
     flat = indices.reshape(-1).astype(np.int64, copy=recording(weight))  # (n,)
     if xp is np and flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < rows:
         raise IndexError(
@@ -155,7 +155,7 @@ def add_rows(table: Array, indices: Array, rows: Array) -> None:
     if isinstance(table, np.ndarray):
         order = np.argsort(indices, kind="stable")  # stable: sums are in order of position
         ordered = indices[order]
-        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)  # in pairs
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of each index
+        table[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
     else:
         module_of(table).add.at(table, indices, rows)

@@ -1,4 +1,4 @@
-"""Matrix products. They do most of the arithmetic of deep learning, so they count their FLOPs."""
+"""Matrix products, which are most of the arithmetic of deep learning; they count their FLOPs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minidist.ops.operands import (
 )
 from minidist.ops.shape import expand_dims, squeeze
 
-ROWS = 512  # to add one after the other: see sums.py
+ROWS = 512  # at most this many are added one after another in float32: see sums.py
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -191,7 +191,7 @@ def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
 
 @lru_cache(maxsize=64)
 def _ones(count: int, dtype: np.dtype) -> np.ndarray:
-    """Made once: a model asks for the same few in every step."""
+    """An array of ones, cached: a model needs the same few in every step."""
     ones = np.ones(count, dtype)
     ones.flags.writeable = False
     return ones

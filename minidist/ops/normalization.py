@@ -122,7 +122,7 @@ def _normalise(
     epsilon: float,
     centred: bool,
 ) -> None:
-    """Fill y, x̂ if it is kept, and 1/σ, all row by row; float16 is computed in float32."""
+    """Fill y, 1/σ and, unless None, x̂ (``normed``), row by row; float16 is computed in float32."""
     width = x.shape[-1]
     kept = y if normed is None else normed
     average = _average(xp, width, inverse.dtype)
@@ -188,5 +188,5 @@ def _normalise_backward(
 
 
 def _average(xp: Any, width: int, dtype: Any) -> Array:
-    """A column of 1/width. The product of a row with it is the mean: faster than a reduction."""
+    """A column of 1/width. The product of a row with it is the row's mean: faster than ``mean``."""
     return xp.full((width, 1), 1 / max(1, width), dtype)

@@ -1,7 +1,7 @@
-"""Check the operands of an op and convert them to tensors that fit, or raise the reason.
+"""Check the operands of an op, and convert them to tensors of fitting dtypes; or raise an error.
 
-If NumPy broadcasts an input to a larger shape, its elements are used several times, so its gradient
-is the sum over those uses: ``unbroadcast``.
+If NumPy broadcasts an input to a larger shape, its elements are used several times. Its gradient is
+the sum over these uses: see ``unbroadcast``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Shape = tuple[int, ...]
 
 
 class ShapeError(ValueError):
-    """Shapes do not fit an op; the message has the op and the shapes."""
+    """Shapes do not fit an op; the message gives the op and the shapes."""
 
 
 class DTypeError(TypeError):
-    """An op does not accept these dtypes; the message has the op, the dtypes, and what to do."""
+    """An op does not accept these dtypes; the message gives the op, the dtypes, and what to do."""
 
 
 def constant(value: Any, like: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def constant(value: Any, like: Tensor) -> Tensor:
         out.data = _number(value, like)
         return out
     if not hasattr(value, "dtype"):
-        data = Tensor(value).data  # or TypeError, of what are no numbers
+        data = Tensor(value).data  # TypeError if these are no numbers
         out.data = data.astype(like.dtype) if floating else data
     elif floating and value.dtype.kind in "iub":
         out.data = value.astype(like.dtype)
@@ -53,20 +53,23 @@ def constant(value: Any, like: Tensor) -> Tensor:
 
 
 def _number(value: Any, like: Tensor) -> Any:
-    """A number in the dtype of ``like``, or as it is if it is of a higher kind: as in PyTorch."""
+    """A number in the dtype of ``like``; unchanged if it is of a higher kind, as in PyTorch.
+
+    The kinds in order: booleans, integers, floating numbers.
+    """
     kind, dtype = like.dtype.kind, like.dtype
     if kind in "iu" and not isinstance(value, np.generic) and not isinstance(value, float):
         if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
             raise DTypeError(
-                f"{value} is no {dtype}, as the tensor {like.shape} is: convert the tensor first, "
-                "for example with .data.astype(int)"
+                f"{value} does not fit {dtype}, the dtype of the tensor {like.shape}: convert the "
+                "tensor first, for example with .data.astype(int)"
             )
     elif kind != "f":
         return np.asarray(value)[()]
     elif dtype.itemsize < 4 and np.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
         raise DTypeError(
-            f"{value} is beyond {dtype}, which ends at {np.finfo(dtype).max}, and the tensor "
-            f'{like.shape} is {dtype}: convert it first, with .astype("float32")'
+            f"{value} does not fit {dtype}, the dtype of the tensor {like.shape}, whose largest "
+            f'number is {np.finfo(dtype).max}: convert the tensor first, with .astype("float32")'
         )
     return dtype.type(value)
 
@@ -94,14 +97,14 @@ def floating_only(name: str, x: Any) -> Tensor:
     x = as_tensor(x)
     if x.data.dtype.kind in "iub":
         raise DTypeError(
-            f"{name}: of {x.dtype} numbers {x.shape}: convert them first, for example with "
-            f'.astype("{default_dtype()}")'
+            f"{name}: the input {x.shape} is {x.dtype}, and must be floating numbers: convert it "
+            f'first, for example with .astype("{default_dtype()}")'
         )
     return x
 
 
 def same_device(name: str, first: Tensor, *others: Tensor) -> None:
-    """Raise DeviceError unless all arrays are of one library. NumPy scalars fit both."""
+    """Raise DeviceError unless all arrays are of one library. NumPy scalars fit any."""
     for other in others:
         if type(other.data) is type(first.data):
             continue
@@ -116,7 +119,7 @@ def same_device(name: str, first: Tensor, *others: Tensor) -> None:
 
 
 def same_kind(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raise DeviceError or DTypeError unless a layer's input is an array as its weights are.
+    """Raise DeviceError or DTypeError unless a layer's input has its weights' device and dtype.
 
     NumPy would compute in the wider of two dtypes: float64 data, or integers, would silently make a
     float32 model slow.
@@ -125,7 +128,9 @@ def same_kind(name: str, x: Tensor, weight: Tensor) -> None:
         same_device(name, x, weight)
     if x.data.dtype != weight.data.dtype:
         of = f"{name}: the input {x.shape} is {x.dtype}, the weight {weight.shape} {weight.dtype}: "
-        if x.dtype.kind != "f":  # converted, but not scaled, the model would be wrong in silence
+        if (
+            x.dtype.kind != "f"
+        ):  # if they were only converted, and not scaled, results would be wrong
             raise DTypeError(
                 of + "if these are raw samples, such as pixels, prepare them as those that the "
                 "model was trained on: dataset.inputs_for(raw), or predict(model, dataset, raw); "
@@ -161,18 +166,18 @@ def pair(name: str, x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _promoted(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Operands of two dtypes, which NumPy may combine: to what PyTorch does."""
+    """Operands of two dtypes, converted so that NumPy's result has PyTorch's dtype."""
     x, y = constant(x, y), constant(y, x)
     kinds = {x.data.dtype.kind, y.data.dtype.kind}
     if kinds == {"f"} and (x.data.ndim == 0) != (y.data.ndim == 0):
-        # without dimensions, a number, whatever its precision
+        # A 0-d tensor counts as a number: the result has the dtype of the other.
         if x.data.ndim == 0:
             return _as(x, y.data.dtype), y
         return x, _as(y, x.data.dtype)
     if kinds == {"i", "u"} and np.result_type(x.dtype, y.dtype).kind == "f":
         raise DTypeError(
-            f"{name}: {x.dtype} {x.shape} and {y.dtype} {y.shape}: no integers hold both: convert "
-            "one of them, for example with .data.astype(int)"
+            f"{name}: no integer dtype has all numbers of {x.dtype} {x.shape} and {y.dtype} "
+            f"{y.shape}: convert one of them, for example with .data.astype(int)"
         )
     return x, y
 
@@ -183,13 +188,13 @@ def _as(x: Tensor, dtype: Any) -> Tensor:
     return Tensor.of(x.data.astype(dtype), (x,), lambda grad: (grad.astype(old),))
 
 
-def wanted(x: Tensor) -> Shape | None:
+def grad_shape(x: Tensor) -> Shape | None:
     """The shape of the gradient of ``x``, or None if ``x`` needs no gradient."""
     return x.data.shape if x.node is not None else None
 
 
 def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
-    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if it is None."""
+    """Sum ``grad`` over the axes along which ``shape`` was broadcast; None if one is None."""
     if grad is None or shape is None or grad.shape == shape:
         return grad if shape is not None else None
     extra = grad.ndim - len(shape)
@@ -202,7 +207,7 @@ def unbroadcast(grad: Array | None, shape: Shape | None) -> Any:
 
 
 def by_sample(name: str, rows: Array, shape: Shape, samples: int) -> Array:
-    """Rows (count, w) of an input of ``shape`` as (samples, count/samples, w).
+    """The rows (count, w) of an input of ``shape``, by sample: (samples, count/samples, w).
 
     Raises ShapeError unless the samples are on the first axis of the input.
     """

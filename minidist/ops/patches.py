@@ -1,4 +1,4 @@
-"""Patches of images: what a kernel meets at each of its positions.
+"""Patches of images: the pixels that a kernel covers at each of its positions.
 
     images (m, c, h, w)   →   patch_matrix   →   rows (m·oh·ow, kh·kw·c)
                           ←   add_patches    ←
@@ -21,7 +21,7 @@ Pair = tuple[int, int]  # (along the height, along the width)
 
 
 def convolved_length(length: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """The number of positions of a kernel along one axis; it covers dilation · (k - 1) + 1."""
+    """The number of positions along one axis of a kernel that spans dilation · (k - 1) + 1."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -37,9 +37,9 @@ def patch_matrix(
 ) -> Array:
     """Patches of (m, c, h, w), padded with zeros, as rows: (m·oh·ow, kh·kw·c).
 
-    Copying is fast if many numbers lie side by side in memory. With many channels these are the
-    rows of a patch, kw·c numbers; with few channels they are rows of the image, so the transposed
-    matrix is filled.
+    Copying is fast if many numbers are side by side in memory. With many channels these are the
+    rows of a patch, kw·c numbers. With few channels they are the rows of the image; then the
+    transposed matrix is filled.
     """
     xp = module_of(images)
     m, c, h, w = images.shape
@@ -68,7 +68,7 @@ def overlapping(
     xp = module_of(images)
     m, c = images.shape[:2]
     images = xp.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (m, h, w, c): often a view
-    # Not images.strides: for an axis of length 1, NumPy may report any stride.
+    # Not images.strides: NumPy may give any stride to an axis of length 1.
     one = images.itemsize
     pixel = c * one
     row = images.shape[2] * pixel
@@ -143,14 +143,14 @@ def add_patches(
 
 
 def kernel_matrix(kernels: Array, groups: int) -> Array:
-    """(o, c/g, kh, kw) as matrices that patches are multiplied by: (g, kh·kw·c/g, o/g)."""
+    """Kernels (o, c/g, kh, kw) as matrices to multiply patches by: (g, kh·kw·c/g, o/g)."""
     o, cg, kh, kw = kernels.shape
     ordered = kernels.reshape(groups, o // groups, cg, kh * kw).transpose(0, 3, 2, 1)
     return module_of(kernels).ascontiguousarray(ordered).reshape(groups, kh * kw * cg, o // groups)
 
 
 def pad_images(images: Array, padding: int | Pair, value: float = 0.0) -> Array:
-    """(n, c, h, w) with ``padding`` zeros on each side; the same array if ``padding`` is 0."""
+    """(n, c, h, w) with ``padding`` times ``value`` on each side; the same array for padding 0."""
     ph, pw = (padding, padding) if isinstance(padding, int) else padding
     if ph == pw == 0:
         return images
@@ -163,7 +163,7 @@ def pad_images(images: Array, padding: int | Pair, value: float = 0.0) -> Array:
 
 
 def window(i: int, j: int, oh: int, ow: int, stride: int | Pair) -> tuple[slice, ...]:
-    """The pixels that the kernel element at (i, j) meets at all positions."""
+    """The index of the pixels that the kernel element (i, j) covers at all positions."""
     sh, sw = (stride, stride) if isinstance(stride, int) else stride
     return (
         slice(None),

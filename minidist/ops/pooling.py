@@ -1,8 +1,8 @@
 """Pooling: the largest, or the average, of each window of an image.
 
 For windows of k × k pixels, pooling loops over k² *shifted* images, one for each position in the
-window. The backward gives the gradient to the largest pixel of a window (max), or an equal part to
-every pixel (average).
+window. The gradient of a window goes to its largest pixel (max), or in equal parts to all of its
+pixels (average).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     x = floating_only("max_pool2d", x)
     stride, oh, ow = _check("max_pool2d", x, kernel, stride, padding)
     if kernel > 16:
-        raise ValueError(f"max_pool2d: kernel {kernel} is over 16, whose places fill one byte")
+        raise ValueError(
+            f"max_pool2d: kernel {kernel} is over 16: a position in the window must fit one byte"
+        )
     xp, (n, c, h, w) = x.xp, x.shape
     if xp is np:  # in memory as ``conv2d`` leaves images: the channels of a pixel side by side
         y = np.empty((n, oh, ow, c), x.dtype).transpose(0, 3, 1, 2)
@@ -39,7 +41,7 @@ def max_pool2d(x: Tensor, kernel: int, stride: int | None = None, padding: int =
     _max_pool(xp, y, winner, x.data, h, w, oh, ow, kernel, stride, padding)
 
     def backward(grad: Array) -> Any:
-        # in memory as ``conv2d`` leaves images
+        # (n, h, w, c) in memory, as ``conv2d`` leaves images
         grad_x = xp.empty((n, h + 2 * padding, w + 2 * padding, c), grad.dtype)
         _max_pool_backward(xp, grad_x, grad, winner, *grad_x.shape[1:], oh, ow, kernel, stride)
         grad_x = grad_x.transpose(0, 3, 1, 2)
@@ -174,7 +176,7 @@ def _check(
     if kernel < 1 or stride < 1 or not 0 <= padding <= kernel // 2:
         raise ValueError(
             f"{name}: kernel {kernel} and stride {stride} must be at least 1, and padding "
-            f"{padding} at most half of the kernel, so that no window is empty"
+            f"{padding} at most half of the kernel, so that no window is padding alone"
         )
     if x.ndim != 4 or x.shape[2] + 2 * padding < kernel or x.shape[3] + 2 * padding < kernel:
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Reductions of many elements to one; the backward gives each element its gradient."""
+"""Reductions, such as sums and maxima; the backward computes the gradient of every element."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
     whole, dtype = y.shape, x.dtype
 
     def backward(grad: Array) -> Any:
-        # The mean depends on x too, but its part is 0: the values minus their mean sum to 0.
+        # The mean depends on x too, but adds 0 to the gradient, since Σ (x - mean) = 0.
         share = wide(grad).reshape(whole) * (2 / count)
         return ((centred * share).astype(dtype, copy=False),)
 
@@ -75,7 +75,7 @@ def var(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
 
 
 def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The standard deviation over ``axis``: the root of ``var``; the derivative at 0 is 0."""
+    """The standard deviation over ``axis``, √var. Where it is 0, the derivative is 0."""
     x, centred, count, variance = _variance("std", x, axis, ddof)
     xp, dtype = x.xp, x.dtype
     y = xp.sqrt(variance)
@@ -88,7 +88,7 @@ def std(x: Tensor, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> 
 
 
 def _variance(name: str, x: Any, axis: Axis, ddof: int) -> tuple[Tensor, Array, float, Array]:
-    """x, x - mean, n - ddof, and the variance with its axes kept; float16 in float32."""
+    """x, x - mean, n - ddof, and the variance with the reduced axes kept; float16 in float32."""
     x = floating_only(name, x)
     keep_axes(name, x.shape, axis)
     centred = less_mean(x.xp, wide(x.data), axis)
@@ -99,7 +99,7 @@ def _variance(name: str, x: Any, axis: Axis, ddof: int) -> tuple[Tensor, Array, 
 
 
 def _as_result(y: Array, x: Tensor, axis: Axis, keepdims: bool) -> Array:
-    """What was computed with its axes kept, in the shape and the dtype of the result."""
+    """``y``, which has the reduced axes, in the shape and the dtype of the result."""
     y = y if keepdims else y.reshape(_drop(y.shape, axis))
     return y.astype(x.dtype, copy=False)
 
@@ -139,7 +139,7 @@ def _extreme(name: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
     shape = keep_axes(name, x.shape, axis)
     xp = x.xp
     if x.data.size == 0:
-        raise ShapeError(f"{name}: no largest or smallest of nothing: the input is {x.shape}")
+        raise ShapeError(f"{name}: the input {x.shape} has no elements, so there is no {name}")
     y = getattr(x.data, name)(axis=axis, keepdims=keepdims)
     data = x.data
 
@@ -158,7 +158,7 @@ def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     x = floating_only("logsumexp", x)
     whole, dtype = keep_axes("logsumexp", x.shape, axis), x.dtype
     xp, data = x.xp, wide(x.data)
-    # nothing has no maximum; the sum of its exponentials is 0
+    # An array without elements has no maximum; the sum of its exponentials is 0.
     top = data.max(axis=axis, keepdims=True) if data.size else xp.zeros(whole, data.dtype)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))  # all -inf: log 0, not NaN
     total = summed(xp, xp.exp(data - top), axis, keepdims=True)
@@ -173,6 +173,7 @@ def logsumexp(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def _drop(shape: Shape, axis: Axis) -> Shape:
+    """``shape`` without the reduced axes."""
     if axis is None:
         return ()
     axes = {one % len(shape) for one in (axis if isinstance(axis, tuple) else (axis,))}

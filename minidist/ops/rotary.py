@@ -1,7 +1,7 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with their position.
+"""Rotary positions: queries and keys are rotated by an angle proportional to their position.
 
-A query turned by m·θ and a key turned by n·θ have a product that depends on the distance m - n
-alone. Su et al., "RoFormer", arXiv 2104.09864.
+The product of a query rotated by m·θ and a key rotated by n·θ depends only on the distance m - n.
+Su et al., "RoFormer", arXiv 2104.09864.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minidist.ops.operands import ShapeError, floating_only
 
 
 def rotary(x: Tensor, base: float = 10000.0, start: int = 0) -> Tensor:
-    """Rotate pairs of features by an angle proportional to the position (arXiv 2104.09864).
+    """Rotate pairs of features by an angle proportional to the position.
 
     Shapes: x (..., length, d) with d even → the same. Feature i of the first half and feature i of
     the second are rotated by position · base^(-2i/d), so that q·k depends on the *distance* of
@@ -43,7 +43,7 @@ def angles(
 ) -> tuple[Array, Array]:
     """Cosine and sine of the angles of every position, (length, d/2), computed in float64."""
     if d % 2:
-        raise ShapeError(f"rotary: features are turned in pairs, and d = {d} is odd")
+        raise ShapeError(f"rotary: features are rotated in pairs, and d = {d} is odd")
     frequency = base ** (-xp.arange(d // 2, dtype=np.float64) / (d // 2))  # (d/2,)
     angle = xp.arange(start, start + length, dtype=np.float64)[:, None] * frequency
     return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)

@@ -1,7 +1,7 @@
-"""Ops that rearrange elements and compute nothing. They return views where NumPy does.
+"""Ops that only rearrange elements. They return views where NumPy does.
 
-Each backward does the opposite: reshape back, permute back, split after concatenate, concatenate
-after split, and sum after repeat.
+Each backward is the reverse: it reshapes or permutes back, cuts what was joined, and sums over what
+was repeated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def flatten(x: Tensor, start: int = 0) -> Tensor:
 
 
 def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    """Remove axes of length 1 (those given, or all)."""
+    """Remove these axes, which must have length 1; by default all axes of length 1."""
     axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
     for one in axes:
         if not -x.ndim <= one < x.ndim or (axis is not None and x.shape[one] != 1):
@@ -104,7 +104,9 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
             i != axis and a != b
             for i, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))
         ):
-            raise ShapeError(f"concatenate: {[t.shape for t in tensors]} differ beside axis {axis}")
+            raise ShapeError(
+                f"concatenate: {[t.shape for t in tensors]} differ in other axes than {axis}"
+            )
     lengths = [tensor.shape[axis] for tensor in tensors]
 
     def backward(grad: Array) -> Any:
@@ -157,7 +159,7 @@ def split(x: Tensor, parts: int | Sequence[int], axis: int = -1) -> list[Tensor]
 
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """Pad with ``value``; ``widths`` has (before, after) for each axis."""
+    """Pad with ``value``; ``widths`` has (elements before, elements after) for each axis."""
     x = as_tensor(x)
     widths = [tuple(width) for width in widths]  # type: ignore[misc]
     if len(widths) != x.ndim or any(min(width) < 0 for width in widths):
@@ -176,13 +178,14 @@ def _sequence(name: str, tensors: Sequence[Any]) -> list[Tensor]:
     same_device(name, *tensors)
     if len({tensor.dtype.kind for tensor in tensors}) > 1:
         floats = [tensor.dtype for tensor in tensors if tensor.dtype.kind == "f"]
-        if floats:  # integers become that dtype; NumPy would make float64 of int64 and float32
+        if floats:  # integers are converted to it: NumPy makes float64 of int64 and float32
             like = Tensor(np.empty(0, np.result_type(*floats)))
             tensors = [constant(tensor, like) for tensor in tensors]
         elif np.result_type(*[tensor.dtype for tensor in tensors]).kind == "f":
             raise DTypeError(
-                f"{name}: no integers hold {[str(tensor.dtype) for tensor in tensors]}: convert "
-                "them to one dtype, for example with .data.astype(int)"
+                f"{name}: no integer dtype has all numbers of "
+                f"{[str(tensor.dtype) for tensor in tensors]}: convert them to one dtype, for "
+                "example with .data.astype(int)"
             )
     return tensors
 

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm; the maximum is subtracted first, so that nothing overflows."""
+"""Softmax and its logarithm; the maximum is subtracted first, so that exp does not overflow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def along(axis: int, function: Any, xp: Any, *arrays: Array) -> None:
     over="rows",
 )
 def _softmax(xp: Any, y: Array, x: Array) -> None:
-    e = in_range(xp, y)
+    e = wide_like(xp, y)
     _less_maximum(xp, e, x)
     xp.exp(e, out=e)
     e /= e.sum(axis=-1, keepdims=True)
@@ -115,7 +115,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     over="rows",
 )
 def _log_softmax(xp: Any, y: Array, x: Array) -> None:
-    z = in_range(xp, y)
+    z = wide_like(xp, y)
     _less_maximum(xp, z, x)
     z -= xp.log(xp.exp(z).sum(axis=-1, keepdims=True))
     if z is not y:
@@ -141,8 +141,8 @@ def _log_softmax_backward(xp: Any, grad_x: Array, grad: Array, y: Array) -> None
     xp.subtract(grad, xp.exp(wide(y)) * total, out=grad_x)
 
 
-def in_range(xp: Any, y: Array) -> Array:
-    """The array to compute y in: y itself or, for float16, a float32 array."""
+def wide_like(xp: Any, y: Array) -> Array:
+    """An array to compute y in: y itself, or a new float32 array if y is float16."""
     return y if y.dtype.itemsize >= 4 else xp.empty(y.shape, np.float32)
 
 

@@ -1,8 +1,9 @@
-"""Sums and means that stay accurate; every reduction of an op uses them.
+"""Sums and means that are accurate; the reductions of all ops use them.
 
-float16 has at most 65504 and 11 bits, so it is summed in float32, as in PyTorch. NumPy adds in
-pairs, which is accurate, only along the last axis. Along any other axis it adds one row after
-another: the sum of a million float32 rows of 0.1 is 1 % off. There the sum is computed in float64.
+float16 numbers have 11 significant bits and end at 65504, so they are summed in float32, as in
+PyTorch. NumPy adds in pairs, which is accurate, only along the last axis. Along any other axis it
+adds one row after another: the sum of a million float32 rows of 0.1 is 1 % off. So sums along other
+axes are computed in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from minidist.engine.array import Array
 
-FEW = 512  # so many additions in sequence change only the last digits of a float32 sum
+FEW = 512  # this many additions in sequence change only the last digits of a float32 sum
 
 Axis = int | tuple[int, ...] | None
 
@@ -38,8 +39,8 @@ def averaged(xp: Any, x: Array, axis: Axis = None, keepdims: bool = False) -> Ar
 def less_mean(xp: Any, x: Array, axis: Axis = None) -> Array:
     """x - mean over ``axis``, exactly 0 if all numbers are equal.
 
-    The mean of equal numbers is rounded and may differ from them. So the first number is subtracted
-    before the mean is computed.
+    The mean of equal numbers is rounded, and may differ from them. So the first number is
+    subtracted before the mean is computed.
     """
     reduced = _axes(x.ndim, axis)
     first = x[tuple(slice(0, 1) if i in reduced else slice(None) for i in range(x.ndim))]

@@ -12,18 +12,17 @@ Algorithm 1 of the paper, with w for the parameters θ, and lr for the step size
         v̂ ← v / (1-β₂ᵗ)
         w ← w - lr · m̂ / (√v̂ + ε)
 
-m and v start at zero, so at first they are too small; m̂ and v̂ correct this. m̂ and v̂ are not
-stored. The end of section 2 gives the last three lines in another order, which needs fewer
-operations:
+m and v start at zero, so at first they are too small; m̂ and v̂ correct this. The end of section 2
+gives the last three lines in another order, which needs fewer operations, and is what runs here:
 
         lrₜ ← lr · √(1-β₂ᵗ) / (1-β₁ᵗ)
         ε̂ ← ε · √(1-β₂ᵗ)
         w ← w - lrₜ · m / (√v + ε̂)
 
-AdamW first shrinks the weights themselves: w ← w - lr·λ·w. It does not add λ·w to the gradient, as
-``weight_decay`` of Adam does, because the division by √v̂ would cancel most of it. Kingma, Ba,
-"Adam", arXiv 1412.6980; Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv
-1711.05101, algorithm 2.
+``weight_decay`` of Adam adds λ·w to the gradient, but then the division by √v̂ cancels most of it.
+AdamW shrinks the weights themselves instead, before the step: w ← w - lr·λ·w. Kingma, Ba, "Adam",
+arXiv 1412.6980; Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv 1711.05101,
+algorithm 2.
 """
 
 from __future__ import annotations
@@ -59,25 +58,24 @@ class Adam(Optimizer):
     def update(
         self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
     ) -> None:
-        numbers = *self.weights(), *self.corrected(lr)
-        _update(module_of(w), w, g, m, v, scratch, *numbers)
+        _update(module_of(w), w, g, m, v, scratch, *self.coefficients(), *self.corrected(lr))
 
     def moments(self, g: Array, m: Array, v: Array, scratch: Array) -> None:
         """Update m and v with a gradient."""
-        _moments(module_of(g), g, m, v, scratch, *self.weights())
+        _moments(module_of(g), g, m, v, scratch, *self.coefficients())
 
     def direction(self, m: Array, v: Array, scratch: Array, lr: float = 1.0) -> Array:
         """lr · m̂ / (√v̂ + ε), in ``scratch``."""
         _direction(module_of(m), m, v, scratch, *self.corrected(lr))
         return scratch
 
-    def weights(self) -> tuple[float, float, float, float]:
+    def coefficients(self) -> tuple[float, float, float, float]:
         """β₁, 1-β₁, β₂, 1-β₂."""
         beta1, beta2 = self.betas
         return beta1, 1 - beta1, beta2, 1 - beta2
 
     def corrected(self, lr: float) -> tuple[float, float]:
-        """lrₜ and ε̂, which contain the bias corrections of m̂ and v̂; t is ``steps``."""
+        """lrₜ and ε̂, which contain the corrections of m̂ and v̂. t is ``steps``."""
         c1, c2 = (1 - beta**self.steps for beta in self.betas)  # 1-β₁ᵗ, 1-β₂ᵗ
         lr_t = lr * c2**0.5 / c1
         epsilon_hat = self.epsilon * c2**0.5
@@ -86,17 +84,37 @@ class Adam(Optimizer):
 
 @fused
 def _update(
-    xp: Any, w: Array, g: Array, m: Array, v: Array, scratch: Array, *numbers: float
+    xp: Any,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    scratch: Array,
+    beta1: float,
+    one_minus_beta1: float,
+    beta2: float,
+    one_minus_beta2: float,
+    lr_t: float,
+    epsilon_hat: float,
 ) -> None:
-    """One whole step, so that a GPU runs it as one kernel."""
-    _moments(xp, g, m, v, scratch, *numbers[:4])
-    _direction(xp, m, v, scratch, *numbers[4:])
+    """The whole step in one function, so that a GPU runs it as one kernel."""
+    _moments(xp, g, m, v, scratch, beta1, one_minus_beta1, beta2, one_minus_beta2)
+    _direction(xp, m, v, scratch, lr_t, epsilon_hat)
     w -= scratch
 
 
 @fused
-def _moments(xp: Any, g: Array, m: Array, v: Array, scratch: Array, *weights: float) -> None:
-    beta1, one_minus_beta1, beta2, one_minus_beta2 = weights
+def _moments(
+    xp: Any,
+    g: Array,
+    m: Array,
+    v: Array,
+    scratch: Array,
+    beta1: float,
+    one_minus_beta1: float,
+    beta2: float,
+    one_minus_beta2: float,
+) -> None:
     # m ← β₁·m + (1-β₁)·g
     m *= beta1
     m += xp.multiply(g, one_minus_beta1, out=scratch)

@@ -3,9 +3,10 @@
     AdaGrad   s ← s + g²               w ← w - lr · g / (√s + ε)
     RMSprop   s ← ρ·s + (1-ρ)·g²       w ← w - lr · g / (√s + ε)
 
-AdaGrad suits sparse features: an element whose gradient is often zero keeps large steps. But its
-sum never shrinks, so its steps become smaller and smaller. RMSprop forgets old gradients. Duchi,
-Hazan, Singer, JMLR 12, 2011; Tieleman, Hinton, Coursera lecture 6.5, 2012.
+AdaGrad suits sparse features: an element whose gradient is often zero keeps large steps. But s
+never shrinks, so the steps become smaller and smaller. RMSprop's s is a running average instead,
+which forgets old gradients. Duchi, Hazan, Singer, JMLR 12, 2011; Tieleman, Hinton, Coursera lecture
+6.5, 2012.
 
 ``weight_decay`` adds λ·w to the gradient g, as PyTorch's rules of these names do.
 """
@@ -39,8 +40,7 @@ class AdaGrad(Optimizer):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
     ) -> None:
-        numbers = lr, float(self.epsilon)
-        _adagrad(module_of(data), data, grad, square, scratch, *numbers)
+        _adagrad(module_of(data), data, grad, square, scratch, lr, float(self.epsilon))
 
 
 @fused
@@ -82,18 +82,25 @@ class RMSprop(Optimizer):
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, square: Array, scratch: Array
     ) -> None:
-        rate = float(self.decay_rate)
-        numbers = lr, float(self.epsilon), rate, 1 - rate
-        _rmsprop(module_of(data), data, grad, square, scratch, *numbers)
+        xp, epsilon, rho = module_of(data), float(self.epsilon), float(self.decay_rate)
+        _rmsprop(xp, data, grad, square, scratch, lr, epsilon, rho, 1 - rho)
 
 
 @fused
 def _rmsprop(
-    xp: Any, w: Array, g: Array, s: Array, scratch: Array, lr: float, epsilon: float, *rates: float
+    xp: Any,
+    w: Array,
+    g: Array,
+    s: Array,
+    scratch: Array,
+    lr: float,
+    epsilon: float,
+    rho: float,
+    one_minus_rho: float,
 ) -> None:
-    rate, rest = rates  # ρ and 1-ρ
-    s *= rate
+    # s ← ρ·s + (1-ρ)·g²
+    s *= rho
     xp.multiply(g, g, out=scratch)
-    scratch *= rest
+    scratch *= one_minus_rho
     s += scratch
     _step(xp, w, g, s, scratch, lr, epsilon)

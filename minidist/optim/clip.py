@@ -2,8 +2,7 @@
 
     g ← g · min(1, limit / ‖g‖),   ‖g‖ over all gradients together
 
-The direction of the gradient does not change. Pascanu, Mikolov, Bengio, arXiv 1211.5063, algorithm
-1.
+The gradient keeps its direction. Pascanu, Mikolov, Bengio, arXiv 1211.5063, algorithm 1.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ PIECE = 1 << 12  # elements summed in the gradient's own dtype
 def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
     """The Euclidean norm of a 1-D gradient.
 
-    Squares are summed in short pieces, and the sums of the pieces in float64: float32 alone would
-    lose digits over millions of elements. If ``grad`` is one rank's shard, ``reduce`` must sum a
-    float64 array of one element over the ranks, in place; each rank gets the norm of the whole.
-    On a GPU the norm is an array of no dimensions on the GPU, unless it is summed over ranks;
+    Squares are summed in the gradient's dtype within short pieces, and the pieces' sums in float64:
+    float32 alone would lose digits over millions of elements. If ``grad`` is one rank's shard,
+    ``reduce`` must sum a float64 array of one element over the ranks, in place; each rank gets the
+    norm of the whole. On a GPU, if nothing is summed over ranks, the norm is a 0-d array there;
     ``float(norm)`` waits for it.
     """
     xp = module_of(grad)
@@ -46,13 +45,13 @@ def global_norm(grad: Array, reduce: Reduce | None = None) -> Array | float:
 
 
 def norm_of(grad: Array) -> float:
-    """``global_norm`` as a number on the host; of an array without numbers, above any limit."""
+    """``global_norm`` as a number on the host; infinity for an array that has only a shape."""
     norm = global_norm(grad)
     return norm if isinstance(norm, float) else float(read(norm, math.inf))
 
 
 def clip_by_global_norm(grad: Array, limit: float, reduce: Reduce | None = None) -> Array | float:
-    """Scale ``grad`` in place so that its norm is at most ``limit``; returns the norm before."""
+    """Scale ``grad`` in place so that its norm is at most ``limit``; return the norm it had."""
     if not limit > 0:
         raise ValueError(f"clip_by_global_norm: the limit must be positive, not {limit}")
     norm = global_norm(grad, reduce)

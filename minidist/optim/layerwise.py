@@ -6,13 +6,13 @@ rules make the step of a layer proportional to the norm ‖w‖ of its weights:
     LARS   r = η·‖w‖ / (‖g‖ + λ·‖w‖)                      v ← μ·v + lr·r·(g + λ·w);  w ← w - v
     LAMB   u = m̂ / (√v̂ + ε) + λ·w,  r = ‖w‖ / ‖u‖         w ← w - lr·r·u
 
-Parameters in ``exclude`` have r = 1 and no weight decay (biases and norms, as in the code of both
-papers). A parameter has r = 1 also if its ‖w‖ or its step is zero. You, Gitman, Ginsburg, arXiv
-1708.03888, algorithm 1; You et al., arXiv 1904.00962, algorithm 2 with φ the identity.
+Parameters in ``exclude`` (biases and norms, as in the code of both papers) have r = 1 and no weight
+decay. r is also 1 where ‖w‖ or the divisor is zero. You, Gitman, Ginsburg, arXiv 1708.03888,
+algorithm 1; You et al., arXiv 1904.00962, algorithm 2 with φ the identity.
 
 A norm is that of a whole parameter. If shards cut through parameters, ``bind(..., reduce=...)``
 sums the squares over all shards: two float64 numbers for each parameter and step. The result then
-equals serial training up to rounding, because the order of the sums differs.
+equals serial training only up to rounding, because the order of the sums differs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from minidist.optim.optimizer import Groups, LearningRate, Part, Rates
 from minidist.optim.sgd import Momentum
 
 
-def norms(part: Part, pairs: Array) -> list[list[float]]:
-    """Two lists of norms of whole parameters, from (2, parameters) sums of squares."""
-    sums = read(pairs, 1.0).astype(np.float64, copy=False)
+def norms(part: Part, squares: Array) -> list[list[float]]:
+    """The square roots of (2, parameters) sums of squares, added up over all shards."""
+    sums = read(squares, 1.0).astype(np.float64, copy=False)
     if part.reduce is not None:
         part.reduce(sums)
     return np.sqrt(sums).tolist()
@@ -59,17 +59,19 @@ class LARS(Momentum):
         xp = module_of(data)
         sums = xp.zeros((2, parameters(part)))
         for piece in part.pieces:
-            w, g = wide(data[piece.part]), wide(grad[piece.part])  # squares overflow in float16
+            w, g = wide(data[piece.where]), wide(grad[piece.where])  # squares overflow in float16
             sums[0, piece.parameter] += xp.dot(w, w)
             sums[1, piece.parameter] += xp.dot(g, g)
-        weights, grads = norms(part, sums)
-        found = [0.0] * parameters(part)
+        norms_w, norms_g = norms(part, sums)
+        local = [0.0] * parameters(part)
         for piece in part.pieces:
-            index, own = piece.parameter, rates[piece.group]
-            below = grads[index] + own.decay * weights[index]
-            adapts = not piece.excluded and weights[index] and below
-            found[index] = own.lr * (self.trust * weights[index] / below if adapts else 1.0)
-        return found
+            index, group = piece.parameter, rates[piece.group]
+            norm_w, r = norms_w[index], 1.0
+            divisor = norms_g[index] + group.decay * norm_w
+            if not piece.excluded and norm_w and divisor:
+                r = self.trust * norm_w / divisor
+            local[index] = group.lr * r
+        return local
 
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
@@ -77,7 +79,7 @@ class LARS(Momentum):
         xp = module_of(data)
         xp.multiply(data, decay, out=scratch)
         scratch += grad
-        scratch *= lr  # here and not when v is applied: a layer's rate changes from step to step
+        scratch *= lr  # the rate of this step; the paper's v also contains those of past steps
         velocity *= self.momentum
         velocity += scratch
         data -= velocity
@@ -106,26 +108,24 @@ class LAMB(Adam):
         xp = module_of(data)
         sums = xp.zeros((2, parameters(part)))
         for piece, scratch in part.pieces_and_scratch():
-            where, decay = piece.part, rates[piece.group].decay
-            m, v = part.state["mean"][where], part.state["square"][where]
+            where, decay = piece.where, rates[piece.group].decay
+            w, m, v = data[where], part.state["mean"][where], part.state["square"][where]
             self.moments(grad[where], m, v, scratch)
-            self.direction(m, v, scratch)
+            d = self.direction(m, v, scratch)
             if decay and not piece.excluded:
-                # u = direction + λ·w. Without a second scratch array: ‖u‖² as a sum of three terms
-                cross = xp.dot(scratch, data[where]) * (2 * decay)
-                weight = xp.dot(data[where], data[where])
-                sums[1, piece.parameter] += cross + decay**2 * weight
-            sums[0, piece.parameter] += xp.dot(data[where], data[where])
-            sums[1, piece.parameter] += xp.dot(scratch, scratch)
-        weights, steps = norms(part, sums)
-        found = [0.0] * parameters(part)
+                # u = d + λ·w for the direction d. To need no second scratch array:
+                # ‖u‖² = ‖d‖² + 2λ·(d·w) + λ²·‖w‖²
+                sums[1, piece.parameter] += 2 * decay * xp.dot(d, w) + decay**2 * xp.dot(w, w)
+            sums[0, piece.parameter] += xp.dot(w, w)
+            sums[1, piece.parameter] += xp.dot(d, d)
+        norms_w, norms_u = norms(part, sums)
+        local = [0.0] * parameters(part)
         for piece in part.pieces:
-            index = piece.parameter
-            adapts = not piece.excluded and weights[index] and steps[index]
-            found[index] = rates[piece.group].lr * (
-                weights[index] / steps[index] if adapts else 1.0
-            )
-        return found
+            norm_w, norm_u, r = norms_w[piece.parameter], norms_u[piece.parameter], 1.0
+            if not piece.excluded and norm_w and norm_u:
+                r = norm_w / norm_u
+            local[piece.parameter] = rates[piece.group].lr * r
+        return local
 
     def update(
         self, w: Array, g: Array, lr: float, decay: float, m: Array, v: Array, scratch: Array
@@ -139,5 +139,5 @@ class LAMB(Adam):
 
 def parameters(part: Part) -> int:
     """The number of parameters of the whole model, the same on every shard."""
-    assert part.slices is not None  # pieces of a layer-wise rule require it
+    assert part.slices is not None  # without them, Part.cut has raised for a layer-wise rule
     return len(part.slices)

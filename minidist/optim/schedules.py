@@ -17,7 +17,7 @@ def constant(lr: float) -> Schedule:
 
 
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
-    """``lr``, multiplied by ``factor`` after each ``every`` steps."""
+    """``lr``, multiplied by ``factor`` once every ``every`` steps."""
     _positive("step_decay", "every", every)
     return lambda step: lr * factor ** (step // every)
 
@@ -37,8 +37,8 @@ def cosine(lr: float, steps: int, final: float = 0.0) -> Schedule:
 def warm_up(steps: int, schedule: float | Schedule) -> Schedule:
     """Increase in ``steps`` equal steps to the first value of ``schedule``, then follow it.
 
-    Step 0 already has 1/steps of the rate, because a step of rate zero would do nothing. The
-    schedule counts its steps from the end of the warm-up.
+    Step 0 already has 1/steps of that value, because a step of rate zero would do nothing. The
+    schedule's step 0 is the first one after the warm-up.
     """
     _positive("warm_up", "steps", steps)
     after: Schedule = schedule if callable(schedule) else constant(schedule)
@@ -48,9 +48,10 @@ def warm_up(steps: int, schedule: float | Schedule) -> Schedule:
 def linear_scaling(lr: float, batch: int, reference: int) -> float:
     """The rate for a batch of ``batch`` samples, if ``lr`` is right for ``reference`` samples.
 
-    With k times the batch there are 1/k of the steps, so each step is k times as long. This is
-    right while gradients change little over k small steps: so use warm-up, and k has a limit. Goyal
-    et al., "Accurate, large minibatch SGD", arXiv 1706.02677, section 2.1.
+    A batch k times as large takes 1/k of the steps, so each step must be k times as long. This
+    holds if gradients change little over k small steps. They change fast at first, so use warm-up;
+    and k cannot grow without limit. Goyal et al., "Accurate, large minibatch SGD", arXiv
+    1706.02677, section 2.1.
     """
     _positive("linear_scaling", "reference", reference)
     return lr * batch / reference

@@ -4,13 +4,13 @@
     GradientDescent  w ← w - lr · g
     Momentum         v ← μ·v + g;    w ← w - lr · v
     Nesterov         v ← μ·v + g;    w ← w - lr · (g + μ·v)
-    SGD              either of the first two, on the gradient of a random batch
+    SGD              one of the first two, with the gradient of a random batch
 
 Robbins, Monro 1951; Polyak, "Some methods of speeding up the convergence of iteration methods",
 1964; Nesterov 1983, in the form of Sutskever et al., "On the importance of initialization and
-momentum in deep learning", ICML 2013. The formulas are PyTorch's: lr multiplies the velocity when
-it is applied, not when gradients are added to it. ``weight_decay`` adds λ·w to the gradient (an L2
-penalty of λ/2 · ‖w‖²): optimizer.py does, before the rule.
+momentum in deep learning", ICML 2013. The formulas are PyTorch's: lr multiplies v when the step is
+made, not g when it is added to v. ``weight_decay`` adds λ·w to the gradient, as an L2 penalty of
+λ/2 · ‖w‖² does: see optimizer.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _descend(xp: Any, w: Array, g: Array, scratch: Array, lr: float) -> None:
 
 
 class Momentum(Optimizer):
-    """v ← μ·v + g; w ← w - lr · v. Equal directions add up; alternating ones cancel."""
+    """v ← μ·v + g; w ← w - lr · v. Gradients of one direction add up; alternating ones cancel."""
 
     slots: tuple[str, ...] = ("velocity",)
 
@@ -69,7 +69,7 @@ def _momentum(
 
 
 class Nesterov(Momentum):
-    """v ← μ·v + g; w ← w - lr · (g + μ·v): like a gradient taken one step ahead."""
+    """v ← μ·v + g; w ← w - lr · (g + μ·v): as if the gradient were taken one step ahead."""
 
     def update(
         self, data: Array, grad: Array, lr: float, decay: float, velocity: Array, scratch: Array
@@ -88,7 +88,7 @@ def _nesterov(
 
 
 class SGD(Momentum):
-    """Stochastic gradient descent: with momentum it equals Momentum, without it has no state."""
+    """Stochastic gradient descent: Momentum, or without momentum GradientDescent."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class SGD(Momentum):
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]
-        """A velocity, if there is momentum or ever was: ``momentum`` may change between steps."""
+        """The velocity, if there is or was momentum: ``momentum`` may change between steps."""
         begun = any("velocity" in part.state for part in self.parts)
         return ("velocity",) if self.momentum or begun else ()
 

@@ -1,15 +1,15 @@
-"""Guards of a method: they find errors that would silently give wrong numbers.
+"""Guards: checks of a method that find errors which would silently give wrong numbers.
 
     method.guard(not_finite="skip", replicas_every=100)
 
 If ranks build a method from different seeds, models or optimizers, their replicas differ, and
 nothing fails. So ranks compare a digest of these when the method is built (``check_built``; 8 bytes
-a rank), and a digest of their batches (``check_same_batches``; when: see ``Method.stepping``).
+per rank), and a digest of their batches (``check_same_batches``; when: see ``stepping``).
 
 The loss is the same on every rank. If it is not finite, all ranks follow the same policy:
 
     "raise"   raise NotFinite. The parameters may have been updated: continue from a checkpoint
-    "skip"    the optimizer does not step if a gradient of any rank is not finite. This costs one
+    "skip"    if a gradient of any rank is not finite, the optimizer does not step. This costs one
               more all-reduce of 8 bytes, and a pass over the gradients
     "go on"   continue training
 
@@ -23,17 +23,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from minidist.collectives import ring
+from minidist.comm.agreement import debugging
 from minidist.comm.comm import Comm
 from minidist.comm.errors import Disagreement
 from minidist.data.batches import Batch
 from minidist.engine.array import Array, has_numbers, module, module_has_numbers, module_of, read
 from minidist.engine.digests import digest
 from minidist.engine.fusion import compiler
+from minidist.nn.losses import Loss
+from minidist.optim.optimizer import Optimizer
+from minidist.parallel.settings import Unsupported
 
 Method = Any  # minidist.parallel.method, which imports this file
 
@@ -42,6 +47,78 @@ POLICIES = ("raise", "skip", "go on")
 
 class NotFinite(ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class Guarded:
+    """Base of ``Method``: what is checked before and after a step."""
+
+    unskippable = ""  # the reason, if a step cannot be skipped
+    loss: Loss
+    optimizer: Optimizer
+    comm: Comm
+    seed: int
+    steps: int  # training steps made
+
+    def __init__(self) -> None:
+        self.not_finite, self.replicas_every = "raise", 0  # see guard()
+        self.debug = debugging()  # asking the environment at each step would take 15 µs
+        self._agreed = False  # whether the ranks have compared a step's batch
+        self._stepping = False
+
+    def guard(self, not_finite: str = "raise", replicas_every: int = 0) -> None:
+        """Set ``not_finite``, what to do if the loss is not finite: "raise", "skip" or "go on"; and
+        ``replicas_every``, after how many steps to compare the replicas (0: never).
+
+        Every rank must call it. Raises ValueError for another policy, and Unsupported if a step
+        cannot be skipped or there are no replicas.
+        """
+        name = type(self).__name__
+        if not_finite not in POLICIES:
+            raise ValueError(f"{name}: not_finite={not_finite!r}: choose one of {POLICIES}")
+        if not_finite == "skip" and self.unskippable:
+            raise Unsupported(f"{name}: skip is not supported: {self.unskippable}")
+        if replicas_every and not self.replicated():
+            raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
+        self.not_finite, self.replicas_every = not_finite, replicas_every
+        skips = not_finite == "skip"
+        self.optimizer._may_step = (lambda grads: all_finite(self.comm, grads)) if skips else None
+
+    @contextmanager
+    def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
+        """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
+
+        Under MPI comparing takes a message. There, ranks compare at the first step only, or at
+        every step with ``MINIDIST_DEBUG=1`` in the environment when the method is built.
+        """
+        for batch in batches:
+            check_batch(self, batch)
+            self.check_targets(batch)
+        if self.comm.agreeing_is_free or not self._agreed or self.debug:
+            check_same_batches(self, batches)
+            self._agreed = True
+        self._stepping = True
+        try:
+            yield
+        finally:
+            self._stepping = False
+
+    def stepped(self, loss: float) -> float:
+        """Count a step that was made, and check its loss and the replicas."""
+        if not isfinite(loss):
+            check_loss(self, loss)
+        self.steps += 1
+        every = self.replicas_every or self.debug  # True is 1
+        if every and self.steps % every == 0 and self.comm.size > 1 and (same := self.replicated()):
+            check_replicas(self.comm, same, self.steps)
+        return loss
+
+    def replicated(self) -> dict[str, Array]:
+        """The parameters that are the same on all ranks after a step; none by default."""
+        return {}
+
+    def check_targets(self, batch: Batch) -> None:
+        """Raise ValueError, on every rank, for targets that this method cannot use. Accepts all
+        by default."""
 
 
 def check_built(method: Method) -> None:
@@ -62,6 +139,8 @@ def check_built(method: Method) -> None:
 
 def check_batch(method: Method, batch: Batch) -> None:
     """Raise TypeError for a part of a batch, ValueError for one whose targets are all ignored."""
+    if type(batch) is Batch and batch.global_batch is None and not method.loss.counts_values:
+        return  # the usual case, quickly
     name = type(method).__name__
     if not isinstance(batch, Batch):
         raise TypeError(
@@ -79,7 +158,7 @@ def check_batch(method: Method, batch: Batch) -> None:
     if method.loss.counts_values and not batch.count(method.loss) > 0:
         raise ValueError(
             f"{name}.step: all {batch.targets.size} targets of {batch} are ignored by "
-            f"{method.loss!r}, or weigh nothing: there is no mean over no targets, so leave such "
+            f"{method.loss!r}, or have weight 0: there is no mean over no targets, so leave such "
             "batches out"
         )
 
@@ -97,10 +176,10 @@ def check_same_batches(method: Method, batches: Sequence[Batch]) -> None:
 
 def check_loss(method: Method, loss: float) -> None:
     """Raise NotFinite, on every rank, if the policy is to raise."""
-    if math.isfinite(loss) or method.not_finite != "raise":
+    if isfinite(loss) or method.not_finite != "raise":
         return
     if not module_has_numbers(module()):
-        return  # shapes without numbers have no loss
+        return  # the loss has a shape, and no value
     raise NotFinite(
         f"{type(method).__name__}: the loss of step {method.steps} is {loss}: lower the learning "
         "rate, clip the gradient (clip=1.0), or look for the op with minidist.detect_anomaly(). "
@@ -121,7 +200,7 @@ def all_finite(comm: Comm, grads: Sequence[Array]) -> bool:
 def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> None:
     """Raise Disagreement, on every rank, with the first parameter that is not the same on all.
 
-    Every rank must call it. Its messages, p - 1 of 8 bytes for each parameter, are not counted.
+    Every rank must call it. Its messages, p - 1 with 8 bytes per parameter, are not counted.
     """
     names = list(parameters)
     every = np.zeros((comm.size, len(names)), np.uint64)
@@ -137,20 +216,14 @@ def check_replicas(comm: Comm, parameters: Mapping[str, Array], step: int) -> No
             if 2 * counts.max() <= comm.size:  # no majority: any of the values may be the right one
                 where = f"has {len(values)} different values on {comm.size} ranks"
             raise Disagreement(
-                f"after step {step} {name} {where}: a bit has flipped, or something but the method "
-                "has changed it; go on from a checkpoint"
+                f"after step {step} {name} {where}: a bit has flipped, or something other than the "
+                "method has changed it; continue from a checkpoint"
             )
-
-
-def replicas_due(method: Method) -> bool:
-    """Whether to compare the replicas after this step."""
-    every = method.replicas_every or int(method.debug)
-    return bool(every) and method.steps % every == 0
 
 
 @contextmanager
 def uncounted(comm: Comm) -> Iterator[None]:
-    """Messages sent inside the block are not counted."""
+    """Messages that are sent inside are not counted."""
     sent = comm.trace.sent
     before = sent.messages, sent.nbytes
     yield

@@ -6,8 +6,8 @@
 ``step`` takes the *global* batch and returns the global mean loss, the same on every rank. The
 method decides which part of the batch each rank computes. It also counts the steps, and keys random
 draws by the step; so the same batch can be used in several steps. Any two methods can therefore be
-compared: with the same seed they start from the same parameters and see the same data, and an exact
-method goes through the same parameters as ``Serial``, the reference.
+compared: with the same seed they start from the same parameters and see the same data. After each
+step an exact method has the parameters of ``Serial``, the reference.
 
 All methods have this in common, and a test checks each point for each method:
 
@@ -24,13 +24,10 @@ What a method does not support is listed in its ``refuses``, with the reason. As
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-import numpy as np
-
-from minidist.comm.agreement import debugging
 from minidist.comm.checks import no_comm
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
@@ -43,31 +40,20 @@ from minidist.nn.module import Module
 from minidist.optim.clip import clip_by_global_norm
 from minidist.optim.mixed import MixedPrecision
 from minidist.optim.optimizer import Optimizer
+from minidist.parallel.arguments import check_argument, check_unused
 from minidist.parallel.blocks import name_shared
 from minidist.parallel.buffers import why_inexact, with_buffers
 from minidist.parallel.evaluation import evaluate
-from minidist.parallel.guards import (
-    POLICIES,
-    all_finite,
-    check_batch,
-    check_built,
-    check_loss,
-    check_replicas,
-    check_same_batches,
-    replicas_due,
-)
+from minidist.parallel.guards import Guarded, check_built
 from minidist.parallel.model_costs import parameter_count, saved_bytes, training_flops
 from minidist.parallel.saving import Saving
+from minidist.parallel.settings import Unsupported
 from minidist.parallel.step_cost import StepCost
 
 __all__ = ["Method", "StepCost", "Unsupported", "parameter_count", "saved_bytes", "training_flops"]
 
 
-class Unsupported(TypeError):
-    """The method does not support what was asked for; the message says why."""
-
-
-class Method(Saving):
+class Method(Guarded, Saving):
     """Base of all methods. ``model`` is declared, not initialised: each rank builds its own part.
 
     ``loss(output, targets, count)`` divides by ``count``, the global number of targets.
@@ -78,7 +64,6 @@ class Method(Saving):
     exact = True  # same parameters as serial training, up to rounding
     why_inexact = ""  # the reason, if the model makes the method inexact: see buffers.py
     changeable = frozenset({"clip", "loss"})  # see settings.py
-    unskippable = ""  # the reason, if a step cannot be skipped: see guards.py
     refuses: ClassVar[dict[str, str]] = {  # what it does not support, and why
         "mixed precision": "the rule MixedPrecision divides gradients by its scale, and methods do "
         "not multiply the loss by it: train with optimizer.backward(loss) in a loop of your own",
@@ -95,20 +80,11 @@ class Method(Saving):
         clip: float | None = None,
     ) -> None:
         """``clip``: the largest norm allowed for a step's whole gradient; None: no limit."""
+        super().__init__()
         name = type(self).__name__
         if not isinstance(comm, Comm):
             raise no_comm(comm, name)
-        if model.initialised:
-            raise ValueError(
-                "the model is initialised already: pass a declared one, built by each rank itself, "
-                "since a method decides which part of it a rank holds (see saving.py to go on "
-                "from saved parameters)"
-            )
-        if optimizer.steps or optimizer.arrays() or optimizer.owner:
-            raise ValueError(
-                f"the optimizer has stepped before, or is {optimizer.owner or 'another loop'}'s: "
-                "each rank makes its own, new one"
-            )
+        check_unused(model, optimizer)
         self.check_setting("loss", loss)
         self.check_setting("microbatches", microbatches)
         self.check_setting("clip", clip)
@@ -134,11 +110,7 @@ class Method(Saving):
         self.seed = seed
         self.microbatches = microbatches
         self.clip = clip
-        self.not_finite, self.replicas_every = "raise", 0  # see guards.py
         self.steps = 0  # training steps made: random draws are keyed by it
-        self.debug = debugging()  # asking the environment at each step would take 15 µs
-        self._agreed = False  # whether the ranks have compared a step's batch
-        self._stepping = False
         check_built(self)
 
     def constructed(self) -> None:
@@ -152,30 +124,9 @@ class Method(Saving):
         return self.comm.size
 
     def check_setting(self, name: str, value: Any) -> None:
-        """Raise ValueError or TypeError for a wrong value, Unsupported for one that is refused."""
-        kind = type(self).__name__
-        if name == "loss":
-            if not isinstance(value, Loss):
-                raise TypeError(
-                    f"{kind}: the loss is a {type(value).__name__}, which does not say by how much "
-                    "it is divided: make it a subclass of minidist.nn.Loss"
-                )
-            if value.reduction != "mean":
-                raise ValueError(
-                    f'{kind}: the loss has reduction="{value.reduction}", and a step needs one '
-                    'number: make it with reduction="mean"'
-                )
-        if name == "microbatches":
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(
-                    f"{kind} needs a whole number of microbatches, at least one microbatch, not "
-                    f"{value!r}"
-                )
-            if value > 1:
-                self.refuse(name)
-        if name == "clip" and value is not None:
-            if not (isinstance(value, (int, float, np.number)) and value > 0):
-                raise ValueError(f"{kind}: the norm to clip to must be positive, not {value!r}")
+        """Raise ValueError or TypeError for a wrong value, Unsupported for an unsupported one."""
+        check_argument(type(self).__name__, name, value)
+        if (name == "microbatches" and value > 1) or (name == "clip" and value is not None):
             self.refuse(name)
 
     def refuse(self, what: str) -> None:
@@ -185,7 +136,7 @@ class Method(Saving):
             raise Unsupported(f"{kind}: {what} is not supported: {self.refuses[what]}")
 
     def step(self, batch: Batch) -> float:
-        """Train on one global batch; the global mean loss before the update, on every rank.
+        """Train on one global batch; return the global mean loss before the update, on every rank.
 
         Raises TypeError for anything but a global batch, such as a shard of one; ValueError if all
         targets are ignored; Disagreement if ranks pass different batches; NotFinite: see ``guard``.
@@ -194,62 +145,9 @@ class Method(Saving):
             loss = self.train_on(batch)
         return self.stepped(loss)
 
-    def stepped(self, loss: float) -> float:
-        """Count a step that was made, and check its loss and the replicas: see guards.py."""
-        check_loss(self, loss)
-        self.steps += 1
-        if replicas_due(self) and self.comm.size > 1 and (same := self.replicated()):
-            check_replicas(self.comm, same, self.steps)
-        return loss
-
-    def guard(self, not_finite: str = "raise", replicas_every: int = 0) -> None:
-        """Set ``not_finite``, what to do if the loss is not finite: "raise", "skip" or "go on"; and
-        ``replicas_every``, after how many steps to compare the replicas (0: never). See guards.py.
-
-        Every rank must call it. Raises ValueError for another policy, and Unsupported if a step
-        cannot be skipped or there are no replicas.
-        """
-        name = type(self).__name__
-        if not_finite not in POLICIES:
-            raise ValueError(f"{name}: not_finite={not_finite!r}: choose one of {POLICIES}")
-        if not_finite == "skip" and self.unskippable:
-            raise Unsupported(f"{name}: skip is not supported: {self.unskippable}")
-        if replicas_every and not self.replicated():
-            raise Unsupported(f"{name}: no parameter is the same on all ranks after each step")
-        self.not_finite, self.replicas_every = not_finite, replicas_every
-        skips = not_finite == "skip"
-        self.optimizer._admits = (lambda grads: all_finite(self.comm, grads)) if skips else None
-
-    def replicated(self) -> dict[str, Array]:
-        """The parameters that are the same on all ranks after a step; none by default."""
-        return {}
-
-    def check_targets(self, batch: Batch) -> None:
-        """Raise ValueError, on every rank, for targets that this method cannot use. Accepts all
-        by default."""
-
     def train_on(self, batch: Batch) -> float:
-        """The training step. A method defines it; only ``step`` calls it."""
+        """One training step. Each method defines it, and only ``step`` calls it."""
         raise TypeError(f"{type(self).__name__} does not define train_on()")
-
-    @contextmanager
-    def stepping(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """Check ``batches`` before a step on each of them: whole, and the same on all ranks.
-
-        Under MPI comparing takes a message. There, ranks compare at the first step only, or at
-        every step with ``MINIDIST_DEBUG=1`` in the environment when the method is built.
-        """
-        for batch in batches:
-            check_batch(self, batch)
-            self.check_targets(batch)
-        if self.comm.agreeing_is_free or not self._agreed or self.debug:
-            check_same_batches(self, batches)
-            self._agreed = True
-        self._stepping = True
-        try:
-            yield
-        finally:
-            self._stepping = False
 
     def evaluate(self, dataset: Dataset, chunk: int = 1000) -> tuple[float, float]:
         """(mean loss, accuracy) over a dataset, with ``parameters()`` and ``buffers()``.
@@ -266,7 +164,7 @@ class Method(Saving):
         raise TypeError(f"{type(self).__name__} does not define cost()")
 
     def arrays(self) -> dict[str, list[Array]]:
-        """The arrays that this rank holds between steps, by kind. Memory is measured from them."""
+        """The arrays that this rank keeps between steps, by kind. Memory is measured from them."""
         return {
             "parameters": self.model.flat.arrays(),
             "gradients": [self.model.flat.grad],

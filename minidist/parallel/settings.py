@@ -16,6 +16,10 @@ from functools import cache
 from typing import Any, ClassVar
 
 
+class Unsupported(TypeError):
+    """A method does not support what was asked for; the message says why."""
+
+
 class Built(type):
     """Metaclass: calls ``constructed`` after the constructor, and sets ``built`` to True."""
 

@@ -108,7 +108,7 @@ def _font(axes: Any, seconds: float, width: float) -> float:
 
 
 def legend(figure: Any, chunks: bool = False) -> None:
-    """Explain the colours in one line at the bottom of the figure."""
+    """Explain the colours in one line under the figure, which must have a constrained layout."""
     from matplotlib.patches import Patch
 
     words = {
@@ -121,4 +121,4 @@ def legend(figure: Any, chunks: bool = False) -> None:
     if chunks:
         handles.append(Patch(color=COLOURS[Forward], alpha=0.6, label="paler: second chunk"))
     handles.append(Patch(facecolor=colours.IDLE, edgecolor="#bbbbbb", label="idle"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -24,7 +24,7 @@ def draw_accuracy_against_epsilon(
     if without is not None:
         axes.axhline(100 * without, color="0.5", ls="--", label="clipped, without noise")
     axes.set(xscale="log", xlabel="ε given away so far", ylabel="accuracy on test images (%)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
 
 

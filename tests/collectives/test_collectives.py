@@ -346,6 +346,38 @@ def test_the_fastest_candidate_of_all_turns_is_learned(monkeypatch):
     assert launch(lambda comm: learn.learn(comm, np.ones(8)), 2, LocalWorld()) == [None, None]
 
 
+def test_one_undisturbed_call_of_all_ranks_is_enough(monkeypatch):
+    """A call that something disturbed, on any rank, makes no candidate slower."""
+    ring, tree = learn.CANDIDATES["ring"].run, learn.CANDIDATES["double_tree"].run
+    rings = []
+
+    def seconds_of(comm, call, repeats):
+        if call.func is tree:
+            return np.full(repeats, 0.5 if comm.rank else 1.5)  # as slow as its slowest rank
+        times = np.full(repeats, 1.1)
+        if call.func is ring:
+            rings.append(comm.rank)
+            times[:] = 50
+            times[-1] = 1.0 if len(rings) <= 2 else 1.15  # undisturbed in the first turn only
+        return times
+
+    monkeypatch.setattr(learn, "seconds_of", seconds_of)
+    found = launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert min(found[0], key=found[0].get) == "ring", found[0]
+    assert found[0]["ring"] == 1.0 and found[0] == found[1]
+
+
+@pytest.mark.parametrize(("length", "turns"), [(8, 5), (1 << 20, 2)])
+def test_short_arrays_are_measured_in_five_turns_at_least(monkeypatch, length, turns):
+    asked = []
+    monkeypatch.setattr(learn, "LIMIT", 0.0)
+    monkeypatch.setattr(
+        learn, "seconds_of", lambda comm, call, repeats: asked.append(comm.rank) or 1.0
+    )
+    found = launch(lambda comm: learn.measure(comm, np.ones(length)), 2, LocalWorld())
+    assert len(asked) == turns * 2 * len(found[0])
+
+
 def test_candidates_are_called_more_often_once_the_slowest_are_dropped(monkeypatch):
     asked = []
     monkeypatch.setattr(learn, "LIMIT", float("inf"))
@@ -356,6 +388,21 @@ def test_candidates_are_called_more_often_once_the_slowest_are_dropped(monkeypat
     first = 2 * 2 * len(found[0])  # turns, ranks, candidates
     assert set(asked[:first]) == {2} and set(asked[first:]) == {8}
     assert len(asked) == learn.TURNS * 2 * len(found[0])
+
+
+def test_measuring_begins_with_zeros(monkeypatch):
+    """Whatever lay in memory might overflow, and NumPy would warn the user of it."""
+    empty, seen = np.empty, []
+
+    def works(call):
+        seen.append(call.args[1].copy())
+        return True
+
+    monkeypatch.setattr(np, "empty", lambda *given, **options: np.full_like(empty(*given), 1e300))
+    monkeypatch.setattr(learn, "works", works)
+    monkeypatch.setattr(learn, "seconds_of", lambda comm, call, repeats: 1.0)
+    launch(lambda comm: learn.measure(comm, np.ones(8)), 2, LocalWorld())
+    assert len(seen) == 2 * len(learn.CANDIDATES) and not np.any(seen), seen
 
 
 def test_a_candidate_that_fails_on_one_rank_is_measured_on_none(monkeypatch):

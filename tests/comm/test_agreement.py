@@ -39,7 +39,7 @@ def test_the_error_names_the_ranks_of_each_value():
     with pytest.raises(Disagreement) as error:
         compare(claims, 5)
     assert str(error.value) == (
-        "ranks do not agree: ranks 0, 2 have seed 0; rank 3 has seed 1; ranks 1, 4 did not come yet"
+        "ranks do not agree: ranks 0, 2 have seed 0; rank 3 has seed 1; ranks 1, 4 did not call yet"
     )
     with pytest.raises(Disagreement, match=r"rank 0 has x \(digest 0+1\); rank 1 has x \(digest"):
         compare({0: (1, "x"), 1: (2, "x")}, 2)

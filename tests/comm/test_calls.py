@@ -7,7 +7,7 @@ import pytest
 
 from minidist import LocalWorld, launch
 from minidist.comm import Deadlock
-from minidist.comm.calls import describe_call
+from minidist.comm.trace import describe_call
 
 CALLS = {
     "send(float64[5], to=1, tag=3)": lambda comm: comm.send(np.zeros(5), 1, tag=3),

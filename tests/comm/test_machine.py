@@ -12,8 +12,8 @@ import pytest
 import minidist
 from minidist.collectives import all_reduce
 from minidist.comm import LocalWorld, Machine, launch
-from minidist.comm.machine import PROFILES, Link, Pauses, profile
-from minidist.comm.ports import Interrupted, Links, Ports
+from minidist.comm.local.scheduler import Interrupted
+from minidist.comm.machine import PROFILES, Link, Links, Pauses, Ports, profile
 
 
 def test_message_reduce_compute():

@@ -15,6 +15,7 @@ from minidist.comm import LocalWorld, Machine, Timeline, launch
 from minidist.comm.timeline import READABLE, step_of
 from minidist.comm.trace import Event
 from minidist.data import Batches, Dataset
+from minidist.engine.array import work
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
@@ -221,3 +222,15 @@ def test_computing_carries_its_flops(ranks, tmp_path):
     saved = json.loads(timeline.save(tmp_path / "trace.json").read_text())["traceEvents"]
     shown = sum(event["args"]["flops"] for event in saved if event["ph"] == "X")
     assert shown == 2 * 10 * (2 * products + 5 * 4)
+
+
+def test_flops_of_steps_that_were_not_recorded_are_in_no_event():
+    def main(comm):
+        for recorded, flops in ((True, 1000), (False, 200), (True, 30), (True, 4)):
+            comm.trace.record = recorded
+            work.flops += flops
+            comm.barrier()
+        return [event.flops for event in comm.trace.events if event.kind == "compute"]
+
+    # When recording begins, nobody knows what has been computed since the last call.
+    assert launch(main, 1, LocalWorld()) == [[0, 0, 4]]

@@ -2,9 +2,10 @@
 
     minidist run -n 2 -m tests.faults.price
 
-Those that are always on are timed in each step. After each check a function that does nothing is
-timed in the same way: the difference is the check's time without the clock's. Steps in debug mode
-are compared with steps out of it, in turns.
+Those that are always on are timed in each step, and so is ``Comm.flat``, of which the check is only
+a part. After each check a function that does nothing is timed in the same way: the difference is
+the check's time without the clock's. Steps in debug mode are compared with steps out of it, in
+turns.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 from minidist import launch
-from minidist.comm import Comm, checks, comm, print_once
+from minidist.comm import Comm, checks, messages, print_once
 from minidist.compare.tasks import TASKS
 from minidist.data import Batches
 from minidist.parallel import METHODS, guards, method
 
-MODULES = (comm, method, guards)
+# Where checks are called. Some are functions of another library, in a condition.
+HOMES = (messages, messages.Messages, method, guards)
+OTHERS = {"_check", "flat", "isfinite", "may_share_memory"}
 STEPS, TURNS = 30, 5
 METHOD = "data_parallel/ring"
 
@@ -61,12 +64,12 @@ class Clock:
 def find(clock: Clock) -> list[tuple[Any, str, Callable[..., Any]]]:
     """Put the clock around each check where it is called; returns what was there."""
     wanted = {name for home in (checks, guards) for name in vars(home) if name.startswith("check")}
-    wanted |= {"replicas_due"}
+    wanted |= OTHERS
     before = []
-    for module in MODULES:
-        for name in wanted & vars(module).keys():
-            before.append((module, name, vars(module)[name]))
-            setattr(module, name, clock.wrap(vars(module)[name]))
+    for home in HOMES:
+        for name in wanted & vars(home).keys():
+            before.append((home, name, vars(home)[name]))
+            setattr(home, name, clock.wrap(vars(home)[name]))
     return before
 
 
@@ -84,8 +87,8 @@ def steps(comm: Comm, task: str, clock: Clock | None) -> float:
         start = time.perf_counter()
         method.step(batches[number])
         times.append(time.perf_counter() - start)
-    for module, name, function in before:
-        setattr(module, name, function)
+    for home, name, function in before:
+        setattr(home, name, function)
     return sum(times) if clock else statistics.median(times)
 
 

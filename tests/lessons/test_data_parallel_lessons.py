@@ -1,4 +1,4 @@
-"""Lessons 7 to 9 and 21 run, draw their pictures, and print what their text claims."""
+"""Lessons 7 to 9, 21 and 25 run, draw their pictures, and print what their text claims."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ CLAIMS = {
         r"stage 3 .*equal: True",
         r"saved by 4 ranks, loaded by 3 of Zero3: loss gap (\de-0[6-9]|0e)",
     ],
-    "09_talking_less": [r"exponential  after 4 rounds 1e-17", r"float16 .* 1/  2\.0,"],
+    "09_talking_less": [r"step 1: sent \[0\.  1\.2", r"float16 .* 1/  2\.0,"],
     "21_large_batches": [],
+    "25_talking_less_often": [
+        r"exponential  after 4 rounds 1e-17",
+        r"local SGD, H = 16 .* 1/ 16\.0,",
+        r"ranks, local SGD, H = 1 .*(loss \S+)\n.*ranks, exact .*\1\n",
+    ],
 }
 
 

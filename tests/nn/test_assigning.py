@@ -42,6 +42,18 @@ def test_values_and_gradients_are_copied_into_the_flat_arrays():
     assert (weight.data == -14).all()
 
 
+def test_only_the_first_gradient_after_zero_grad_overwrites():
+    model = made()
+    bias = model.blocks["2"].bias
+    for loss in (lambda: model(X).sum(), lambda: (bias * 3).sum()):  # written by the op, or copied
+        for backwards in (1, 2):
+            model.zero_grad()
+            model.flat.grad.fill(np.nan)  # in place, and so lost
+            for _ in range(backwards):
+                loss().backward()
+            assert (bias.grad == 3 * backwards).all()
+
+
 def test_an_assigned_gradient_is_added_to():
     model = made()
     model.zero_grad()

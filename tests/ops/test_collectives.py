@@ -41,7 +41,10 @@ def test_a_conjugate_mistaken_is_rejected(monkeypatch):
         (lambda c: messages.all_to_all(np.ones((3, 2)), c), r"all_to_all: axis 0 of \(3, 2\)"),
         (lambda c: messages.scatter(np.ones(3), c, 1), r"scatter: \(3,\) has no axis 1"),
         (lambda c: messages.scatter(np.ones(3), c, 0, [1, 1]), r"lengths \[1, 1\] do not cut"),
-        (lambda c: messages.gather(Tensor(np.ones(3)), c, 0, [2, 2]), r"of parts of lengths"),
+        (
+            lambda c: messages.gather(Tensor(np.ones(3)), c, 0, [2, 2]),
+            r"does not fit the lengths of the parts",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(op, message):

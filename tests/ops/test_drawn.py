@@ -169,7 +169,7 @@ def test_embedding(rows, width, data):
 @pytest.fixture(autouse=True, scope="module")
 def many_blocks():
     """Attention works in blocks of query rows: short ones, so that small shapes have many."""
-    attention = sys.modules["minidist.ops.attention"]
+    attention = sys.modules["minidist.ops.blockwise_attention"]
     block, attention.BLOCK = attention.BLOCK, 2
     yield
     attention.BLOCK = block

@@ -24,6 +24,13 @@ def test_the_table_has_every_op():
     assert not set(ops.__all__) - set(CASES) - methods - plain
 
 
+def test_nodes_have_the_names_of_ops():
+    """Errors, counts and drawings name an op so."""
+    for name, (function, *inputs) in CASES.items():
+        out = function(*(Tensor(value, requires_grad=True) for value in inputs))
+        assert out.node.name in ops.__all__, f"{name}: {out.node.name}"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_the_numeric_slopes(name):
     function, *inputs = CASES[name]

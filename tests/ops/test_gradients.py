@@ -249,7 +249,7 @@ def test_dropout_and_embedding():
 @pytest.mark.parametrize("length, keys", [(1, 1), (3, 3), (5, 5), (2, 5)])
 def test_attention(monkeypatch, causal, heads, groups, length, keys):
     monkeypatch.setattr(
-        sys.modules["minidist.ops.attention"], "BLOCK", 2
+        sys.modules["minidist.ops.blockwise_attention"], "BLOCK", 2
     )  # so that there are many blocks
     q, k, v = (normal(i, 2, g, n, 2) for i, (g, n) in
                enumerate([(heads, length), (groups, keys), (groups, keys)]))  # fmt: skip
@@ -259,7 +259,7 @@ def test_attention(monkeypatch, causal, heads, groups, length, keys):
 @pytest.mark.parametrize("base", [None, 100.0])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 def test_packed_attention_equals_its_parts(monkeypatch, groups, base):
-    monkeypatch.setattr(sys.modules["minidist.ops.attention"], "BLOCK", 2)
+    monkeypatch.setattr(sys.modules["minidist.ops.blockwise_attention"], "BLOCK", 2)
     qkv = normal(0, 2, 5, (4 + 2 * groups) * 2)
     gradcheck(lambda x: ops.self_attention(x, 4, groups, base), qkv)
 

@@ -52,12 +52,24 @@ def test_a_number_without_dimensions_has_a_gradient_of_its_own_dtype():
         (lambda: X * 1j, TypeError, "not complex128"),
         (lambda: Tensor(np.ones(2, complex)), TypeError, "not complex128"),
         (lambda: Tensor(np.ma.array([1.0, 2.0], mask=[0, 1])), TypeError, "lose its mask"),
-        (lambda: ints("int64", 1) + ints("uint64", 1), DTypeError, "no integers hold both"),
-        (lambda: ops.stack([ints("int64", 1), ints("uint64", 1)]), DTypeError, "no integers hold"),
-        (lambda: ints("uint8", 1) * 300, DTypeError, "300 is no uint8"),
-        (lambda: 2 ** ints("int64", -1), DTypeError, "to -1 is no integer"),
-        (lambda: -ints("bool", True), DTypeError, "negative: of booleans"),
-        (lambda: ints("bool", True) - ints("bool", True), DTypeError, "subtract: of booleans"),
+        (
+            lambda: ints("int64", 1) + ints("uint64", 1),
+            DTypeError,
+            "no integer dtype has all numbers",
+        ),
+        (
+            lambda: ops.stack([ints("int64", 1), ints("uint64", 1)]),
+            DTypeError,
+            "no integer dtype has all numbers",
+        ),
+        (lambda: ints("uint8", 1) * 300, DTypeError, "300 does not fit uint8"),
+        (lambda: 2 ** ints("int64", -1), DTypeError, "to the power -1 is no integer"),
+        (lambda: -ints("bool", True), DTypeError, r"negative: the input \(1,\) is bool"),
+        (
+            lambda: ints("bool", True) - ints("bool", True),
+            DTypeError,
+            r"subtract: the input \(1,\) is bool",
+        ),
         (lambda: X.sum(axis=[0]), TypeError, "several are a tuple"),
         (lambda: X.sum(axis=(0, -1)), ShapeError, "comes twice"),
         (lambda: X.clip(Tensor(0.5)), TypeError, "bounds are numbers"),
@@ -123,6 +135,6 @@ def test_load_refuses_numbers_that_the_model_cannot_hold():
 
     model = Counter().init(0)
     for value in (300, 0.5, np.nan):
-        with pytest.raises(ValueError, match="codes is int8 in the model, which has no"):
+        with pytest.raises(ValueError, match=r"codes is int8 in the model, and .* does not fit"):
             model.load({"codes": np.array([1.0, value])})
     assert model.load({"codes": np.array([1.0, -128.0])}).codes.data.tolist() == [1, -128]

@@ -13,7 +13,15 @@ from minidist.data import Batches, Dataset
 from minidist.engine.array import defaults
 from minidist.nn import CrossEntropy, Dropout, Flatten, Linear, ReLU, Sequential
 from minidist.optim import SGD
-from minidist.parallel import METHODS, Gossip, LocalSGD, Serial, StaleParameterServer, method
+from minidist.parallel import (
+    METHODS,
+    Gossip,
+    LocalSGD,
+    Serial,
+    StaleParameterServer,
+    guards,
+    method,
+)
 from tests.parallel.checks import images, is_exact
 
 DATA = images(40)
@@ -242,7 +250,7 @@ def steps_not_saved(monkeypatch):
 
 
 def nobody_compares(monkeypatch):
-    monkeypatch.setattr(method, "check_same_batches", lambda method, batches: None)
+    monkeypatch.setattr(guards, "check_same_batches", lambda method, batches: None)
 
 
 def only_indices_are_compared(monkeypatch):

@@ -168,5 +168,5 @@ def test_what_ranks_share_by_mistake_is_refused(kind):
             method = kind(mlp((12, 8, 5)), CrossEntropy(), optimizer, comm)
             train(method, Setting(steps=1))
 
-    with pytest.raises(ValueError, match="each rank makes its own"):
+    with pytest.raises(ValueError, match="each rank must make its own"):
         launch(shared_optimizer, 1, LocalWorld())

@@ -1,8 +1,8 @@
 """The local world: ranks in one process, on a virtual clock.
 
-``world.py`` is what a rank sees, ``simulator.py`` says when a message begins and ends, and
-``scheduler.py`` which rank runs next. ``tasks.py`` has what they keep of ranks and messages, and
-what is said of ranks that are stuck.
+``world.py`` runs a function on ranks, and ``comm.py`` is one rank. ``simulator.py`` says when a
+message begins and ends, and ``scheduler.py`` which rank runs next. ``folded.py`` lets one rank
+stand for many that do the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = offer(
         "folded": ["Fold", "FoldedComm"],
         "world": ["LocalWorld"],
         "simulator": ["Simulator"],
-        "tasks": ["Deadlock"],
+        "scheduler": ["Deadlock"],
     },
 )

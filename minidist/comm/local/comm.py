@@ -1,7 +1,8 @@
 """A rank of the local world: a communicator whose messages the simulator carries.
 
-Ranks with an earlier clock go first, so that no message is late: see ``simulator.py``. Which class
-a communicator has (whether it stands for folded ranks) is the world's choice, ``simulator.join``.
+Before a message is posted, all ranks with an earlier clock run, so that messages are posted in the
+order of time: see ``scheduler.py``. Communicators are made by ``simulator.join``, which the world
+sets: it takes another class for a rank that stands for others (``folded.py``).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 from minidist.comm.agreement import compare
 from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
-from minidist.comm.local.simulator import Simulator
-from minidist.comm.local.tasks import Group, Task, Transfer
+from minidist.comm.local.scheduler import Task
+from minidist.comm.local.simulator import Group, Simulator, Transfer
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, module_of
 
@@ -36,7 +37,7 @@ class LocalComm(Comm):
         # What the stream has to do: (spawned at, function, arguments, future).
         self._queue: deque[tuple[float, Callable[..., Any], tuple[Any, ...], _LocalFuture]]
         self._queue = deque()
-        self.time = simulator.clock  # type: ignore[method-assign]  # one call less a message
+        self.time = simulator.clock  # type: ignore[method-assign]  # saves a call for each message
 
     def time(self) -> float:
         return self._simulator.clock()
@@ -50,8 +51,7 @@ class LocalComm(Comm):
     def _charge_reduction(self, nbytes: int) -> None:
         self._simulator.current.clock += self._simulator.machine.reduce(nbytes)
 
-    # Transport. Ranks with an earlier clock go first, so that no message is late. What the rank has
-    # computed was charged to its clock by ``_enter``.
+    # Transport. What the rank has computed was charged to its clock by ``_enter``.
 
     def _transfer(
         self, sending: bool, sender: int, receiver: int, array: Array, tag: int
@@ -83,15 +83,16 @@ class LocalComm(Comm):
         if self._partly:
             self._check_alive(to)
             self._check_alive(source)
-        simulator.catch_up()
         task = simulator.current
+        if simulator.clocks and simulator.clocks[0] < task.clock:
+            simulator.catch_up()
         receiving = simulator.post(Transfer(task, group, False, source, rank, recv, tag))
         sending = simulator.post(Transfer(task, group, True, rank, to, send, tag))
         simulator.complete(sending, receiving)
         return receiving.sender
 
     def _check_alive(self, peer: int) -> None:
-        """Raise CommError if no rank of that number runs: another stands for it."""
+        """Raise CommError if ``peer`` does not run, because another rank stands for it."""
         if peer < 0 or not self._simulator.alive(self._group.ranks[peer]):
             raise CommError(
                 f"rank {self._group.ranks[self.rank]}: a message to or from rank {peer} of "
@@ -103,10 +104,10 @@ class LocalComm(Comm):
 
     compares = True
 
-    def _meet(self, name: str, bring: Any) -> dict[int, Any]:
+    def _meet(self, name: str, value: Any) -> dict[int, Any]:
         self._compare(name)
         self._meetings += 1
-        return self._simulator.meet(self._group, self._meetings, self.rank, name, bring)
+        return self._simulator.meet(self._group, self._meetings, self.rank, name, value)
 
     def barrier(self) -> None:
         start = self._enter("barrier")
@@ -120,12 +121,12 @@ class LocalComm(Comm):
                 f"{self.size - self._group.living} of {self.size} are folded and cannot say "
                 "theirs: list the members, comm.group([...])"
             )
-        brought = self._meet("split()", (color, key))
-        groups = brought.setdefault(-1, {})  # color → (ranks, group), made by whoever is first
+        values = self._meet("split()", (color, key))
+        groups = values.setdefault(-1, {})  # color → (ranks, group), made by the first rank
         if color not in groups:
             members = sorted(
                 (other[1], rank)
-                for rank, other in brought.items()
+                for rank, other in values.items()
                 if rank >= 0 and other[0] == color
             )
             ranks = [rank for _, rank in members]
@@ -146,9 +147,9 @@ class LocalComm(Comm):
         return self._simulator.join(groups[members, number], ranks.index(self.rank), self.trace)
 
     def _agree(self, digest: int, text: str) -> None:
-        """Nobody waits, so no clock moves: see agreement.py."""
+        """No rank waits, so no clock moves: see agreement.py."""
         group = self._group
-        if group.disagreement is not None:  # a rank that came first went on: it hears of it now
+        if group.disagreement is not None:  # found by another rank, after this one had gone on
             raise Disagreement(str(group.disagreement))
         number = group.agreed[self.rank]
         group.agreed[self.rank] += 1
@@ -207,7 +208,7 @@ class LocalComm(Comm):
 
 
 class _LocalRequest(Request):
-    """A send or receive that the rank did not wait for at once."""
+    """A send or receive under way."""
 
     def __init__(self, comm: LocalComm, transfer: Transfer) -> None:
         self._comm, self._transfer = comm, transfer

@@ -3,18 +3,18 @@
     LocalWorld(machine, fold={"dp": 16384})          ranks 0 to 16383 are alike: rank 0 is alive
     LocalWorld(machine, fold={"dp": (8, 64)})        8 copies of 64 stages: ranks 0 to 63 are alive
 
-The rank that is alive has its number, and its communicators their size. On a communicator of which
-one rank alone is alive, a collective takes the time of its formula, and counts the messages and
-bytes that this rank would send; a number of the host is combined with itself, once for each rank.
-A ``sendrecv`` around a ring takes the time of its message. So a training step of any number of
+The rank that is alive keeps its number, and its communicators keep their size. On a communicator
+with one rank alive, a collective takes the time of its formula, and counts the messages and bytes
+that this rank would send; its numbers are combined with themselves, once for each rank. A
+``sendrecv`` around a ring takes the time of its message. So a training step of any number of
 replicas costs no more to simulate than that of one.
 
 That holds for ranks that are alike. Where the machine makes them differ (jitter, pauses, single
-links, stragglers), an axis is not folded, and ``LocalWorld.unfolded`` says why. What tells ranks
-apart inside the program is refused: a message to a rank that is not alive, a collective with a
+links, stragglers), an axis is not folded, and ``LocalWorld.unfolded`` says why. What makes ranks
+differ inside the program is refused: a message to a rank that is not alive, a collective with a
 root, a crash, and ``split``, whose colors the others cannot say (``Comm.group`` lists the members
-instead). What nobody can see is taken to be alike: shards of a batch, of which rank 0's is the
-longest, and the ends of a collective whose parts are uneven, which formulas put at the last one.
+instead). Differences that do not show are ignored: all shards of a batch take the time of rank 0's,
+the longest, and all ranks leave a collective of uneven parts at the time of the last one.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class FoldedComm(LocalComm):
 
     folded = True
 
-    def run_folded(self, algorithm: Any, array: Array, *given: Any, **options: Any) -> Any:
-        """A collective: as long as its formula says, from a common start."""
-        if "root" in options or (given and isinstance(given[0], int)):
+    def run_folded(self, algorithm: Any, array: Array, *arguments: Any, **options: Any) -> Any:
+        """A collective takes the time that its formula says, from a common start."""
+        if "root" in options or (arguments and isinstance(arguments[0], int)):
             self._refuse(f"{algorithm!r} has a root, which is not like the others")
         if isinstance(array, (list, tuple)):
             self._refuse(f"{algorithm!r} of a list of arrays")
         flat, what = self.flat(array), algorithm.run.__name__
-        op, parts = _op_and_parts(given, options)
+        op, parts = _op_and_parts(arguments, options)
         lengths = [part.stop - part.start for part in parts or ()]
         length = self.size * max(lengths) if lengths else flat.size  # the longest sets the time
         machine = self._level(algorithm.name)
@@ -114,7 +114,7 @@ class FoldedComm(LocalComm):
         return flat[parts[self.rank]] if what == "reduce_scatter" else None
 
     def _pass(self, messages: int, nbytes: int, seconds: float, combining: float) -> None:
-        """So many messages, and so many seconds, of which the rank adds for the last ones."""
+        """Count messages and let seconds pass. In the last ``combining`` of them the rank adds."""
         start = self._enter("collective")
         self.trace.sent.messages += messages
         self.trace.sent.nbytes += nbytes
@@ -152,7 +152,7 @@ class FoldedComm(LocalComm):
         return len({rank // machine.node for rank in ranks}) < len(ranks)
 
     def _ring_seconds(self, what: str, nbytes: tuple[int, ...]) -> float:
-        """A ring whose links differ, round by round: where a longer chunk is, decides then."""
+        """A ring whose links differ, round by round: it matters which link has a longer chunk."""
         machine, p, ranks = self._simulator.machine, self.size, self._group.ranks
         links = [machine.link(rank, ranks[(place + 1) % p]) for place, rank in enumerate(ranks)]
         latency = np.array([link.message(0) for link in links])
@@ -198,11 +198,11 @@ class FoldedComm(LocalComm):
 
 
 def _op_and_parts(
-    given: Sequence[Any], options: Mapping[str, Any]
+    arguments: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[str | None, Sequence[slice] | None]:
-    """What a collective was called with, beside its array."""
+    """The ``op`` and ``parts`` that a collective was called with, if any."""
     op, parts = options.get("op"), options.get("parts")
-    for value in given:
+    for value in arguments:
         if isinstance(value, str):
             op = value
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], slice):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import math
+import random
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -23,10 +24,28 @@ from typing import Any
 import greenlet
 
 from minidist.comm.errors import Crash
-from minidist.comm.local.tasks import Deadlock, Task, describe
-from minidist.comm.machine import Machine
-from minidist.comm.ports import Interrupted
+from minidist.comm.machine import Machine, Pauses
+from minidist.comm.messages import users_line
 from minidist.engine.array import work
+
+
+class Deadlock(RuntimeError):
+    """No rank can go on: each waits for a message, or for a rank, that can never come."""
+
+
+class Task:
+    """One stream of one rank: a greenlet with a clock."""
+
+    __slots__ = ("clock", "doing", "greenlet", "pending", "rank", "stream", "until")
+
+    def __init__(self, rank: int, stream: str, clock: float) -> None:
+        self.rank = rank
+        self.stream = stream
+        self.clock = clock
+        self.doing: Any = None  # what it waits for; None while it can run
+        self.pending = 0  # messages that it waits for and that have not begun
+        self.until = 0.0  # when the last of those that have begun is through
+        self.greenlet: Any = None
 
 
 class Scheduler:
@@ -45,8 +64,8 @@ class Scheduler:
         self.tasks: list[Task] = []
         self.current: Task
         self.error: BaseException | None = None
-        # FLOPs on the counter that have been charged to a clock. Of the seconds beyond them, what
-        # has been charged is taken from the counter.
+        # FLOPs on the counter that have been charged to a clock. The counter's other seconds,
+        # ``work.beyond``, are set to zero when they are charged.
         self.charged = 0
         self.lost: set[int] = set()  # ranks that crashed
 
@@ -59,7 +78,7 @@ class Scheduler:
             task.greenlet.parent = self.hub
         try:
             while self.clocks:
-                self._next()
+                self._leave(hub=True)
                 if self.error is not None:
                     raise self.error
             stuck = [t for t in self.tasks if t.doing is not None and t.rank not in self.lost]
@@ -130,23 +149,23 @@ class Scheduler:
         task.clock = clock
         return clock
 
-    def _leave(self) -> None:
-        """Run the tasks that are further behind, until the current one is the furthest behind."""
-        if self.clocks and self.ready[self.clocks[0]][0].greenlet:
-            self._next()
-        else:  # none, or one not yet started: started from here, it would inherit our stack
+    def _leave(self, hub: bool = False) -> None:
+        """Run the task that is furthest behind; returns when the current one is that again.
+
+        ``hub``: called by ``run``, which starts the tasks: started by another task, one would
+        inherit its stack.
+        """
+        if self.clocks and (hub or self.ready[self.clocks[0]][0].greenlet):  # it has started
+            clock = self.clocks[0]
+            queue = self.ready[clock]
+            self.current = task = queue.popleft()
+            if not queue:
+                del self.ready[heappop(self.clocks)]
+            task.clock = clock
+            task.greenlet.switch()
+        else:
             self.hub.switch()
         self.charged, work.beyond = work.flops, 0.0
-
-    def _next(self) -> None:
-        """Switch to the task that is furthest behind."""
-        clock = self.clocks[0]
-        queue = self.ready[clock]
-        self.current = task = queue.popleft()
-        if not queue:
-            del self.ready[heappop(self.clocks)]
-        task.clock = clock
-        task.greenlet.switch()
 
     def clock(self) -> float:
         """The current task's clock, with all that it has computed charged to it."""
@@ -159,7 +178,7 @@ class Scheduler:
             task.clock += seconds
             self.charged, work.beyond = flops, 0.0
         if self.crash_at and task.clock >= self.crash_at.get(task.rank, math.inf):
-            # While it computed or waited; not before what it has already sent.
+            # It may have crashed while it computed or waited, but not before its last message.
             task.clock = when = max(self.crash_at.pop(task.rank), before)
             raise Crash(f"rank {task.rank} crashes at {when} s, as the machine model has it")
         return task.clock
@@ -170,3 +189,46 @@ class Scheduler:
         living = {at: [t for t in queue if t.rank != rank] for at, queue in self.ready.items()}
         self.ready = {at: deque(tasks) for at, tasks in living.items() if tasks}
         self.clocks = sorted(self.ready)  # a sorted list is a heap
+
+
+class Interrupted:
+    """A rank that computes, and pauses: ``compute`` adds the pauses that fall into a stretch.
+
+    They lie at fixed places of its computing time, so it does not matter in which pieces that is
+    charged.
+    """
+
+    def __init__(self, pauses: Pauses, seed: int, rank: int) -> None:
+        self.pauses = pauses
+        self.random = random.Random(f"pauses {seed} {rank}")
+        self.until_next = self.random.expovariate(1 / pauses.every)  # seconds of computing
+
+    def compute(self, seconds: float) -> float:
+        """How long ``seconds`` of computing take."""
+        paused = 0.0
+        self.until_next -= seconds
+        while self.until_next < 0:
+            paused += self.pauses.length * self.random.expovariate(1.0)
+            self.until_next += self.random.expovariate(1 / self.pauses.every)
+        return seconds + paused
+
+
+def describe(stuck: list[Task], ranks: int) -> str:
+    """A line for each stuck task: what it waits for, and where in the user's code."""
+    lines = [f"{len({task.rank for task in stuck})} of {ranks} ranks wait for what cannot come:"]
+    sending = False
+    for task in sorted(stuck, key=lambda task: (task.rank, task.stream)):
+        stream = f" ({task.stream})" if task.stream else ""
+        doing = task.doing
+        if isinstance(doing, tuple):  # messages: those that have begun will come
+            unmet = [transfer for transfer in doing if transfer.end < 0]
+            sending = sending or (len(doing) == 1 and unmet[0].sending)
+            doing = " and ".join(str(transfer) for transfer in unmet)
+        place = users_line(task.greenlet.gr_frame) or "in minidist itself"
+        lines.append(f"  rank {task.rank}{stream}: {doing}, {place}")
+    if sending:
+        lines.append(
+            "a send returns when its receive has been posted: let one side receive first, "
+            "or use sendrecv"
+        )
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The simulator: when messages begin and end, and what a crash does to them.
 
 A message begins when both sides have posted it and both ports are free; how long it takes is the
-machine's rule (``Machine.message`` and ``Ports`` in ``comm/machine.py``). A rank that waits for its
+machine's rule (``Machine.message`` and ``Ports`` in ``machine.py``). A rank that waits for its
 end is paused meanwhile: see ``scheduler.py``, which decides who runs next.
 """
 
@@ -10,14 +10,86 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidist.comm.agreement import Claim
 from minidist.comm.checks import ANY
-from minidist.comm.errors import CommError, RankLost
-from minidist.comm.local.scheduler import Scheduler
-from minidist.comm.local.tasks import Group, Meeting, Transfer
-from minidist.comm.machine import Machine
-from minidist.comm.ports import Links, Ports
-from minidist.comm.trace import Trace
-from minidist.engine.array import module_of, work
+from minidist.comm.errors import CommError, Disagreement, RankLost
+from minidist.comm.local.scheduler import Scheduler, Task
+from minidist.comm.machine import Links, Machine, Ports
+from minidist.comm.trace import Trace, describe_message
+from minidist.engine.array import Array, module_of, work
+
+
+class Group:
+    """What the ranks of one communicator share: who they are, and messages without a partner."""
+
+    def __init__(self, ranks: Sequence[int], living: int | None = None) -> None:
+        self.ranks = ranks  # world ranks, by rank of the group
+        self.living = len(ranks) if living is None else living  # how many are not folded away
+        self.sends: list[list[Transfer]] = [[] for _ in ranks]  # by receiver
+        self.recvs: list[list[Transfer]] = [[] for _ in ranks]
+        self.meetings: dict[int, Meeting] = {}
+        self.told: list[set[int]] = [set() for _ in ranks]  # crashes reported, by receiver
+        # Calls of agree() that not all have made: (digest, text) by rank of the group, by number.
+        self.claims: dict[int, dict[int, Claim]] = {}
+        self.agreed = [0 for _ in ranks]  # how often each has called agree()
+        self.disagreement: Disagreement | None = None
+        self.stream: Group | None = None  # the same ranks' communication streams
+        self.groups: dict[Any, Group] = {}  # of ``Comm.group``, by members and number
+
+
+class Transfer:
+    """One side of a message: a send or a receive."""
+
+    __slots__ = (
+        "array",
+        "end",
+        "group",
+        "posted",
+        "receiver",
+        "sender",
+        "sending",
+        "tag",
+        "task",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        group: Group,
+        sending: bool,
+        sender: int,
+        receiver: int,
+        array: Array,
+        tag: int,
+    ) -> None:
+        self.task = task
+        self.group = group
+        self.sending = sending
+        self.sender = sender
+        self.receiver = receiver
+        self.array = array
+        self.tag = tag
+        self.posted = task.clock
+        self.end = -1.0  # not begun
+        self.waited = False
+
+    def __str__(self) -> str:
+        if self.sending:
+            return describe_message("send", self.array, "to", self.receiver, self.tag)
+        return describe_message("recv", self.array, "source", self.sender, self.tag)
+
+
+class Meeting:
+    """A call that all ranks of a group must make (barrier, split, shared): the value of each."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: dict[int, Any] = {}  # by rank
+        self.waiting: list[Task] = []
+
+    def __str__(self) -> str:
+        return f"{self.name}, where only ranks {sorted(self.values)} have come"
 
 
 class Simulator(Scheduler):
@@ -54,7 +126,7 @@ class Simulator(Scheduler):
     # Messages
 
     def post(self, transfer: Transfer) -> Transfer:
-        """One side of a message is there: begin it if the other side is, else let it wait."""
+        """One side of a message is posted: begin the message if the other is too, else keep it."""
         mine, theirs = transfer.group.recvs, transfer.group.sends
         if transfer.sending:
             mine, theirs = theirs, mine
@@ -76,7 +148,7 @@ class Simulator(Scheduler):
         return transfer
 
     def _begin(self, send: Transfer, recv: Transfer) -> None:
-        """Both sides of a message are there: copy it, and set when it ends."""
+        """Both sides of a message are posted: copy it, and set when it ends."""
         source, target = send.array, recv.array
         kind = source.dtype
         if source.size != target.size or (kind is not target.dtype and kind != target.dtype):
@@ -141,7 +213,7 @@ class Simulator(Scheduler):
     # Crashes
 
     def crash(self, rank: int) -> None:
-        """``rank`` has crashed: its messages that have not begun never will; wake who waits."""
+        """``rank`` has crashed: messages of its that have not begun never will. Wake who waits."""
         clock = self.clock()
         super().crash(rank)
         for task in self.tasks:
@@ -181,18 +253,18 @@ class Simulator(Scheduler):
 
     # Meetings
 
-    def meet(self, group: Group, number: int, rank: int, name: str, bring: Any) -> dict[int, Any]:
-        """Wait for all ranks of the group; returns what each brought."""
+    def meet(self, group: Group, number: int, rank: int, name: str, value: Any) -> dict[int, Any]:
+        """Wait for all ranks of the group; returns the value that each passed, by rank."""
         self.advance(self.clock())
         meeting = group.meetings.setdefault(number, Meeting(name))
         if meeting.name != name:
             raise CommError(f"rank {rank} called {name} where others called {meeting.name}")
-        meeting.brought[rank] = bring
-        if len(meeting.brought) < group.living:
+        meeting.values[rank] = value
+        if len(meeting.values) < group.living:
             meeting.waiting.append(self.current)
             self.pause(meeting)
         else:
             del group.meetings[number]
             for task in meeting.waiting:
                 self.wake(task, self.current.clock)
-        return meeting.brought
+        return meeting.values

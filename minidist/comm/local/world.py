@@ -17,8 +17,8 @@ from minidist.comm.comm import Comm
 from minidist.comm.errors import CommError, Crash
 from minidist.comm.local.comm import LocalComm
 from minidist.comm.local.folded import Axis, Fold, FoldedComm
-from minidist.comm.local.simulator import Simulator
-from minidist.comm.local.tasks import Deadlock, Group
+from minidist.comm.local.scheduler import Deadlock
+from minidist.comm.local.simulator import Group, Simulator
 from minidist.comm.machine import Machine
 from minidist.comm.trace import Trace
 

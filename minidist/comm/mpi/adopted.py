@@ -1,6 +1,6 @@
-"""``Comm.from_mpi``: our collectives and methods inside a program that is mpi4py's own.
+"""``Comm.from_mpi``: minidist's collectives and methods inside a program written with mpi4py.
 
-Such a program has started MPI, says which ranks take part, and ends MPI itself. So nothing is
+Such a program starts MPI, says which ranks take part, and ends MPI itself. So nothing is
 watched here, unlike in ``launch``: ranks that wait for each other for ever hang, as they always do
 under MPI. What is received and freed is checked when the user calls ``close``.
 """

@@ -7,8 +7,8 @@ GPU-aware. With ``MINIDIST_GPU_AWARE_MPI=1`` in the environment MPI is given the
 Dtypes that MPI does not know go as bytes, and long messages in pieces, because not every library
 counts past 2³¹.
 
-MPI itself does not see that a sender's float64 are received as int64. So in debug mode each message
-has a label behind its numbers, the dtype, and both sides use a copy of the array with room for it.
+MPI does not notice that float64 are received as int64. So in debug mode each message ends with a
+label, the dtype's name, and both sides use a copy of the array with room for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from minidist.comm.trace import Sent
 from minidist.engine.array import Array, finish_kernels, host_buffer, stage_in, stage_out, to_host
 
+KNOWN = frozenset(map(np.dtype, "bBhHiIlLqQfdg"))  # dtypes that MPI has too
 PIECE = 1 << 30  # bytes: longer messages go in pieces of this many
 GPU_AWARE = os.environ.get("MINIDIST_GPU_AWARE_MPI") == "1"
 LABEL = 16  # bytes of a dtype's name behind a message, in debug mode
@@ -62,8 +63,8 @@ def incoming(array: Array, labelled: bool = False) -> tuple[Array, list[Array]]:
 def arrived(array: Array, host: Array, sent: Sent) -> str | None:
     """Copy what was received in ``host`` to ``array``, if that is not the same; returns None.
 
-    With the label of another dtype nothing is copied, and that dtype's name is returned. Without a
-    label none is looked up: a dtype makes its name anew each time, which takes microseconds.
+    If the label is that of another dtype, nothing is copied, and its name is returned. Without a
+    label no dtype's name is asked for, which takes microseconds.
     """
     if host.nbytes != array.nbytes:
         name = host[-LABEL:].tobytes().decode(errors="replace").strip()
@@ -81,7 +82,7 @@ def arrived(array: Array, host: Array, sent: Sent) -> str | None:
 
 def pieces(host: Array) -> list[Array]:
     """The memory of ``host`` as arrays of at most ``PIECE`` bytes, of a dtype that MPI knows."""
-    if host.dtype.kind not in "iuf" or host.itemsize == 2:
+    if host.dtype not in KNOWN:
         host = host.reshape(-1).view(np.uint8)
     if host.nbytes <= PIECE:
         return [host]

@@ -15,14 +15,13 @@ import numpy as np
 
 from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
 from minidist.comm.checks import check_message
-from minidist.comm.comm import IN_PLACE, Comm
+from minidist.comm.comm import IN_PLACE, Comm, Future
 from minidist.comm.errors import CommError
 from minidist.comm.machine import Machine
 from minidist.comm.mpi import buffers, windows
 from minidist.comm.mpi.messages import MpiMessages
 from minidist.comm.mpi.resources import Resources
 from minidist.comm.mpi.stream import MpiFuture, Stream
-from minidist.comm.requests import Future
 from minidist.comm.trace import StreamTrace, Trace
 from minidist.engine.array import Array, to_host
 

@@ -1,4 +1,4 @@
-"""One failing rank must end the job: loudly, soon, and with a status that is not 0.
+"""One failing rank must end the job: soon, with its error, and with a status that is not 0.
 
 Under plain ``mpirun python script.py`` an exception on one rank leaves the others waiting for its
 messages for ever. So ``launch`` runs the user's function inside ``abort_on_error``, and in a
@@ -71,7 +71,7 @@ def supervised() -> bool:
 
 
 def kill(status: int) -> None:
-    """End this process by a signal: the one end that every launcher notices before MPI is up."""
+    """End this process by a signal: all launchers notice that, even before MPI has started."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

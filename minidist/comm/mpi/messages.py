@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from minidist.comm.checks import ANY
+from minidist.comm.checks import ANY, HOST
 from minidist.comm.comm import Comm
 from minidist.comm.errors import CommError
+from minidist.comm.messages import Request
 from minidist.comm.mpi import buffers
 from minidist.comm.mpi.requests import MpiRecv, MpiSend
 from minidist.comm.mpi.resources import Counts
-from minidist.comm.requests import Request
 from minidist.engine.array import Array
 
 
@@ -34,12 +34,12 @@ class MpiMessages(Comm):
 
     def _isend(self, array: Array, to: int, tag: int) -> Request:
         self._counts.sent += 1
-        pieces = buffers.outgoing(array, self.trace.sent, self.compares)
+        pieces = self._outgoing(array)
         requests = [self._comm.Isend(piece, to, tag) for piece in pieces]
         return MpiSend(self, requests, array, to, tag)
 
     def _irecv(self, array: Array, source: int, tag: int) -> MpiRecv:
-        host, pieces = buffers.incoming(array, self.compares)
+        host, pieces = self._incoming(array)
         if source == ANY and len(pieces) > 1:
             raise self._failed(
                 f"rank {self.rank}: irecv of {array.nbytes} bytes from anyone: messages of more "
@@ -51,7 +51,7 @@ class MpiMessages(Comm):
 
     def _send(self, array: Array, to: int, tag: int) -> None:
         self._counts.sent += 1
-        for piece in buffers.outgoing(array, self.trace.sent, self.compares):
+        for piece in self._outgoing(array):
             if self._crowded:
                 self._complete(self._comm.Isend(piece, to, tag))
             else:
@@ -60,7 +60,7 @@ class MpiMessages(Comm):
     def _recv(self, array: Array, source: int, tag: int) -> int:
         if source == ANY:
             source = self._first_sender(tag)
-        host, pieces = buffers.incoming(array, self.compares)
+        host, pieces = self._incoming(array)
         for piece in pieces:
             if self._crowded:
                 status = self._complete(self._comm.Irecv(piece, self._source(source), tag))
@@ -69,26 +69,48 @@ class MpiMessages(Comm):
                 self._comm.Recv(piece, self._source(source), tag, status)
             source = self._received(status, piece, array)
         self._counts.received += 1
-        self._arrived(array, host, source)
+        if host is not array:
+            self._arrived(array, host, source)
         return source
 
     def _sendrecv(self, send: Array, to: int, recv: Array, source: int, tag: int) -> int:
         if self._crowded or max(send.nbytes, recv.nbytes) > buffers.PIECE - buffers.LABEL:
             receiving = self._irecv(recv, source, tag)
             self._counts.sent += 1
-            pieces = buffers.outgoing(send, self.trace.sent, self.compares)
-            for request in [self._comm.Isend(piece, to, tag) for piece in pieces]:
+            for request in [self._comm.Isend(piece, to, tag) for piece in self._outgoing(send)]:
                 self._complete(request)
             return receiving.finish()
         self._counts.sent += 1
-        (out,) = buffers.outgoing(send, self.trace.sent, self.compares)
-        host, (into,) = buffers.incoming(recv, self.compares)
+        (out,) = self._outgoing(send)
+        host, (into,) = self._incoming(recv)
         status = self._mpi.Status()
         self._comm.Sendrecv(out, to, tag, into, self._source(source), tag, status)
         source = self._received(status, into, recv)
         self._counts.received += 1
-        self._arrived(recv, host, source)
+        if host is not recv:
+            self._arrived(recv, host, source)
         return source
+
+    def _as_it_is(self, array: Array) -> bool:
+        """Whether MPI takes this array as it is: the usual case, without a look at buffers.py."""
+        return (
+            type(array) is HOST
+            and array.dtype in buffers.KNOWN
+            and array.nbytes <= buffers.PIECE
+            and not self.compares
+        )
+
+    def _outgoing(self, array: Array) -> list[Array]:
+        """What MPI is given to send ``array``, in pieces."""
+        if self._as_it_is(array):
+            return [array]
+        return buffers.outgoing(array, self.trace.sent, self.compares)
+
+    def _incoming(self, array: Array) -> tuple[Array, list[Array]]:
+        """Memory for what ``array`` is to receive, whole and in pieces: the array if MPI can."""
+        if self._as_it_is(array):
+            return array, [array]
+        return buffers.incoming(array, self.compares)
 
     def _wait_for(self, source: int, tag: int) -> None:
         start = self._enter("wait_for", source=source, tag=tag)

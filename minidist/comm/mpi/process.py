@@ -1,4 +1,4 @@
-"""This process as a rank of an MPI job: what there is once, for all launches in it.
+"""This process as a rank of an MPI job: what it has once, for all launches.
 
 The ranks of a job meet before each launch and at the end of the program, and compare where they
 are. So a rank that has skipped a launch, or has left by ``sys.exit``, is noticed at once; otherwise
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from minidist.comm import link
-from minidist.comm.calls import users_line
 from minidist.comm.environment import YIELD, launched_size, rank_in_environment
 from minidist.comm.errors import CommError
+from minidist.comm.messages import users_line
 from minidist.comm.mpi import ending, room
 from minidist.comm.mpi.watchdog import ANSWERING, Watchdog, timeout_from_environment
 
@@ -72,7 +72,8 @@ def initialised() -> Any:
     """mpi4py's module, with MPI running.
 
     ``MPI_Init`` waits for all ranks, and mpi4py holds Python's lock meanwhile, so that no watchdog
-    could run. Called through ctypes it does not. Somebody who has loaded mpi4py before decides.
+    could run. Called through ctypes it does not. If mpi4py was loaded before, MPI runs already, or
+    starts as mpi4py's settings say.
     """
     import mpi4py
 

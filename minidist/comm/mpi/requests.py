@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minidist.comm.calls import describe_message
 from minidist.comm.checks import ANY
 from minidist.comm.errors import CommError
-from minidist.comm.requests import Request
+from minidist.comm.messages import Request
+from minidist.comm.trace import describe_message
 from minidist.engine.array import Array
 
 MpiComm = Any  # minidist.comm.mpi.comm, which imports this file

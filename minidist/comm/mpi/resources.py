@@ -1,11 +1,11 @@
-"""What the communicators of one launch hold: checked, and freed, at its end.
+"""What the communicators of one launch use: checked and freed at its end.
 
-MPI libraries have few communicators (MPICH 2,048 in a process), and shared memory is short. So each
-communicator is freed when nobody has it any longer, or when its launch ends; and each window of
+MPI libraries have few communicators (MPICH 2,048 in a process), and shared memory is scarce. Each
+communicator is freed when it is no longer referenced, or when its launch ends; and each window of
 shared memory when no array of it is in use.
 
-A message that nobody receives would be lost without a word. So each communicator counts what it has
-sent and received: over all ranks of a launch the two sums are equal.
+A message that is never received would be lost silently. So each communicator counts its messages
+sent and received: over all ranks of a launch the two sums must be equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _in_use: list[Any] = []  # windows of which the user still has arrays: freed wit
 
 @dataclass
 class Counts:
-    """Messages of one communicator on this rank; requests that nobody has waited for, by id."""
+    """Messages of one communicator on this rank; requests not waited for, by id."""
 
     sent: int = 0
     received: int = 0
@@ -40,9 +40,9 @@ class Resources:
     def __init__(self, mpi: Any, root: Any) -> None:
         self.mpi, self.root = mpi, root
         self.counts: list[Counts] = []
-        self.comms: dict[int, weakref.ref[MpiComm]] = {}  # those that somebody has
+        self.comms: dict[int, weakref.ref[MpiComm]] = {}  # those that are referenced
         self.handles: dict[int, Any] = {}  # mpi4py's communicators that are not freed
-        self.dropped: list[int] = []  # those that nobody has any longer
+        self.dropped: list[int] = []  # those no longer referenced
         self.windows: list[tuple[Any, MpiComm, list[weakref.ref[np.ndarray]]]] = []
 
     def add(self, comm: MpiComm) -> Counts:
@@ -56,7 +56,7 @@ class Resources:
         return self.counts[-1]
 
     def free_dropped(self) -> None:
-        """Free the communicators that nobody has: the library gives their numbers out again."""
+        """Free the communicators that are no longer referenced: the library can make others."""
         while self.dropped:
             handle = self.handles.pop(self.dropped.pop(), None)
             if handle is not None and handle != self.root:
@@ -101,7 +101,7 @@ class Resources:
         for request in waiting:
             request.cancel()
         if not found:
-            time.sleep(4 * ARRIVING)  # another rank knows more, and ends the job
+            time.sleep(4 * ARRIVING)  # another rank can name the message, and ends the job
         rank = self.root.Get_rank()
         raise CommError(
             f"at the end of the launch messages were not received. On rank {rank}: "

@@ -12,7 +12,7 @@ SHARED = "/dev/shm"  # where MPI libraries keep the memory that ranks share
 
 
 def shared_memory_left() -> float:
-    """Bytes that ranks can still share; more would be granted, and end the process when used."""
+    """Bytes that ranks can still share. More can be allocated, but ends the process when used."""
     try:
         found = os.statvfs(SHARED)
     except OSError:

@@ -12,9 +12,8 @@ from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from minidist.comm.comm import Comm
+from minidist.comm.comm import Comm, Future
 from minidist.comm.mpi.ending import abort_on_error
-from minidist.comm.requests import Future
 from minidist.engine.array import SideStream
 
 

@@ -1,4 +1,4 @@
-"""Ranks that wait for each other for ever end the job, with a report of what each of them does.
+"""The watchdog: it ends a job whose ranks wait for each other for ever, and says what each does.
 
 In the local world that is a ``Deadlock``; real ranks cannot know that no other rank will ever send,
 so a ``Watchdog`` sets a limit. When it is passed, the watchdog says for every rank the call that it
@@ -22,9 +22,9 @@ from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
-from minidist.comm.calls import describe_call, users_line
+from minidist.comm.messages import users_line
 from minidist.comm.mpi import ending
-from minidist.comm.trace import Trace
+from minidist.comm.trace import Trace, describe_call
 
 ANSWERING = 2.0  # seconds that the watchdogs of the other ranks have to answer
 TIMEOUT = "MINIDIST_TIMEOUT"

@@ -5,14 +5,14 @@
         method.step(batch)                                              # computes nothing
 
 Ops run unchanged, on arrays with the right shapes, dtypes and memory addresses. Each kernel adds
-the bytes that it moves, and the FLOPs of matrix products, to ``array.work``; the simulator charges
-them to a rank's clock. So messages, memory and time of a training step can be predicted for
-machines that are not at hand, and for models that fit no memory. Where code differs between host
-and GPU, this device runs the GPU's: a chain of elementwise steps is one kernel.
+the bytes that it moves, and the FLOPs of matrix products, to ``array.work``; the simulator computes
+a rank's time from them. So messages, memory and time of a training step can be predicted for
+machines that are not available, and for models that fit no machine's memory. Where code differs
+between host and GPU, this device runs the GPU's: a chain of elementwise steps is one kernel.
 
-``arrays`` is the array, and ``views`` gets the layouts of its views from NumPy. ``creation``,
-``elementwise``, ``products`` and ``functions`` have NumPy's functions, ``kernels`` the fused ones.
-A program that reads a value gets ``NoNumbers`` (``values``). Code that must read one calls
+``arrays`` defines the array, and ``views`` computes the layouts of its views. ``creation``,
+``elementwise``, ``products`` and ``functions`` have NumPy's functions, and ``kernels`` the fused
+ones. Reading a value raises ``NoNumbers`` (``values``); code that must read one calls
 ``array.read``.
 """
 

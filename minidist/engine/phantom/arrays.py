@@ -1,7 +1,7 @@
 """The array: a shape, a dtype and an address, without allocated memory.
 
-A view has the array that owns its memory (``base``) and the address where it begins (``address``).
-So memory can be counted, and overlaps can be found, as with real arrays.
+A view refers to the array that owns its memory (``base``) and has the address of its first element
+(``address``). So memory can be counted, and overlaps can be found, as with real arrays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONTIGUOUS, STRIDED = Flags(True), Flags(False)
 
 
 class Memory:
-    """The next free address: arrays that own their memory never overlap."""
+    """The next free address, so that arrays that own their memory never overlap."""
 
     free = 1 << 20
 
@@ -85,7 +85,7 @@ class ndarray(NoValues):  # noqa: N801 (named as NumPy's and CuPy's are)
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("len() of an array of no dimensions")
+            raise TypeError("len() of a 0-d array")
         return self.shape[0]
 
     def __iter__(self) -> Any:
@@ -159,7 +159,7 @@ class ndarray(NoValues):  # noqa: N801 (named as NumPy's and CuPy's are)
             if key is not None:
                 shape = views.view(self.shape, self.layout, self.dtype, "index", key)[0]
             elif any(is_mask(one) for one in index):
-                shape = self.shape  # the number of elements that the mask selects, at most
+                shape = self.shape  # unknown: at most all elements
             else:
                 shape = picked(self, index, "assignment")
             nbytes = math.prod(shape) * self.dtype.itemsize
@@ -222,7 +222,7 @@ def copied(array: ndarray, shape: Shape) -> ndarray:
 
 
 def like(array: ndarray, dtype: np.dtype, shape: Shape | None = None) -> ndarray:
-    """A new array with the memory order of the axes of ``array``."""
+    """A new array whose axes have the same order in memory as those of ``array``."""
     if array.layout is None:
         return new(array.shape, dtype)
     strides = views.ordered(array.shape, ((array.shape, array.layout),), dtype.itemsize)
@@ -255,7 +255,7 @@ def picked(array: ndarray, index: tuple[Any, ...], where: str) -> Shape:
 
 
 class Tracing:
-    """The arrays that a chain of elementwise steps reads and writes, in order, while recorded."""
+    """The arrays that elementwise steps read and write, in order; None if nothing is traced."""
 
     events: list[tuple[tuple[Any, ...], Any]] | None = None
 

@@ -1,4 +1,4 @@
-"""New arrays and copies, as NumPy's functions of the same names give them."""
+"""New arrays and copies, with the shapes and dtypes of NumPy's functions of the same names."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def arange(*bounds: Any, dtype: Any = None) -> ndarray:
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     """``value`` itself, or an array with the shape of a host array or of numbers.
 
-    As in CuPy, a host array in column order keeps this order; any other gets row order.
+    As in CuPy, a host array in column-major order keeps it; any other becomes row-major.
     """
     if type(value) is ndarray:
         return value if dtype is None else value.astype(dtype, copy=False)
     host = value if isinstance(value, np.ndarray) else np.asarray(value)
     kind = np.dtype(dtype or host.dtype)
-    by_columns = host.flags.fnc  # column order, and not row order as well, as a vector has
+    by_columns = host.flags.fnc  # column-major and not row-major: a vector is both
     layout = views.contiguous(host.shape[::-1], kind.itemsize)[::-1] if by_columns else None
     return new(host.shape, kind, layout)
 
@@ -79,7 +79,7 @@ def asarray(value: Any, dtype: Any = None) -> ndarray:
 def array(value: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> ndarray:
     if type(value) is not ndarray:
         return asarray(value, dtype)
-    if order == "C":  # row order, for any order of the original
+    if order == "C":  # row-major, whatever the order of the original
         out = value.copy()
         return out if dtype is None else out.astype(dtype, copy=False)
     out = like_array(value, np.dtype(dtype or value.dtype))

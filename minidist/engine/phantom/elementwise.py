@@ -1,7 +1,7 @@
-"""Elementwise functions: the shapes and dtypes of NumPy's ufuncs, and the operators.
+"""Elementwise functions, with the shapes and dtypes of NumPy's ufuncs, and the operators.
 
-NumPy's function of the same name gives the dtype of the result. A call is one kernel, which reads
-its operands and writes its result.
+The dtype of the result is asked of NumPy's function of the same name. A call is one kernel, which
+reads its operands and writes its result.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Function:
             raise TypeError(f"{self.__name__}: cannot put {kind} into {out.dtype}")
 
     def at(self, array: ndarray, index: Any, values: Any) -> None:
-        """As ``ufunc.at``: combine a value into the element at each index."""
+        """As ``ufunc.at``: combine each value with the element at its index, in place."""
         shape = picked(array, index if type(index) is tuple else (index,), self.__name__)
         nbytes = values.nbytes if type(values) is ndarray else 0
         work.kernel(nbytes + 2 * int(np.prod(shape)) * array.itemsize)

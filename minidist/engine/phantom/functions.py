@@ -1,7 +1,7 @@
 """Views, joins, selections, reductions and sorts, as functions.
 
-Each returns the shape and dtype that NumPy's function of the same name returns, and counts one
-kernel, with the bytes that it reads and writes.
+Each returns an array with the shape and dtype that NumPy's function of the same name returns. All
+but views count one kernel, with the bytes that it reads and writes.
 """
 
 from __future__ import annotations

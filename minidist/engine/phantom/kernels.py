@@ -1,8 +1,8 @@
 """Fused kernels: chains of elementwise steps (``cupy.fuse``), and CUDA source (``RawKernel``).
 
-Neither is executed; only the bytes that it moves are counted. A chain is traced once for each
-combination of dtypes, to find which arrays it reads and writes. In CUDA source an array is written
-if an assignment to its elements is found, and read if they are used otherwise.
+Neither is executed; only the bytes that they move are counted. A chain is traced once for each
+combination of dtypes, to find which arrays it reads and writes. In CUDA source, an array is written
+if an element of it is assigned to, and read if an element is used in any other way.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fuse(kernel_name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 def _traced(
     chain: Callable[..., Any], given: tuple[Any, ...]
 ) -> tuple[tuple[int, ...], np.dtype | None]:
-    """How often each argument is moved (0, or 1 for read and 1 for written); the result's dtype."""
+    """How often each argument is moved, 1 if read plus 1 if written; and the result's dtype."""
     outer, before = tracing.events, work.counts()
     tracing.events = []
     try:
@@ -89,7 +89,7 @@ class RawKernel:
         for times, one in zip(self.passes, args):  # noqa: B905 (lengths follow)
             if times and type(one) is ndarray:
                 own = one.nbytes
-                if self.by_rows:  # a block reads one row, and so not the whole of a table
+                if self.by_rows:  # each block reads one row, which need not be all rows of a table
                     limit = limit or max(own, args[0].nbytes)
                     own = min(own, limit)
                 nbytes += times * own
@@ -97,7 +97,7 @@ class RawKernel:
 
 
 def _passes(arguments: str, body: str) -> tuple[int, ...]:
-    """How often each argument is moved: 1 if read, 1 more if written; 0 for a number."""
+    """How often each argument is moved: 1 if read plus 1 if written; 0 for a number."""
     found = []
     for declared in re.split(r",\s*", arguments):
         name = re.findall(r"\w+", declared)[-1]

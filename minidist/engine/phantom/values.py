@@ -1,4 +1,4 @@
-"""Reading a value of a phantom array: an error that names the code that reads.
+"""Reading a value of a phantom array is an error, which names the code that reads.
 
 Every way to read a number (``bool``, ``float``, an index, NumPy's functions) raises ``NoNumbers``.
 """

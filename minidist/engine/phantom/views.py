@@ -1,9 +1,9 @@
 """Shapes, strides and offsets of views and results, computed by NumPy.
 
 NumPy's rules decide whether a reshape is a view or a copy, and how the axes of a result are ordered
-in memory; a program's memory depends on them. For each new layout, NumPy is called once, on an
-array with the shape and the strides but no memory for its elements, which are never read. The
-results are cached, since every training step needs the same ones.
+in memory; the memory that a program needs depends on them. For each new layout, NumPy is called
+once, on an array with the shape and the strides but without memory for its elements, which are
+never read. The results are cached, since every training step needs the same ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 Shape = tuple[int, ...]
 Layout = tuple[Shape, Shape | None, int, np.dtype]  # shape, strides (None: contiguous), offset
 
-KEPT = 1 << 16  # entries of each cache
+KEPT = 1 << 16  # the most entries of each cache
 
 
 @lru_cache(KEPT)
@@ -89,17 +89,17 @@ def resolved(size: int, shape: Shape) -> Shape:
 
 
 def _index(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The index of a key of ``index_key``; it always gives a view.
+    """The index for a key of ``index_key``, with an ellipsis, so that the result is a view.
 
-    With numbers only, NumPy would *read* an element, of memory that does not exist. With an
-    ellipsis it makes a view without dimensions.
+    For an index of numbers alone, NumPy would *read* the element, whose memory does not exist. With
+    an ellipsis it makes a 0-d view.
     """
     index = tuple(slice(*one) if type(one) is tuple else one for one in key)
     return index if Ellipsis in index else (*index, Ellipsis)
 
 
 def index_key(index: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """A basic index (numbers, slices, None, ...) as a key of a dictionary; None for another."""
+    """A basic index (numbers, slices, None, ...) as a key of a dictionary; None for any other."""
     key: list[Any] = []
     for one in index:
         if type(one) is slice:
@@ -117,13 +117,13 @@ def index_key(index: tuple[Any, ...]) -> tuple[Any, ...] | None:
 def ordered(shape: Shape, operands: tuple[tuple[Shape, Shape | None], ...], itemsize: int) -> Any:
     """The strides of an elementwise result, from the operands' strides; None: contiguous.
 
-    As in NumPy's iterator, axes are sorted by the strides of all operands; they keep their order
-    if operands disagree.
+    As in NumPy's iterator, axes are sorted by the operands' strides. Two axes keep their order if
+    the operands disagree about it.
     """
     if all(strides is None for _, strides in operands):
         return None
     ndim = len(shape)
-    rows = []  # by operand: a stride for each axis of the result, 0 where it is repeated
+    rows = []  # for each operand, a stride for each axis of the result, 0 if it is broadcast
     for one, strides in operands:
         strides = contiguous(one, itemsize) if strides is None else strides
         own = tuple(0 if n == 1 else step for n, step in zip(one, strides, strict=True))
@@ -167,7 +167,10 @@ def broadcast(*shapes: Shape) -> Shape:
 
 @lru_cache(KEPT)
 def picked(shape: Shape, shapes: tuple[Shape | None, ...], rest: tuple[Any, ...]) -> Shape:
-    """The shape of an array of ``shape``, indexed with arrays of ``shapes`` and the rest ``rest``.
+    """The shape of an array of ``shape``, indexed by arrays of ``shapes`` and ``rest``.
+
+    There is an entry for each index: if it is an array, its shape in ``shapes``; else None there,
+    and the index itself in ``rest``.
 
     NumPy's rule: all arrays broadcast to one shape, which replaces their axes. If a slice is
     between them, this shape comes first. Numbers count as arrays.

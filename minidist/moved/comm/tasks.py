@@ -1,3 +1,3 @@
 from minidist.moved import now
 
-now("minidist.comm.local.tasks", __name__)
+now("minidist.comm.local.scheduler", __name__)

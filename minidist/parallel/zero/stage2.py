@@ -143,7 +143,7 @@ class ReduceScatterSlots(OverlappedShards):
         unit.buffer.fill(0)
         unit.accumulating = True
         for parameter in unit.parameters.values():
-            parameter.fresh = True
+            parameter.zeroed = True
 
     def check_in_time(self, unit: Unit, parameter: Parameter) -> None:
         """Raise RuntimeError for a gradient that arrives after its block's gradients were sent.

@@ -8,7 +8,7 @@ import numpy as np
 
 from minidist.collectives import all_reduce
 from minidist.collectives.partition import chunks
-from minidist.comm.ports import Ports
+from minidist.comm.machine import Ports
 from minidist.parallel.blocks import blocks_of, costs_of
 from minidist.parallel.model_costs import parameter_slices, shape_of, training_seconds
 

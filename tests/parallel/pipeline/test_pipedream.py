@@ -140,7 +140,7 @@ def gradients_kept(monkeypatch):
         update(self)
         self.model.flat.grad[...] = gradient
         for parameter in self.model.flat.parameters:
-            parameter.fresh = False
+            parameter.zeroed = False
 
     monkeypatch.setattr(PipeDream, "update", update_alone)
 
