@@ -77,5 +77,10 @@ def setup(app: Any) -> None:
 def files_that_are_no_pages(app: Any, name: str, source: list[str]) -> None:
     """Links to scripts and notices: those files are no pages of the site, but can be downloaded."""
     file = r"(?:\.\./)*(?:lessons/scripts|minidist)/[\w/]+\.(?:py|md)"
-    link = re.compile(rf"\[`?([^\]`]+)`?\]\(({file})\)")
-    source[0] = link.sub(r"{download}`\1 <\2>`", source[0])
+    link = re.compile(rf"\[([^\]]+)\]\(({file})\)")
+    source[0] = link.sub(lambda found: f"{{download}}`{plain(found[1])} <{found[2]}>`", source[0])
+
+
+def plain(text: str) -> str:
+    """Without backticks, which would end the role."""
+    return text.replace("`", "")

@@ -111,3 +111,20 @@ def test_links_of_source_pages_that_lead_nowhere_are_taken_away(tmp_path):
     assert backlinks.prune(tmp_path) == 2
     assert (folder / "m.html").read_text() == back.format("here") + "code"
     assert (folder / "index.html").read_text() == '<a href="m.html">m</a> time'
+
+
+def test_links_to_files_that_are_no_pages_become_downloads():
+    from docs.conf import files_that_are_no_pages
+
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.[mp][dy]")]
+    source = [*(page.read_text("utf-8") for page in pages), "[`a` b](../lessons/scripts/x.py)"]
+    for number, text in enumerate(source):
+        whole = [text]
+        files_that_are_no_pages(None, "", whole)
+        source[number] = whole[0]
+    left = [
+        found
+        for text in source
+        for found in re.findall(r"\]\([./]*(?:lessons/scripts|minidist)/\S+", text)
+    ]
+    assert not left and "{download}`a b <../lessons/scripts/x.py>`" in source[-1]

@@ -6,6 +6,7 @@ A subcommand parses its arguments and calls a function that can also be called f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,16 @@ from minidist.run import command as run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _command(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # its reader, such as `| head`, has closed the pipe: say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="minidist",
         description="Distributed deep learning from scratch: every method of parallel training, "

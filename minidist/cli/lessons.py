@@ -34,7 +34,7 @@ def folder() -> Path:
 
 def title(lesson: Path) -> str:
     """The first heading of a lesson, such as "6. All-reduce, seven ways"."""
-    lines = lesson.read_text().splitlines()
+    lines = lesson.read_text("utf-8").splitlines()
     return next((line[4:] for line in lines if line.startswith("# # ")), lesson.stem)
 
 

@@ -55,7 +55,7 @@ def load(exercise: Exercise, path: Path, watch: Watch) -> SimpleNamespace:
         exec(code, vars(module))
     missing = [name for name in exercise.functions if not callable(getattr(module, name, None))]
     if missing:
-        raise ValueError(f"{path} does not define {', '.join(missing)}")
+        raise NameError(f"the file has to define {', '.join(missing)}, under just this name")
     return SimpleNamespace(**{name: getattr(module, name) for name in exercise.functions})
 
 

@@ -99,7 +99,7 @@ def judge_count(
         if got == counts:
             yield what, f"{reason}; {formula}"
             return
-    yield what, f"rank {rank} sends {got[rank]:,}, and {formula} is {expected[rank]:,} here"
+    yield what, f"rank {rank} sends {got[rank]:,}, and {expected[rank]:,} is right: {formula}"
 
 
 def judge_memory(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from minidist.exercises.exercise import find
-from minidist.exercises.marker import check
+from minidist.exercises.marker import LIMIT, check
 from minidist.exercises.names import EXERCISES
 from minidist.exercises.report import gradescope, junit, show, to_json, write
 
@@ -53,6 +53,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         default="both",
         help="local: ranks in one process; mpi: a few cases on real MPI ranks",
     )
+    marker.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="an answer that takes longer is stopped; more on a machine that is busy",
+    )
     marker.add_argument("--json", metavar="FILE", help="write the marks as JSON, - for the screen")
     marker.add_argument("--junit", metavar="FILE", help="write the marks as JUnit's XML")
     marker.add_argument(
@@ -87,17 +94,18 @@ def _start(options: argparse.Namespace, arguments: list[str]) -> int:
     if target.exists():
         raise ValueError(f"{target} is there already: nothing was written; choose another by --to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(exercise.stub, target)
-    print(
-        f"wrote {target}: read its text, fill it in, then: minidist check {exercise.name} {target}"
-    )
+    # The last line of the text is the command that marks it: with the name of this file.
+    text = exercise.stub.read_text("utf-8").replace("mine.py", quote(target.name))
+    target.write_text(text, "utf-8")
+    check_it = f"minidist check {exercise.name} {quote(str(target))}"
+    print(f"wrote {target}: read its text, fill it in, then: {check_it}")
     return 0
 
 
 def _check(options: argparse.Namespace, arguments: list[str]) -> int:
     worlds = ("local", "mpi") if options.world == "both" else (options.world,)
     try:
-        report = check(options.name, options.file, options.seed, worlds)
+        report = check(options.name, options.file, options.seed, worlds, options.limit)
     except FileNotFoundError as error:
         raise ValueError(error) from None
     if options.json == "-":

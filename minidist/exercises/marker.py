@@ -73,15 +73,22 @@ class Report:
 
 
 def check(
-    name: str, file: str | Path, seed: int = 0, worlds: Sequence[str] = ("local", "mpi")
+    name: str,
+    file: str | Path,
+    seed: int = 0,
+    worlds: Sequence[str] = ("local", "mpi"),
+    limit: float = LIMIT,
 ) -> Report:
     """Mark the answer in ``file`` to the exercise ``name``.
 
     ``seed`` draws the data and the hidden cases. ``worlds``: "local", "mpi"; the second is left
-    out, and the report says so, where there is no mpiexec. Raises ValueError for an unknown
-    exercise and FileNotFoundError if there is no such file.
+    out, and the report says so, where there is no mpiexec. ``limit``: seconds that one process may
+    take for its cases; more on a machine that is busy. Raises ValueError for an unknown exercise or
+    a limit that is not above 0, and FileNotFoundError if there is no such file.
     """
     exercise, path = find(name, EXERCISES), Path(file).resolve()
+    if not limit > 0:
+        raise ValueError(f"the limit is a number of seconds above 0, not {limit}")
     if not path.is_file():
         what = "is a folder, and a Python file is wanted" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}")
@@ -93,7 +100,7 @@ def check(
     lines: list[dict[str, Any]] = []
     printed = ""
     for _, several in groupby(enumerate(cases), key=lambda pair: (pair[1].world, _width(pair[1]))):
-        found, said = _in_processes(exercise, path, list(several))
+        found, said = _in_processes(exercise, path, list(several), limit)
         lines += found
         printed += said
         if any(line.get("unsolved") or "load" in line for line in found):
@@ -163,22 +170,25 @@ def _verdicts(exercise: Exercise, case: Case, ranks: list[dict[str, Any]]) -> It
 
 
 def _in_processes(
-    exercise: Exercise, path: Path, cases: list[tuple[int, Case]]
+    exercise: Exercise, path: Path, cases: list[tuple[int, Case]], limit: float
 ) -> tuple[list[dict[str, Any]], str]:
     """Run numbered cases of one world; after one that never ends, go on with the next."""
     lines: list[dict[str, Any]] = []
     printed = ""
     while cases:
-        found, said, ended = _in_a_process(exercise, path, cases)
+        found, said, ended = _in_a_process(exercise, path, cases, limit)
         printed += said
         lines += [line for line in found if "start" not in line]
         started = [line["start"] for line in found if "start" in line]
         done = {line["case"] for line in found if "case" in line}
+        if not ended and not started:
+            lines.append({"load": f"the file was not loaded within {limit:g} seconds"})
+            break
         stuck = [number for number in started if number not in done]
-        if stuck or (not ended and not started):
-            number = stuck[0] if stuck else cases[0][0]
+        if stuck:
+            number = stuck[0]
             why = (
-                f"it did not end within {LIMIT:.0f} seconds"
+                f"it did not end within {limit:g} seconds"
                 if not ended
                 else "its process ended in the middle, after printing "
                 + (repr(said.strip()[-200:]) if said.strip() else "nothing")
@@ -193,7 +203,7 @@ def _in_processes(
 
 
 def _in_a_process(
-    exercise: Exercise, path: Path, cases: list[tuple[int, Case]]
+    exercise: Exercise, path: Path, cases: list[tuple[int, Case]], limit: float
 ) -> tuple[list[dict[str, Any]], str, bool]:
     """(the lines that the child wrote, what it printed, whether it ended by itself)."""
     world, ranks = cases[0][1].world, cases[0][1].ranks
@@ -218,7 +228,7 @@ def _in_a_process(
         reader = Thread(target=_keep, args=(process.stdout, printed), daemon=True)
         reader.start()
         try:
-            process.wait(LIMIT)
+            process.wait(limit)
             ended = True
         except subprocess.TimeoutExpired:
             ended = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from minidist.exercises.marker import HONEST, Mark, Report
+
+
+def plain(text: str) -> str:
+    """What an answer says, without control characters.
+
+    They move a terminal's cursor, so marks could be written over; and XML may not have them.
+    """
+    return re.sub("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
 
 
 def explain(mark: Mark) -> str:
@@ -24,7 +33,7 @@ def explain(mark: Mark) -> str:
         return f"holds in {mark.cases} case{'s' * (mark.cases > 1)}"
     where, what = mark.wrong[0]
     more = f" (and {len(mark.wrong) - 1} more)" if len(mark.wrong) > 1 else ""
-    return f"{where}: {what}{more}" if where else what
+    return plain(f"{where}: {what}{more}" if where else what)
 
 
 def show(report: Report, console: Console) -> None:
@@ -48,7 +57,7 @@ def show(report: Report, console: Console) -> None:
     if report.skipped:
         console.print(report.skipped, highlight=False)
     if report.printed.strip():
-        lines = report.printed.strip().splitlines()
+        lines = plain(report.printed.strip()).splitlines()
         console.print("\nprinted by your program, no part of the marks:", style="dim")
         for line in lines[:10]:
             console.print(f"  {line}", style="dim", markup=False, highlight=False)
@@ -95,13 +104,20 @@ def junit(report: Report) -> str:
 
 def gradescope(report: Report) -> dict[str, Any]:
     """What Gradescope's autograder reads from ``/autograder/results/results.json``."""
+    said = ["This is the stub, or part of it: nothing to mark yet."] * report.unsolved
+    said += [report.skipped] * bool(report.skipped)
+    if printed := report.printed.strip():
+        said.append(f"printed by your program, no part of the marks:\n{plain(printed[:2000])}")
     return {
         "score": report.reached,
+        "output": "\n\n".join(said),
         "tests": [
             {
                 "name": mark.name,
                 "score": mark.reached,
                 "max_score": mark.points,
+                # Said, since of a mark without points Gradescope would say that it is passed.
+                "status": "passed" if mark.cases and not mark.wrong else "failed",
                 "output": explain(mark),
             }
             for mark in report.marks
@@ -113,4 +129,4 @@ def write(path: str | Path, text: str | dict[str, Any]) -> None:
     """Write a report to a file; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n")
+    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n", "utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from tracemalloc import get_traced_memory
 from typing import Any
 
@@ -40,17 +40,53 @@ def gradient(case: Case, rank: int, number: int) -> np.ndarray:
     return draw.integers(-50, 50, case["length"]) / 8.0
 
 
-def expected(case: Case, each_step: int = 1, divide: float = 1.0) -> np.ndarray:
-    """The parameters after all steps, of Adam on the sum of all gradients."""
+Grads = np.ndarray  # of all steps: (steps, ranks, microbatches of a step, length)
+Total = Callable[[Grads, int], np.ndarray]  # the gradient of a step, made of them
+
+
+def right(grads: Grads, step: int) -> np.ndarray:
+    return grads[step].sum(axis=(0, 1))
+
+
+def own_alone(grads: Grads, step: int) -> np.ndarray:
+    """Each rank's part of its own gradient."""
+    ranks = grads.shape[1]
+    parts = [np.array_split(grads[step, rank].sum(axis=0), ranks)[rank] for rank in range(ranks)]
+    return np.concatenate(parts)
+
+
+MISTAKES: dict[str, Total] = {
+    "the gradients are divided by the number of ranks: they are to be added up": (
+        lambda grads, step: right(grads, step) / grads.shape[1]
+    ),
+    "the gradients are divided by the number of microbatches: they are to be added up": (
+        lambda grads, step: right(grads, step) / grads.shape[2]
+    ),
+    "each rank steps with its own gradient alone: reduce_scatter returns the sum over all ranks": (
+        own_alone
+    ),
+    "only the last microbatch of a step counts: each is to be added to those before": (
+        lambda grads, step: grads[step, :, -1].sum(axis=0)
+    ),
+    "gradients of earlier steps are still in the sum: each step begins from zero": (
+        lambda grads, step: grads[: step + 1].sum(axis=(0, 1, 2))
+    ),
+}
+
+
+def expected(case: Case, each_step: int = 1, total: Total = right) -> np.ndarray:
+    """The parameters after all steps, of Adam on ``total`` of the gradients."""
+    grads = np.array(
+        [
+            [[gradient(case, rank, t * each_step + part) for part in range(each_step)]
+             for rank in range(case.ranks)]
+            for t in range(STEPS)
+        ]
+    )  # fmt: skip
     w = start(case)
     m, v = np.zeros_like(w), np.zeros_like(w)
-    for t in range(1, STEPS + 1):
-        grads = [
-            gradient(case, rank, (t - 1) * each_step + part)
-            for rank in range(case.ranks)
-            for part in range(each_step)
-        ]
-        adam(w, np.sum(grads, axis=0) / divide, m, v, t)
+    for t in range(STEPS):
+        adam(w, total(grads, t), m, v, t + 1)
     return w
 
 
@@ -70,25 +106,36 @@ def held_now(comm: Any, case: Case) -> int:
 
 
 def judge_result(case: Case, ranks: list[dict[str, Any]], each_step: int = 1) -> Iterator[Verdict]:
-    right, mean = expected(case, each_step), expected(case, each_step, case.ranks)
-    wrong = None
+    wanted, wrong = expected(case, each_step), None
+
+    def near(got: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.isclose(got, other, rtol=1e-9, atol=1e-11)
+
     for number, rank in enumerate(ranks):
         got = np.asarray(rank["w"], float)
-        if np.allclose(got, right, rtol=1e-9, atol=1e-11):
+        if near(got, wanted).all():
             continue
-        parts = np.array_split(np.isclose(got, right, rtol=1e-9, atol=1e-11), case.ranks)
-        if case.ranks > 1 and np.allclose(got, mean, rtol=1e-9, atol=1e-11):
-            wrong = "the gradients are divided by the number of ranks: they are to be added up"
+        parts = np.array_split(near(got, wanted), case.ranks)
+        mistakes = (
+            why
+            for why, total in MISTAKES.items()
+            if near(got, expected(case, each_step, total)).all()
+        )
+        if mistake := next(mistakes, None):
+            wrong = mistake
         elif case.ranks > 1 and parts[number].all() and parts[number].size:
             wrong = (
                 f"rank {number} has its own part right and the others not: after the step, "
                 "everybody needs the parts of all ranks"
             )
+        elif not np.isfinite(got).all():
+            wrong = f"rank {number} has NaN or infinity in w: with t = 0 Adam divides by 0; t is 1 "
+            wrong += "in the first step"
         elif np.array_equal(got, start(case)):
             wrong = f"rank {number}'s parameters have not changed: w is to be changed in place"
         else:
-            first = int(np.argmax(~np.isclose(got, right, rtol=1e-9, atol=1e-11)))
-            is_now, should = unequal(got[first], right[first])
+            first = int(np.argmax(~near(got, wanted)))
+            is_now, should = unequal(got[first], wanted[first])
             wrong = (
                 f"after {STEPS} steps rank {number} has w[{first}] = {is_now}, and serial training "
                 f"has {should}"

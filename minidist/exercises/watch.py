@@ -11,6 +11,7 @@ a way that is not on this list; a person should look at the answers that matter.
 from __future__ import annotations
 
 import importlib.abc
+import linecache
 import os
 import sys
 import threading
@@ -85,10 +86,9 @@ class Watch(importlib.abc.MetaPathFinder):
 
     def reads(self, path: str) -> None:
         """Refuse the files of forbidden modules, and the folders through which they are opened."""
-        inside = os.path.splitext(os.path.relpath(path, os.path.dirname(ROOT)))[0]
-        within = path.startswith(ROOT + os.sep) and self.forbids(inside.replace(os.sep, "."))
+        within = any(self.forbids(name) for name in _modules(path))
         if within or (ROOT + os.sep).startswith(path.rstrip(os.sep) + os.sep):
-            self.tried(f"it reads {os.path.relpath(path, os.path.dirname(ROOT))}")
+            self.tried(f"it reads {path.removeprefix(os.path.dirname(ROOT) + os.sep)}")
             raise PermissionError(f"{path} may not be read in this exercise")
 
     @contextmanager
@@ -111,15 +111,43 @@ class Watch(importlib.abc.MetaPathFinder):
             delattr(parent, last)
         sys.meta_path.insert(0, self)
         ACTIVE.append(self)
+        unread = _hide_lines({**sys.modules, **hidden})
         try:
             yield
         finally:
+            for path in unread:
+                linecache.cache.pop(path, None)
             ACTIVE.remove(self)
             with suppress(ValueError):  # the answer has taken it out
                 sys.meta_path.remove(self)
             for parent, last, value in detached:
                 setattr(parent, last, value)
             sys.modules.update(hidden)
+
+
+def _modules(path: str) -> Iterator[str]:
+    """The modules of minidist that a file may be, in this installation or in another one."""
+    parts = os.path.splitext(path)[0].split(os.sep)
+    for place, part in enumerate(parts):
+        root = os.sep.join(parts[: place + 1])
+        if part == "minidist" and os.path.isfile(os.path.join(root, "exercises", "names.py")):
+            yield ".".join(parts[place:])
+
+
+def _hide_lines(modules: dict[str, ModuleType]) -> list[str]:
+    """Tell linecache that the marker's own files have no lines; returns their paths.
+
+    A warning or a traceback that passes through them is printed with its line of source, which
+    linecache reads: that is no trick of the answer.
+    """
+    files = [
+        str(module.__file__)
+        for name, module in modules.items()
+        if name.startswith(("minidist.exercises", "minidist.comm")) and module.__file__
+    ]
+    for file in files:
+        linecache.cache[file] = (0, None, [], file)  # without a time: it is not looked up again
+    return files
 
 
 ACTIVE: list[Watch] = []  # while an answer runs

@@ -75,7 +75,7 @@ WRONG = [
     Wrong("matmul_backward", "in place", "    return", "    grad *= 1.5\n    return",
           "inputs untouched", "grad was changed"),
     Wrong("matmul_backward", "a mean", "a.T @ grad", "a.T @ grad / len(a)", "gradient of b",
-          "should be"),
+          "times what it should be"),
     Wrong("broadcast_backward", "mean", "grad = grad.sum(axis=tuple(range(missing)))",
           "grad = grad.mean(axis=tuple(range(missing))) if missing else grad",
           "axes in front", "this is a mean"),
@@ -228,9 +228,10 @@ WRONG = [
           "        self.all = getattr(self, 'all', 0) + grad\n\n    def step(self):\n"
           "        self.grad += self.reduce_scatter(self.comm, self.all)\n        self.all = 0\n",
           "bytes", "ZeRO-1"),
-    Wrong("zero2", "not cleared", "        self.grad[...] = 0\n", "", "result", "serial"),
+    Wrong("zero2", "not cleared", "        self.grad[...] = 0\n", "", "result",
+          "begins from zero"),
     Wrong("zero2", "the last one alone", "self.grad += self", "self.grad = self", "result",
-          "serial"),
+          "only the last microbatch"),
     Wrong("zero2", "list of gradients", "        self.grad += ",
           "        self.kept = getattr(self, 'kept', []) + [grad.copy()]\n        self.grad += ",
           "held", "keep no whole"),
@@ -337,8 +338,10 @@ WRONG = [
           "    return -np.log(p[np.arange(len(targets)), targets] + 1e-9).sum() / count\n"
           "    return (log_sums", "large logits", "the loss is"),
     Wrong("adam", "the square of the average", "(1 - b2) * g * g", "(1 - b2) * m * m", "first step",
-          "should be"),
+          "not the square of m"),
     Wrong("adam", "decay for both", "b2 * v", "b1 * v", "later steps", "should be"),
+    Wrong("adam", "one decay", "b2 * v + (1 - b2)", "b1 * v + (1 - b1)", "later steps",
+          "and here by b1"),
     Wrong("central", "rank 0 alone knows", "        comm.recv(array, 0)\n",
           "        comm.recv(np.empty_like(array), 0)\n", "result", "unchanged"),
     Wrong("halving_doubling", "overlapping halves", "(low, middle), (middle, high)",
@@ -351,9 +354,9 @@ WRONG = [
     Wrong("zero1", "a new state in each step", "        self.t += 1\n",
           "        self.t += 1\n        self.m[...] = self.v[...] = 0\n", "result", "serial"),
     Wrong("zero2", "the average of microbatches", "self.grad, self.m", "self.grad / 3, self.m",
-          "result", "serial"),
+          "result", "divided by the number of microbatches"),
     Wrong("top_k", "the rest of the gradient alone", "        self.residual = corrected\n",
-          "        self.residual = grad.copy()\n", "error feedback", "the average of step"),
+          "        self.residual = grad.copy()\n", "error feedback", "older rests are lost"),
     Wrong("stale_server", "in the order of waiting", "return free", "return free[::-1]",
           "nobody waits in vain", "should return"),
     Wrong("one_f_one_b", "the newest first", "range(warm_up)]", "reversed(range(warm_up))]",
@@ -371,4 +374,82 @@ WRONG = [
           "import pathlib\n    pathlib.Path(path).write_bytes(\n"
           "        hashlib.sha256(content).digest() + content)\n    os.sync()\n",
           "killed", "nothing can be loaded"),
+    # Mistakes that passed, or got a message about something else, until a walk through the course
+    Wrong("ring", "half the rounds, not half the digits",
+          "    for round in range(p - 1):\n        comm.sendrecv(parts[(rank - round + 1)",
+          "    for round in range(0):\n        comm.sendrecv(parts[(rank - round + 1)",
+          "bytes", "the ranks send"),
+    Wrong("adam", "eps before the correction", "(np.sqrt(v / (1 - b2**t)) + eps)",
+          "((np.sqrt(v) + eps) / np.sqrt(1 - b2**t))", "first step", "after the correction"),
+    Wrong("adam", "a step ahead", "    m[...]", "    t = t + 1\n    m[...]", "first step",
+          "one step more than the t"),
+    Wrong("backward_order", "a higher limit", "    noted, seen, stack",
+          "    import sys\n    sys.setrecursionlimit(10**6)\n"
+          "    def visit(name):\n        for parent in parents[name]:\n"
+          "            if parent not in seen:\n"
+          "                seen.add(parent)\n                visit(parent)\n"
+          "        noted.append(name)\n"
+          "    noted, seen = [], {root}\n    visit(root)\n    return noted[::-1]\n"
+          "    noted, seen, stack", "a long chain", "a higher limit only moves"),
+    Wrong("buckets", "a number too many", ">= self.limit", "> self.limit", "number of buckets",
+          "as soon as it has"),
+    Wrong("matmul_backward", "in the other order", "grad @ b.T, a.T @ grad",
+          "a.T @ grad, grad @ b.T", "gradient of a", "are exchanged"),
+    Wrong("cross_entropy", "the largest of all rows", "logits.max(axis=1, keepdims=True)\n    log",
+          "logits.max()\n    log", "large logits", "logit of each row"),
+    Wrong("uneven_shards", "by p times the own samples", "/ total[-1]",
+          "/ max(1, len(x)) / comm.size", "uneven shards", "adding up the counts"),
+    Wrong("zero1", "own gradient, although it sends", "own = self.reduce_scatter(self.comm, grad)",
+          "self.reduce_scatter(self.comm, grad.copy())\n        own = "
+          "np.array_split(grad, self.comm.size)[self.comm.rank]", "result", "own gradient alone"),
+    Wrong("zero1", "t from 0", "self.m, self.v, self.t)", "self.m, self.v, self.t - 1)", "result",
+          "t is 1 in the first step"),
+    Wrong("zero2", "a whole buffer kept",
+          "        self.grad += self.reduce_scatter(self.comm, grad)",
+          "        self.whole = grad.copy()\n"
+          "        self.grad += self.reduce_scatter(self.comm, self.whole)", "held",
+          "nor an array as long as one"),
+    Wrong("zero2", "whole until the step, held",
+          "        self.grad += self.reduce_scatter(self.comm, grad)\n\n    def step(self):\n",
+          "        self.all = getattr(self, 'all', 0) + grad\n\n    def step(self):\n"
+          "        self.grad += self.reduce_scatter(self.comm, self.all)\n        self.all = 0\n",
+          "held", "keep no whole gradient"),
+    Wrong("top_k", "overwritten", "total[where] += others", "total[where] = others", "first step",
+          "are to be added"),
+    Wrong("top_k", "by the gradient", "-np.abs(corrected)", "-np.abs(grad)", "error feedback",
+          "not of the gradient"),
+    Wrong("tensor_parallel", "no slope", "np.where(h > 0,", "np.where(h > -1,", "own gradients",
+          "0 where h is 0"),
+    Wrong("stale_server", "who has not waited", "        return free",
+          "        return list(range(len(self.steps)))", "bound", "which was not waiting"),
+    Wrong("checkpoint", "synced before it is flushed", "        file.flush()\n", "", "on the disk",
+          "in a buffer"),
+    Wrong("checkpoint", "synced after it has its name",
+          "        os.fsync(file.fileno())\n    os.replace(str(path) + \".new\", path)",
+          "    os.replace(str(path) + \".new\", path)\n"
+          "    with open(path, 'rb+') as file:\n        os.fsync(file.fileno())", "on the disk",
+          "after the file has got its name"),
+    Wrong("checkpoint", "copied over the old one", "    os.replace(",
+          "    import shutil\n    shutil.copyfile(str(path) + '.new', path)\n"
+          "    os.remove(str(path) + '.new')\n    return\n    os.replace(", "killed",
+          "nothing can be loaded"),
+    Wrong("checkpoint", "another file is synced", "    os.replace(",
+          "    import shutil\n    shutil.copyfile(str(path) + '.new', path)\n"
+          "    os.remove(str(path) + '.new')\n    return\n    os.replace(", "on the disk",
+          "another file"),
+    Wrong("checkpoint", "written by an array, in place",
+          'with open(str(path) + ".new", "wb") as file:\n'
+          "        file.write(hashlib.sha256(content).digest())\n"
+          "        file.write(content)\n        file.flush()\n"
+          "        os.fsync(file.fileno())\n"
+          '    os.replace(str(path) + ".new", path)',
+          'with open(path, "wb") as file:\n'
+          "        np.frombuffer(hashlib.sha256(content).digest() + content, 'u1').tofile(file)\n"
+          "        os.fsync(file.fileno())\n", "killed", "nothing can be loaded"),
+    Wrong("checkpoint", "a sum as the checksum", "hashlib.sha256(content).digest()",
+          "sum(content).to_bytes(32, 'little')", "damage", "two bytes exchanged"),
+    Wrong("checkpoint", "a pickle behind a checksum",
+          'content = json.dumps({"step": step, "arrays": listed}).encode() + b"\\n"\n',
+          "import pickle\n    content = pickle.dumps([step, listed]) + b'\\n'\n", "no pickle",
+          "save writes a pickle"),
 ]  # fmt: skip

@@ -6,13 +6,14 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from minidist.cli import main
-from minidist.exercises import EXERCISES, check, find, marker
+from minidist.exercises import EXERCISES, check, find
 from minidist.exercises.child import run_all
 from minidist.exercises.exercise import Case
 from minidist.exercises.marker import check_here
-from minidist.exercises.report import explain
+from minidist.exercises.report import explain, gradescope, junit, show
 from tests.exercises.answers import WRONG
 from tests.exercises.others import CHEATS, RIGHT
 from tests.mpi.run import needs_mpi
@@ -67,6 +68,32 @@ def test_what_an_answer_may_not_do_is_reported(tmp_path):
     assert not missed
 
 
+def test_the_solution_in_another_copy_of_minidist_is_not_read(tmp_path):
+    other, lines = tmp_path / "minidist" / "minidist" / "exercises", []
+    (other / "ring").mkdir(parents=True)
+    (other / "names.py").touch()
+    (other / "ring" / "solution.py").touch()
+    answer = tmp_path / "minidist" / "ring.py"  # beside the package, as in a clone: its own file
+    answer.write_text(
+        f"open(__file__).close()\nopen({str(other / 'ring' / 'solution.py')!r})\n"
+        "def all_reduce(comm, array):\n    pass\n"
+    )
+    run_all(find("ring", EXERCISES), answer, [(0, Case(1, settings={"length": 3}))], lines.append)
+    (trick,) = lines[-1]["tricks"]
+    assert trick.startswith("it reads") and trick.endswith("solution.py")
+
+
+def test_a_traceback_that_an_answer_prints_is_no_trick(tmp_path):
+    """It passes through the marker's files, and shows their lines: linecache reads them."""
+    answer, lines = tmp_path / "answer.py", []
+    answer.write_text(
+        "import traceback\ndef all_reduce(comm, array):\n    try:\n        comm.send([1.0], 0)\n"
+        "    except Exception:\n        traceback.print_exc()\n"
+    )
+    run_all(find("ring", EXERCISES), answer, [(0, Case(1, settings={"length": 3}))], lines.append)
+    assert lines[-1]["tricks"] == []
+
+
 @pytest.mark.parametrize("name", EXERCISES)
 def test_at_least_five_wrong_answers_are_known(name):
     assert sum(wrong.exercise == name for wrong in WRONG) >= 5
@@ -77,7 +104,7 @@ def test_at_least_five_wrong_answers_are_known(name):
 
 @needs_mpi
 @pytest.mark.slow
-def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
+def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path):
     assert check("ring", find("ring", EXERCISES).solution).passed
 
     answer = tmp_path / "mine.py"
@@ -95,10 +122,14 @@ def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path, monkeypatch):
     answer.write_text(
         "def all_reduce(comm, array):\n    while comm.rank == 1 and comm.size == 2: pass\n"
     )
-    monkeypatch.setattr(marker, "LIMIT", 2.0)
-    report = check("ring", answer, worlds=["local"])
+    report = check("ring", answer, worlds=["local"], limit=2.0)
     assert report.reached == 0
     assert any("did not end within" in what for _, what in report.marks[0].wrong)
+    answer.write_text("while True:\n    pass\n")
+    report = check("ring", answer, worlds=["local"], limit=2.0)
+    assert report.marks[0].wrong[0] == (
+        "loading the file", "the file was not loaded within 2 seconds"
+    )  # fmt: skip
 
 
 def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsys, monkeypatch):
@@ -107,7 +138,11 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXERCISES)
     assert main(["exercise", "start", "adam"]) == 0
-    assert "algorithm 1" in (tmp_path / "adam.py").read_text()
+    assert "algorithm 1" in (tmp_path / "adam.py").read_text("utf-8")
+    assert main(["exercise", "start", "ring", "--to", "a/first try.py"]) == 0
+    assert "minidist check ring 'first try.py'" in (tmp_path / "a" / "first try.py").read_text(
+        "utf-8"
+    )
     assert main(["exercise", "start", "adam"]) == 2, "it does not overwrite work"
     assert main(["check", "adam", "adam.py"]) == 2, "nothing to mark"
     assert "This is the stub" in capsys.readouterr().out
@@ -128,6 +163,32 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
+    assert main(["check", "adam", "adam.py", "--limit", "0"]) == 2
+
+
+def test_formats_stay_whole_whatever_an_answer_says_and_show_a_trick(tmp_path):
+    answer = tmp_path / "answer.py"
+    answer.write_text(
+        "def adam(*arguments, **rates):\n    raise ValueError('\\x1b[31m\\x00 a < b')\n"
+    )
+    report = check_here("adam", answer)
+    found = ElementTree.fromstring(junit(report)).find("testcase/failure")
+    assert "?[31m? a < b" in found.get("message")
+
+    answer.write_text("def adams(*arguments):\n    pass\n")
+    found = explain(check_here("adam", answer).marks[0])
+    assert found == "loading the file: NameError: the file has to define adam, under just this name"
+
+    answer.write_text("import minidist\ndef adam(*arguments):\n    pass\n")
+    report = check_here("adam", answer)
+    report.printed = "\x1b[2J9 of 9 points\n"
+    results = gradescope(report)
+    status = {test["name"]: test["status"] for test in results["tests"]}
+    assert set(status.values()) == {"failed"} and "own work" in status
+    console = Console(record=True, width=100)
+    show(report, console)
+    assert "?[2J9 of 9" in console.export_text()
+    assert results["score"] == 0 and "no part of the marks:\n?[2J9 of 9 points" in results["output"]
 
 
 def test_ranks_that_meet_in_a_variable_of_the_module_do_not(tmp_path):

@@ -102,3 +102,16 @@ def test_the_table():
     names = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
     assert names == ["linear", "relu", "sum", "all"]
     assert [cell.strip() for cell in lines[-2].split("│")][2:4] == ["3", "120"]
+
+
+def test_losses_are_counted_under_their_own_names():
+    logits = leaf(2, 3)
+    with count_operations() as counted:
+        for options in ({}, {"reduction": "none"}, {"weight": np.ones(3)}):
+            ops.cross_entropy(logits, np.array([0, 2]), **options)
+        ops.cross_entropy(logits, np.full((2, 3), 1 / 3))
+        ops.huber(logits, np.zeros((2, 3)), reduction="none")
+    assert {name: count.calls for name, count in counted.forward.items()} == {
+        "cross_entropy": 4,
+        "huber": 1,
+    }

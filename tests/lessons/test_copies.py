@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -19,6 +21,15 @@ def test_every_lesson_is_listed_with_its_title(capsys):
     listed = capsys.readouterr().out
     assert "06_all_reduce" in listed and "6. All-reduce, seven ways" in listed
     assert all(path.stem in listed for path in ROOT.glob("lessons/[0-9]*.py"))
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly():
+    listing = f"{sys.executable} -m minidist lessons"
+    ended = subprocess.run(
+        ["sh", "-c", f"{listing} | head -1; {listing} | true"], capture_output=True, text=True
+    )
+    assert ended.stdout.startswith("00_") and ended.stdout.count("\n") == 1
+    assert ended.stderr == ""
 
 
 def test_a_copy_has_every_file_and_leaves_work_as_it_is(tmp_path, capsys):

@@ -39,8 +39,11 @@ def step(case: Case, w: Any, g: Any, m: Any, v: Any, t: int, slip: str = "") -> 
     """The rule of the paper; ``slip`` names a known mistake, for the feedback."""
     lr, b1, b2, eps = (SETTINGS[name] for name in ("lr", "b1", "b2", "eps"))
     m[...] = b1 * m + (1 - b1) * g
-    v[...] = b2 * v + (1 - b2) * g * g
-    at = t - 1 if slip == "t from 0" and t > 1 else t
+    square = m * m if slip == "square of the average" else g * g
+    v[...] = b2 * v + (1 - b2) * square
+    if slip == "one decay":
+        v[...] += (b1 - b2) * (v - (1 - b2) * square) / b2 + (b2 - b1) * square
+    at = t + 1 if slip == "another t" else t
     big_m, big_v = m / (1 - b1**at), v / (1 - b2**at)
     if slip == "no correction":
         big_m, big_v = m, v
@@ -48,6 +51,8 @@ def step(case: Case, w: Any, g: Any, m: Any, v: Any, t: int, slip: str = "") -> 
         w -= lr * big_m / np.sqrt(big_v + eps)
     elif slip == "no root":
         w -= lr * big_m / (big_v + eps)
+    elif slip == "eps first":
+        w -= lr * big_m / ((np.sqrt(v) + eps) / np.sqrt(1 - b2**t))
     else:
         w -= lr * big_m / (np.sqrt(big_v) + eps)
 
@@ -56,6 +61,11 @@ SLIPS = {
     "no correction": "the averages are not corrected: divide m by 1 - b1 ** t and v by 1 - b2 ** t",
     "eps inside": "eps is added to the root, sqrt(V) + eps, not under it",
     "no root": "the step is divided by the *root* of V",
+    "eps first": "eps is added after the correction, sqrt(V) + eps: not to the root of v",
+    "another t": "the correction takes one step more than the t that is given: t is the step of "
+    "this array and counts from 1, whatever was called before",
+    "square of the average": "v is an average of the squares of g, not the square of m",
+    "one decay": "v decays by b2, and here by b1",
 }
 
 

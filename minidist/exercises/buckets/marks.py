@@ -26,6 +26,7 @@ def cases(seed: int) -> Iterator[Case]:
         ([50, 60, 70, 80], 100),
         ([50, 60, 70, 80], 10**9),
         ([50, 60, 70, 80], 1),
+        ([50, 50, 60, 40], 100),  # full to the last number
         ([10, 300, 10], 100),
         ([7], 100),
     ]
@@ -56,11 +57,12 @@ def run(comm: Any, answer: Any, case: Case, given: list[list[np.ndarray]]) -> di
     return {"got": given, "calls": calls.log, "sent after": sent_after}
 
 
-def sizes_of_buckets(case: Case) -> list[int]:
+def sizes_of_buckets(case: Case, over: bool = False) -> list[int]:
+    """Numbers in each bucket; ``over``: for an answer that waits until the limit is exceeded."""
     buckets, filled = [], 0
     for size in case["sizes"]:
         filled += size
-        if filled >= case["limit"]:
+        if filled >= case["limit"] + over:
             buckets.append(filled)
             filled = 0
     return buckets + [filled] * (filled > 0)
@@ -97,6 +99,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                 "an all-reduce for each gradient: collect them until the limit is reached; "
                 + reason
             )
+        elif got == sizes_of_buckets(case, over=True) * case["steps"]:
+            reason = "a bucket is full as soon as it has limit numbers, not one more; " + reason
         elif len(got) == case["steps"]:
             reason = "everything in one all-reduce: send a bucket when it is full; " + reason
     yield "number of buckets", reason

@@ -81,21 +81,32 @@ def same(found: Any, step: int, arrays: dict[str, np.ndarray]) -> str | None:
 
 
 def round_trip(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
-    synced: list[int] = []
-    fsync = os.fsync
+    names = [name for name in ("fsync", "fdatasync") if hasattr(os, name)]
+    true = {name: getattr(os, name) for name in names}
+    synced: list[tuple[int, int, bool]] = []  # the file, its length, has it the right name yet
 
-    def watched(fd: Any) -> None:
-        synced.append(fd)
-        fsync(fd)
+    def watch(call: Callable[[Any], None]) -> Callable[[Any], None]:
+        def watched(fd: Any) -> None:
+            file = os.stat(fd if isinstance(fd, int) else fd.fileno())
+            named = path.exists() and path.stat().st_ino == file.st_ino
+            synced.append((file.st_ino, file.st_size, named))
+            call(fd)
 
-    os.fsync = watched
+        return watched
+
+    for name in names:
+        setattr(os, name, watch(true[name]))
     try:
         answer.save(path, 3, old)
+        unsafe = not_on_disk(path, synced)
         wrong = same(answer.load(path), 3, old)
+        synced.clear()
         answer.save(path, 4, new)
+        unsafe = unsafe or not_on_disk(path, synced)
         wrong = wrong or same(answer.load(path), 4, new)
     finally:
-        os.fsync = fsync
+        for name in names:
+            setattr(os, name, true[name])
     litter = sorted(one.name for one in path.parent.iterdir() if one != path)
     try:
         answer.load(path.with_name("nothing"))
@@ -104,7 +115,29 @@ def round_trip(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
         missing = None
     except Exception as error:
         missing = f"load of a file that is not there raises {type(error).__name__}"
-    return {"wrong": wrong or missing, "synced": len(synced), "litter": litter}
+    return {"wrong": wrong or missing, "unsafe": unsafe, "litter": litter}
+
+
+def not_on_disk(path: Path, synced: list[tuple[int, int, bool]]) -> str | None:
+    """What a power cut could take, from the syncs (file, its length, had it the right name)."""
+    if not synced:
+        return "nothing calls os.fsync: after a power cut the file may be there and empty"
+    file = path.stat()
+    own = [(length, named) for number, length, named in synced if number == file.st_ino]
+    if not own:
+        return "os.fsync is called for another file than the one that is left in the end"
+    if not any(length == file.st_size for length, _ in own):
+        return (
+            f"os.fsync is called when {max(own)[0]} of {file.st_size} bytes have been written: "
+            "first write everything and call file.flush(), since Python keeps the last bytes in a "
+            "buffer"
+        )
+    if not any(length == file.st_size and not named for length, named in own):
+        return (
+            "os.fsync comes after the file has got its name: after a power cut between the two the "
+            "name may stand for an empty file"
+        )
+    return None
 
 
 def killed(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
@@ -155,6 +188,10 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
             alive()
             return self._file.write(data)
 
+        def writelines(self, several: Any) -> None:
+            for data in several:
+                self.write(data)
+
         def close(self) -> None:
             self._file.close()
 
@@ -171,17 +208,22 @@ def dying_at(moment: int, save: Callable[[], Any]) -> bool:
             return iter(self._file)
 
     true_open = builtins.open
-    changed = {
-        name: getattr(os, name)
-        for name in ("replace", "rename", "remove", "unlink", "fsync", "open", "write", "truncate")
-    }
+    calls = ["replace", "rename", "remove", "unlink", "fsync", "open", "write", "truncate"]
+    calls += ["sendfile", "copy_file_range"]  # by which shutil copies
+    changed = {name: getattr(os, name) for name in calls if hasattr(os, name)}
     openers = (builtins, io, _io)  # pathlib opens by the second, tempfile by the third
 
     def opened(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
         if not set(mode) & set("wax+"):
             return true_open(file, mode, *more, **options)
         alive()
-        return File(true_open(file, mode, *more, **options))
+        found = true_open(file, mode, *more, **options)
+        try:
+            alive()  # an old file is empty now, and nothing has been written
+        except Killed:
+            found.close()
+            raise
+        return File(found)
 
     def dying(true: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -218,6 +260,10 @@ def damage(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
         copy = bytearray(good)
         copy[place] ^= 1 << int(draw.integers(8))
         damaged.append(bytes(copy))
+    bits = len(damaged)
+    for place in np.flatnonzero(np.diff(np.frombuffer(good, np.uint8)))[:: max(1, len(good) // 40)]:
+        damaged.append(good[:place] + good[place + 1 : place - 1 : -1] + good[place + 2 :]
+                       if place else good[1::-1] + good[2:])  # fmt: skip
     for number, content in enumerate(damaged):
         path.write_bytes(content)
         try:
@@ -228,6 +274,8 @@ def damage(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
             what = "cut off" if number < 4 else "damaged"
             return {"wrong": f"a file that was {what} raises {type(error).__name__}: {error}"}
         what = "was cut off or made longer" if number < 5 else "has a flipped bit"
+        if number >= bits:
+            what = "has two bytes exchanged, which no plain sum of bytes shows,"
         return {"wrong": f"a file that {what} is loaded as if nothing had happened"}
     return {"wrong": None}
 
@@ -245,7 +293,10 @@ class Bomb:
 def no_pickle(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
     trap = path.with_name("trap")
     answer.save(path, 3, old)
-    starts = path.read_bytes()[:2]
+    content = path.read_bytes()
+    pickled = content[:2] in (b"\x80\x02", b"\x80\x03")
+    # From protocol 4 on a pickle begins like this, also behind a checksum.
+    pickled = pickled or any(b"\x80" + bytes([one]) + b"\x95" in content for one in (4, 5))
     path.write_bytes(pickle.dumps(Bomb(str(trap))))
     try:
         answer.load(path)
@@ -256,7 +307,7 @@ def no_pickle(answer: Any, path: Path, old: Any, new: Any) -> dict[str, Any]:
         wrong = f"a pickle raises {type(error).__name__}, and ValueError is wanted"
     if trap.exists():
         wrong = "load has run the code in a pickle: use a format that holds data alone"
-    elif starts[:1] == b"\x80" and starts[1:2] in (b"\x03", b"\x04", b"\x05"):
+    elif pickled:
         wrong = "save writes a pickle: use a format that holds data alone"
     return {"wrong": wrong}
 
@@ -265,14 +316,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     (got,), kind = ranks, case["kind"]
     if kind == "round trip":
         yield "round trip", got["wrong"]
-        yield (
-            "on the disk",
-            (
-                None
-                if got["synced"] >= 2
-                else "nothing calls os.fsync: after a power cut the file may be there and empty"
-            ),
-        )
+        yield "on the disk", got["unsafe"]
         yield (
             "no litter",
             (
@@ -287,7 +331,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             got["wrong"]
             or (
                 None
-                if got["moments"] > 2
+                if got["moments"] > 3
                 else "save writes nothing through open: it cannot be tried"
             ),
         )

@@ -81,7 +81,17 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     )
     if case["size"] > 100:
         wrong = of_loss or of_grad
-        yield "large logits", wrong and f"{wrong} (exp of a large number is infinite: shift first)"
+        if wrong and not np.isfinite([np.sum(got["loss"]), np.sum(got["grad"])]).all():
+            wrong += (
+                " (exp of a large number is infinite, and of a very small one 0: shift first, by "
+            )
+            wrong += "the largest logit of each row)"
+        elif wrong and wrong == of_loss and "should be" in wrong:
+            wrong += (
+                " (p of the true class may be 0 here: log p is a difference of logits, without "
+            )
+            wrong += "the logarithm of p)"
+        yield "large logits", wrong
     elif part:
         yield "parts of a batch", of_loss or of_grad
     else:

@@ -50,6 +50,11 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
         if square
         else {}
     )
-    yield "gradient of a", compare("grad_a", got["grad_a"], grad @ b.T, hints_a)
-    yield "gradient of b", compare("grad_b", got["grad_b"], a.T @ grad, hints_b)
+    of_a = compare("grad_a", got["grad_a"], grad @ b.T, hints_a)
+    of_b = compare("grad_b", got["grad_b"], a.T @ grad, hints_b)
+    exchanged = (compare("", got["grad_a"], a.T @ grad), compare("", got["grad_b"], grad @ b.T))
+    if of_a and of_b and exchanged == (None, None):
+        of_a = of_b = "the two gradients are exchanged: return (grad_a, grad_b)"
+    yield "gradient of a", of_a
+    yield "gradient of b", of_b
     yield "inputs untouched", untouched(got["after"], given)

@@ -43,7 +43,7 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     wrong = None
     if p > 2 and n and min(sent) >= n * 8 * (p - 1):
         wrong = whole
-    elif 2 * sum(sent) == total != 0:
+    elif 2 * sum(sent) == total != 0 and all(one["messages"] == 2 * (p - 1) for one in ranks):
         wrong = "4 bytes a number are sent, and the array has 8: the sum loses digits; " + formula
     elif sum(sent) == total and not all(low <= one <= 2 * n * 8 for one in sent):
         wrong = (

@@ -81,10 +81,13 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
             may = sorted(one for one in waiting if steps[one] - min(steps) <= bound)
             early = sorted(set(said) - set(may))
             if early:
-                ahead = steps[early[0]] - min(steps)
+                one, ahead = early[0], steps[early[0]] - min(steps)
                 too_far = too_far or (
-                    f"worker {early[0]} is let go, although it is {ahead} steps ahead, or was not "
-                    f"waiting; the bound is {bound}"
+                    f"worker {one} is let go, although it is {ahead} steps ahead, and the bound is "
+                    f"{bound}"
+                    if one in waiting
+                    else f"finished() returns worker {one}, which was not waiting: only those to "
+                    "whom may_begin has said False, and nobody has let go since"
                 )
             if list(said) != may and not early:
                 left = sorted(set(may) - set(said))

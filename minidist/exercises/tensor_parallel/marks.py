@@ -65,6 +65,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     h = np.maximum(w["x"] @ w["a"] + w["b"], 0)
     product = h @ w["c"]
     grad_h = np.where(h > 0, w["grad"] @ w["c"].T, 0)
+    linear, no_slope = (w["x"] @ w["a"] + w["b"]) @ w["c"], w["grad"] @ w["c"].T
+    unmasked = {"a": w["x"].T @ no_slope, "b": no_slope.sum(axis=0)}
     wanted = {
         "x": grad_h @ w["a"].T,
         "a": w["x"].T @ grad_h,
@@ -89,6 +91,10 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                     part_of_y + w["d"]
                 ),
                 "the bias d is missing": product,
+                "the ReLU comes between the layers, before the product with c": (
+                    np.maximum(linear + w["d"], 0)
+                ),
+                "the ReLU is missing": linear + w["d"],
             },
         )
         cut = {"a": 1, "b": 0, "c": 0}
@@ -101,6 +107,10 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                     f"the gradient of {name} is p times too large: grad is the same on all ranks, "
                     "and must not be summed": right * p
                 }
+                if name in unmasked:
+                    hints["the slope of the ReLU is missing: it is 0 where h is 0"] = own(
+                        case, number, unmasked[name], cut[name]
+                    )
             elif name == "x":
                 hints = {
                     "the gradient of x is the part of this rank's hidden units: it must be "
@@ -111,7 +121,10 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                     "the gradient of d is summed over the ranks, each of which has it": right * p
                 }
             found[name] = found[name] or compare(
-                f"the gradient of {name} on rank {number}", got, right, hints if p > 1 else {}
+                f"the gradient of {name} on rank {number}",
+                got,
+                right,
+                {why: value for why, value in hints.items() if p > 1 or "ReLU" in why},
             )
     yield "forward", found["y"]
     yield "own gradients", found["a"] or found["b"] or found["c"]

@@ -72,10 +72,13 @@ def simulate(case: Case, slip: str = "") -> list[np.ndarray]:
         total = np.zeros(case["length"])
         for rank in range(p):
             corrected = grads[rank][step] + (0 if slip == "forgotten" else residual[rank])
-            key = -corrected if slip == "signed" else -np.abs(corrected)
+            chosen = grads[rank][step] if slip == "by the gradient" else corrected
+            key = -chosen if slip == "signed" else -np.abs(chosen)
             positions = np.argsort(key, kind="stable")[:k]
+            if slip == "overwritten":
+                total[positions] = 0
             total[positions] += corrected[positions]
-            residual[rank] = corrected.copy()
+            residual[rank] = (grads[rank][step] if slip == "last rest" else corrected).copy()
             if slip != "kept":
                 residual[rank][positions] = 0
         found.append(total if slip == "sum" else total / p)
@@ -86,6 +89,11 @@ SLIPS = {
     "forgotten": "what is left out is lost: keep it, and add it to the next gradient",
     "signed": "the largest by *absolute* value are to be sent: -5 is larger than 3",
     "kept": "the residual must be 0 where something was sent, or it is sent again and again",
+    "overwritten": "where several ranks send the same position, their values are to be added: "
+    "total[positions] = values keeps the last one alone",
+    "by the gradient": "the k largest of gradient + residual are to be sent, not of the gradient",
+    "last rest": "the residual is what was left out of gradient + residual, not of the gradient "
+    "alone: older rests are lost",
     "sum": "this is the sum over the ranks, and the average is wanted",
 }
 

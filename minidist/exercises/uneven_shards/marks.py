@@ -55,22 +55,25 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     expected = total / case["samples"]
     shards = [prepare(rank, case) for rank in range(p)]
     means = [s["x"].T @ (s["x"] @ s["w"] - s["y"]) / max(1, len(s["x"])) for s in shards]
-    hints: dict[str, Any] = {
+    hints: dict[str, Any] = {  # of two that are the same number, as with few samples, the first
+        "this is the sum over all samples, not divided by their number": total,
         "this is the average of the ranks' averages: a sample of a small shard weighs more than "
         "one "
         "of a large shard; add up sums, and divide by all samples once": np.mean(means, axis=0),
         "this is the sum of the ranks' averages": np.sum(means, axis=0),
-        "this is the sum over all samples, not divided by their number": total,
         "this is divided by the number of ranks, and not by that of samples": total / p,
     }
     wrong = None
     for number, rank in enumerate(ranks):
-        wrong = compare(f"rank {number}'s gradient", rank["got"], expected, hints)
+        own = {
+            "this is divided by p times the samples of the rank's own shard: how many there are in "
+            "all, a rank learns only by adding up the counts": total
+            / (p * max(1, len(shards[number]["x"])))
+        }
+        wrong = compare(f"rank {number}'s gradient", rank["got"], expected, hints | own)
         if wrong:
-            own = compare("", rank["got"], means[number]) is None
-            wrong = (
-                f"rank {number} has the gradient of its own shard alone" if own and p > 1 else wrong
-            )
+            alone = compare("", rank["got"], means[number]) is None and p > 1
+            wrong = f"rank {number} has the gradient of its own shard alone" if alone else wrong
             break
     if case["samples"] < p:
         yield "an empty shard", wrong

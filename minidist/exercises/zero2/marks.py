@@ -65,17 +65,14 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     yield "bytes", wrong
     if n >= LONG:
         held = max(rank["held"] for rank in ranks) / 8
-        # Besides its shards, a rank may keep one buffer as long as a gradient, and no second one.
-        allowed = 3 * n + p * n
+        allowed = 3 * n  # of all ranks together
         yield (
             "held",
             (
-                f"between microbatches the ranks keep {held:,.0f} numbers together, and 3n for "
-                "gradients "
-                f"and state, and one gradient each that is on its way, are {allowed:,}: keep no "
-                "whole "
-                "gradient"
-                if held > 1.05 * allowed + 4000 * p and p > 1
+                f"between microbatches the ranks keep {held:,.0f} numbers together, and 3n for the "
+                f"shards of gradients and state are {allowed:,}: keep no whole gradient, nor an "
+                "array as long as one"
+                if held > 1.1 * allowed + 2000 * p and p > 1
                 else None
             ),
         )

@@ -16,10 +16,11 @@ With n parameters on p ranks and k microbatches:
     sent             n(p - 1)/p numbers for each microbatch, and once more for the parameters
 
 To do: write the class ``Zero2``. You have, as arguments, ``reduce_scatter(comm, array)``, which
-returns the sum over all ranks of this rank's part (parts as of ``numpy.array_split``),
-``all_gather(comm, array)``, to which each rank brings its part in place, and ``adam(w, g, m, v,
-t)``, which steps w, m and v in place (t counts from 1). The gradients of all microbatches on all
-ranks are to be added up. After a step, the next one begins from zero.
+returns the sum over all ranks of this rank's part (it uses ``array`` up; parts are those of
+``numpy.array_split``), ``all_gather(comm, array)``, to which each rank brings its part in place,
+and ``adam(w, g, m, v, t)``, which steps w, m and v in place (t counts from 1). The gradients of all
+microbatches on all ranks are to be added up. After a step, the next one begins from zero. Between
+two calls keep no array as long as w, besides w itself.
 
     minidist check zero2 mine.py
 """
