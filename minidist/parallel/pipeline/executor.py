@@ -153,7 +153,7 @@ class Executor(StageSums):
 
     def post(self, what: str, microbatch: int, peer: int, part: int) -> None:
         buffer = self.loss if what == "loss" else self.buffer(self.shapes[microbatch][part])
-        request = self.comm.irecv(buffer, peer, tag(what, microbatch, part))
+        request = self.comm.irecv(buffer, peer, tag(what, microbatch, part, self.last + 1))
         self.receives[what, microbatch, part] = request, buffer
 
     def recv(self, what: str, microbatch: int, part: int) -> None:
@@ -177,7 +177,7 @@ class Executor(StageSums):
         for key in [key for key, request in self.sends.items() if request.test()]:
             self.sends.pop(key)  # sent: its memory can be freed
         with self.comm.step(f"send {what} {microbatch}"):
-            request = self.comm.isend(array, peer, tag(what, microbatch, part))
+            request = self.comm.isend(array, peer, tag(what, microbatch, part, self.last + 1))
         self.sends[what, microbatch, part] = request
 
     def finish(self) -> None:
@@ -197,14 +197,15 @@ class Executor(StageSums):
             self.stage.buffers[buffer.shape].append(buffer)
 
 
-def tag(what: str, microbatch: int, part: int) -> int:
+def tag(what: str, microbatch: int, part: int, parts: int) -> int:
     """The tag of a message, different for all messages between two ranks in a step.
 
-    It is not 0, which collectives use: a receive of the loss is pending while norms are summed.
+    It is not 0, which collectives use: a receive of the loss is pending while norms are summed. So
+    a model of ``parts`` parts takes ``most_microbatches(parts)``: see prover.py.
     """
     if what == "loss":
         return 1
-    return 2 + 2 * (microbatch * 256 + part) + (what == "gradient")
+    return 2 + 2 * (microbatch * parts + part) + (what == "gradient")
 
 
 def as_array(y: Tensor) -> Array:

@@ -69,7 +69,9 @@ def price(
 ) -> Price:
     """The cost of these programs, one for each rank; ``Reduce`` instructions cost nothing."""
     world = LocalWorld(machine)
-    spans = world.run(lambda comm: _run(comm, programs[comm.rank], seconds), len(programs))
+    messages = (item for own in programs for item in own if isinstance(item, (Send, Post)))
+    parts = 1 + max((item.part for item in messages), default=0)
+    spans = world.run(lambda comm: _run(comm, programs[comm.rank], seconds, parts), len(programs))
     return Price(
         messages=[trace.sent.messages for trace in world.traces],
         busy=[sum(span.end - span.start for span in own) for own in spans],
@@ -80,7 +82,10 @@ def price(
 
 
 def _run(
-    comm: Comm, instructions: Sequence[Instruction], seconds: Callable[[Compute], float]
+    comm: Comm,
+    instructions: Sequence[Instruction],
+    seconds: Callable[[Compute], float],
+    parts: int,
 ) -> list[Span]:
     """One rank: posts, sends and receives in the executor's order."""
     receives: dict[Any, Request] = {}
@@ -90,11 +95,13 @@ def _run(
         match item:
             case Post(what, microbatch, peer, part):
                 key = what, microbatch, part
-                receives[key] = comm.irecv(np.empty(1, np.uint8), peer, tag(*key))
+                receives[key] = comm.irecv(np.empty(1, np.uint8), peer, tag(*key, parts))
             case Recv(what, microbatch, _, part):
                 receives.pop((what, microbatch, part)).wait()
             case Send(what, microbatch, peer, part):
-                sends.append(comm.isend(np.empty(1, np.uint8), peer, tag(what, microbatch, part)))
+                sends.append(
+                    comm.isend(np.empty(1, np.uint8), peer, tag(what, microbatch, part, parts))
+                )
             case _ if isinstance(item, COMPUTE):
                 start = comm.time()
                 work.beyond += seconds(item)  # charged when the clock is read

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minidist.comm.checks import LARGEST_TAG
 from minidist.parallel.pipeline.instructions import (
     Backward,
     Compute,
@@ -29,6 +30,11 @@ class ScheduleError(ValueError):
     """A schedule cannot run; the message names the stage and the instruction."""
 
 
+def most_microbatches(parts: int) -> int:
+    """How many microbatches have a tag for each message: an activation and a gradient a part."""
+    return (LARGEST_TAG - 1) // (2 * parts)
+
+
 def validate(
     programs: Sequence[Sequence[Instruction]],
     schedule: Schedule,
@@ -40,9 +46,15 @@ def validate(
     Raises ScheduleError for a computation that is missing, repeated, or before what it needs; for a
     message that is never sent or received, or sent before it is computed; and for a deadlock. With
     ``one_step`` also unless the optimizer steps once, after all gradients, as in serial training.
+    Also for more microbatches than there are tags to tell their messages apart.
     """
     stages = len(programs)
     last = stages * schedule.chunks - 1
+    if microbatches > (most := most_microbatches(last + 1)):
+        raise ScheduleError(
+            f"{microbatches} microbatches of {last + 1} parts are more messages than MPI has tags "
+            f"for: take at most {most}"
+        )
     # Messages and results that exist, each as (what, microbatch, part): sent, and by stage.
     sent: set[tuple[Any, ...]] = set()
     has: list[set[tuple[Any, ...]]] = [set() for _ in programs]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from minidist import LocalWorld, launch
 from minidist.comm.machine import Machine
+from minidist.data import Batches, Dataset
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
 from minidist.parallel import Pipeline
 from minidist.parallel.pipeline.pricing import price, price_units
 from minidist.parallel.pipeline.programs import program
-from minidist.parallel.pipeline.prover import ScheduleError, validate
+from minidist.parallel.pipeline.prover import ScheduleError, most_microbatches, validate
 from minidist.parallel.pipeline.schedules import (
     SCHEDULES,
     Backward,
@@ -311,3 +313,20 @@ def test_what_zb_h1_and_1f1b_wait_for_halves_of_any_length(
 def test_interleaving_waits_longer_where_the_stages_do_not_divide_the_microbatches(p, m):
     idle = price_units(SCHEDULES["interleaved"], p, m).idle_fraction
     assert idle > (p - 1) / (2 * m + p - 1) + 1e-3
+
+
+def test_many_microbatches_have_tags_and_too_many_are_refused():
+    """MPI promises tags up to 32767, and each microbatch takes two for each part of the model."""
+    assert price_units(SCHEDULES["1f1b"], 8, 100).seconds == (100 + 8 - 1) * 3
+    images = np.random.default_rng(0).standard_normal((100, 4))
+    batch = Batches(Dataset("many", images, np.arange(100) % 3, 3), 100)[0]
+
+    def train(comm, microbatches):
+        method = Pipeline(mlp((4, 3, 3)), CrossEntropy(), SGD(0.1), comm, microbatches=microbatches)
+        return method.step(batch), method.step(batch)
+
+    many, few = (launch(lambda comm, m=m: train(comm, m), 2)[0] for m in (100, 2))
+    assert many == pytest.approx(few, rel=1e-5)
+    assert most_microbatches(8) == 2047
+    with pytest.raises(ScheduleError, match=r"2048 microbatches of 8 parts .* at most 2047"):
+        price_units(SCHEDULES["gpipe"], 8, 2048)
