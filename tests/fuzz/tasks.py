@@ -20,6 +20,7 @@ from minidist.nn import (
     GELU,
     AddChannel,
     BinaryCrossEntropy,
+    CausalSelfAttention,
     Conv2d,
     CrossEntropy,
     Dropout,
@@ -158,8 +159,11 @@ def cnn(channels, hidden, outputs, inputs, comm):
     )  # fmt: skip
 
 
-def small_gpt(layers, heads, dropout, outputs, context, comm):
-    return gpt(outputs, context, 8, layers, heads, dropout)
+def small_gpt(layers, heads, groups, dropout, outputs, context, comm):
+    model = gpt(outputs, context, 8, layers, heads, dropout)
+    for block in [*model.blocks.values()][1:-1] if groups < heads else ():
+        block.attention = CausalSelfAttention(8, heads, groups)
+    return model
 
 
 LOSSES = ("classes", "ignored", "smoothed", "weighted", "soft", "squares", "huber", "binary")
@@ -224,7 +228,8 @@ def draw_task(
     if kind == "gpt":
         tokens = values.integers(0, outputs, (SAMPLES, context))
         targets, loss = draw_loss(values, losses, (SAMPLES, context), outputs)
-        build = partial(small_gpt, max(1, blocks - 2, layers % 3), heads, rate, outputs,
+        groups = max(1, heads // int(values.choice([1, 2, 4])))
+        build = partial(small_gpt, max(1, blocks - 2, layers % 3), heads, groups, rate, outputs,
                         context)  # fmt: skip
         dataset = Dataset("fuzz", tokens, targets)
     else:
