@@ -12,15 +12,13 @@ Kernels are counted for arrays without numbers only (device "phantom"). For arra
 local world counts the FLOPs of matrix products.
 
 (Hockney 1994; Thakur, Rabenseifner, Gropp, IJHPCA 19(1) 2005; for kernels the roofline: Williams,
-Waterman, Patterson, CACM 52(4) 2009.) These rules are written here and
-nowhere else. The local world runs its virtual clock on them, every cost formula is evaluated with
-them, and so are the prices of pipelines: that is why measured and predicted times can be held
-equal.
+Waterman, Patterson, CACM 52(4) 2009.) These rules are written here and nowhere else: the local
+world's clock, all cost formulas and the prices of pipelines use them. That is why measured and
+predicted times can be held equal.
 
 Real machines are less even, and the simulator can be too: nodes of fast links joined by slower
-ones, single links that differ, ranks that compute more slowly, and random delays. While a program
-runs, messages wait for ports (``Ports``), and delays are drawn (``Links``). ``PROFILES`` are
-machines to try, each with the source of its numbers.
+ones, single links that differ, slow ranks, random delays (``Links``); and messages wait for ports
+(``Ports``). ``PROFILES`` are machines to try, each with the source of its numbers.
 """
 
 from __future__ import annotations
