@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import jax
@@ -11,10 +10,6 @@ import jax.numpy as jnp
 from minidist.bench import functional
 from minidist.bench.cases import Case
 from minidist.bench.timing import Step
-
-# XLA makes a thread for each core that it may use, whatever its flags say, when it first computes.
-if hasattr(os, "sched_setaffinity"):  # on Linux
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def convolution(x: Any, weight: Any, bias: Any) -> Any:
