@@ -37,6 +37,7 @@ from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
+from minidist.comm.errors import NoSharedMemory
 from minidist.comm.launcher import launch, launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.tuning import save_table
@@ -206,7 +207,8 @@ def bench(
         progress("point to point")
         transport = point_to_point.measure(comm, nbytes, turns)
         rows = []
-        for name, algorithms in selected.items():
+        for name, wanted in selected.items():
+            algorithms = [one for one in wanted if _possible(comm, KINDS[name], one, progress)]
             for size in nbytes if name != "barrier" else (0,):
                 progress(f"{name}: {size:,} bytes")
                 rows.append(_row(comm, KINDS[name], algorithms, size, dtype, turns))
@@ -239,6 +241,16 @@ def bench(
         "bandwidth": machine.bandwidth,
         "reduce_bandwidth": machine.reduce_bandwidth,
     }
+
+
+def _possible(comm: Comm, kind: Kind, name: str, progress: Callable[[str], None]) -> bool:
+    """Whether these ranks can run an algorithm: some need memory that not all ranks can reach."""
+    try:
+        kind.check(comm, name, comm.size, "int32", kind.arrays(comm, name, comm.size, "int32"))
+    except NoSharedMemory as error:  # raised by every rank
+        progress(f"{name} is left out: {error}")
+        return False
+    return True
 
 
 def _row(

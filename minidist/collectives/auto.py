@@ -20,7 +20,8 @@ from typing import Any
 from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.collectives.learn import LIBRARY, learn, size_class
-from minidist.collectives.tables import ALL_REDUCE
+from minidist.collectives.shared import cross_memory
+from minidist.collectives.tables import ALL_REDUCE, by_name
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -30,7 +31,8 @@ CANDIDATES = {
     name: ALL_REDUCE[name]
     for name in ("recursive_doubling", "halving_doubling", "ring", "segmented_ring", "double_tree")
 }
-ANY = ALL_REDUCE | {LIBRARY.name: LIBRARY}  # what a table may name, and measuring may choose
+# What a table may name, and measuring may choose:
+ANY = ALL_REDUCE | by_name(cross_memory.all_reduce, LIBRARY)
 
 
 @algorithm("auto")
@@ -42,8 +44,11 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 def choose(comm: Comm, array: Array) -> str:
     """The name of the algorithm to take for ``array``; the same on every rank."""
+    measured = by_table(array.nbytes, comm.size, comm.tuning)
+    if measured == cross_memory.all_reduce.name and not cross_memory.possible(comm):
+        measured = None  # the table was made where the system allows it
     name = (
-        by_table(array.nbytes, comm.size, comm.tuning)
+        measured
         or by_measuring(comm, array)
         or by_formula(array.size, array.itemsize, comm.size, comm.machine)
     )

@@ -40,7 +40,7 @@ from minidist.collectives import (
     segmented_ring,
 )
 from minidist.collectives.algorithm import Algorithm
-from minidist.collectives.shared import shared_memory
+from minidist.collectives.shared import cross_memory, shared_memory
 from minidist.comm.comm import Comm
 from minidist.comm.errors import CommError
 from minidist.engine.array import Array, module_of
@@ -55,6 +55,7 @@ CANDIDATES = {
         halving_doubling.all_reduce,
         double_tree.all_reduce,
         shared_memory.all_reduce,
+        cross_memory.all_reduce,
         LIBRARY,
     )
 }

@@ -17,6 +17,8 @@ from typing import Any
 # sending, from 256 KB on.
 ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
 
+SHARING = {"shared_memory", "cross_memory"}  # need all ranks on one machine
+
 
 def tuning_file() -> Path:
     """Where the measured table is kept: ``MINIDIST_TUNING``, or in the user's cache."""
@@ -74,14 +76,14 @@ def usable(measured: dict[str, Any], one_machine: bool, crowded: bool = False) -
     """The part of a table that these ranks can use.
 
     On one machine, if it is ``crowded``, ``ONE_MACHINE`` fills in for what was not measured. On
-    several, tables that choose shared memory are left out.
+    several, tables that choose an algorithm of ``SHARING`` are left out.
     """
     if one_machine:
         return ONE_MACHINE | measured if crowded else measured
     return {
         ranks: table
         for ranks, table in measured.items()
-        if all(algorithm != "shared_memory" for _, algorithm in table)
+        if not any(algorithm in SHARING for _, algorithm in table)
     }
 
 

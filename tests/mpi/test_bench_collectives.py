@@ -291,6 +291,7 @@ def test_what_could_only_fail_after_measuring_is_refused_before(arguments, messa
 
 def test_a_table_measured_on_one_machine_is_for_one_machine():
     here = {"2": [[8, "library"], [64, "shared_memory"]], "4": [[8, "ring"]]}
+    here["8"] = [[8, "cross_memory"]]
     assert tuning.usable(here, one_machine=True) == here
     assert tuning.usable(here, one_machine=True, crowded=True) == tuning.ONE_MACHINE | here
     assert tuning.usable(here, one_machine=False) == {"4": [[8, "ring"]]}
