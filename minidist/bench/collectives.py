@@ -141,6 +141,8 @@ def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: 
     for sentence in (report_of.how_near(report), tracing.sentence(report["tracing"])):
         if sentence:
             console.print(sentence, highlight=False)
+    for name, why in report["left_out"].items():
+        console.print(f"left out: {name}: {why}", highlight=False)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     report_of.draw(report, folder / "collectives.png")
@@ -207,13 +209,15 @@ def bench(
         progress("point to point")
         transport = point_to_point.measure(comm, nbytes, turns)
         rows = []
+        left_out: dict[str, str] = {}
         for name, wanted in selected.items():
-            algorithms = [one for one in wanted if _possible(comm, KINDS[name], one, progress)]
+            algorithms = possible(comm, KINDS[name], wanted, left_out)
             for size in nbytes if name != "barrier" else (0,):
                 progress(f"{name}: {size:,} bytes")
                 rows.append(_row(comm, KINDS[name], algorithms, size, dtype, turns))
         return {
             "rows": rows,
+            "left_out": left_out,
             "point_to_point": transport,
             "tracing": tracing.measure(comm, turns),
             "machine": calibrate(comm, flops=1.0),
@@ -243,14 +247,19 @@ def bench(
     }
 
 
-def _possible(comm: Comm, kind: Kind, name: str, progress: Callable[[str], None]) -> bool:
-    """Whether these ranks can run an algorithm: some need memory that not all ranks can reach."""
-    try:
-        kind.check(comm, name, comm.size, "int32", kind.arrays(comm, name, comm.size, "int32"))
-    except NoSharedMemory as error:  # raised by every rank
-        progress(f"{name} is left out: {error}")
-        return False
-    return True
+def possible(comm: Comm, kind: Kind, names: Sequence[str], left_out: dict[str, str]) -> list[str]:
+    """The algorithms that these ranks can run; why not, for the others, is added to ``left_out``.
+
+    Some need memory that all ranks can reach.
+    """
+    found = []
+    for name in names:
+        try:
+            kind.check(comm, name, comm.size, "int32", kind.arrays(comm, name, comm.size, "int32"))
+            found.append(name)
+        except NoSharedMemory as error:  # raised by every rank
+            left_out[name] = str(error)
+    return found
 
 
 def _row(

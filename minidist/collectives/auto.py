@@ -38,7 +38,10 @@ ANY = ALL_REDUCE | by_name(cross_memory.all_reduce, LIBRARY)
 @algorithm("auto")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place, by the algorithm that is chosen for it."""
-    name = comm.chosen.get((array.size, array.itemsize)) or choose(comm, array)
+    try:
+        name = comm.chosen[array.size, array.itemsize]
+    except KeyError:
+        name = choose(comm, array)
     ANY[name].run(comm, array, op)  # what it would check is checked
 
 

@@ -39,7 +39,7 @@ from minidist.collectives.shared import symmetric_memory
 from minidist.collectives.shared.shared_memory import check_agreement, kind_of
 from minidist.comm.comm import Comm
 from minidist.comm.cross_memory import CrossMemory
-from minidist.comm.errors import NoSharedMemory
+from minidist.comm.errors import CommError, NoSharedMemory
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array, module_of, to_host
 
@@ -50,11 +50,14 @@ PIECE = 1 << 18  # bytes: a piece here and what arrives for it fit in a core's o
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place; each chunk is added by one rank, for all.
 
-    Raises NoSharedMemory, on every rank, where the ranks cannot reach each other's memory.
+    Raises NoSharedMemory, on every rank, where the ranks cannot reach each other's memory, and
+    CommError for an array that is read-only.
     """
     if comm.size == 1:
         return
     flat = comm.flat(array)
+    if not getattr(flat.flags, "writeable", True):  # the kernel of another rank would not notice
+        raise CommError(f"rank {comm.rank}: all_reduce of an array that is read-only: pass a copy")
     host = to_host(flat)  # itself, unless it is on a GPU
     memory, heads = reached(comm)
     heads[comm.rank][:] = flat.nbytes, kind_of(flat)
