@@ -1,8 +1,8 @@
 """Which all-reduce is the fastest here: measured at the first call, in a few milliseconds.
 
-Which algorithm wins depends on the machine, and even on which of its cores the ranks run: on two
-cores that share a cache, memory that both see is the fastest for long arrays; on two that do not, a
-ring may be. No table made elsewhere knows that. So ``algorithm="auto"`` measures before its first
+Which algorithm wins depends on the machine, and even on which of its cores the ranks run: for 64
+MB, shared memory was faster than halving and doubling on two cores that share a cache, and slower
+on two that do not. And a system may forbid cross memory. No table made elsewhere knows that. So ``algorithm="auto"`` measures before its first
 call for arrays of about a size, on other arrays of that size:
 
     sizes            from a quarter of the array's to its own

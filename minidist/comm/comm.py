@@ -166,8 +166,9 @@ class Comm(Messages):
     def cross_memory(self) -> CrossMemory:
         """Access to arrays of the other ranks' own memory, while these do something else.
 
-        Every rank must call it. Raises NoSharedMemory, on every rank, where the ranks are on
-        several machines, or the system does not let them reach each other's memory.
+        Every rank must call it. What is copied is not counted as messages. Raises NoSharedMemory,
+        on every rank, where the ranks are on several machines, or the system does not let them
+        reach each other's memory.
         """
         return self._cross_memory()
 
