@@ -2,8 +2,9 @@
 
 Which algorithm wins depends on the machine, and even on which of its cores the ranks run: for 64
 MB, shared memory was faster than halving and doubling on two cores that share a cache, and slower
-on two that do not. And a system may forbid cross memory. No table made elsewhere knows that. So ``algorithm="auto"`` measures before its first
-call for arrays of about a size, on other arrays of that size:
+on two that do not. And a system may forbid cross memory. No table made elsewhere knows that. So
+``algorithm="auto"`` measures before its first call for arrays of about a size, on other arrays of
+that size:
 
     sizes            from a quarter of the array's to its own
     each turn        every candidate, in another order each time, on data just written; short arrays

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from minidist.engine.array import Array
+from minidist.engine.array import Array, work
 
 
 class CrossMemory(ABC):
@@ -42,7 +42,13 @@ class OneProcess(CrossMemory):
         self.own[:] = [array]
 
     def read(self, rank: int, start: int, into: Array) -> None:
-        into[...] = self.exposed[rank][0][start : start + into.size]
+        self.copy(into, self.exposed[rank][0][start : start + into.size])
 
     def write(self, rank: int, start: int, array: Array) -> None:
-        self.exposed[rank][0][start : start + array.size] = array
+        self.copy(self.exposed[rank][0][start : start + array.size], array)
+
+    @staticmethod
+    def copy(into: Array, array: Array) -> None:
+        beyond = work.beyond
+        into[...] = array
+        work.beyond = beyond  # no kernel of the array's own module copies it
