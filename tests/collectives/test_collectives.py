@@ -165,6 +165,18 @@ def test_an_unknown_operation_is_named(name):
         launch(run, ranks=2, world=LocalWorld())
 
 
+@pytest.mark.parametrize("compares", [True, False])
+def test_a_number_is_refused_on_one_rank_too(compares):
+    """Where nothing is sent, nothing else would notice that the caller does not get the sum."""
+
+    def main(comm):
+        comm.compares = compares  # as in the local world, and as under MPI
+        collectives.all_reduce(comm, np.float64(1.0), algorithm="central")
+
+    with pytest.raises(CommError, match="all_reduce takes an array, not float64"):
+        launch(main, 1, LocalWorld())
+
+
 def test_an_unknown_algorithm_is_named():
     with pytest.raises(ValueError, match="unknown algorithm 'magic': choose one of"):
         launch(

@@ -163,6 +163,12 @@ def cross_memory_copies_what_it_is_told(comm):
         left = (np.arange(12).astype(dtype) + np.array(comm.rank).astype(dtype))[3:5]
         assert (array[10:] == left).all(), (dtype, array)
         comm.barrier()
+    numbers = np.array([comm.rank])
+    memory.expose(numbers)
+    comm.barrier()
+    assert cross_memory.hindrance(memory, range(comm.size)) == ""
+    assert "is not rank 0, as seen from here" in cross_memory.hindrance(memory, [77] * comm.size)
+    comm.barrier()
     memory.addresses[comm.rank][0] = 8  # no process has memory there
     comm.barrier()
     try:
