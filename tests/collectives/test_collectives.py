@@ -171,7 +171,7 @@ def test_a_number_is_refused_on_one_rank_too(compares):
 
     def main(comm):
         comm.compares = compares  # as in the local world, and as under MPI
-        collectives.all_reduce(comm, np.float64(1.0), algorithm="central")
+        collectives.all_reduce(comm, np.float64(1.0), algorithm="segmented_ring")
 
     with pytest.raises(CommError, match="all_reduce takes an array, not float64"):
         launch(main, 1, LocalWorld())
