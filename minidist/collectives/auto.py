@@ -47,11 +47,11 @@ def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
 
 def choose(comm: Comm, array: Array) -> str:
     """The name of the algorithm to take for ``array``; the same on every rank."""
-    measured = by_table(array.nbytes, comm.size, comm.tuning)
-    if measured == cross_memory.all_reduce.name and not cross_memory.possible(comm):
-        measured = None  # the table was made where the system allows it
+    name = by_table(array.nbytes, comm.size, comm.tuning)
+    if name == "cross_memory" and not cross_memory.possible(comm):  # it is not allowed
+        name = by_table(array.nbytes, comm.size, comm.tuning, without=name)
     name = (
-        measured
+        name
         or by_measuring(comm, array)
         or by_formula(array.size, array.itemsize, comm.size, comm.machine)
     )
@@ -77,10 +77,13 @@ def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
     )
 
 
-def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | None:
+def by_table(
+    nbytes: int, size: int, table: Mapping[str, Any] | None, without: str | None = None
+) -> str | None:
     """The fastest measured at ``size`` ranks and the next size up; None if not measured."""
     table = table or {}
-    measured = table.get(str(size)) or table.get("any")
+    measured = table.get(str(size)) or table.get("any") or []
+    measured = [entry for entry in measured if entry[1] != without]
     if not measured:
         return None
     sizes = [entry[0] for entry in measured]

@@ -537,8 +537,10 @@ def test_cross_memory_that_is_forbidden_is_left_out(monkeypatch):
     records = [{"ranks": "0,1", "length": 7, "itemsize": 8, "algorithm": "cross_memory"}]
 
     def main(comm):
-        comm.tuning = {"2": [[40, "cross_memory"], [80, "central"]]}
-        taken = [auto.choose(comm, np.ones(n)) for n in (5, 6)]
+        comm.tuning = {"2": [[40, "cross_memory"], [80, "central"], [160, "cross_memory"]]}
+        taken = [auto.choose(comm, np.ones(n)) for n in (5, 20)]
+        comm.tuning = {"2": [[40, "cross_memory"]]}
+        taken.append(auto.choose(comm, np.ones(6)))
         replay(comm, records)
         all_reduce(comm, np.ones(7), algorithm="auto")
         return taken, comm.chosen[7, 8], "cross_memory" in learn.measure(comm, np.ones(8))
@@ -546,7 +548,7 @@ def test_cross_memory_that_is_forbidden_is_left_out(monkeypatch):
     with pytest.warns(UserWarning, match="took cross_memory in that run, which cannot be had"):
         (first, second) = launch(main, 2, LocalWorld(MACHINE))
     assert first == second
-    assert first == (["recursive_doubling", "central"], "central", False)
+    assert first == (["central", "central", "recursive_doubling"], "recursive_doubling", False)
 
 
 def test_symmetric_memory_of_another_communicator_is_refused():

@@ -213,6 +213,8 @@ def what_auto_has_learned(comm):
     if comm.size > len(os.sched_getaffinity(0)):
         expected = {(1, 8): "recursive_doubling", (100_000, 8): "shared_memory"}
         assert {key: comm.chosen[key] for key in expected} == expected, comm.chosen
+        long = "cross_memory" if possible(comm) else "shared_memory"
+        assert auto.choose(comm, np.empty(200_000)) == long
         assert not any(comm.learned.values())
         return
     index = [sorted(auto.ANY).index(comm.chosen[n, 8]) for n in (1, 1000, 100_000)]
