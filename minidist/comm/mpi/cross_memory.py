@@ -32,9 +32,7 @@ def kernel_calls() -> tuple[Any, Any]:
     library = ctypes.CDLL(None, use_errno=True)
     found = [getattr(library, f"process_vm_{what}v", None) for what in ("read", "write")]
     for function in filter(None, found):
-        count, memory = ctypes.c_ulong, ctypes.c_void_p
-        function.argtypes = [ctypes.c_int, memory, count, memory, count, count]
-        function.restype = ctypes.c_ssize_t
+        function.restype = ctypes.c_ssize_t  # no argtypes: a call would take twice as long
     return found[0], found[1]
 
 
@@ -45,7 +43,8 @@ class Processes(CrossMemory):
         self.rank, self.pids, self.addresses = rank, pids, addresses
         self.readv, self.writev = kernel_calls()
         self.here, self.there = Memory(), Memory()
-        self.places = ctypes.byref(self.here), 1, ctypes.byref(self.there), 1, 0
+        one, flags = ctypes.c_ulong(1), ctypes.c_ulong(0)
+        self.places = ctypes.byref(self.here), one, ctypes.byref(self.there), one, flags
 
     def expose(self, array: Array) -> None:
         self.addresses[self.rank][0] = address_of(array)
