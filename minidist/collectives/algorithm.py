@@ -65,12 +65,18 @@ class Algorithm(Generic[P, R]):
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
         comm: Any = arguments[0] if arguments else options["comm"]
         try:
-            unusual = comm.folded or comm.compares
+            compares = comm.compares  # as all folded ranks do
         except AttributeError:
             raise no_comm(comm, f"{self.operation} by {self.name}") from None
         # A call of a few numbers takes some microseconds: the usual case goes by quickly.
-        if not unusual and len(arguments) > 1 and type(arguments[1]) is HOST and self.root is None:
-            return self.run(*arguments, **options)
+        if (
+            not compares
+            and not options
+            and self.root is None
+            and len(arguments) > 1
+            and type(arguments[1]) is HOST
+        ):
+            return self.run(*arguments)  # type: ignore[call-arg]  # there are no options
         array = arguments[1] if len(arguments) > 1 else None
         if isinstance(array, (int, float, complex, np.generic)):
             check_array(f"rank {comm.rank}: {self.operation}", array)  # refuses it
