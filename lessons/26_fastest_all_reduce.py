@@ -141,11 +141,12 @@ for name in ("ring", "hierarchical"):
 # ## Shared memory
 #
 # Ranks on one machine can also share memory. `shared_memory` copies through shared buffers, and
-# sends only empty messages, to say that something is ready. With *symmetric memory* the arrays
-# themselves are shared: each rank adds one chunk of all arrays in place, and nothing is copied. On
-# two cores, from 4 MB up, this has 2.5 to 3.6 times the bandwidth of the MPI library's all-reduce
-# (MPICH 5.0.2 on an AMD EPYC; `docs/collectives.md` has the table). The two files are in
-# `minidist/collectives/shared/`.
+# sends only empty messages, to say that something is ready. With `cross_memory` the kernel copies
+# from the memory of one process to that of another, where the system allows it. With *symmetric
+# memory* the arrays themselves are shared: each rank adds one chunk of all arrays in place, and
+# nothing is copied. On two cores, from 4 MB up, this has 2.5 to 3.6 times the bandwidth of the MPI
+# library's all-reduce (MPICH 5.0.2 on an AMD EPYC; `docs/collectives.md` has the table). The three
+# files are in `minidist/collectives/shared/`.
 #
 # ## What to take away
 #

@@ -37,6 +37,7 @@ from minidist.bench.turns import Call, least_seconds
 from minidist.collectives import auto
 from minidist.collectives.calibrate import calibrate
 from minidist.comm.comm import Comm
+from minidist.comm.errors import NoSharedMemory
 from minidist.comm.launcher import launch, launched_size
 from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.tuning import save_table
@@ -140,6 +141,8 @@ def _leave(reports: list[dict[str, Any]], options: argparse.Namespace, console: 
     for sentence in (report_of.how_near(report), tracing.sentence(report["tracing"])):
         if sentence:
             console.print(sentence, highlight=False)
+    for name, why in report["left_out"].items():
+        console.print(f"left out: {name}: {why}", highlight=False)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     report_of.draw(report, folder / "collectives.png")
@@ -206,12 +209,15 @@ def bench(
         progress("point to point")
         transport = point_to_point.measure(comm, nbytes, turns)
         rows = []
-        for name, algorithms in selected.items():
+        left_out: dict[str, str] = {}
+        for name, wanted in selected.items():
+            algorithms = possible(comm, KINDS[name], wanted, left_out)
             for size in nbytes if name != "barrier" else (0,):
                 progress(f"{name}: {size:,} bytes")
                 rows.append(_row(comm, KINDS[name], algorithms, size, dtype, turns))
         return {
             "rows": rows,
+            "left_out": left_out,
             "point_to_point": transport,
             "tracing": tracing.measure(comm, turns),
             "machine": calibrate(comm, flops=1.0),
@@ -239,6 +245,21 @@ def bench(
         "bandwidth": machine.bandwidth,
         "reduce_bandwidth": machine.reduce_bandwidth,
     }
+
+
+def possible(comm: Comm, kind: Kind, names: Sequence[str], left_out: dict[str, str]) -> list[str]:
+    """The algorithms that these ranks can run; why not, for the others, is added to ``left_out``.
+
+    Some need memory that all ranks can reach.
+    """
+    found = []
+    for name in names:
+        try:
+            kind.check(comm, name, comm.size, "int32", kind.arrays(comm, name, comm.size, "int32"))
+            found.append(name)
+        except NoSharedMemory as error:  # raised by every rank
+            left_out[name] = str(error)
+    return found
 
 
 def _row(

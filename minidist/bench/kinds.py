@@ -35,7 +35,7 @@ from minidist.collectives import (
     chunks,
     library,
 )
-from minidist.collectives.shared import symmetric_memory
+from minidist.collectives.shared import cross_memory, symmetric_memory
 from minidist.comm.comm import Comm
 
 LIBRARY, SYMMETRIC, AUTO = "library", "symmetric_memory", "auto"
@@ -157,6 +157,7 @@ KINDS = {
             {
                 LIBRARY: library.all_reduce,
                 **ALL_REDUCE,
+                cross_memory.all_reduce.name: cross_memory.all_reduce,
                 AUTO: auto.all_reduce,
                 SYMMETRIC: symmetric_memory.all_reduce,
             },

@@ -65,17 +65,25 @@ class Algorithm(Generic[P, R]):
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
         comm: Any = arguments[0] if arguments else options["comm"]
         try:
-            folded = comm.folded
+            compares = comm.compares  # as all folded ranks do
         except AttributeError:
             raise no_comm(comm, f"{self.operation} by {self.name}") from None
         # A call of a few numbers takes some microseconds: the usual case goes by quickly.
+        if (
+            not compares
+            and not options
+            and self.root is None
+            and len(arguments) > 1
+            and type(arguments[1]) is HOST
+        ):
+            return self.run(*arguments)  # type: ignore[call-arg]  # there are no options
         array = arguments[1] if len(arguments) > 1 else None
-        if type(array) is not HOST and isinstance(array, (int, float, complex, np.generic)):
+        if isinstance(array, (int, float, complex, np.generic)):
             check_array(f"rank {comm.rank}: {self.operation}", array)  # refuses it
         if self.root is not None:
             root = arguments[self.root] if len(arguments) > self.root else options.get("root", 0)
             check_root(comm.rank, comm.size, self.operation, root)
-        if folded:  # one rank stands for all: see comm/local/folded.py
+        if comm.folded:  # one rank stands for all: see comm/local/folded.py
             return comm.run_folded(self, *arguments[1:], **options)
         if comm.compares and comm.size > 1:
             named = dict(zip(self.parameters, arguments[1:], strict=False)) | options

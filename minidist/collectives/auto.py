@@ -20,7 +20,8 @@ from typing import Any
 from minidist.collectives.algorithm import algorithm
 from minidist.collectives.cost import Cost
 from minidist.collectives.learn import LIBRARY, learn, size_class
-from minidist.collectives.tables import ALL_REDUCE
+from minidist.collectives.shared import cross_memory
+from minidist.collectives.tables import ALL_REDUCE, by_name
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
@@ -30,20 +31,27 @@ CANDIDATES = {
     name: ALL_REDUCE[name]
     for name in ("recursive_doubling", "halving_doubling", "ring", "segmented_ring", "double_tree")
 }
-ANY = ALL_REDUCE | {LIBRARY.name: LIBRARY}  # what a table may name, and measuring may choose
+# What a table may name, and measuring may choose:
+ANY = ALL_REDUCE | by_name(cross_memory.all_reduce, LIBRARY)
 
 
 @algorithm("auto")
 def all_reduce(comm: Comm, array: Array, op: str = "sum") -> None:
     """Reduce ``array`` over all ranks, in place, by the algorithm that is chosen for it."""
-    name = comm.chosen.get((array.size, array.itemsize)) or choose(comm, array)
+    try:
+        name = comm.chosen[array.size, array.itemsize]
+    except KeyError:
+        name = choose(comm, array)
     ANY[name].run(comm, array, op)  # what it would check is checked
 
 
 def choose(comm: Comm, array: Array) -> str:
     """The name of the algorithm to take for ``array``; the same on every rank."""
+    name = by_table(array.nbytes, comm.size, comm.tuning)
+    if name == "cross_memory" and not cross_memory.possible(comm):  # it is not allowed
+        name = by_table(array.nbytes, comm.size, comm.tuning, without=name)
     name = (
-        by_table(array.nbytes, comm.size, comm.tuning)
+        name
         or by_measuring(comm, array)
         or by_formula(array.size, array.itemsize, comm.size, comm.machine)
     )
@@ -69,10 +77,13 @@ def by_formula(length: int, itemsize: int, size: int, machine: Machine) -> str:
     )
 
 
-def by_table(nbytes: int, size: int, table: Mapping[str, Any] | None) -> str | None:
+def by_table(
+    nbytes: int, size: int, table: Mapping[str, Any] | None, without: str | None = None
+) -> str | None:
     """The fastest measured at ``size`` ranks and the next size up; None if not measured."""
     table = table or {}
-    measured = table.get(str(size)) or table.get("any")
+    measured = table.get(str(size)) or table.get("any") or []
+    measured = [entry for entry in measured if entry[1] != without]
     if not measured:
         return None
     sizes = [entry[0] for entry in measured]

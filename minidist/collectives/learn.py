@@ -1,9 +1,10 @@
 """Which all-reduce is the fastest here: measured at the first call, in a few milliseconds.
 
-Which algorithm wins depends on the machine, and even on which of its cores the ranks run: on two
-cores that share a cache, memory that both see is the fastest for long arrays; on two that do not, a
-ring may be. No table made elsewhere knows that. So ``algorithm="auto"`` measures before its first
-call for arrays of about a size, on other arrays of that size:
+Which algorithm wins depends on the machine, and even on which of its cores the ranks run: for 64
+MB, shared memory was faster than halving and doubling on two cores that share a cache, and slower
+on two that do not. And a system may forbid cross memory. No table made elsewhere knows that. So
+``algorithm="auto"`` measures before its first call for arrays of about a size, on other arrays of
+that size:
 
     sizes            from a quarter of the array's to its own
     each turn        every candidate, in another order each time, on data just written; short arrays
@@ -40,7 +41,7 @@ from minidist.collectives import (
     segmented_ring,
 )
 from minidist.collectives.algorithm import Algorithm
-from minidist.collectives.shared import shared_memory
+from minidist.collectives.shared import cross_memory, shared_memory
 from minidist.comm.comm import Comm
 from minidist.comm.errors import CommError
 from minidist.engine.array import Array, module_of
@@ -55,6 +56,7 @@ CANDIDATES = {
         halving_doubling.all_reduce,
         double_tree.all_reduce,
         shared_memory.all_reduce,
+        cross_memory.all_reduce,
         LIBRARY,
     )
 }

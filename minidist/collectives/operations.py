@@ -12,6 +12,7 @@ from minidist.collectives import auto
 from minidist.collectives.algorithm import Choice, cost_of, find
 from minidist.collectives.cost import Cost
 from minidist.collectives.learn import LIBRARY
+from minidist.collectives.shared import cross_memory
 from minidist.collectives.tables import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -21,13 +22,14 @@ from minidist.collectives.tables import (
     REDUCE,
     REDUCE_SCATTER,
     SCATTER,
+    by_name,
 )
 from minidist.comm.comm import Comm
 from minidist.comm.machine import Machine
 from minidist.engine.array import Array
 
-# Two more names: the algorithm that ``auto.py`` chooses, and the MPI library's own.
-ANY_ALL_REDUCE = ALL_REDUCE | {"auto": auto.all_reduce, "library": LIBRARY}
+# More names: what not every system allows, what ``auto.py`` chooses, and the MPI library's own.
+ANY_ALL_REDUCE = ALL_REDUCE | by_name(cross_memory.all_reduce, auto.all_reduce, LIBRARY)
 
 
 def all_reduce(comm: Comm, array: Array, op: str = "sum", algorithm: Choice = "auto") -> None:

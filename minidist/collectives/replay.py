@@ -18,6 +18,7 @@ import numpy as np
 
 from minidist.collectives.auto import ANY
 from minidist.collectives.learn import LIBRARY
+from minidist.collectives.shared import cross_memory
 from minidist.comm.comm import Comm
 from minidist.comm.errors import NoSharedMemory
 
@@ -47,6 +48,8 @@ def replay(comm: Comm, records: Sequence[dict[str, Any]]) -> None:
     missing = {one["algorithm"] for one in records} - ANY.keys()
     if type(comm).library is Comm.library:  # this world has no MPI library
         missing |= {one["algorithm"] for one in records} & {LIBRARY.name}
+    if any(one["algorithm"] == "cross_memory" for one in records):
+        missing |= set() if cross_memory.possible(comm) else {"cross_memory"}
     if any(one["algorithm"] == "shared_memory" for one in records) and comm.size > 1:
         try:
             comm.shared(1, np.empty(1))

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from minidist.comm.checks import ANY, check_peer
 from minidist.comm.choices import named
+from minidist.comm.cross_memory import CrossMemory
 from minidist.comm.errors import CommError, Crash, Disagreement, RankLost
 from minidist.comm.machine import Machine
 from minidist.comm.messages import Messages, Request
@@ -162,6 +163,15 @@ class Comm(Messages):
         """
         return self._shared(length, like)
 
+    def cross_memory(self) -> CrossMemory:
+        """Access to arrays of the other ranks' own memory, while these do something else.
+
+        Every rank must call it. What is copied is not counted as messages. Raises NoSharedMemory,
+        on every rank, where the ranks are on several machines, or the system does not let them
+        reach each other's memory.
+        """
+        return self._cross_memory()
+
     def library(
         self, name: str, *buffers: Any, op: str | None = None, root: int | None = None
     ) -> None:
@@ -223,6 +233,9 @@ class Comm(Messages):
 
     @abstractmethod
     def _shared(self, length: int, like: Array) -> list[Array]: ...
+
+    @abstractmethod
+    def _cross_memory(self) -> CrossMemory: ...
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank={self.rank}, size={self.size})"

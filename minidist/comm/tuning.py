@@ -14,8 +14,16 @@ from typing import Any
 
 # For ranks of one machine that outnumber its cores: collectives/learn.py cannot measure there. On
 # two cores the first was faster up to 64 KB, and the second, which shares memory instead of
-# sending, from 256 KB on.
-ONE_MACHINE = {"any": [[1 << 16, "recursive_doubling"], [1 << 17, "shared_memory"]]}
+# sending, from 256 KB on. Three and four ranks took the third from 4 MB on: it waits twice only.
+ONE_MACHINE = {
+    "any": [
+        [1 << 16, "recursive_doubling"],
+        [1 << 20, "shared_memory"],
+        [1 << 22, "cross_memory"],
+    ]
+}
+
+SHARING = {"shared_memory", "cross_memory"}  # need all ranks on one machine
 
 
 def tuning_file() -> Path:
@@ -74,14 +82,14 @@ def usable(measured: dict[str, Any], one_machine: bool, crowded: bool = False) -
     """The part of a table that these ranks can use.
 
     On one machine, if it is ``crowded``, ``ONE_MACHINE`` fills in for what was not measured. On
-    several, tables that choose shared memory are left out.
+    several, tables that choose an algorithm of ``SHARING`` are left out.
     """
     if one_machine:
         return ONE_MACHINE | measured if crowded else measured
     return {
         ranks: table
         for ranks, table in measured.items()
-        if all(algorithm != "shared_memory" for _, algorithm in table)
+        if not any(algorithm in SHARING for _, algorithm in table)
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minidist import collectives
-from minidist.collectives.shared import symmetric_memory
+from minidist.collectives.shared import cross_memory, symmetric_memory
 from minidist.comm import Comm, LocalWorld, Machine, launch
 
 MACHINE = Machine("test", latency=3e-6, bandwidth=2e9, reduce_bandwidth=5e9)
@@ -148,7 +148,7 @@ def all_collectives() -> list[Collective]:
     ]
     found += [
         Collective(f"all_reduce/{one.name}", one, expect_reduced, one.cost)
-        for one in collectives.ALL_REDUCE.values()
+        for one in (cross_memory.all_reduce, *collectives.ALL_REDUCE.values())
     ]
     for kind, table, expected in (
         ("broadcast", collectives.BROADCAST, expect_copy_of),

@@ -59,10 +59,12 @@ def test_every_algorithm_of_the_package_is_in_its_dictionary():
         for value in vars(import_module(module.name)).values()
         if isinstance(value, Algorithm) and value.run.__module__ == module.name
     ]
-    # One chooses among the others, and one takes only arrays that it has allocated.
-    apart = [("all_reduce", "auto"), ("all_reduce", "symmetric_memory")]
+    # One chooses among the others, one takes only arrays that it has allocated, and one needs what
+    # not every system allows.
+    apart = [("all_reduce", name) for name in ("auto", "symmetric_memory", "cross_memory")]
     assert sorted(written) == sorted(ALL + apart)
-    assert {"auto", "library"} == set(ANY_ALL_REDUCE) - set(collectives.ALL_REDUCE)
+    named = set(ANY_ALL_REDUCE) - set(collectives.ALL_REDUCE)
+    assert named == {"cross_memory", "auto", "library"}
 
 
 def run(size, algorithm, op="sum"):
@@ -128,7 +130,9 @@ def test_an_unknown_name_lists_what_there_is(kind):
 
 
 def test_auto_and_the_library_are_listed_too():
-    with pytest.raises(ValueError, match="shared_memory, auto, library, or pass a function"):
+    with pytest.raises(
+        ValueError, match="shared_memory, cross_memory, auto, library, or pass a function"
+    ):
         all_reduce_cost(4, 8, 0, 2, MACHINE, "magic")
 
 

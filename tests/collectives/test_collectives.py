@@ -13,6 +13,7 @@ from claims import MACHINE, all_collectives, broken_claims, data, lengths, measu
 
 from minidist import collectives
 from minidist.collectives import (
+    all_reduce,
     auto,
     barrier,
     barrier_cost,
@@ -25,8 +26,11 @@ from minidist.collectives import (
 )
 from minidist.collectives.learn import LARGEST as LARGEST_MEASURED
 from minidist.collectives.learn import size_class
-from minidist.collectives.shared import symmetric_memory
+from minidist.collectives.replay import replay
+from minidist.collectives.shared import cross_memory, symmetric_memory
 from minidist.comm import CollectiveMismatch, CommError, LocalWorld, launch
+from minidist.comm.errors import NoSharedMemory
+from minidist.comm.local.comm import LocalComm
 from minidist.comm.machine import Link
 from minidist.engine.array import work
 
@@ -159,6 +163,18 @@ def test_an_unknown_operation_is_named(name):
 
     with pytest.raises(CommError, match="unknown reduction 'mean': choose one of sum, product"):
         launch(run, ranks=2, world=LocalWorld())
+
+
+@pytest.mark.parametrize("compares", [True, False])
+def test_a_number_is_refused_on_one_rank_too(compares):
+    """Where nothing is sent, nothing else would notice that the caller does not get the sum."""
+
+    def main(comm):
+        comm.compares = compares  # as in the local world, and as under MPI
+        collectives.all_reduce(comm, np.float64(1.0), algorithm="segmented_ring")
+
+    with pytest.raises(CommError, match="all_reduce takes an array, not float64"):
+        launch(main, 1, LocalWorld())
 
 
 def test_an_unknown_algorithm_is_named():
@@ -495,6 +511,44 @@ def test_symmetric_memory_wants_the_same_place_on_all_ranks():
     ]:
         with pytest.raises(CommError, match=error):
             launch(lambda comm, place=place: run(comm, place), ranks=3, world=LocalWorld())
+
+
+def test_cross_memory_writes_into_no_array_that_is_read_only():
+    """NumPy would refuse on ranks that have something to add; the others would be overwritten."""
+
+    def main(comm):
+        array = np.ones(1)
+        array.flags.writeable = False
+        with pytest.raises(CommError, match="all_reduce of an array that is read-only"):
+            cross_memory.all_reduce.run(comm, array)
+        return array.tolist()
+
+    assert launch(main, 3, LocalWorld()) == [[1.0]] * 3
+
+
+def test_cross_memory_that_is_forbidden_is_left_out(monkeypatch):
+    """By measuring, by a table that was made elsewhere, and by a replay, which says so."""
+
+    def forbidden(comm):
+        raise NoSharedMemory("not allowed here")
+
+    monkeypatch.setattr(LocalComm, "_cross_memory", forbidden)
+    monkeypatch.setattr(learn, "seconds_of", lambda comm, call, repeats: 1.0)
+    records = [{"ranks": "0,1", "length": 7, "itemsize": 8, "algorithm": "cross_memory"}]
+
+    def main(comm):
+        comm.tuning = {"2": [[40, "cross_memory"], [80, "central"], [160, "cross_memory"]]}
+        taken = [auto.choose(comm, np.ones(n)) for n in (5, 20)]
+        comm.tuning = {"2": [[40, "cross_memory"]]}
+        taken.append(auto.choose(comm, np.ones(6)))
+        replay(comm, records)
+        all_reduce(comm, np.ones(7), algorithm="auto")
+        return taken, comm.chosen[7, 8], "cross_memory" in learn.measure(comm, np.ones(8))
+
+    with pytest.warns(UserWarning, match="took cross_memory in that run, which cannot be had"):
+        (first, second) = launch(main, 2, LocalWorld(MACHINE))
+    assert first == second
+    assert first == (["central", "central", "recursive_doubling"], "recursive_doubling", False)
 
 
 def test_symmetric_memory_of_another_communicator_is_refused():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from claims import all_collectives, broken_claims, in_symmetric_memory, lengths
 from mutants import Mutant
 
-from minidist.collectives.shared import shared_memory
-from minidist.comm import CommError, Deadlock
+from minidist.collectives.shared import cross_memory, shared_memory
+from minidist.comm import CommError, Deadlock, LocalWorld, launch
 
 TRUE = {collective.name: collective for collective in all_collectives()}
 HOME = "minidist.collectives."
@@ -293,9 +294,64 @@ def test_mutants_of_symmetric_memory_are_rejected(what, old, new):
     assert rejected(replace(true, run=run)), f"nothing noticed {mutant}"
 
 
+@pytest.mark.parametrize(
+    ("what", "old", "new"),
+    [
+        ("reads before all have come", "    barrier(comm)\n    check_", "    check_"),
+        ("leaves before all have written", "first, piece)\n    barrier(comm)", "first, piece)"),
+        ("reads its own", "memory.read(rank,", "memory.read(comm.rank,"),
+        ("always reads the first piece", "read(rank, first,", "read(rank, chunk.start,"),
+        ("always writes the first piece", "write(rank, first,", "write(rank, chunk.start,"),
+        ("writes what it has read", "write(rank, first, piece)", "write(rank, first, arrived)"),
+        (
+            "adds the first rank only",
+            "for rank in others:\n            memory.read",
+            "for rank in others[:1]:\n            memory.read",
+        ),
+        (
+            "writes to the first rank only",
+            "for rank in others:\n            memory.write",
+            "for rank in others[:1]:\n            memory.write",
+        ),
+        (
+            "the last piece is forgotten",
+            "chunk.start, chunk.stop, step",
+            "chunk.start, chunk.stop - step, step",
+        ),
+        (
+            "the last piece goes on into the next chunk",
+            "min(first + step, chunk.stop)",
+            "first + step",
+        ),
+        ("does not compare what all reduce", "    check_agreement", "    0 and check_agreement"),
+    ],
+)
+def test_mutants_of_cross_memory_are_rejected(monkeypatch, what, old, new):
+    """With pieces so short that a chunk has several."""
+    monkeypatch.setattr(cross_memory, "PIECE", 64)
+    wrong = Mutant(HOME + "shared.cross_memory", what, old, new).load()
+    wrong.PIECE = 64
+    true = TRUE["all_reduce/cross_memory"]
+    assert not rejected(true) and not mixes_dtypes(true.run)
+    broken = rejected(replace(true, run=wrong.all_reduce)) or mixes_dtypes(wrong.all_reduce)
+    assert broken, f"nothing noticed: {what}"
+
+
+def mixes_dtypes(all_reduce) -> bool:
+    """Whether ranks with another dtype each get a result."""
+
+    def run(comm):
+        all_reduce.run(comm, np.zeros(9, "f4" if comm.rank else "f8"), "sum")
+
+    try:
+        launch(run, 3, LocalWorld())
+    except CommError as error:
+        return "agree on dtype" not in str(error)
+    return True
+
+
 def test_a_ring_that_sends_whole_arrays_is_rejected_by_its_counts():
     """The result is right, so only the bytes can tell."""
-    import numpy as np
 
     def whole(comm, array, op):
         travelling, incoming = array.copy(), np.empty_like(array)

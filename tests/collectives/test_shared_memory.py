@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minidist.collectives.shared import shared_memory
+from minidist.collectives.shared import cross_memory, shared_memory
 from minidist.collectives.shared.shared_memory import LINE, SEGMENT
 from minidist.comm import CommError, LocalWorld, launch
 from tests.mutants import Mutant
@@ -36,6 +36,17 @@ def test_boxes_divide_into_lines_as_the_array_does(offset):
     ends = [address(box) + SEGMENT for box in boxes]
     assert all(end <= address(box) for end, box in zip(ends, boxes[1:], strict=False)), "overlap"
     assert ends[-1] <= address(slot) + slot.nbytes
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype"), [(0, "f4"), (4, "f4"), (60, "f4"), (1, "u1"), (32, "c16")]
+)
+def test_what_arrives_through_cross_memory_divides_into_lines_as_the_array_does(offset, dtype):
+    def main(comm):
+        found = cross_memory.work_array(comm, 33, placed(100, offset, dtype))
+        return found.size, found.dtype, address(found) % LINE
+
+    assert launch(main, 2, LocalWorld()) == [(33, np.dtype(dtype), offset)] * 2
 
 
 def sums(all_reduce, size, length):

@@ -90,7 +90,14 @@ def test_copies_of_a_pipeline_fold(level):
     check(step(make, (64, 64, 64, 64, 64)), 16, MACHINES[level], {"dp": (8, 2)})
 
 
-ALGORITHMS = ("ring", "recursive_doubling", "halving_doubling", "hierarchical", "central")
+ALGORITHMS = (
+    "ring",
+    "recursive_doubling",
+    "halving_doubling",
+    "hierarchical",
+    "central",
+    "cross_memory",
+)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -155,6 +162,7 @@ def crash(comm):
         (lambda comm: comm.split(0), r"split\(\) asks every rank"),
         (lambda comm: broadcast(comm, np.zeros(1), root=0), "has a root"),
         (lambda comm: comm.sendrecv(np.zeros(1), 1, np.zeros(1), 1), "no ring"),
+        (lambda comm: comm.cross_memory(), "the memory of other ranks"),
         (crash, "rank 0 crashed, and it stands for ranks"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,16 +15,21 @@ from claims import all_collectives, check_a_users_function, differences, measure
 
 from minidist.collectives import all_reduce, auto
 from minidist.collectives.learn import learn
+from minidist.collectives.shared.cross_memory import possible
 from minidist.comm import CommError, launch
 from minidist.comm.comm import ANY
-from minidist.comm.mpi import buffers, windows
+from minidist.comm.errors import NoSharedMemory
+from minidist.comm.mpi import buffers, cross_memory, windows
 from minidist.comm.mpi.world import MpiWorld
 
 
 def collectives_hold(comm):
     """What all ranks measured, for every collective, length and dtype."""
     found = []
+    reached = possible(comm)
     for collective in all_collectives():
+        if collective.name == "all_reduce/cross_memory" and not reached:
+            continue  # the system does not allow it
         for length in (0, comm.size - 1, comm.size + 1, 10_007, 300_007):
             for dtype, op in (("float64", "sum"), ("int32", "product")):
                 comm.barrier()
@@ -111,6 +118,69 @@ def sharing_more_memory_than_there_is(comm):
     windows.shared_memory_left = true
 
 
+def a_kernel_that_forbids_cross_memory(comm):
+    """On one rank: then all refuse, in the user's terms, and "auto" does without."""
+    if comm.size == 1:
+        return
+    part = comm.split(0)  # that has learned nothing
+    part.tuning = {str(comm.size): [[1 << 40, "cross_memory"]]}
+    forbidden = comm.rank == comm.size - 1
+    true = cross_memory.kernel_calls()
+    if forbidden:
+        ctypes.set_errno(errno.EPERM)
+        cross_memory.kernel_calls = lambda: (lambda *_: -1, true[1])
+    try:
+        all_reduce(part, np.ones(5), algorithm="cross_memory")
+    except NoSharedMemory as error:
+        why = "Operation not permitted" if forbidden else "another rank cannot reach all others"
+        assert why in str(error), error
+        assert "kernel.yama.ptrace_scope=0" in str(error), error
+    else:
+        raise AssertionError("one rank could not read")
+    array = np.ones(5)
+    all_reduce(part, array, algorithm="auto")
+    assert array.tolist() == [comm.size] * 5
+    assert part.chosen[5, 8] != "cross_memory"
+    cross_memory.kernel_calls = lambda: true
+
+
+def cross_memory_copies_what_it_is_told(comm):
+    """Any dtype, any place, and only so much; what the kernel cannot copy is an error."""
+    if comm.size == 1 or not possible(comm):
+        return
+    memory, right = comm.cross_memory(), (comm.rank + 1) % comm.size
+    for dtype in ("bool", "float16", "complex128", "int64"):
+        array = np.arange(12).astype(dtype) + np.array(comm.rank).astype(dtype)
+        memory.expose(array[1:])
+        comm.barrier()
+        got = np.zeros(5, dtype)
+        memory.read(right, 2, got)
+        expected = (np.arange(12).astype(dtype) + np.array(right).astype(dtype))[3:8]
+        assert (got == expected).all(), (dtype, got, expected)
+        comm.barrier()
+        memory.write(right, 9, got[:2])
+        comm.barrier()
+        left = (np.arange(12).astype(dtype) + np.array(comm.rank).astype(dtype))[3:5]
+        assert (array[10:] == left).all(), (dtype, array)
+        comm.barrier()
+    numbers = np.array([comm.rank])
+    memory.expose(numbers)
+    comm.barrier()
+    assert cross_memory.hindrance(memory, range(comm.size)) == ""
+    assert "is not rank 0, as seen from here" in cross_memory.hindrance(memory, [77] * comm.size)
+    comm.barrier()
+    memory.addresses[comm.rank][0] = 8  # no process has memory there
+    comm.barrier()
+    try:
+        memory.read(right, 0, got)
+    except CommError as error:
+        assert f"did not copy 40 bytes between this process and that of rank {right}" in str(error)
+        assert "Bad address" in str(error), error
+    else:
+        raise AssertionError("there is nothing to read")
+    comm.barrier()
+
+
 def groups_of_listed_members(comm):
     """The order is that of the list, and nobody but the members calls."""
     if comm.rank == comm.size - 1 and comm.size > 1:
@@ -143,6 +213,8 @@ def what_auto_has_learned(comm):
     if comm.size > len(os.sched_getaffinity(0)):
         expected = {(1, 8): "recursive_doubling", (100_000, 8): "shared_memory"}
         assert {key: comm.chosen[key] for key in expected} == expected, comm.chosen
+        long = "cross_memory" if possible(comm) else "shared_memory"
+        assert auto.choose(comm, np.empty(200_000)) == long
         assert not any(comm.learned.values())
         return
     index = [sorted(auto.ANY).index(comm.chosen[n, 8]) for n in (1, 1000, 100_000)]
@@ -191,6 +263,8 @@ def a_recorded_launch_with_rank_0s_table(own):
 def main(comm):
     long_messages_go_in_pieces(comm)
     sharing_more_memory_than_there_is(comm)
+    a_kernel_that_forbids_cross_memory(comm)
+    cross_memory_copies_what_it_is_told(comm)
     groups_of_listed_members(comm)
     the_library_and_auto(comm)
     check_a_users_function(comm)

@@ -18,6 +18,8 @@ from minidist.bench.kinds import KINDS
 from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import recursive_doubling, ring
 from minidist.comm import CommError, LocalWorld, launch, tuning
+from minidist.comm.errors import NoSharedMemory
+from minidist.comm.local.comm import LocalComm
 from tests.mpi.run import mpiexec, needs_mpi
 
 REPORT = {
@@ -54,7 +56,7 @@ def test_bench_collectives_measures_checks_draws_and_tunes(tmp_path, monkeypatch
     assert report["rows"][0]["seconds"].pop("gloo") == 0.25
     for row in report["rows"]:
         assert row["collective"] == "all_reduce"
-        assert set(row["seconds"]) == set(bench.algorithms("all"))
+        assert set(row["seconds"]) == set(bench.algorithms("all")) - report["left_out"].keys()
         assert all(seconds > 0 for seconds in row["seconds"].values())
         assert row["messages"]["library"] is None, "nobody can count these"
         assert row["messages"]["ring"] == 2
@@ -77,12 +79,14 @@ def test_every_collective_is_measured_beside_the_librarys(tmp_path):
         "--turns", "1", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "collectives.json").read_text())["rows"]
+    report = json.loads((tmp_path / "collectives.json").read_text())
+    rows, left_out = report["rows"], report["left_out"].keys()
+    assert left_out <= {"cross_memory"}, "the only one that the system may forbid here"
     assert {row["collective"] for row in rows} == set(KINDS)
     for row in rows:
         kind = KINDS[row["collective"]]
-        assert set(row["seconds"]) == set(kind.run)
-        assert set(row["predicted_seconds"]) == set(kind.cost)
+        assert set(row["seconds"]) == set(kind.run) - left_out
+        assert set(row["predicted_seconds"]) == set(kind.cost) - left_out
         assert all(seconds > 0 for seconds in row["seconds"].values())
         if len(os.sched_getaffinity(0)) < 3:
             assert row["cache_line_seconds"] is None, "ranks that take turns on a core"
@@ -111,6 +115,21 @@ def test_results_are_checked_before_they_are_timed(kind):
     for name in wrong.run:
         found = launch(lambda comm, n=name: check(comm, wrong, n), 3, LocalWorld())
         assert any(f"{kind.name} by {name} on 3 ranks" in str(text) for text in found)
+
+
+def test_what_these_ranks_cannot_run_is_left_out_with_the_reason(monkeypatch):
+    def forbidden(comm):
+        raise NoSharedMemory("not allowed here")
+
+    monkeypatch.setattr(LocalComm, "_cross_memory", forbidden)
+
+    def main(comm):
+        left_out = {}
+        wanted = ["ring", "cross_memory", "shared_memory"]
+        return bench.possible(comm, KINDS["all_reduce"], wanted, left_out), left_out
+
+    expected = ["ring", "shared_memory"], {"cross_memory": "not allowed here"}
+    assert launch(main, 2, LocalWorld()) == [expected] * 2
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="no torch beside us")
@@ -291,6 +310,7 @@ def test_what_could_only_fail_after_measuring_is_refused_before(arguments, messa
 
 def test_a_table_measured_on_one_machine_is_for_one_machine():
     here = {"2": [[8, "library"], [64, "shared_memory"]], "4": [[8, "ring"]]}
+    here["8"] = [[8, "cross_memory"]]
     assert tuning.usable(here, one_machine=True) == here
     assert tuning.usable(here, one_machine=True, crowded=True) == tuning.ONE_MACHINE | here
     assert tuning.usable(here, one_machine=False) == {"4": [[8, "ring"]]}

@@ -13,6 +13,7 @@ from typing import Any
 
 from minidist.comm.agreement import compare
 from minidist.comm.comm import Comm, CommError, Disagreement, Future, Request
+from minidist.comm.cross_memory import CrossMemory, OneProcess
 from minidist.comm.local.scheduler import Task
 from minidist.comm.local.simulator import Group, Simulator, Transfer
 from minidist.comm.trace import StreamTrace, Trace
@@ -177,6 +178,10 @@ class LocalComm(Comm):
                     f"{array.dtype}[{array.size}]: all must agree on dtype and length"
                 )
         return [arrays[rank] for rank in range(self.size)]
+
+    def _cross_memory(self) -> CrossMemory:
+        exposed = self._meet("cross_memory()", [])
+        return OneProcess([exposed[rank] for rank in range(self.size)], self.rank)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Future:
         now = self._simulator.clock()

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.comm.cross_memory import CrossMemory
 from minidist.comm.errors import CommError
 from minidist.comm.local.comm import LocalComm
 from minidist.comm.machine import Machine
@@ -186,6 +187,9 @@ class FoldedComm(LocalComm):
     def _shared(self, length: int, like: Array) -> list[Array]:
         """One array, which stands for all."""
         return [module_of(like).zeros(length, like.dtype)] * self.size
+
+    def _cross_memory(self) -> CrossMemory:
+        return self._refuse("it reaches for the memory of other ranks")
 
     def _transfer(self, *_: Any) -> Any:
         self._refuse("a message to one rank alone")

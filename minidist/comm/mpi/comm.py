@@ -16,9 +16,10 @@ import numpy as np
 from minidist.comm.agreement import TEXT, compare, debugging, packed, unpacked
 from minidist.comm.checks import check_message
 from minidist.comm.comm import IN_PLACE, Comm, Future
+from minidist.comm.cross_memory import CrossMemory
 from minidist.comm.errors import CommError
 from minidist.comm.machine import Machine
-from minidist.comm.mpi import buffers, windows
+from minidist.comm.mpi import buffers, cross_memory, windows
 from minidist.comm.mpi.messages import MpiMessages
 from minidist.comm.mpi.resources import Resources
 from minidist.comm.mpi.stream import MpiFuture, Stream
@@ -124,6 +125,17 @@ class MpiComm(MpiMessages):
         self._resources.windows.append((window, self, [weakref.ref(array) for array in arrays]))
         self._left("shared", start)
         return list(arrays)
+
+    def _cross_memory(self) -> CrossMemory:
+        addresses = self._shared(1, np.empty(0, np.int64))
+        start = self._enter("cross_memory")
+        try:
+            memory = cross_memory.reach(self._mpi, self._comm, addresses)
+        except CommError:
+            self.trace.call = None
+            raise
+        self._left("shared", start)
+        return memory
 
     def library(
         self, name: str, *arguments: Any, op: str | None = None, root: int | None = None
