@@ -87,8 +87,12 @@ def _held(row: dict[str, Any]) -> str:
     )
 
 
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"  # has diverged, perhaps to NaN
+
+
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "loss": lambda row: f"{row['loss'][-1]:.4f}",
+    "loss": lambda row: _loss(row["loss"][-1]),
     "accuracy": lambda row: "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
     "loss gap": lambda row: f"{row['loss_gap']:.0e}",
     "parameter gap": lambda row: f"{row['parameter_gap']:.0e}",
