@@ -130,17 +130,15 @@ def _check(task: Task) -> None:
     """Call each function of a user's task once; raises ValueError if one returns the wrong type."""
     for field, kind in (("model", Sequential), ("optimizer", Optimizer), ("loss", Loss)):
         function = getattr(task, field)
-        what = f"task {task.name!r}: {field} must be a function that returns a {kind.__name__}"
+        what = f"task {task.name!r}: {field} must be a function that returns a new {kind.__name__}"
         if isinstance(function, kind):
-            raise ValueError(f"{what}, a new one for each method; it is a {kind.__name__} itself")
+            raise ValueError(f"{what} for each method; it is one itself")
         if not callable(function) or (needed := _needed(function)):
             lacks = f"it needs {needed}" if callable(function) else f"its type is {_type(function)}"
             raise ValueError(f"{what}, without arguments; {lacks}")
         if not isinstance(found := function(), kind):
             raise ValueError(f"{what}; it returns a {_type(found)}")
-    what = (
-        f"task {task.name!r}: data must be a function that returns two Datasets, training and test"
-    )
+    what = f"task {task.name!r}: data must be a function that returns a (train, test) of Datasets"
     if not callable(task.data):
         raise ValueError(f"{what}; its type is {_type(task.data)}")
     sets = task.data()

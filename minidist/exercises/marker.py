@@ -136,6 +136,7 @@ def judge(
     marks = {name: Mark(name, points) for name, points in exercise.marks.items()}
     honest = Mark(HONEST, 0, cases=1)
     report = Report(exercise.name, exercise.title, path, [*marks.values(), honest])
+    held: set[tuple[str, str]] = set()  # (mark, case), whatever the data
     for line in lines:
         for trick in line.get("tricks", ()):
             if ("", trick) not in honest.wrong:
@@ -152,6 +153,11 @@ def judge(
                      for rank in line["ranks"]]  # fmt: skip
             for name, wrong in _verdicts(exercise, case, ranks):
                 marks[name].cases += 1
+                if wrong is None:
+                    held.add((name, str(case)))
+                elif (name, str(case)) in held:
+                    wrong += "; with other data of these sizes it was right: does something stay "
+                    wrong += "from one call to the next?"
                 if wrong is not None:
                     marks[name].wrong.append((str(case), wrong))
     if honest.wrong:  # what was copied is worth nothing

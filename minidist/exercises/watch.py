@@ -40,6 +40,7 @@ class Watch(importlib.abc.MetaPathFinder):
         self._inside = tuple(f"{name}." for name in self.forbidden)
         self.file = os.fspath(file)
         self.tricks: list[str] = []
+        self.ran: set[str] = set()  # code that came from data: through "pickle", "eval"
 
     def forbids(self, module: str) -> bool:
         return f"{module}.".startswith(self._inside)
@@ -74,6 +75,10 @@ class Watch(importlib.abc.MetaPathFinder):
         if event in ("open", "os.link", "os.symlink", "os.rename"):
             if isinstance(arguments[0], (str, bytes, os.PathLike)):
                 self.reads(os.path.realpath(os.fsdecode(arguments[0])))
+        elif event == "pickle.find_class":
+            self.ran.add("pickle")
+        elif event == "exec" and not os.path.exists(arguments[0].co_filename) and self.asked():
+            self.ran.add("eval")
         elif event in PROGRAMS:
             self.tried("it starts another program")
             raise PermissionError("an answer may not start another program")
