@@ -44,7 +44,18 @@ def subject(report: dict[str, Any]) -> str:
     return (
         f"{report['task']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
-        f"{report['library'] or 'local world'}"
+        f"{where(report)}"
+    )
+
+
+def where(report: dict[str, Any]) -> str:
+    """The MPI library; or the machine of the virtual clock, with its slow ranks."""
+    if report["library"]:
+        return str(report["library"])
+    machine = report["machine"]
+    slow = [f"rank {rank} {float(times):g} times" for rank, times in machine["slowdown"].items()]
+    return f"local world, virtual times of the machine {machine['name']!r}" + (
+        f", slower: {', '.join(slow)}" if slow else ""
     )
 
 

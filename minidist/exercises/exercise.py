@@ -10,7 +10,7 @@
     MARKS                         points for each mark, in the order in which they are shown
     FORBIDDEN                     modules that the answer may not use: they contain the solution
     cases(seed)                   the cases; an instructor's seed gives others than the student saw.
-                                  Of each number of ranks, one comes again with other data
+                                  Of each number of ranks, two come again with other data
     prepare(rank, case)           the data that a rank starts from; its memory is not counted
     run(comm, answer, case, given)    run the answer on one rank, and return what was measured
     judge(case, ranks)            yield (mark, None if it is right, else what is wrong), from what
@@ -95,7 +95,7 @@ def find(name: str, names: Iterable[str]) -> Exercise:
 
 
 def _some_again(cases: list[Case]) -> list[Case]:
-    """The cases, and for each number of ranks one of them on other data.
+    """The cases, and for each number of ranks two of them on other data.
 
     An answer that keeps something from one call to the next, under the same sizes, is right once.
     """
@@ -103,6 +103,7 @@ def _some_again(cases: list[Case]) -> list[Case]:
     by_ranks: dict[int, list[Case]] = {}
     for case in local:
         by_ranks.setdefault(case.ranks, []).append(case)
-    again = [several[len(several) // 2] for several in by_ranks.values()]
-    local += [replace(case, seed=case.seed + AGAIN) for case in again]
+    for several in by_ranks.values():  # of the first case, and of one in the middle
+        again = several[: len(several) // 2 + 1 : max(1, len(several) // 2)]
+        local += [replace(case, seed=case.seed + AGAIN) for case in again]
     return local + [case for case in cases if case.world != "local"]

@@ -126,6 +126,9 @@ def test_a_straggler_and_a_machine_are_those_of_the_clock():
     even, _ = compare("data_parallel/ring", own.narrow, 2, steps=2, batch=8)
     report, _ = compare("data_parallel/ring", own.narrow, 2, LocalWorld(slow), steps=2, batch=8)
     assert report["machine"]["slowdown"] == {"1": "4.0"}
+    assert reports.subject(report).endswith(
+        "local world, virtual times of the machine 'laptop', slower: rank 1 4 times"
+    )
     row = report["rows"][1]
     assert row["step_seconds"] > 3 * even["rows"][1]["step_seconds"]
     assert row["step_seconds"] == pytest.approx(row["predicted_step_seconds"])

@@ -427,6 +427,10 @@ WRONG = [
           "a.shape) for n, a in arrays.items()}], 2)\n", "no pickle", "save writes a pickle"),
     Wrong("checkpoint", "evaluated", "    found = json.loads(header)", "    found = eval(header)",
           "no pickle", "by eval or exec"),
+    Wrong("matmul_backward", "the first b for ever", "    return grad @ b.T",
+          "    global first\n    first = globals().get('first', b)\n"
+          "    b = first if first.shape == b.shape else b\n    return grad @ b.T",
+          "gradient of a", "from one call to the next"),
     Wrong("buckets", "a number too many", ">= self.limit", "> self.limit", "number of buckets",
           "as soon as it has"),
     Wrong("matmul_backward", "in the other order", "grad @ b.T, a.T @ grad",
