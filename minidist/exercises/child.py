@@ -125,9 +125,12 @@ def run_all(
         return
     gc.freeze()  # what is here already need not be looked through whenever garbage is collected
     try:
-        run_each(exercise, path, answers, cases, watch, around, tell)
+        run_each(exercise, path, answers, cases, watch, tell)
     finally:
         gc.unfreeze()
+    for name in around.replaced():
+        watch.tried(f"it replaces {name}")
+    tell({"tricks": watch.tricks})
 
 
 def run_each(
@@ -136,15 +139,12 @@ def run_each(
     answers: Sequence[Any],
     cases: Sequence[tuple[int, Case]],
     watch: Watch,
-    around: Surroundings,
     tell: Callable[..., None],
 ) -> None:
     for number, case in cases:
         tell({"start": number})
         try:
             found = run_case(exercise, answers, case, watch)
-            for name in around.replaced():
-                watch.tried(f"it replaces {name}")
             tell({"case": number, **found, "tricks": watch.tricks})
         except BaseException as error:
             tell(
@@ -201,7 +201,8 @@ def main(arguments: Sequence[str]) -> None:
     with open(results if first else os.devnull, "a") as file:
 
         def tell(line: dict[str, Any]) -> None:
-            print(dumps({"token": token, **line}), file=file, flush=True)
+            file.write(dumps({"token": token, **line}) + "\n")
+            file.flush()
 
         run_all(find(name, EXERCISES), Path(answer), listed, tell)
 

@@ -3,7 +3,7 @@
     type(comm).send = lambda *arguments: None      then nothing is sent, and nothing counted
 
 What messages pass through, and ``json``, are noted before an answer is loaded, and looked at again
-after each case: whoever has put another one in its place is found. An answer that puts the
+after the last case: whoever has put another one in its place is found. An answer that puts the
 old one back in time is not; see ``watch.py`` on what no marker in Python can do.
 """
 

@@ -24,6 +24,11 @@ from weakref import WeakKeyDictionary
 from minidist import lazy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+OWN = tuple(  # folders of the marker and of what it runs answers with, as modules name their files
+    os.path.join(root, package, "")
+    for root in {ROOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    for package in ("exercises", "comm")
+)
 LIBRARIES = ("mpi4py", "torch", "jax", "tensorflow")  # each has what the exercises are about
 MEASURES = ("tracemalloc", "_tracemalloc")  # what is measured with; others may import them
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
@@ -167,11 +172,10 @@ def _hide_lines(modules: dict[str, ModuleType]) -> list[str]:
     A warning or a traceback that passes through them is printed with its line of source, which
     linecache reads: that is no trick of the answer.
     """
-    own = tuple(os.path.join(ROOT, package, "") for package in ("exercises", "comm", "run"))
     files = [  # by the file: the module that was started is called __main__
         str(module.__file__)
         for module in modules.values()
-        if os.path.realpath(str(getattr(module, "__file__", ""))).startswith(own)
+        if str(getattr(module, "__file__", "")).startswith(OWN)
     ]
     for file in files:
         linecache.cache[file] = (0, None, [], file)  # without a time: it is not looked up again
