@@ -79,6 +79,18 @@ def test_one_raw_image_is_predicted_as_a_batch_is(make):
         test.inputs_for(test.batch([9]).inputs)
 
 
+def test_raw_samples_are_prepared_in_the_dtype_that_is_stored():
+    seen = []
+    stored = Dataset(
+        "mine",
+        np.zeros((3, 2), np.float32),
+        np.zeros(3),
+        prepare=lambda raw: seen.append(raw) or raw,
+    )
+    assert stored.inputs_for(np.ones((1, 2))).dtype == stored.batch([0]).inputs.dtype == np.float32
+    assert [raw.dtype for raw in seen] == [np.float32, np.float32]
+
+
 def test_metrics_leave_out_what_the_loss_ignores():
     targets = np.array([0, 1, -1, -1])
     data = Dataset("padded", np.eye(3)[[0, 2, 0, 1]], targets, 3)

@@ -22,6 +22,8 @@ SHAPES = {
     "matmul: cannot multiply (2, 3) by (2, 3)": lambda: t(2, 3) @ t(2, 3),
     "matmul: the leading axes": lambda: t(2, 2, 3) @ t(3, 3, 2),
     "linear: input (2, 3) does not fit weight (4, 5)": lambda: ops.linear(t(2, 3), t(4, 5)),
+    "linear: input (2, 3) does not fit weight (3,)": lambda: ops.linear(t(2, 3), t(3)),
+    "linear: input () does not fit weight (3, 5)": lambda: ops.linear(t(), t(3, 5)),
     "linear: bias (4,)": lambda: ops.linear(t(2, 3), t(3, 5), t(4)),
     "reshape: (2, 3) has 6 elements and cannot become (4,)": lambda: t(2, 3).reshape(4),
     "transpose: axes (0, 0)": lambda: t(2, 3).transpose(0, 0),

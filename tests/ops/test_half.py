@@ -9,6 +9,7 @@ from minidist.engine.kernels import wide
 from minidist.inspect.metrics import mean_loss
 from minidist.nn import BatchNorm, Linear, MeanSquaredError
 from minidist.ops import DTypeError
+from minidist.ops.matmul import column_sums
 from minidist.optim import LARS, Adam
 from minidist.parallel.gradient_compression import compressors
 
@@ -49,6 +50,13 @@ def test_float16_has_the_value_and_gradient_of_float64(name):
         found.append((y.data.astype(float), x.grad.astype(float)))
     for got, expected in zip(*found, strict=True):
         np.testing.assert_allclose(got, expected, rtol=4e-3, atol=1e-2 * np.abs(expected).max())
+
+
+def test_a_bias_gets_the_sum_of_many_float16_rows():
+    for rows in (1000, 3000):
+        total = column_sums(np.full((rows, 2), 0.3, np.float16))
+        assert total.dtype == np.float16
+        np.testing.assert_allclose(total, rows * np.float64(np.float16(0.3)), rtol=5e-4)
 
 
 def test_long_sums_of_float32_keep_their_digits():
