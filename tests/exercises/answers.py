@@ -431,6 +431,11 @@ WRONG = [
           "    global first\n    first = globals().get('first', b)\n"
           "    b = first if first.shape == b.shape else b\n    return grad @ b.T",
           "gradient of a", "from one call to the next"),
+    Wrong("stale_server", "the slowest of the first four", "min(self.steps)", "min(self.steps[:4])",
+          "bound", "ahead, and the bound is|which was not waiting"),
+    Wrong("adam", "the last of an odd number is left out", "    m[...]",
+          "    w, g, m, v = (one[: len(one) // 2 * 2] for one in (w, g, m, v))\n    m[...]",
+          "first step", "w[4] is"),
     Wrong("buckets", "a number too many", ">= self.limit", "> self.limit", "number of buckets",
           "as soon as it has"),
     Wrong("matmul_backward", "in the other order", "grad @ b.T, a.T @ grad",
