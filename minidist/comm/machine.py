@@ -127,6 +127,11 @@ class Machine(_Wire):
         for rank, times in self.slowdown.items():
             if not times > 0:
                 raise ValueError(f"Machine: slowdown of rank {rank} must be positive, not {times}")
+            if math.isinf(times):
+                raise ValueError(f"Machine: slowdown of rank {rank} must be finite: see crashes")
+        for rank in (*self.slowdown, *self.crashes):
+            if rank < 0:
+                raise ValueError(f"Machine: ranks count from 0: there is no rank {rank}")
         for rank, when in self.crashes.items():
             if not when >= 0:
                 raise ValueError(f"Machine: rank {rank} cannot crash at {when} s")

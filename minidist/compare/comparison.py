@@ -38,7 +38,7 @@ from minidist.comm.mpi.world import MpiWorld
 from minidist.comm.trace import Event
 from minidist.compare.measure import LeftOut, Progress, Record, Settings, relative_gap, train
 from minidist.compare.rows import DOZEN, OWN, Make, Rows, Selection, names, select
-from minidist.compare.surroundings import host, in_json, versions
+from minidist.compare.surroundings import host, in_json, memory, versions
 from minidist.compare.tasks import DEFAULT_TASK, TASKS, Task, task_of
 from minidist.compare.trial import refused
 from minidist.data import Batches
@@ -98,6 +98,8 @@ def compare(
     rows = select(methods, chosen, mesh)
     world = world or LocalWorld()
     size = world.size if isinstance(world, MpiWorld) else ranks
+    if isinstance(world, LocalWorld):
+        _check_memory(chosen, size, dtype)
     reasons = _on_rank_0(
         world,
         lambda: refused(rows, settings, size, dtype, local=isinstance(world, LocalWorld)),
@@ -148,6 +150,18 @@ def compare(
         report["rows"].append(_row(key, records, serial, steps, predicted[key]))
         timelines[key] = [record.events for record in records]
     return report, timelines
+
+
+def _check_memory(task: Task, ranks: int, dtype: DType) -> None:
+    """ValueError if this computer cannot hold every rank's parameters and gradients at once."""
+    numbers = sum(parameter.size for parameter in task.model().parameters())
+    needed, there = 2 * ranks * numbers * np.dtype(dtype).itemsize, memory()
+    if needed > there:
+        raise ValueError(
+            f"{ranks} ranks in this process need {needed / 1e9:.1f} GB for parameters and "
+            f"gradients of {task.name}, and this computer has {there / 1e9:.1f} GB: use fewer "
+            "ranks, or a smaller model"
+        )
 
 
 def _on_rank_0(world: LocalWorld | MpiWorld, find: Callable[[], dict[str, T]]) -> dict[str, T]:

@@ -91,7 +91,8 @@ def train(
     record.why_inexact = method.why_inexact
     for step in range(steps):
         part = batches[step]
-        cost = cost_of(method, part, machine)
+        # The cost is of all ranks, so rank 0 alone asks for it: else p ranks compute p costs each.
+        cost = cost_of(method, part, machine) if comm.rank == 0 else None
         comm.barrier()
         trace.events.clear()
         trace.record = step == steps - 1

@@ -119,6 +119,7 @@ def losses(axes: Any, rows: list[dict[str, Any]]) -> None:
         )
     axes.set_ylim(low, high)
     axes.set_xlim(1, max(2, steps[-1]))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # steps are whole
     axes.set_title("loss, by training step", loc="left", fontsize=9, fontweight="bold")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,7 @@ from typing import Any
 from minidist.comm.trace import Event
 from minidist.compare import panels
 from minidist.compare.panels import GREY, LINE
+from minidist.compare.report import where
 from minidist.compare.words import title, variant
 
 WIDTH, DPI = 9.0, 134  # inches, and points for each: 1206 points
@@ -41,8 +42,7 @@ def draw(report: dict[str, Any], timelines: dict[str, list[list[Event]]], path: 
         fontsize=13,
         va="top",
     )
-    where = report["library"] or "in one process, on a virtual clock"
-    figure.text(0.1 / WIDTH, 1 - 0.36 / height, where, fontsize=8.5, color=GREY, va="top")
+    figure.text(0.1 / WIDTH, 1 - 0.36 / height, where(report), fontsize=8.5, color=GREY, va="top")
 
     def axes(left: float, width: float, top: float, tall: float) -> Any:
         return figure.add_axes(

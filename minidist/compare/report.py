@@ -44,7 +44,18 @@ def subject(report: dict[str, Any]) -> str:
     return (
         f"{report['task']} on {report['dataset']}, {report['ranks']} ranks, "
         f"{report['steps']} steps of {report['batch']}, {report['dtype']}, "
-        f"{report['library'] or 'local world'}"
+        f"{where(report)}"
+    )
+
+
+def where(report: dict[str, Any]) -> str:
+    """The MPI library; or the machine of the virtual clock, with its slow ranks."""
+    if report["library"]:
+        return str(report["library"])
+    machine = report["machine"]
+    slow = [f"rank {rank} {float(times):g} times" for rank, times in machine["slowdown"].items()]
+    return f"local world, virtual times of the machine {machine['name']!r}" + (
+        f", slower: {', '.join(slow)}" if slow else ""
     )
 
 
@@ -87,8 +98,12 @@ def _held(row: dict[str, Any]) -> str:
     )
 
 
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"  # has diverged, perhaps to NaN
+
+
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "loss": lambda row: f"{row['loss'][-1]:.4f}",
+    "loss": lambda row: _loss(row["loss"][-1]),
     "accuracy": lambda row: "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
     "loss gap": lambda row: f"{row['loss_gap']:.0e}",
     "parameter gap": lambda row: f"{row['parameter_gap']:.0e}",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from minidist.compare.named import load
+from minidist.compare.named import load, suggestion
 from minidist.compare.tasks import Task
 from minidist.parallel import METHODS, MeshParallel, Method
 from minidist.parallel.mesh.mesh import parse
@@ -71,9 +71,11 @@ def select(methods: Selection, task: Task, mesh: str = "") -> Rows:
                 found = [row for row in DOZEN if row in rows]
             if not found:
                 families = dict.fromkeys(row.split("/")[0] for row in rows)
+                near = suggestion(part, ["default", "all", *families, *rows])
                 raise ValueError(
-                    f"unknown method {part!r}: choose default, all, a family ({', '.join(families)}"
-                    f"), or some of {', '.join(rows)}; your own is module:name"
+                    f"unknown method {part!r}{near}: choose default, all, a family "
+                    f"({', '.join(families)}), or some of {', '.join(rows)}; your own is "
+                    "module:name"
                 )
             chosen.update(found)
         else:
@@ -99,7 +101,9 @@ def _own(found: Any, named: str) -> Rows:
 
 def _checked(make: Any, named: str) -> Make:
     if not callable(make):
-        raise ValueError(f"{named} is no method: a {type(make).__name__} cannot be called")
+        raise ValueError(
+            f"{named} is no method: of type {type(make).__name__}, and cannot be called"
+        )
     checked: Make = make
     return checked
 

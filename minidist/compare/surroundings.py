@@ -36,6 +36,11 @@ def host() -> dict[str, Any]:
     }
 
 
+def memory() -> int:
+    """Bytes of memory in this computer."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def processor() -> str:
     """The processor's name, from /proc/cpuinfo or else from Python."""
     try:

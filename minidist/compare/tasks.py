@@ -10,12 +10,13 @@ Your own task is a ``Task``, or a function that returns one:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from minidist import nn
-from minidist.compare.named import load
+from minidist.compare.named import load, suggestion
 from minidist.data import Dataset, fashion_mnist, shakespeare, waves
 from minidist.models import cnn, gpt, mlp
 from minidist.nn import CrossEntropy, Loss, MeanSquaredError
@@ -89,17 +90,64 @@ TASKS = {
 
 
 def task_of(task: str | Task | Callable[[], Task]) -> Task:
-    """The task of a name in ``TASKS`` or of "module:name", or ``task`` itself; else ValueError."""
+    """The task of a name in ``TASKS`` or of "module:name", or ``task`` itself, checked.
+
+    Raises ValueError if there is no such task, or if one of its functions returns something else
+    than it should.
+    """
     found: object = task
     if isinstance(task, str):
         if ":" not in task and task not in TASKS:
             raise ValueError(
-                f"unknown task {task!r}: choose one of {', '.join(TASKS)}, or name your own as "
-                "module:name"
+                f"unknown task {task!r}{suggestion(task, list(TASKS))}: choose one of "
+                f"{', '.join(TASKS)}, or name your own as module:name"
             )
         found = TASKS[task] if task in TASKS else load(task)
     if callable(found) and not isinstance(found, Task):
+        if needed := _needed(found):
+            raise ValueError(
+                f"{task} is called without arguments, to return a Task; it needs {needed}"
+            )
         found = found()
     if not isinstance(found, Task):
-        raise ValueError(f"{task} is no Task, and returns none: it is a {type(found).__name__}")
+        raise ValueError(f"{task} is no Task, and returns none: its type is {type(found).__name__}")
+    if TASKS.get(found.name) is not found:
+        _check(found)
     return found
+
+
+def _needed(function: Callable[..., object]) -> str:
+    """The parameters that a function cannot be called without, separated by commas."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a builtin
+        return ""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
+
+
+def _check(task: Task) -> None:
+    """Call each function of a user's task once; raises ValueError if one returns the wrong type."""
+    for field, kind in (("model", Sequential), ("optimizer", Optimizer), ("loss", Loss)):
+        function = getattr(task, field)
+        what = f"task {task.name!r}: {field} must be a function that returns a new {kind.__name__}"
+        if isinstance(function, kind):
+            raise ValueError(f"{what} for each method; it is one itself")
+        if not callable(function) or (needed := _needed(function)):
+            lacks = f"it needs {needed}" if callable(function) else f"its type is {_type(function)}"
+            raise ValueError(f"{what}, without arguments; {lacks}")
+        if not isinstance(found := function(), kind):
+            raise ValueError(f"{what}; it returns a {_type(found)}")
+    what = f"task {task.name!r}: data must be a function that returns a (train, test) of Datasets"
+    if not callable(task.data):
+        raise ValueError(f"{what}; its type is {_type(task.data)}")
+    sets = task.data()
+    pair = isinstance(sets, tuple | list) and len(sets) == 2
+    if not pair or not all(isinstance(one, Dataset) for one in sets):
+        raise ValueError(f"{what}; it returns a {_type(sets)}")
+
+
+def _type(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {', '.join(type(one).__name__ for one in value)}"
+    return type(value).__name__

@@ -18,7 +18,8 @@ import sys
 import traceback
 import tracemalloc
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from json import dumps  # an answer may replace json.dumps
 from pathlib import Path
 from tracemalloc import get_traced_memory
 from types import ModuleType, SimpleNamespace
@@ -31,8 +32,10 @@ from minidist.comm.local.world import LocalWorld
 from minidist.comm.mpi.world import MpiWorld
 from minidist.exercises.exercise import Case, Exercise
 from minidist.exercises.names import EXERCISES
+from minidist.exercises.replaced import Surroundings
 from minidist.exercises.watch import Counts, StudentComm, Watch
 
+MEMORY = 4 << 30  # bytes that a process of an answer may hold
 # Attributes by which a function or a frame leads to what others have defined. No answer needs one.
 LEADS_OUT = {
     "__globals__", "__closure__", "__code__", "__subclasses__", "__builtins__", "__traceback__",
@@ -113,6 +116,7 @@ def run_all(
 ) -> None:
     """Run numbered cases; ``tell`` is called before and after each."""
     watch = Watch(exercise.forbidden, path)
+    around = Surroundings()
     ranks = max((case.ranks for _, case in cases if case.world == "local"), default=1)
     try:
         answers = load_for_each_rank(exercise, path, watch, ranks)
@@ -124,6 +128,9 @@ def run_all(
         run_each(exercise, path, answers, cases, watch, tell)
     finally:
         gc.unfreeze()
+    for name in around.replaced():
+        watch.tried(f"it replaces {name}")
+    tell({"tricks": watch.tricks})
 
 
 def run_each(
@@ -168,6 +175,15 @@ def describe(error: BaseException, path: Path) -> str:
     return said
 
 
+def limit_memory() -> None:
+    """An answer that fills the memory gets a MemoryError, before the computer has none left."""
+    with suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, hard))
+
+
 def main(arguments: Sequence[str]) -> None:
     from minidist.exercises.exercise import find
 
@@ -181,10 +197,12 @@ def main(arguments: Sequence[str]) -> None:
     if first:
         token = Path(secret).read_text()
         os.remove(secret)
+    limit_memory()
     with open(results if first else os.devnull, "a") as file:
 
         def tell(line: dict[str, Any]) -> None:
-            print(json.dumps({"token": token, **line}), file=file, flush=True)
+            file.write(dumps({"token": token, **line}) + "\n")
+            file.flush()
 
         run_all(find(name, EXERCISES), Path(answer), listed, tell)
 

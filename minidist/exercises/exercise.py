@@ -9,7 +9,8 @@
     TITLE, MINUTES, FUNCTIONS     what it is called, how long it takes, what the answer defines
     MARKS                         points for each mark, in the order in which they are shown
     FORBIDDEN                     modules that the answer may not use: they contain the solution
-    cases(seed)                   the cases; an instructor's seed gives others than the student saw
+    cases(seed)                   the cases; an instructor's seed gives others than the student saw.
+                                  Of each number of ranks, two come again with other data
     prepare(rank, case)           the data that a rank starts from; its memory is not counted
     run(comm, answer, case, given)    run the answer on one rank, and return what was measured
     judge(case, ranks)            yield (mark, None if it is right, else what is wrong), from what
@@ -22,12 +23,13 @@ never runs the answer's code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+AGAIN = 1_000_003  # added to the seed of a case that comes again: no other case has such a seed
 Verdict = tuple[str, str | None]  # a mark's name, and what is wrong; None: nothing
 
 
@@ -85,8 +87,23 @@ def find(name: str, names: Iterable[str]) -> Exercise:
         marks.FUNCTIONS,
         marks.MARKS,
         marks.FORBIDDEN,
-        marks.cases,
+        lambda seed: _some_again(list(marks.cases(seed))),
         marks.prepare,
         marks.run,
         marks.judge,
     )
+
+
+def _some_again(cases: list[Case]) -> list[Case]:
+    """The cases, and for each number of ranks two of them on other data.
+
+    An answer that keeps something from one call to the next, under the same sizes, is right once.
+    """
+    local = [case for case in cases if case.world == "local"]
+    by_ranks: dict[int, list[Case]] = {}
+    for case in local:
+        by_ranks.setdefault(case.ranks, []).append(case)
+    for several in by_ranks.values():  # of the first case, and of one in the middle
+        again = several[: len(several) // 2 + 1 : max(1, len(several) // 2)]
+        local += [replace(case, seed=case.seed + AGAIN) for case in again]
+    return local + [case for case in cases if case.world != "local"]

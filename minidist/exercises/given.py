@@ -18,11 +18,14 @@ class Calls:
         self.log: list[tuple[str, int]] = []
 
     def all_reduce(self, comm: Any, array: np.ndarray) -> None:
-        """Replace a 1-D array by the sum over all ranks, in place. A ring."""
+        """Replace an array of any shape by the sum over all ranks, in place. A ring."""
         self.log.append(("all_reduce", array.size))
-        parts = np.array_split(array, comm.size)
+        flat = array.reshape(-1)  # a copy, if the array is not in one piece
+        parts = np.array_split(flat, comm.size)
         _scatter(comm, parts)
         _gather(comm, parts, 1)
+        if not np.shares_memory(flat, array):
+            array[...] = flat.reshape(array.shape)
 
     def reduce_scatter(self, comm: Any, array: np.ndarray) -> np.ndarray:
         """The sum over all ranks of this rank's part of the array; ``array`` is used up."""

@@ -28,6 +28,7 @@ from minidist.exercises.names import EXERCISES
 from minidist.run import leftovers
 
 LIMIT = 10.0  # seconds for the cases of one process; an endless loop ends then
+LOST = "no result of it came back: its process ended before, or somebody removed the result"
 PRINTED = 100_000  # bytes of what an answer prints are kept; the rest is dropped
 HONEST = "own work"  # the mark that every exercise has besides its own
 
@@ -83,10 +84,12 @@ def check(
 
     ``seed`` draws the data and the hidden cases. ``worlds``: "local", "mpi"; the second is left
     out, and the report says so, where there is no mpiexec. ``limit``: seconds that one process may
-    take for its cases; more on a machine that is busy. Raises ValueError for an unknown exercise or
-    a limit that is not above 0, and FileNotFoundError if there is no such file.
+    take for its cases; more on a machine that is busy. Raises ValueError for an unknown exercise, a
+    negative seed or a limit that is not above 0, and FileNotFoundError if there is no such file.
     """
     exercise, path = find(name, EXERCISES), Path(file).resolve()
+    if seed < 0:
+        raise ValueError(f"the seed is a whole number from 0 on, not {seed}")
     if not limit > 0:
         raise ValueError(f"the limit is a number of seconds above 0, not {limit}")
     if not path.is_file():
@@ -136,6 +139,7 @@ def judge(
     marks = {name: Mark(name, points) for name, points in exercise.marks.items()}
     honest = Mark(HONEST, 0, cases=1)
     report = Report(exercise.name, exercise.title, path, [*marks.values(), honest])
+    held: set[tuple[str, str]] = set()  # (mark, case), whatever the data
     for line in lines:
         for trick in line.get("tricks", ()):
             if ("", trick) not in honest.wrong:
@@ -152,6 +156,11 @@ def judge(
                      for rank in line["ranks"]]  # fmt: skip
             for name, wrong in _verdicts(exercise, case, ranks):
                 marks[name].cases += 1
+                if wrong is None:
+                    held.add((name, str(case)))
+                elif (name, str(case)) in held:
+                    wrong += "; with other data of these sizes it was right: does something stay "
+                    wrong += "from one call to the next?"
                 if wrong is not None:
                     marks[name].wrong.append((str(case), wrong))
     if honest.wrong:  # what was copied is worth nothing
@@ -198,6 +207,9 @@ def _in_processes(
             if sum("error" in line for line in lines) >= 3:
                 break  # it has been seen often enough
         else:
+            if not any(line.get("unsolved") or "load" in line for line in found):
+                lost = [number for number, _ in cases if number not in done]
+                lines += [{"case": number, "error": LOST} for number in lost]
             break
     return lines, printed
 

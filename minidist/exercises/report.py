@@ -126,7 +126,11 @@ def gradescope(report: Report) -> dict[str, Any]:
 
 
 def write(path: str | Path, text: str | dict[str, Any]) -> None:
-    """Write a report to a file; its folder is made."""
+    """Write a report to a file; its folder is made. Raises ValueError if that cannot be."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text, indent=2) + "\n", "utf-8")
+    said = text if isinstance(text, str) else json.dumps(text, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(said, "utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error

@@ -34,7 +34,7 @@ def compare(
     size = float((expected * expected).sum())
     times = float((array * expected).sum()) / size if size else 0.0
     if array.size > 1 and times and close(array, times * expected):
-        return f"{what} is {times:.6g} times what it should be, in every number"
+        return f"{what} is {unequal(times, 1.0)[0]} times what it should be, in every number"
     worst = np.unravel_index(np.argmax(gap), gap.shape)
     where = f" at {[int(index) for index in worst]}" if gap.ndim else ""
     is_now, should = unequal(array[worst], expected[worst])

@@ -21,11 +21,21 @@ from types import FrameType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from minidist import lazy
+
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+OWN = tuple(  # folders of the marker and of what it runs answers with, as modules name their files
+    os.path.join(root, package, "")
+    for root in {ROOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    for package in ("exercises", "comm")
+)
 LIBRARIES = ("mpi4py", "torch", "jax", "tensorflow")  # each has what the exercises are about
 MEASURES = ("tracemalloc", "_tracemalloc")  # what is measured with; others may import them
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
+STARTS = "_posixsubprocess"  # of which multiprocessing makes processes, without an audit event
+SIGNALS = ("os.kill", "os.killpg", "signal.pthread_kill")
 SEARCHES = ("gc.get_objects", "gc.get_referrers", "gc.get_referents", "sys._current_frames")
+FRAMES = ("sys._getframe", "sys.settrace", "sys.setprofile")  # libraries may use these
 
 
 class Watch(importlib.abc.MetaPathFinder):
@@ -40,6 +50,7 @@ class Watch(importlib.abc.MetaPathFinder):
         self._inside = tuple(f"{name}." for name in self.forbidden)
         self.file = os.fspath(file)
         self.tricks: list[str] = []
+        self.ran: set[str] = set()  # code that came from data: through "pickle", "eval"
 
     def forbids(self, module: str) -> bool:
         return f"{module}.".startswith(self._inside)
@@ -50,37 +61,57 @@ class Watch(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if self.forbids(name):
+            within = next(_modules(os.path.realpath(self.asker())), "")
+            if within:  # a module that may be imported needs one that may not
+                raise ImportError(
+                    f"{within.removesuffix('.__init__')} is not available in this exercise: it "
+                    f"imports {name}"
+                )
             self.tried(f"it imports {name}")
             raise ImportError(f"{name} is not available in this exercise: write it yourself")
+        if name == STARTS:
+            self.tried("it starts another program")
+            raise ImportError("an answer may not start another program")
         if name in MEASURES and self.asked():
             self.tried(f"it imports {name}, with which its memory is measured")
             raise ImportError(f"{name} is not available in this exercise")
 
     def asked(self) -> bool:
         """Whether the answer itself does what is going on, and not a library that it calls."""
+        return self.asker() == self.file
+
+    def asker(self) -> str:
+        """The file whose code does what is going on, besides Python's own means to import."""
         before, LOOKING.now = getattr(LOOKING, "now", False), True
         frame: FrameType | None = sys._getframe(1)
         LOOKING.now = before
         while frame and (
-            frame.f_code.co_filename in (__file__, importlib.abc.__file__)
+            frame.f_code.co_filename in (__file__, importlib.abc.__file__, lazy.__file__)
             or "importlib" in frame.f_code.co_filename
             or os.path.basename(frame.f_code.co_filename) == "inspect.py"
         ):
             frame = frame.f_back
-        return frame is not None and frame.f_code.co_filename == self.file
+        return frame.f_code.co_filename if frame else ""
 
     def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Python's audit events: a file that is opened, a program that is started, and so on."""
         if event in ("open", "os.link", "os.symlink", "os.rename"):
             if isinstance(arguments[0], (str, bytes, os.PathLike)):
                 self.reads(os.path.realpath(os.fsdecode(arguments[0])))
+        elif event == "pickle.find_class":
+            self.ran.add("pickle")
+        elif event == "exec" and not os.path.exists(arguments[0].co_filename) and self.asked():
+            self.ran.add("eval")
         elif event in PROGRAMS:
             self.tried("it starts another program")
             raise PermissionError("an answer may not start another program")
-        elif event == "ctypes.dlopen":
+        elif event in SIGNALS:
+            self.tried("it sends a signal to a process")
+            raise PermissionError("an answer may not send signals")
+        elif event in ("ctypes.dlopen", "ctypes.dlsym", "ctypes.dlsym/handle"):
             self.tried("it calls C code by ctypes")
             raise PermissionError("an answer may not call C code by ctypes")
-        elif event in SEARCHES or (event == "sys._getframe" and self.asked()):
+        elif event in SEARCHES or (event in FRAMES and self.asked()):
             self.tried(f"it searches the process by {event}")
             raise PermissionError(f"{event} is not available in this exercise")
 
@@ -94,10 +125,11 @@ class Watch(importlib.abc.MetaPathFinder):
     @contextmanager
     def over(self) -> Iterator[None]:
         """Inside, the answer runs: forbidden modules that are loaded already are out of reach."""
+        loaded = set(sys.modules)
         hidden: dict[str, ModuleType] = {
             name: module
             for name, module in sys.modules.items()
-            if self.forbids(name) or name in MEASURES
+            if self.forbids(name) or name in MEASURES or (name == STARTS and "subprocess" in loaded)
         }
         for name in hidden:
             del sys.modules[name]
@@ -140,10 +172,10 @@ def _hide_lines(modules: dict[str, ModuleType]) -> list[str]:
     A warning or a traceback that passes through them is printed with its line of source, which
     linecache reads: that is no trick of the answer.
     """
-    files = [
+    files = [  # by the file: the module that was started is called __main__
         str(module.__file__)
-        for name, module in modules.items()
-        if name.startswith(("minidist.exercises", "minidist.comm")) and module.__file__
+        for module in modules.values()
+        if str(getattr(module, "__file__", "")).startswith(OWN)
     ]
     for file in files:
         linecache.cache[file] = (0, None, [], file)  # without a time: it is not looked up again

@@ -68,6 +68,19 @@ def test_a_straggler_takes_some_time(times):
         Machine(slowdown={1: 2.0, 3: times})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"slowdown": {0: math.inf}}, "slowdown of rank 0 must be finite"),
+        ({"slowdown": {-1: 2.0}}, "there is no rank -1"),
+        ({"crashes": {-2: 0.5}}, "there is no rank -2"),
+    ],
+)
+def test_ranks_count_from_0_and_end_their_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Machine(**settings)
+
+
 def exchange_times(machine, ranks=4):
     """When each rank has sent 8 bytes to the right and received as many from the left."""
 

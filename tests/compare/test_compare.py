@@ -18,7 +18,7 @@ from minidist.cli import main
 from minidist.cli.terminal import Live
 from minidist.compare import DOZEN, compare, names
 from minidist.compare import report as reports
-from minidist.parallel import METHODS
+from minidist.parallel import METHODS, Zero3
 from minidist.privacy import PRIVATE_METHODS
 from tests.mpi.run import mpiexec, needs_mpi
 
@@ -192,8 +192,17 @@ def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
         (["--steps", "0"], "at least one step, not 0"),
         (["--task", "no_such_module:task"], "No module named 'no_such_module'"),
         (["--task", "json:dumps_"], "there is no 'dumps_' in"),
-        (["--methods", "json:__name__"], "a str cannot be called"),
+        (["--methods", "json:__name__"], "of type str, and cannot be called"),
         (["--task", "telepathy"], "unknown task 'telepathy'"),
+        (["--task", "regresion"], "did you mean 'regression'?"),
+        (["--task", ":x"], "write module:name"),
+        (["--task", "sys:nothing"], "there is no 'nothing' in the module sys"),
+        (["--task", "nowhere/my.py:task"], "there is no file "),
+        (["--methods", "Zero"], "did you mean 'zero'?"),
+        (["--methods", "pipeline/gpip"], "did you mean 'pipeline/gpipe'?"),
+        (["--slowdown", "1=inf"], "must be finite"),
+        (["--slowdown=-1=2"], "there is no rank -1"),
+        (["--ranks", "1000000"], "1000000 ranks in this process need"),
         (["--slowdown", "3"], "write RANK=TIMES"),
         (["--world", "mpi", "--machine", "gigabit"], "--machine and --slowdown are for the local"),
         (["--algorithms", "/nowhere/compare.json"], "no algorithms can be read"),
@@ -203,6 +212,24 @@ def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
 def test_bad_options_are_refused_in_a_line(options, message, capsys, tmp_path):
     assert main(["compare", "--world", "local", "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ("compare.json", "compare.md", "compare.png"))
+def test_a_folder_in_the_place_of_a_file_is_found_before_training(name, capsys, tmp_path):
+    (tmp_path / name).mkdir()
+    assert main(["compare", "--world", "local", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"{name} is a folder there" in said.err and "loss" not in said.out
+
+
+def test_only_rank_0_asks_for_the_cost_which_is_of_all_ranks(monkeypatch):
+    asked = []
+    cost = Zero3.cost
+    monkeypatch.setattr(
+        Zero3, "cost", lambda method, *rest: asked.append(method.comm.rank) or cost(method, *rest)
+    )
+    compare("zero/3", "regression", ranks=5, steps=2, batch=8)
+    assert set(asked) == {0}, "p ranks that ask for p costs each take p² of them"
 
 
 def test_equal_means_equal_on_every_rank():

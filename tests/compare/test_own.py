@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,7 +15,12 @@ from minidist.comm.local.comm import LocalComm
 from minidist.compare import TASKS, Task, compare, comparison, names
 from minidist.compare import report as reports
 from minidist.compare.rows import rows_of
+from minidist.compare.tasks import task_of
 from minidist.compare.words import COLUMNS, FAMILIES, VARIANTS
+from minidist.data import fashion_mnist
+from minidist.models import mlp
+from minidist.nn import CrossEntropy
+from minidist.optim import SGD
 from tests.compare import own
 from tests.mpi.run import mpiexec, needs_mpi
 
@@ -119,6 +126,9 @@ def test_a_straggler_and_a_machine_are_those_of_the_clock():
     even, _ = compare("data_parallel/ring", own.narrow, 2, steps=2, batch=8)
     report, _ = compare("data_parallel/ring", own.narrow, 2, LocalWorld(slow), steps=2, batch=8)
     assert report["machine"]["slowdown"] == {"1": "4.0"}
+    assert reports.subject(report).endswith(
+        "local world, virtual times of the machine 'laptop', slower: rank 1 4 times"
+    )
     row = report["rows"][1]
     assert row["step_seconds"] > 3 * even["rows"][1]["step_seconds"]
     assert row["step_seconds"] == pytest.approx(row["predicted_step_seconds"])
@@ -138,6 +148,8 @@ def test_every_word_is_explained():
     rows = rows_of(TASKS["gpt"])
     assert {row.split("/")[0] for row in rows} | {"own"} == FAMILIES.keys()
     assert {row for row in rows if "/" in row} == VARIANTS.keys()
+    leaning = ("the same", "these", "this", "with two")
+    assert not [row for row, text in VARIANTS.items() if text.startswith(leaning)], "stands alone"
     assert all(len(text) < 96 for words in (FAMILIES, VARIANTS) for text in words.values())
     from minidist.compare.report import CELLS
 
@@ -149,6 +161,49 @@ def test_a_task_says_what_it_is_not():
     for wrong in (f"{HERE}:rows", f"{HERE}:Plain", "telepathy"):
         with pytest.raises((ValueError, TypeError), match=r"Task|unknown task|argument"):
             compare(task=wrong)
+
+
+WRONG = {
+    "model": [None, lambda: None, mlp(), lambda width: mlp()],
+    "optimizer": [SGD(0.1), SGD, lambda: 0.1],
+    "loss": [CrossEntropy(), "cross entropy"],
+    "data": [lambda: fashion_mnist()[0], lambda: None, lambda: [1, 2], fashion_mnist()],
+}
+
+
+@pytest.mark.parametrize(("part", "wrong"), [(p, w) for p, all_ in WRONG.items() for w in all_])
+def test_a_task_says_which_of_its_functions_is_wrong(part, wrong):
+    with pytest.raises(ValueError, match=f"task 'narrow': {part} must be a function that returns"):
+        task_of(replace(own.narrow(), **{part: wrong}))
+
+
+def test_a_task_of_a_file_in_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "widths.py").write_text("width = 5\n")
+    (tmp_path / "my.py").write_text(
+        "from widths import width\nfrom tests.compare.own import narrow\n"
+        "def wide(width=width): return narrow()\ndef lost(ranks): return narrow()\n"
+    )
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        for named in (f"{tmp_path}/my.py:wide", f"{tmp_path}/../{tmp_path.name}/my.py:wide"):
+            assert task_of(named).name == "narrow"
+        with pytest.raises(
+            ValueError, match="called without arguments, to return a Task; it needs"
+        ):
+            task_of(f"{tmp_path}/my.py:lost")
+        monkeypatch.chdir(tmp_path)
+        for named in ("my:wide", "my.py:wide", "./my.py:wide"):
+            assert task_of(named).name == "narrow"
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+
+def test_a_batch_smaller_than_the_ranks_leaves_no_row_out():
+    report, _ = compare("mesh/every_axis", ranks=4, steps=1, batch=1)
+    assert not report["not_applicable"]
+    check_equal(report)
 
 
 def test_ranks_that_share_no_memory_leave_out_what_needs_it(monkeypatch, capsys):

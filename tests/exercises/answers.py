@@ -391,6 +391,51 @@ WRONG = [
           "        noted.append(name)\n"
           "    noted, seen = [], {root}\n    visit(root)\n    return noted[::-1]\n"
           "    noted, seen, stack", "a long chain", "a higher limit only moves"),
+    Wrong("backward_order", "along every path", "    noted, seen, stack",
+          "    order, left = [], [root]\n    while left:\n        order.append(left.pop())\n"
+          "        left += parents[order[-1]]\n"
+          "    return list(dict.fromkeys(order[::-1]))[::-1]\n    noted, seen, stack",
+          "each once", "along each path"),
+    Wrong("backward_order", "the graph is taken apart", "    noted, seen, stack",
+          "    noted, left = [], [root]\n    while left:\n        if parents[left[-1]]:\n"
+          "            left.append(parents[left[-1]].pop())\n"
+          "        elif (name := left.pop()) not in noted:\n            noted.append(name)\n"
+          "    return noted[::-1]\n    noted, seen, stack",
+          "graph untouched", "parents was changed"),
+    Wrong("uneven_shards", "samples are gathered", "    total = ",
+          "    rows = np.zeros((comm.size, 64, 6))\n"
+          "    rows[comm.rank, : len(y)] = np.column_stack([x, y, np.ones(len(y))])\n"
+          "    all_reduce(comm, rows)\n    rows = rows[rows[..., -1] == 1]\n"
+          "    x, y = rows[:, :-2], rows[:, -2]\n    return x.T @ (x @ w - y) / len(y)\n"
+          "    total = ", "one all-reduce", "samples stay on their rank"),
+    Wrong("uneven_shards", "the targets become errors", "    total = np.append(x.T @ (x @ w - y)",
+          "    y -= x @ w\n    total = np.append(-(x.T @ y)", "inputs untouched", "y was changed"),
+    Wrong("tensor_parallel", "the gradient is scaled on the way", "    grad_h = np.where",
+          "    grad *= 1.5\n    c = c / 1.5\n    grad_h = np.where",
+          "inputs untouched", "grad was changed"),
+    Wrong("one_f_one_b", "words in place of pairs", "    return steps +",
+          "    return [f'F{number}' for number in range(microbatches)]\n    return steps +",
+          "complete", "a step is a pair"),
+    Wrong("buckets", "the mean", "+ grad.size]\n", "+ grad.size] / self.comm.size\n", "result",
+          "is the mean of the ranks"),
+    Wrong("broadcast_backward", "a millionth more", "    return grad", "    return 1.000001 * grad",
+          "both, and neither", "1.000001 times"),
+    Wrong("checkpoint", "a pickle of an old form behind its checksum",
+          "    content += b\"\".join(np.ascontiguousarray(array).tobytes() for array in arrays"
+          ".values())\n",
+          "    import pickle\n    content = pickle.dumps([step, {n: (a.tolist(), str(a.dtype), "
+          "a.shape) for n, a in arrays.items()}], 2)\n", "no pickle", "save writes a pickle"),
+    Wrong("checkpoint", "evaluated", "    found = json.loads(header)", "    found = eval(header)",
+          "no pickle", "by eval or exec"),
+    Wrong("matmul_backward", "the first b for ever", "    return grad @ b.T",
+          "    global first\n    first = globals().get('first', b)\n"
+          "    b = first if first.shape == b.shape else b\n    return grad @ b.T",
+          "gradient of a", "from one call to the next"),
+    Wrong("stale_server", "the slowest of the first four", "min(self.steps)", "min(self.steps[:4])",
+          "bound", "ahead, and the bound is|which was not waiting"),
+    Wrong("adam", "the last of an odd number is left out", "    m[...]",
+          "    w, g, m, v = (one[: len(one) // 2 * 2] for one in (w, g, m, v))\n    m[...]",
+          "first step", "w[4] is"),
     Wrong("buckets", "a number too many", ">= self.limit", "> self.limit", "number of buckets",
           "as soon as it has"),
     Wrong("matmul_backward", "in the other order", "grad @ b.T, a.T @ grad",

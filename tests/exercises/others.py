@@ -337,4 +337,10 @@ CHEATS = {
     "ctypes.CDLL(None)": "C code",
     "importlib.import_module('tracemalloc').stop()": "it imports tracemalloc",
     "comm.barrier()": "it uses comm.barrier",
+    "os.kill(os.getppid(), 0)": "it sends a signal",
+    "__import__('sys').setprofile(None)": "it searches the process by sys.setprofile",
+    "ctypes.pythonapi.Py_IsInitialized()": "C code",
+    "__import__('multiprocessing').get_context('spawn').Process(target=print).start()": "program",
+    "setattr(importlib.import_module('json'), 'dumps', print)": "it replaces json.dumps",
+    "type(comm).send = lambda *arguments: None": "it replaces minidist.exercises.watch.StudentComm",
 }

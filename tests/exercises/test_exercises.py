@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +15,7 @@ from minidist.exercises.child import run_all
 from minidist.exercises.exercise import Case
 from minidist.exercises.marker import check_here
 from minidist.exercises.report import explain, gradescope, junit, show
+from minidist.exercises.watch import StudentComm
 from tests.exercises.answers import WRONG
 from tests.exercises.others import CHEATS, RIGHT
 from tests.mpi.run import needs_mpi
@@ -43,6 +45,37 @@ def test_a_wrong_answer_loses_its_mark_and_is_told_why(wrong, tmp_path):
     assert any(word in what for word in wrong.words.split("|") for what in reasons), reasons[:3]
 
 
+REMEMBERS = """
+def remembering(function):
+    kept = {}
+    def wrapped(*arguments, **named):
+        arrays = [one for one in arguments if isinstance(one, np.ndarray)]
+        result = function(*arguments, **named)
+        sizes = [getattr(a, "shape", getattr(a, "size", a)) for a in arguments if not callable(a)]
+        first, returned = kept.setdefault(str(sizes), ([one.copy() for one in arrays], result))
+        for array, one in zip(arrays, first):
+            array[...] = one
+        return returned
+    return wrapped
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["matmul_backward", "broadcast_backward", "cross_entropy", "adam", "central", "ring",
+     "halving_doubling", "uneven_shards", "tensor_parallel"],
+)  # fmt: skip
+def test_what_is_kept_from_one_call_to_the_next_is_found(name, tmp_path):
+    """Right for the first data of each size; those of the next call get the same result."""
+    exercise, answer = find(name, EXERCISES), tmp_path / "answer.py"
+    wrapped = "".join(f"{one} = remembering({one})\n" for one in exercise.functions)
+    answer.write_text(f"{exercise.solution.read_text()}import numpy as np\n{REMEMBERS}{wrapped}")
+    report = check_here(name, answer)
+    assert not report.passed
+    reasons = [what for mark in report.marks for _, what in mark.wrong]
+    assert any("from one call to the next" in what for what in reasons), reasons[:3]
+
+
 @pytest.mark.parametrize("what", RIGHT)
 def test_a_right_answer_of_another_structure_has_every_mark(what, tmp_path):
     answer = tmp_path / "answer.py"
@@ -51,7 +84,9 @@ def test_a_right_answer_of_another_structure_has_every_mark(what, tmp_path):
     assert report.passed, [(mark.name, mark.wrong[:1]) for mark in report.marks if mark.wrong]
 
 
-def test_what_an_answer_may_not_do_is_reported(tmp_path):
+def test_what_an_answer_may_not_do_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(json, "dumps", json.dumps)  # put back, when an answer has replaced them
+    monkeypatch.setattr(StudentComm, "send", StudentComm.send)
     missed, cases = [], [(0, Case(2, settings={"length": 3}))]
     for line, words in CHEATS.items():
         answer = tmp_path / "answer.py"
@@ -66,6 +101,20 @@ def test_what_an_answer_may_not_do_is_reported(tmp_path):
         if not any(words in what for what in tried):
             missed.append((line, tried))
     assert not missed
+
+
+def test_a_module_that_needs_a_forbidden_one_is_not_there_and_no_accusation(tmp_path):
+    answer, lines = tmp_path / "answer.py", []
+    answer.write_text("import minidist.nn\ndef all_reduce(comm, array):\n    pass\n")
+    loaded = [name for name in sys.modules if name.startswith("minidist.nn")]
+    kept = {name: sys.modules.pop(name) for name in loaded}
+    try:
+        run_all(find("ring", EXERCISES), answer, [(0, Case(1, settings={"length": 3}))],
+                lines.append)  # fmt: skip
+    finally:
+        sys.modules.update(kept)
+    assert lines[-1]["tricks"] == []
+    assert "minidist.nn" in lines[-1]["load"] and "it imports minidist.coll" in lines[-1]["load"]
 
 
 def test_the_solution_in_another_copy_of_minidist_is_not_read(tmp_path):
@@ -106,6 +155,19 @@ def test_at_least_five_wrong_answers_are_known(name):
 @pytest.mark.slow
 def test_both_worlds_a_trick_an_endless_loop_and_a_lie(tmp_path):
     assert check("ring", find("ring", EXERCISES).solution).passed
+
+    answer = tmp_path / "removes.py"  # results of what it cannot do, when nobody looks any more
+    answer.write_text(
+        find("matmul_backward", EXERCISES).solution.read_text() + "import atexit, os, pathlib\n"
+        "for fd in os.listdir('/proc/self/fd'):\n"
+        "    path = pathlib.Path(os.path.realpath(f'/proc/self/fd/{fd}'))\n"
+        "    if path.name == 'results.jsonl':\n"
+        "        four = lambda: path.read_text().splitlines(True)[:4]\n"
+        "        atexit.register(lambda: path.write_text(''.join(four())))\n"
+        "        break\n"
+    )
+    report = check("matmul_backward", answer, worlds=["local"])
+    assert "somebody removed the result" in report.marks[0].wrong[0][1]
 
     answer = tmp_path / "mine.py"
     answer.write_text(
@@ -159,8 +221,16 @@ def test_the_commands_list_start_and_mark_and_write_every_format(tmp_path, capsy
     assert {test.get("name") for test in suite if len(test)} == {"first step", "later steps"}
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert results["score"] == sum(test["score"] for test in results["tests"]) == 4
-    (tmp_path / "adam.py").write_text(answer)
+    # Python warns of it, and looks for the line of the marker in which it came to be: no trick.
+    warned = "\n_adam = adam\nasync def never(): pass\ndef adam(*arguments, **rates):\n"
+    (tmp_path / "adam.py").write_text(
+        answer + warned + "    never()\n    _adam(*arguments, **rates)\n"
+    )
     assert main(["check", "adam", "adam.py", "--json", "-"]) == 0
+    for file in ("a", "a.xml/a"):  # a folder; below a file
+        assert main(["check", "adam", "adam.py", "--junit", file]) == 2
+        assert f"{file} cannot be written: " in capsys.readouterr().err
+    assert main(["check", "adam", "adam.py", "--seed", "-1"]) == 2
     assert main(["check", "nonsense", "adam.py"]) == 2
     assert main(["check", "adam", "nothing.py"]) == 2
     assert main(["check", "adam", "adam.py", "--limit", "0"]) == 2

@@ -164,9 +164,10 @@ def mean(array: ndarray, axis: Axis = None, dtype: Any = None, keepdims: bool = 
 
 
 def largest(array: ndarray, axis: Axis = None, keepdims: bool = False) -> ndarray:
-    if not array.size:
+    out = reduce(array, axis, keepdims, array.dtype)
+    if out.size and not array.size:  # no rows have no largest elements, and that is no error
         raise ValueError("an array without elements has no largest or smallest one")
-    return reduce(array, axis, keepdims, array.dtype)
+    return out
 
 
 def argmax(array: ndarray, axis: Axis = None) -> ndarray:

@@ -95,9 +95,12 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     wrong = None
     if not close(arrays["w"][own], wanted[""]["w"][own]):
         found = [slip for slip in SLIPS if close(arrays["w"][own], wanted[slip]["w"][own])]
-        is_now, should = unequal(arrays["w"][own][0], wanted[""]["w"][own][0])
+        one = int(np.argmax(np.abs(arrays["w"][own] - wanted[""]["w"][own])))
+        is_now, should = unequal(arrays["w"][own][one], wanted[""]["w"][own][one])
         after = f"after {case['steps']} step{'s' * (case['steps'] > 1)}"
-        wrong = SLIPS[found[0]] if found else f"{after} w[0] is {is_now}, and should be {should}"
+        wrong = (
+            SLIPS[found[0]] if found else f"{after} w[{one}] is {is_now}, and should be {should}"
+        )
     yield mark, wrong
     same = [
         name

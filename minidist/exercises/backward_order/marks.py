@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,55 @@ from minidist.exercises.exercise import Case, Verdict
 TITLE = "The order of a backward"
 MINUTES = 40
 FUNCTIONS = ("backward_order",)
-MARKS = {"order": 4, "each once": 2, "only what the root needs": 1, "a long chain": 2}
+MARKS = {
+    "order": 4,
+    "each once": 2,
+    "only what the root needs": 1,
+    "a long chain": 2,
+    "graph untouched": 1,
+}
 FORBIDDEN = single.FORBIDDEN
 Graph = dict[str, list[str]]
 LONG = "a chain of 5,000"
-DIAMONDS = "30 diamonds, with 2^30 paths"
+BLOCKS = "30 blocks with a way around each: 2^30 paths"
+TURNED = f"{BLOCKS}, the way around first"
+LOOKS = 100_000  # in a graph of 61 tensors, more than a search needs that visits each once
 DEPTH = 1_000  # Python's usual limit of calls inside calls
 
 
 def cases(seed: int) -> Iterator[Case]:
     yield from (Case(seed=seed, settings={"graph": name}) for name in GRAPHS)
     yield from (Case(seed=seed + n, settings={"graph": f"random {n}"}) for n in range(4))
+
+
+def _blocks(number: int, around_first: bool) -> Graph:
+    """A chain of residual blocks: x = y1 + x1 with y1 = f(x1), x1 = y2 + x2, and so on."""
+    names = ["x", *(f"x{n}" for n in range(1, number + 1))]
+    graph: Graph = {names[-1]: []}
+    for n, (name, below) in enumerate(pairwise(names), start=1):
+        graph |= {name: [below, f"y{n}"] if around_first else [f"y{n}", below], f"y{n}": [below]}
+    return graph
+
+
+class Counted(dict[str, list[str]]):
+    """A graph that ends a search which looks up tensors too often."""
+
+    looks = 0
+
+    def __getitem__(self, name: str) -> list[str]:
+        self.looks += 1
+        if self.looks > LOOKS:
+            raise TooManyLooks
+        return super().__getitem__(name)
+
+    def get(self, name: str, other: Any = None) -> Any:
+        if name not in self:
+            return other
+        return self[name]  # counted
+
+
+class TooManyLooks(Exception):
+    """The search goes along every path."""
 
 
 GRAPHS: dict[str, Graph] = {
@@ -34,10 +73,8 @@ GRAPHS: dict[str, Graph] = {
     "skipped": {"x": ["a", "b"], "b": ["c"], "c": ["a"], "a": []},
     "used twice by one": {"x": ["b"], "b": ["a", "a"], "a": []},
     "something else besides": {"x": ["a"], "a": [], "unused": ["a"]},
-    DIAMONDS: {
-        name: [f"x{n + 1}" if n else "x1", f"x{n + 2}"] if n < 30 else []
-        for n, name in enumerate(["x", *(f"x{n}" for n in range(1, 32))])
-    },
+    BLOCKS: _blocks(30, around_first=False),
+    TURNED: _blocks(30, around_first=True),
     LONG: {("x" if n == 0 else f"x{n}"): [f"x{n + 1}"] for n in range(5_000)} | {"x5000": []},
 }
 
@@ -59,11 +96,17 @@ def prepare(rank: int, case: Case) -> Graph:
 
 def run(comm: Any, answer: Any, case: Case, graph: Graph) -> dict[str, Any]:
     copy = {name: list(parents) for name, parents in graph.items()}
+    if case["graph"] in (BLOCKS, TURNED):
+        copy = Counted(copy)
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(DEPTH)
     try:
         order = [str(name) for name in answer.backward_order("x", copy)]
-        return {"order": order if sys.getrecursionlimit() == DEPTH else None}
+        untouched = copy == graph
+        limit = sys.getrecursionlimit()
+        return {"order": order if limit == DEPTH else None, "untouched": untouched}
+    except TooManyLooks:
+        return {"order": [], "looks": LOOKS}
     except RecursionError:
         return {"order": None}
     finally:
@@ -72,6 +115,16 @@ def run(comm: Any, answer: Any, case: Case, graph: Graph) -> dict[str, Any]:
 
 def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     order, graph = ranks[0]["order"], graph_of(case)
+    if "looks" in ranks[0]:
+        yield (
+            "each once",
+            f"parents are looked up more than {LOOKS:,} times in a graph of {len(graph)} tensors: "
+            "it goes along each path to a tensor, and there are 2^30; visit each tensor once",
+        )
+        return
+    if "untouched" in ranks[0]:
+        changed = "parents was changed: other parts of the program still use the graph"
+        yield "graph untouched", None if ranks[0]["untouched"] else changed
     if case["graph"] == LONG:
         yield (
             "a long chain",

@@ -17,7 +17,7 @@ RecursionError in a long chain, so use a stack of your own.
 To do: write ``backward_order(root, parents)``. ``parents`` is a dictionary: parents["d"] = ["b",
 "a"] (a leaf has an empty list; a name may occur twice: c = b * b). Return the list of all names
 that ``root`` depends on, itself first, each once. Names that the root does not depend on do not
-occur.
+occur. Do not change ``parents``.
 
     minidist check backward_order mine.py
 """

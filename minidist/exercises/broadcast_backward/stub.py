@@ -18,7 +18,7 @@ missing or repeated, and gives the gradient the shape that the tensor has:
     shape ()          grad (4, 3)       -> the sum of everything
 
 To do: write ``unbroadcast(grad, shape)``: the gradient of a tensor of that shape, which was
-broadcast to ``grad.shape``.
+broadcast to ``grad.shape``. Do not change ``grad``.
 
     minidist check broadcast_backward mine.py
 """

@@ -84,6 +84,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
                             "has not changed: the sum must be copied back into it, "
                             "after the future's wait()"
                             if untouched
+                            else "is the mean of the ranks, and the sum is wanted"
+                            if np.array_equal(np.multiply(grad, p), expected)
                             else "is not the sum over the ranks"
                         )
                     )

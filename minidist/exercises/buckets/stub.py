@@ -26,6 +26,8 @@ To do: write the class ``Buckets``. Its methods are called like this, on every r
         buckets.ready(grad)
     buckets.finish()          afterwards every grad holds, in place, the sum over all ranks
 
+The next backward uses the same object again.
+
     minidist check buckets mine.py
 """
 

@@ -17,7 +17,8 @@ To do: write both functions.
                                 ValueError if it is damaged, whatever the damage is
 
 Do not use pickle, nor numpy.load with allow_pickle=True: a pickle runs the code that is in it, so a
-file from a stranger could do anything. A header in JSON and the arrays' bytes behind it will do.
+file from a stranger could do anything. So do eval and exec. A header in JSON and the arrays' bytes
+behind it will do.
 Use ``open``, ``os.replace`` and so on as they are: the marker ends your ``save`` in the middle, at
 each call in turn.
 

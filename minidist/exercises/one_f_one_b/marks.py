@@ -31,7 +31,12 @@ def prepare(rank: int, case: Case) -> None:
 
 def run(comm: Any, answer: Any, case: Case, given: None) -> dict[str, Any]:
     p, m = case["stages"], case["microbatches"]
-    return {"steps": [[list(step) for step in answer.schedule(s, p, m)] for s in range(p)]}
+    return {"steps": [[as_pair(step) for step in answer.schedule(s, p, m)] for s in range(p)]}
+
+
+def as_pair(step: Any) -> Any:
+    """A tuple or list as a list; whatever else it is, as it is."""
+    return list(step) if isinstance(step, (tuple, list)) else step
 
 
 def clock(steps: list[list[list[Any]]]) -> tuple[float | None, str]:
@@ -61,19 +66,27 @@ def clock(steps: list[list[list[Any]]]) -> tuple[float | None, str]:
     return max(now), ""
 
 
+def _is_step(step: Any) -> bool:
+    pair = isinstance(step, list) and len(step) == 2
+    return pair and step[0] in ("F", "B") and type(step[1]) is int
+
+
 def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     p, m, steps = case["stages"], case["microbatches"], ranks[0]["steps"]
-    wanted = sorted([kind, number] for kind in "BF" for number in range(m))
+    wanted = sorted(([kind, number] for kind in "BF" for number in range(m)), key=str)
     missing = next(
         (
             f"stage {stage} has {len(steps[stage])} steps, and each of {m} microbatches needs one "
             "F "
             "and one B on every stage"
             for stage in range(p)
-            if sorted(steps[stage]) != wanted
+            if sorted(steps[stage], key=str) != wanted
         ),
         None,
     )
+    shapeless = next((step for own in steps for step in own if not _is_step(step)), None)
+    if shapeless is not None:
+        missing = f'a step is a pair such as ("F", 0), and not {shapeless!r}'
     yield "complete", missing
     if missing:
         for mark in ("no deadlock", "in flight", "time", "order"):

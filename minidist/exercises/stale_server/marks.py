@@ -20,7 +20,7 @@ TURNS = 200
 
 
 def cases(seed: int) -> Iterator[Case]:
-    for workers in (1, 2, 4):
+    for workers in (1, 2, 4, 5, 8):
         for staleness in (0, 1, 3, None):
             yield Case(seed=seed + workers, settings={"workers": workers, "staleness": staleness})
 

@@ -10,12 +10,19 @@ import numpy as np
 from minidist.exercises import collective
 from minidist.exercises.exercise import Case, Verdict
 from minidist.exercises.given import Calls
-from minidist.exercises.single import compare
+from minidist.exercises.single import compare, untouched
 
 TITLE = "Two layers cut over the ranks"
 MINUTES = 60
 FUNCTIONS = ("forward", "backward")
-MARKS = {"forward": 3, "own gradients": 3, "gradient of x": 2, "gradient of d": 1, "messages": 3}
+MARKS = {
+    "forward": 3,
+    "own gradients": 3,
+    "gradient of x": 2,
+    "gradient of d": 1,
+    "messages": 3,
+    "inputs untouched": 1,
+}
 FORBIDDEN = collective.FORBIDDEN
 NAMES = ("x", "a", "b", "c", "d")
 
@@ -57,7 +64,9 @@ def run(comm: Any, answer: Any, case: Case, given: dict[str, np.ndarray]) -> dic
     y, h = answer.forward(comm, all_reduce, given["x"], *parts)
     forward = len(calls.log)
     grads = answer.backward(comm, all_reduce, given["grad"], given["x"], h, *parts)
-    return {"y": y, "grads": list(grads), "forward": forward, "calls": calls.log}
+    return {
+        "y": y, "grads": list(grads), "forward": forward, "calls": calls.log, "after": given,
+    }  # fmt: skip
 
 
 def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
@@ -130,6 +139,8 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
     yield "own gradients", found["a"] or found["b"] or found["c"]
     yield "gradient of x", found["x"]
     yield "gradient of d", found["d"]
+    changed = (untouched(rank["after"], prepare(r, case)) for r, rank in enumerate(ranks))
+    yield "inputs untouched", next((wrong for wrong in changed if wrong), None)
     for rank in ranks:
         calls = rank["calls"]
         sizes = [size for _, size in calls]

@@ -26,6 +26,8 @@ all ranks.
     backward(comm, all_reduce, grad, x, h, a, b, c, d)
         returns the gradients of (x, a, b, c, d): of a, b and c those of the own parts
 
+Do not change x, grad and the parameters: other parts of the program still use them.
+
 Shoeybi et al., "Megatron-LM", arXiv 1909.08053, section 3.
 
     minidist check tensor_parallel mine.py

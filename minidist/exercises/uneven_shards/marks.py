@@ -10,12 +10,18 @@ import numpy as np
 from minidist.exercises import collective
 from minidist.exercises.exercise import Case, Verdict
 from minidist.exercises.given import Calls
-from minidist.exercises.single import compare
+from minidist.exercises.single import compare, untouched
 
 TITLE = "The gradient of a mean, from uneven shards"
 MINUTES = 40
 FUNCTIONS = ("gradient",)
-MARKS = {"even shards": 2, "uneven shards": 4, "an empty shard": 1, "one all-reduce": 2}
+MARKS = {
+    "even shards": 2,
+    "uneven shards": 4,
+    "an empty shard": 1,
+    "one all-reduce": 2,
+    "inputs untouched": 1,
+}
 FORBIDDEN = collective.FORBIDDEN
 FEATURES = 4
 
@@ -46,7 +52,7 @@ def prepare(rank: int, case: Case) -> dict[str, np.ndarray]:
 def run(comm: Any, answer: Any, case: Case, given: dict[str, np.ndarray]) -> dict[str, Any]:
     calls = Calls()
     got = answer.gradient(comm, calls.all_reduce, given["w"], given["x"], given["y"])
-    return {"got": got, "calls": calls.log}
+    return {"got": got, "calls": calls.log, "after": given}
 
 
 def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
@@ -79,13 +85,21 @@ def judge(case: Case, ranks: list[dict[str, Any]]) -> Iterator[Verdict]:
         yield "an empty shard", wrong
     else:
         yield ("uneven shards" if case["samples"] % p else "even shards"), wrong
+    changed = (untouched(rank["after"], shards[r]) for r, rank in enumerate(ranks))
+    yield "inputs untouched", next((wrong for wrong in changed if wrong), None)
     most = max(len(rank["calls"]) for rank in ranks)
+    largest = max((size for rank in ranks for _, size in rank["calls"]), default=0)
     yield (
         "one all-reduce",
         (
             f"{most} all-reduces: the number of samples can travel in the same array as the "
             "gradient"
-            if most != 1
+            if most > 1
+            else "nothing is added up over the ranks"
+            if not most
+            else f"{largest} numbers are added up over the ranks, and the gradient and the count "
+            f"are {FEATURES + 1}: samples stay on their rank"
+            if largest > FEATURES + 1
             else None
         ),
     )

@@ -13,7 +13,8 @@ shard more than one of a large shard: that is another loss than the one that was
 To do: write ``gradient(comm, all_reduce, w, x, y)``, which returns the gradient for *all* samples,
 on every rank. ``x`` (samples of this rank, features) and ``y`` are this rank's shard. A rank does
 not know N; what it needs from others it gets by ``all_reduce(comm, array)``, which replaces a
-float64 array, in place, by the sum over all ranks. One call is enough.
+float64 array, in place, by the sum over all ranks. One call is enough, of the gradient's length and
+one number more. Do not change w, x and y.
 
     minidist check uneven_shards mine.py
 """
