@@ -67,6 +67,10 @@ JOBS = {
         ["-m", "minidist.privacy.skew", "out/long/skew"],
         ONE_THREAD,
     ),
+    "lessons": Job(
+        "every lesson under python, and on 1 to 4 real ranks of MPICH and of Open MPI",
+        ["-m", "tests.long.lessons"],
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
