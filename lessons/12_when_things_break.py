@@ -154,8 +154,8 @@ unbroken = launch(partial(train, where=Path(tempfile.mkdtemp())), 4, whole)[0]
 # either: if a file does not fit its hash, it is passed over, and training goes on from the
 # checkpoint before.
 #
-# **Question 5.** A checkpoint is saved every 10 steps of 30. On the virtual clock, rank 2 crashes at
-# 85 % of the time. From which step must the run go on?
+# **Question 5.** A checkpoint is saved every 10 steps of 30. Rank 2 crashes at 85 % of the virtual
+# time. From which step must the run go on?
 
 # %%
 try:
