@@ -126,7 +126,7 @@ axes.set_xlabel("layer")
 axes.set_ylabel("norm of the gradient of its weights")
 axes.set_xticks(range(1, DEPTH + 1, 2))
 axes.legend(fontsize=8, ncols=2)
-save(figure, "out/lessons/13_gradient_norms.png")
+print("picture:", save(figure, "out/lessons/13_gradient_norms.png"))
 
 # %% [markdown]
 # ## What it does to training
@@ -180,7 +180,7 @@ axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle="--")
 axes.set_xlabel("step")
 axes.set_ylabel("loss (cut off at 10)")
 axes.legend(fontsize=8)
-save(figure, "out/lessons/13_training.png")
+print("picture:", save(figure, "out/lessons/13_training.png"))
 
 # %% [markdown]
 # ## What to take away
