@@ -248,8 +248,9 @@ if first_process():
 #
 # <details><summary>Answers</summary>
 #
-# 1. It runs, and the sums are wrong: the chunk that comes from the right is not the one to which it
-#    is added. The chunks must go round in the other direction too: + in place of - before `round`.
+# 1. With 4 ranks it runs, and the sums are wrong: the chunk that comes from the right is not the
+#    one to which it is added. With 16 ranks chunks differ in length, so there is an error. The
+#    chunks must go round in the other direction too: + in place of - before `round`.
 # 2. Without the last round of the reduce-scatter no chunk has all four arrays in it: all are wrong,
 #    on all ranks. Without that of the all-gather each rank lacks one chunk, the last that it would
 #    have received.

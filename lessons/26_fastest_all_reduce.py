@@ -202,8 +202,8 @@ for name in ("central", "ring", "recursive_doubling"):
 #
 # <details><summary>Answers</summary>
 #
-# 1. From about 1.3 KB on; with 50 µs from about 61 KB on. The sizes differ by a factor of about 50,
-#    as the latencies do.
+# 1. From about 1.2 KB on; with 50 µs from about 61 KB on. The sizes differ by a factor of 50, as
+#    the latencies do.
 # 2. It depends on the machine. On the two cores of `docs/collectives.md` the library was faster up
 #    to 4 KB, from 1 MB up the ring or shared memory.
 #
