@@ -246,8 +246,8 @@ if first_process():
 #
 # ## What to take away
 #
-# - A checkpoint is whole or it is not there: write it aside, fsync, rename.
-# - Verify before you believe; keep the one before.
+# - A checkpoint is whole or it is not there: write it under another name, fsync, rename.
+# - Verify the hashes of a checkpoint before you use it; keep the one before.
 # - Serial names and shapes in the manifest make ranks and methods exchangeable.
 # - Save about every √(2δM) seconds.
 #

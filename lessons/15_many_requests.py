@@ -179,8 +179,8 @@ if first_process():
 # ## Several ranks
 #
 # A model may be on several ranks, as in training: replicas (dp), parts of each layer (tp), stages
-# (pp). Every rank keeps the same books: it knows which requests are in the batch, and gives them
-# the same blocks of its own cache. So only numbers are sent, and no decisions.
+# (pp). Every rank keeps the same records: it knows which requests are in the batch, and gives them
+# the same blocks of its own cache. So no decisions are sent, only activations and tokens.
 #
 # - **tp**: the sums of a cut layer, in each layer, for each token. All ranks work on each token, so
 #   it may come sooner, if the links are fast.
@@ -250,8 +250,8 @@ print_once(f"{len(found)} {kind} ranks: the same answers; bytes that each rank s
 # 1. Let requests join and leave at each step, and give memory in blocks: nothing waits for the
 #    longest, and nothing is reserved for what does not come.
 # 2. An answer must not depend on who else is in the batch: test it.
-# 3. Near full load the wait explodes. Plan for 70 %, not for 99 %.
-# 4. On several ranks the books are the same on all of them: numbers are sent, no decisions.
+# 3. Near full load the wait becomes very long. Plan for 70 %, not for 99 %.
+# 4. On several ranks each keeps the same records, so that no decisions need to be sent.
 #
 # **Try it:**
 #

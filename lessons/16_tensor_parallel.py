@@ -266,8 +266,8 @@ print_once(
 # ## What to take away
 #
 # 1. Columns, then rows: two layers, one sum in the forward and one in the backward.
-# 2. Whatever is said of the whole (the bias, the vocabulary, the norm of the gradient) must be said
-#    once, or of all ranks.
+# 2. What belongs to the whole model (a bias, the norm of the gradient) must count once, and not
+#    once for each rank.
 # 3. Tensor parallelism sends in every layer, and waits for it. It wants the fastest links.
 # 4. Along the sequence, the rest of the memory is cut too, for the same bytes.
 #

@@ -104,9 +104,10 @@ for size in (4, 16, 64, 256):
 # %% [markdown]
 # Somewhat. An output $j$ that is active for several images sees a mixture of them. But a ReLU that
 # only *one* image of the batch switches on still sees this image alone, and in a batch of 16 there
-# are such outputs for many. And who can compute may *search*: start with random images, and change
-# them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et al. 2020). For
-# that, the backward has to be derived once more: `privacy/matching.py` writes it out as a forward.
+# are such outputs for many. And an attacker with time to compute may *search*: start with random
+# images, and change them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et
+# al. 2020). For that, the backward has to be derived once more: `privacy/matching.py` writes it out
+# as a forward.
 
 # %%
 state = mlp().init(0).state()
