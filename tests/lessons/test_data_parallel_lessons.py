@@ -18,7 +18,10 @@ CLAIMS = {
         r"stage 3 .*equal: True",
     ],
     "09_talking_less": [r"step 1: sent \[0\.  1\.2", r"float16 .* 1/  2\.0,"],
-    "21_large_batches": [],
+    "21_large_batches": [
+        r"batch +64: 157 steps, .* 103\.0 MB",
+        r"batch 1024: +10 steps, .* 6\.6 MB",
+    ],
     "25_talking_less_often": [
         r"exponential  after 4 rounds 1e-17",
         r"local SGD, H = 16 .* 1/ 16\.0,",

@@ -101,7 +101,10 @@ def run_lesson(name: str, folder: Path) -> str:
         ("00_one_model_five_ways", r"pipeline gpipe .* idle (\S+), predicted \1"),
         ("10_parameter_server", r"ServerLost: server 1 \(rank 1\) has died"),
         ("22_nobody_waits", r"one worker 4 times.*\nBSP +1\.58 s, +232 gradients applied\n"),
-        ("26_fastest_all_reduce", r"ring +1276\.9 .*\nhierarchical +289\.9 "),
+        (
+            "26_fastest_all_reduce",
+            r"ring +1276\.9 .*\nhierarchical +289\.9 (?s:.*), ring +12\.0 µs",
+        ),
         ("11_pipelines", r"zero_bubble_v +(\S+) +\1 +(\S+) +\2 +bit for bit(?s:.*)mine.*NOT equal"),
         ("16_tensor_parallel", r"tensor, 4 ranks +loss (\S+) \(gap (0e\+00|\de-1\d)\)"),
         (
