@@ -12,7 +12,10 @@
 #     python lessons/06_all_reduce.py                  ranks in one process
 #     mpirun -n 4 python lessons/06_all_reduce.py      4 real processes
 #
-# You need: lesson 5. All times here are simulated.
+# Under `mpirun`, `central`, `ring` and the table of all seven run on your ranks, as many as there
+# are. The rest is simulated, and so are all times.
+#
+# You need: lesson 5.
 
 # %%
 import matplotlib.pyplot as plt
