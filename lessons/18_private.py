@@ -106,8 +106,7 @@ for size in (4, 16, 64, 256):
 # only *one* image of the batch switches on still sees this image alone, and in a batch of 16 there
 # are such outputs for many. And an attacker with time to compute may *search*: start with random
 # images, and change them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et
-# al. 2020). For that, the backward has to be derived once more: `privacy/matching.py` writes it out
-# as a forward.
+# al. 2020). The code is in `privacy/matching.py`.
 
 # %%
 state = mlp().init(0).state()
@@ -268,7 +267,7 @@ if first_process():
 #
 # 1. A gradient is the data in another form: for one sample, a division away.
 # 2. Privacy needs a bound on what one sample can do (the clip) and noise beside it, once.
-# 3. ε is the sum of all steps. Rényi's divergence adds up tightly.
+# 3. Each step spends a part of ε. Rényi's divergence adds the parts up, and hardly too much.
 # 4. Say *whose* presence is hidden, from *whom*, and what is published.
 #
 # **Try it:**
