@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from minidist.engine.digests import digest
 from minidist.engine.seeds import draws, generator, uniform_rows
 from minidist.ops.class_numbers import holds_classes
 
+INT64 = np.dtype(np.int64)
 Samples = Any  # has a shape, a length and [array of indices]: an array, a memory map, Windows
 
 
@@ -125,8 +126,10 @@ class Dataset:
                 f"dataset {self.name}: raw samples are {stored}, and these {raw.dtype}: if they "
                 "are prepared already, pass them to the model directly"
             )
-        if stored.kind == "f":
-            raw = raw.astype(stored, copy=False)
+        return self._input(raw.astype(stored, copy=False) if stored.kind == "f" else raw)
+
+    def _input(self, raw: np.ndarray) -> Array:
+        """The model's input for raw samples of the right shape and dtype."""
         prepared = self.prepare(raw)
         if prepared.dtype.kind == "f":
             prepared = prepared.astype(arrays.default_dtype(), copy=False)
@@ -194,11 +197,11 @@ class Batch:
             dtype = arrays.default_dtype() if none.dtype.kind == "f" else none.dtype
             return xp.empty((len(self), *none.shape[1:]), dtype)
         raw = self.dataset.inputs[self.indices]
-        if self.augment is not None:
-            with draws(self.seed, self.step, self.positions):
-                drawn = uniform_rows("augment", len(self), self.augment.draws)
-            raw = self.augment(raw, drawn / 2**32)
-        return self.dataset.inputs_for(raw)
+        if self.augment is None:
+            return self.dataset._input(raw)
+        with draws(self.seed, self.step, self.positions):
+            drawn = uniform_rows("augment", len(self), self.augment.draws)
+        return self.dataset.inputs_for(self.augment(raw, drawn / 2**32))
 
     @cached_property
     def raw_targets(self) -> np.ndarray:
@@ -209,8 +212,8 @@ class Batch:
     def targets(self) -> Array:
         """The targets on the default device: integers as int64, the rest in the default dtype."""
         xp, of = arrays.module(), self.dataset.targets
-        integers = getattr(of, "dtype", np.dtype(np.int64)).kind in "iu"
-        dtype = np.dtype(np.int64) if integers else np.dtype(arrays.default_dtype())
+        integers = getattr(of, "dtype", INT64).kind in "iu"
+        dtype = INT64 if integers else np.dtype(arrays.default_dtype())
         if not arrays.module_has_numbers(xp):
             return xp.empty((len(self), *of.shape[1:]), dtype)
         return arrays.to_device(self.raw_targets.astype(dtype, copy=False))
@@ -220,7 +223,8 @@ class Batch:
 
         It is the same for all parts of a batch, so their losses add up to the batch's loss.
         """
-        return (self.global_batch or self).own_count(loss)
+        whole = self if self.global_batch is None else self.global_batch
+        return whole.own_count(loss)
 
     def own_count(self, loss: Any) -> float:
         """``loss.count`` of this part's targets. They are read only if the loss needs them.
@@ -229,9 +233,7 @@ class Batch:
         """
         if not loss.counts_values:
             of = self.dataset.targets
-            shape = (len(self), *of.shape[1:])
-            nothing = np.zeros(1, getattr(of, "dtype", np.int64))  # one number, seen everywhere
-            return loss.count(np.ndarray(shape, nothing.dtype, nothing, strides=(0,) * len(shape)))
+            return loss.count(_zeros((len(self), *of.shape[1:]), getattr(of, "dtype", INT64)))
         if arrays.module_has_numbers(arrays.module()):
             return loss.count(self.raw_targets)
         return len(self) * int(np.prod(self.dataset.targets.shape[1:]))
@@ -266,3 +268,9 @@ class Batch:
     def microbatches(self, count: int) -> list[Batch]:
         """The batch in ``count`` contiguous parts; parts may be uneven or empty."""
         return [self.shard(index, count) for index in range(count)]
+
+
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros of any shape in the memory of one number. Kept: every step needs the same few."""
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -26,12 +26,10 @@ class Leaf(Protocol):
     """What the tape needs of a leaf: a ``Tensor`` that no op computed, such as a parameter."""
 
     data: Array
+    on_ready: Any  # functions that are called with the leaf when all its uses have been added
 
     def accumulate(self, grad: Any) -> None:
         """Add the gradient of one use."""
-
-    def ready(self) -> None:
-        """Called when the gradients of all uses have been added."""
 
 
 class Node:

@@ -9,8 +9,6 @@ as easy as 1, 2, 3", SC'11): its only state is a key and a counter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -46,8 +44,7 @@ class Draws(NamedTuple):
 _draws: ContextVar[Draws | None] = ContextVar("draws", default=None)
 
 
-@contextmanager
-def draws(seed: int, step: int, positions: np.ndarray | None = None) -> Iterator[None]:
+class draws:  # noqa: N801 (used as a function is)
     """Key the draws inside (dropout's masks) by ``(seed, step)`` and each sample's position.
 
     ``positions`` are the positions in the *global* batch of the samples on the first axis; None:
@@ -61,11 +58,17 @@ def draws(seed: int, step: int, positions: np.ndarray | None = None) -> Iterator
     >>> bool((part == whole[2:]).all())
     True
     """
-    token = _draws.set(Draws(seed, step, positions))
-    try:
-        yield
-    finally:
-        _draws.reset(token)
+
+    __slots__ = ("key", "token")
+
+    def __init__(self, seed: int, step: int, positions: np.ndarray | None = None) -> None:
+        self.key = Draws(seed, step, positions)
+
+    def __enter__(self) -> None:
+        self.token = _draws.set(self.key)
+
+    def __exit__(self, *error: object) -> None:
+        _draws.reset(self.token)
 
 
 def current_draws() -> Draws | None:

@@ -52,7 +52,8 @@ class Walk:
                     uses[parent] += 1
                 elif parent is not None:
                     uses[parent] = 1
-                    found.append(parent)
+                    if parent.parents:
+                        found.append(parent)
         self.uses = uses
         self.grads: dict[Node, Array] = {root: grad}
         self.own: set[Node] = set()  # nodes whose gradient is a sum made here: added to in place
@@ -72,7 +73,7 @@ class Walk:
                 parts: Gradients = (None,) * len(parents)
             else:
                 if node.hooks is not None:
-                    node_grad = _run_hooks(node, node_grad)
+                    node_grad, node.hooks = _run_hooks(node, node_grad), None
                 if node.time != writes.count and changed(backward, node.needs, node.time):
                     raise _changed(node)
                 parts = backward(node_grad)
@@ -84,7 +85,8 @@ class Walk:
             if watchers and node_grad is not None:
                 for watcher in watchers:
                     parts = watcher.after_backward(node, node_grad, parts)
-            node.parents, node.backward, node.hooks, node.needs = (), _released, None, ()
+            node.parents = node.needs = ()
+            node.backward = _released
             if meter is not None:
                 meter.release(node)
             for parent, part in zip(parents, parts):  # noqa: B905 (checked above)
@@ -97,36 +99,37 @@ class Walk:
 
     def deliver(self, parent: Node, part: Any, backward: Backward) -> None:
         """Add ``part``, the gradient of one use of ``parent`` by the op with this backward."""
-        left = self.uses[parent] = self.uses[parent] - 1
-        if parent.leaf is None:
-            if part is not None:
-                self.add(parent, part, backward)
-            if not left:
+        uses, grads = self.uses, self.grads
+        left = uses[parent] = uses[parent] - 1
+        if parent.leaf is not None and parent.hooks is None:
+            leaf = parent.leaf()
+            if leaf is not None:
+                if part is not None:
+                    try:
+                        leaf.accumulate(part)
+                    except GradientShapeError as error:
+                        raise _misshapen(backward, error.args[0], parent) from None
+                if not left:
+                    for hook in leaf.on_ready:
+                        hook(leaf)
+            return
+        if part is not None:
+            if callable(part):
+                part = part()
+            if getattr(part, "shape", ()) != parent.shape:
+                raise _misshapen(backward, part, parent)
+            if parent not in grads:
+                grads[parent] = part
+            elif parent in self.own:
+                grads[parent] += part
+            else:  # not in place: an op may have returned one array for both of its parents
+                grads[parent] = grads[parent] + part
+                self.own.add(parent)
+        if not left:
+            if parent.leaf is None:
                 self.ready.append(parent)
-        elif parent.hooks is not None:
-            if part is not None:
-                self.add(parent, part, backward)
-            if not left:
+            else:
                 self.finish_leaf(parent)
-        elif (leaf := parent.leaf()) is not None:
-            if part is not None:
-                _accumulate(leaf, parent, part, backward)
-            if not left:
-                leaf.ready()
-
-    def add(self, node: Node, part: Any, backward: Backward) -> None:
-        """Add ``part``, an array or a callable that returns one, to the gradient of a node."""
-        if callable(part):
-            part = part()
-        if getattr(part, "shape", ()) != node.shape:
-            raise _misshapen(backward, part, node)
-        if node not in self.grads:
-            self.grads[node] = part
-        elif node in self.own:
-            self.grads[node] += part
-        else:  # not in place: an op may have returned one array for both of its parents
-            self.grads[node] = self.grads[node] + part
-            self.own.add(node)
 
     def finish_leaf(self, node: Node) -> None:
         """After the last use of a leaf with hooks: run them, and tell the leaf that it is ready."""
@@ -137,7 +140,8 @@ class Walk:
             if leaf is not None:
                 leaf.accumulate(grad)
         if leaf is not None:
-            leaf.ready()
+            for hook in leaf.on_ready:
+                hook(leaf)
 
     def defer(self, parent: Node, part: Any, backward: Backward) -> None:
         """Queue the gradient of a weight; the arrays that it needs are kept until then."""

@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 
+_new = object.__new__
 node_of = attrgetter("node")
 
 
@@ -82,6 +83,7 @@ class Tensor(ArrayLike):
     __array_ufunc__ = None  # so that ndarray + Tensor asks Tensor.__radd__, not every element
 
     grad: Array | None
+    on_ready: Any = ()  # functions to call when a backward has added up all uses: see Parameter
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DType | None = None) -> None:
         if isinstance(data, Tensor):
@@ -107,7 +109,7 @@ class Tensor(ArrayLike):
     @staticmethod
     def of(data: Array, parents: tuple[Tensor, ...], backward: Backward) -> Tensor:
         """The result of an op: ``data``, computed from ``parents``, and its backward."""
-        out = Tensor.__new__(Tensor)
+        out = _new(Tensor)
         if isinstance(data, np.generic):
             data = np.asarray(data)  # NumPy turns 0-d results into scalars; a tensor holds an array
         out.data = data
@@ -200,9 +202,6 @@ class Tensor(ArrayLike):
             self.grad = self.xp.array(grad, dtype=self.data.dtype)
         else:
             total += grad
-
-    def ready(self) -> None:
-        """Called when a backward has added up all uses of this leaf; ``Parameter`` runs hooks."""
 
     def register_hook(self, hook: Callable[[Array], Array | None]) -> None:
         """Call ``hook`` with this tensor's gradient when a backward has summed it over all uses.

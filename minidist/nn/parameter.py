@@ -194,10 +194,6 @@ class Parameter(Tensor):
         else:
             total += grad
 
-    def ready(self) -> None:
-        for hook in self.on_ready:
-            hook(self)
-
     def __repr__(self) -> str:
         return f"Parameter({self.name!r}, shape={self.declared})"
 

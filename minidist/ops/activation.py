@@ -14,7 +14,7 @@ from typing import Any
 from minidist.engine.array import Array
 from minidist.engine.fusion import fused
 from minidist.engine.kernels import kernel, wide
-from minidist.engine.tensor import Tensor, as_tensor, recording
+from minidist.engine.tensor import Tensor, recording
 from minidist.ops.chunks import chunks
 from minidist.ops.operands import floating
 from minidist.ops.selection import select
@@ -22,7 +22,7 @@ from minidist.ops.selection import select
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
-    x = as_tensor(x)
+    x = x if isinstance(x, Tensor) else Tensor(x)
     xp = x.xp
     y = xp.maximum(x.data, 0)
 

@@ -50,22 +50,21 @@ def cross_entropy(
     row NaN.
     """
     logits = floating_only("cross_entropy", logits)
-    xp = logits.xp
+    xp, shape = logits.xp, logits.shape
     targets = targets.data if isinstance(targets, Tensor) else targets
     if not hasattr(targets, "dtype"):
         targets = xp.asarray(targets)  # a list of numbers
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"cross_entropy: label_smoothing {label_smoothing} is not in [0, 1)")
-    soft = targets.dtype.kind == "f" and targets.shape == logits.shape and logits.ndim > 0
+    kind = targets.dtype.kind
+    soft = kind == "f" and targets.shape == shape and shape != ()
     if not soft and (
-        logits.ndim == 0
-        or targets.shape != logits.shape[:-1]
-        or (targets.dtype.kind not in "iu" and targets.size)
+        not shape or targets.shape != shape[:-1] or (kind not in "iu" and targets.size)
     ):
         raise ShapeError(
-            f"cross_entropy: logits {logits.shape} need integer targets of shape "
-            f"{logits.shape[:-1]}, or class probabilities, floats of shape {logits.shape}, not "
-            f"{targets.dtype} of {targets.shape}" + _advice(targets, logits)
+            f"cross_entropy: logits {shape} need integer targets of shape {shape[:-1]}, or class "
+            f"probabilities, floats of shape {shape}, not {targets.dtype} of {targets.shape}"
+            + _advice(targets, logits)
         )
     if type(targets) is not type(logits.data):
         same_device("cross_entropy", logits, Tensor(targets))
@@ -76,7 +75,7 @@ def cross_entropy(
                 f"cross_entropy: ignore_index={ignore_index} is a class number, and targets are "
                 "probabilities: leave it out, and set all probabilities of an ignored row to 0"
             )
-        q = wide(targets).reshape(-1, logits.shape[-1])
+        q = wide(targets).reshape(-1, shape[-1])
         return _of_probabilities(logits, q, None, weight, label_smoothing, count, len(q), reduction)
     return _of_numbers(logits, targets, weight, ignore_index, label_smoothing, count, reduction)
 
@@ -110,7 +109,8 @@ def _of_numbers(
     reduction: str,
 ) -> Tensor:
     """The loss for targets that are class numbers."""
-    xp, classes = logits.xp, logits.shape[-1]
+    xp, shape = logits.xp, logits.shape
+    classes = shape[-1]
     holds_classes("cross_entropy", targets.dtype, classes)
     numbers = targets.reshape(-1)
     flat = numbers.astype(np.int64, copy=False)  # (n,)
@@ -136,7 +136,7 @@ def _of_numbers(
     losses = xp.empty(len(z), accumulator(z.dtype))
     ignoring = counts is not None
     _softmax_losses(xp, z, flat, p, losses, float(smoothing), ignoring)
-    shape, dtype = logits.shape, z.dtype
+    dtype = z.dtype
     if weights is None and reduction == "mean":
         scale = 1.0 / divisor("cross_entropy", count, default)
 

@@ -11,7 +11,7 @@ import numpy as np
 from minidist.engine.arithmetic import work
 from minidist.engine.array import Array, module_of
 from minidist.engine.kernels import accumulator, kernel, wide
-from minidist.engine.products import product, product_of
+from minidist.engine.products import product_of, product_of_transposed
 from minidist.engine.tensor import Into, Tensor, as_tensor
 from minidist.ops.operands import (
     DTypeError,
@@ -83,43 +83,43 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shapes: x (..., i), weight (i, o), bias (o,) → (..., o). The gradients of weight and bias
     are returned as callables, so that a zero-bubble pipeline can compute them later.
     """
-    x = as_tensor(x)
+    x = x if isinstance(x, Tensor) else Tensor(x)
     data, matrix = x.data, weight.data
-    shape = data.shape
-    if data.ndim == 0 or matrix.ndim != 2 or shape[-1] != matrix.shape[0]:
+    shape, width = data.shape, matrix.shape[1:]
+    if not shape or len(width) != 1 or shape[-1:] + width != matrix.shape:
         raise ShapeError(f"linear: input {shape} does not fit weight {matrix.shape} = (in, out)")
-    if bias is not None and bias.data.shape != matrix.shape[1:]:
+    if bias is not None and bias.data.shape != width:
         raise ShapeError(
             f"linear: bias {bias.shape} does not fit weight {matrix.shape} = (in, out)"
         )
-    same_kind("linear", x, weight)
-    xp = x.xp
-    inputs, outputs = matrix.shape
-    count = math.prod(shape[:-1])
-    rows = data.reshape(count, inputs)  # (n, i)
+    if data.dtype is not matrix.dtype or type(data) is not type(matrix):
+        same_kind("linear", x, weight)
+    xp, stacked = x.xp, len(shape) != 2
+    rows = data.reshape(math.prod(shape[:-1]), shape[-1]) if stacked else data  # (n, i)
+    count, outputs = len(rows), width[0]
     out = product_of(xp, rows, matrix)  # (n, i) @ (i, o) -> (n, o)
     if bias is not None:
         out += bias.data  # in place is safe: nothing else refers to this array yet
-    flops = 2 * count * inputs * outputs
+    flops = 2 * rows.size * outputs
     work.flops += flops
     wants_input_grad = x.node is not None
     kept: Array = rows if weight.node is not None else None  # for the gradient of the weight
     biased = bias is not None
 
     def backward(grad: Array) -> Any:
-        grad = grad.reshape(count, outputs)  # (n, o)
+        if stacked:
+            grad = grad.reshape(count, outputs)  # (n, o)
 
         def weight_grad(out: Array | None) -> Array:
             work.flops += flops
-            out = xp.empty((inputs, outputs), grad.dtype) if out is None else out
-            product(xp, kept.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
-            return out
+            return product_of(xp, kept.T, grad, out)  # (i, n) @ (n, o) -> (i, o)
 
         grad_x = None
         if wants_input_grad:
             work.flops += flops
             # (n, o) @ (o, i) -> (n, i)
-            grad_x = product_of(xp, grad, matrix.T).reshape(shape)
+            grad_x = product_of_transposed(xp, grad, matrix)
+            grad_x = grad_x.reshape(shape) if stacked else grad_x
         for_weight = Into(
             weight_grad,
             lambda n: (by_sample("linear", kept, shape, n), by_sample("linear", grad, shape, n)),
@@ -133,11 +133,13 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return grad_x, for_weight, for_bias
 
     parents = (x, weight) if bias is None else (x, weight, bias)
-    return Tensor.of(out.reshape(*shape[:-1], outputs), parents, backward)
+    return Tensor.of(out.reshape(shape[:-1] + width) if stacked else out, parents, backward)
 
 
 def column_sums(rows: Array, out: Array | None = None) -> Array:
     """The sum over the rows of (n, w): (w,), in ``out`` if it is given."""
+    if type(rows) is np.ndarray and len(rows) <= 2 * ROWS and rows.dtype.itemsize >= 4:
+        return np.matmul(_ones(len(rows), rows.dtype), rows, out=out)  # faster than NumPy's sum
     xp = module_of(rows)
     out = xp.empty(rows.shape[1], rows.dtype) if out is None else out
     _column_products(xp, rows, None, out)
@@ -181,12 +183,12 @@ def _column_products(xp: Any, a: Array, b: Array | None, out: Array) -> None:
             parts = xp.einsum("knw,knw->kw", stacked, wide(b[:whole].reshape(stacked.shape)))
         out[...] = xp.concatenate([parts, rest]).sum(axis=0, dtype=np.float64)
         return
-    a = wide(a)
-    if b is None:  # a product with ones: BLAS adds faster than NumPy
-        ones = _ones(len(a), a.dtype) if xp is np else xp.ones(len(a), a.dtype)
-        xp.matmul(ones, a, out=out)  # (n,) @ (n, w) -> (w,)
+    if a.dtype.itemsize < 4:
+        a, b = wide(a), None if b is None else wide(b)
+    if b is None:
+        xp.matmul(xp.ones(len(a), a.dtype), a, out=out)  # (n,) @ (n, w) -> (w,)
     else:
-        out[...] = xp.einsum("nw,nw->w", a, wide(b))
+        out[...] = xp.einsum("nw,nw->w", a, b)
 
 
 @lru_cache(maxsize=64)

@@ -200,7 +200,8 @@ class DPSGD(DataParallel):
             self.check_independent(part, squares)
             for uses in found.values():
                 uses.parameter.accumulate(uses.weighted(factors))
-                uses.parameter.ready()
+                for hook in uses.parameter.on_ready:
+                    hook(uses.parameter)
         return float(read(loss.data, math.nan))
 
     def check_independent(self, part: Batch, squares: Array) -> None:
