@@ -16,7 +16,8 @@
 #
 # A *rank* is one of the workers, numbered 0, 1, 2, 3. Under `mpirun` every rank runs this file from
 # top to bottom, so `print_once` prints on one of them only, and `first_process()` is true on one
-# only.
+# only. The messages are then real, on as many ranks as there are; the part "Who waits?" is
+# simulated.
 #
 # You need: Python. And these words, which lessons 1 to 3 explain: a network has *parameters*, the
 # numbers that training changes. The *loss* says how wrong the network is on a *batch* of samples;

@@ -4,7 +4,7 @@
 # In lesson 1 every number stored how it was computed. That is right, but slow: an image has
 # thousands of numbers. Here a whole **array** stores how it was computed, and one operation on it
 # does the work of thousands. Then we put such operations into **layers**, and layers into a network
-# that separates two classes no straight line can separate.
+# that separates two classes which no straight line can separate.
 #
 # About 25 minutes. At the end you know how gradients pass through broadcasting and through a
 # product of matrices, how to write and check an operation of your own, and why all parameters of a
@@ -15,12 +15,10 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from rich import print as show
 
 import minidist as md
 from minidist import nn, ops
 from minidist.engine.gradcheck import gradcheck
-from minidist.inspect import summary
 from minidist.plots import save
 
 # %% [markdown]
@@ -237,17 +235,6 @@ for axes, (step, view) in zip(maps, views.items(), strict=True):
 print("picture:", save(figure, "out/lessons/02_tensors_and_layers.png"))
 
 # %% [markdown]
-# ## What does it cost?
-#
-# A layer knows what it costs before anything runs: the floating-point operations (*FLOPs*) of its
-# forward, and the bytes that it *saves*, because its backward will need them. (Our `Hidden` has no
-# `cost`, so here is the same network from layers that have one.)
-
-# %%
-ready = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
-show(summary(ready, points.shape))
-
-# %% [markdown]
 # ## What to take away
 #
 # 1. A tensor is an array that stores how it was computed; its gradient has the same shape.
@@ -260,9 +247,9 @@ show(summary(ready, points.shape))
 # 1. Replace `ops.tanh` by `ops.relu`. How do the borders in the picture change, and why?
 # 2. Write `sigmoid`, 1/(1 + e⁻ˣ), as an operation, and check it. (Its derivative is y(1 − y), if y
 #    is its result.)
-# 3. Count a run, op by op: `with count_operations() as counted:` around a forward and a backward of
-#    `ready`, then `show(counted.table())`. It is in `minidist.inspect`. Which ops read or write the
-#    most bytes for each FLOP?
+# 3. Count a step, op by op: `with count_operations() as counted:` (from `minidist.inspect`) around
+#    the lines that compute its loss and gradients, then `rich.print(counted.table())`. *FLOPs* are
+#    floating-point operations, such as additions. Which ops read or write the most bytes for each?
 #
 # <details><summary>Answers</summary>
 #

@@ -10,6 +10,9 @@
 #     python lessons/05_messages.py                  4 ranks in one process
 #     mpirun -n 4 python lessons/05_messages.py      4 real processes
 #
+# Under `mpirun` the messages are real, on as many ranks as there are. Only the deadlock, the times
+# and the rank that dies are simulated.
+#
 # You need: lesson 0.
 
 # %%

@@ -12,7 +12,10 @@
 #     python lessons/06_all_reduce.py                  ranks in one process
 #     mpirun -n 4 python lessons/06_all_reduce.py      4 real processes
 #
-# You need: lesson 5. All times here are simulated.
+# Under `mpirun`, `central`, `ring` and the table of all seven run on your ranks, as many as there
+# are. The rest is simulated, and so are all times.
+#
+# You need: lesson 5.
 
 # %%
 import matplotlib.pyplot as plt
@@ -248,8 +251,9 @@ if first_process():
 #
 # <details><summary>Answers</summary>
 #
-# 1. It runs, and the sums are wrong: the chunk that comes from the right is not the one to which it
-#    is added. The chunks must go round in the other direction too: + in place of - before `round`.
+# 1. With 4 ranks it runs, and the sums are wrong: the chunk that comes from the right is not the
+#    one to which it is added. With 16 ranks chunks differ in length, so there is an error. The
+#    chunks must go round in the other direction too: + in place of - before `round`.
 # 2. Without the last round of the reduce-scatter no chunk has all four arrays in it: all are wrong,
 #    on all ranks. Without that of the all-gather each rank lacks one chunk, the last that it would
 #    have received.

@@ -2,8 +2,8 @@
 # # 8. ZeRO: no rank needs to store everything
 #
 # Data parallel training with Adam keeps, on each rank, four numbers for each parameter: the
-# parameter, its gradient, and Adam's two. On p ranks all of this is stored p times. ZeRO asks for
-# each kind: *which rank needs it, and when?* Each part is stored on one rank only, its owner.
+# parameter, its gradient, and Adam's two. On p ranks all of this is stored p times. ZeRO stores
+# each part on one rank only, its owner.
 #
 # | stage | each rank keeps only its 1/p of |
 # |---|---|
@@ -11,8 +11,8 @@
 # | 2 | and the gradients |
 # | 3 | and the parameters |
 #
-# About 30 minutes. At the end you know what each stage stores and sends, why the first two are
-# nearly free, and how a training continues on another number of ranks.
+# About 30 minutes. At the end you know what each stage stores and sends, and why the first two are
+# nearly free.
 #
 # You need: lessons 3 and 7. Run it with `python lessons/08_zero.py`.
 
@@ -33,7 +33,7 @@ from minidist.parallel import DataParallel, Serial, Zero1, Zero2, Zero3
 from minidist.parallel.declared import MIXED, held
 from minidist.plots import save
 
-training, test = fashion_mnist()
+training, _ = fashion_mnist()
 WIDTHS = (784, *[256] * 12, 10)
 STAGES = {"data parallel": DataParallel, "stage 1": Zero1, "stage 2": Zero2, "stage 3": Zero3}
 
@@ -107,38 +107,6 @@ for name, build in STAGES.items():
 # Stages 1 and 2 send no more than data parallel: a reduce-scatter of gradients and an all-gather of
 # parameters are as many bytes as an all-reduce of gradients. Stage 3 has one all-gather more.
 #
-# ## Stop, and continue with fewer ranks
-#
-# A *checkpoint* is what is saved of a training, to continue from it. A rank's part of everything is
-# its *shard*: a third on 3 ranks, and a quarter on 4. So a checkpoint must not contain shards.
-# `method.state()` gathers the shards into whole parameters: names and shapes are those of serial
-# training, and each rank that loads takes its own shard. We train 3 steps on 4 ranks, save, and
-# continue with 3 ranks, and then with one rank.
-
-
-# %%
-def first_half(comm):
-    method = Zero3(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
-    batches = Batches(training, 128, seed=0)
-    for step in range(3):
-        method.step(batches[step])
-    return method.state()  # the same on every rank; minidist.checkpoint writes it to files
-
-
-def second_half(comm, build):
-    method = build(mlp(WIDTHS), CrossEntropy(), Adam(1e-3), comm)
-    method.load(saved)
-    batches = Batches(training, 128, seed=0)
-    return [method.step(batches[step]) for step in range(3, 5)]
-
-
-saved = launch(first_half, 4, LocalWorld())[0]
-for ranks, build in ((4, Zero3), (3, Zero3), (3, Zero1), (1, Serial)):
-    losses = launch(lambda comm, b=build: second_half(comm, b), ranks, LocalWorld())[0]
-    gap = max(abs(a - b) / b for a, b in zip(losses, expected[3:], strict=True))
-    print_once(f"saved by 4 ranks, loaded by {ranks} of {build.__name__}: loss gap {gap:.0e}")
-
-# %% [markdown]
 # ## The memory of a rank
 #
 # Of 16 bytes for each parameter, 4 are the parameter itself, 4 its gradient, and 8 Adam's two
@@ -232,6 +200,8 @@ for name, (losses, sent, held_here, _) in found[0].items():
     )
 
 # %% [markdown]
+# With stage 3, half of what is divided by p. The two slots stay as they are.
+#
 # ## The same formula at another size
 #
 # The example of the paper (Rajbhandari et al., arXiv 1910.02054) is a model of 7.5 billion
@@ -268,11 +238,8 @@ if first_process():
     longest = max(e.end for events in timelines.values() for rank in events for e in rank)
     for row, (name, events) in enumerate(timelines.items(), 1):
         axes = figure.add_subplot(rows[row])
-        draw_timeline(
-            axes,
-            events,
-            f"{name}, one step on 4 ranks: green forward, blue backward, orange communication",
-        )
+        title = f"{name}, one step: forward green, backward blue, messages orange"
+        draw_timeline(axes, events, title)
         axes.set_xlim(0, longest * 1e3)
         axes.spines[["top", "right"]].set_visible(False)
     print(f"picture: {save(figure, 'out/lessons/08_zero.png')}")
@@ -285,14 +252,12 @@ if first_process():
 # 2. Stage 3 sends 1.5 times as much, and stores 1/p of everything, plus two slots.
 # 3. Each block of stage 3 needs messages of its own. Prefetch hides them behind the computing, if
 #    the latency is low.
-# 4. A checkpoint has whole parameters and not shards: any number of ranks can continue from it.
 #
 # **Try it:**
 #
 # 1. Make one layer of `WIDTHS` very wide: `WIDTHS = (784, *[256] * 5, 4096, *[256] * 6, 10)`. What
 #    do the stages hold on 8 ranks now? Why do large models have many equal blocks?
 # 2. Set the latency to 1 ms. Which suffers more, data parallel or stage 3?
-# 3. On 4 ranks, load `saved` with `Zero2` and train on. Must the losses be the same?
 #
 # <details><summary>Answers</summary>
 #
@@ -300,8 +265,6 @@ if first_process():
 #    and are not divided. With equal blocks a slot is small beside the whole model.
 # 2. Stage 3: 131.7 ms in place of 34.5, and data parallel 44.8 in place of 38.9. Stage 3 sends
 #    separate messages for each block, three times a step.
-# 3. Yes, up to rounding: the checkpoint has whole parameters, and both methods give the numbers of
-#    serial training.
 #
 # </details>
 #

@@ -77,7 +77,7 @@ def picture(names, m, path):
         )
     legend(figure, chunks=any(SCHEDULES[name].chunks > 1 for name in names))
     if first_process():
-        save(figure, path)
+        print(f"picture: {save(figure, path)}")
 
 
 picture(["naive"], 1, "out/lessons/11_pipelines_naive.png")

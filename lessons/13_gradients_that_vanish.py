@@ -126,7 +126,7 @@ axes.set_xlabel("layer")
 axes.set_ylabel("norm of the gradient of its weights")
 axes.set_xticks(range(1, DEPTH + 1, 2))
 axes.legend(fontsize=8, ncols=2)
-save(figure, "out/lessons/13_gradient_norms.png")
+print("picture:", save(figure, "out/lessons/13_gradient_norms.png"))
 
 # %% [markdown]
 # ## What it does to training
@@ -165,11 +165,11 @@ for name, curve in curves.items():
 
 # %% [markdown]
 # A loss of $\ln 10 = 2.303$ is that of guessing. With small weights the tanh network stays there:
-# its first layers hardly hear of the loss. The same weights, normalised and with residual
+# hardly any gradient reaches its first layers. The same weights, normalised and with residual
 # connections, learn best of all. With weights of the right size, ReLU learns little in so few
 # steps: a good start is not everything. With exploding gradients the first step goes so far that
-# nothing useful is left (losses are cut off at 10 here). Clipping scales a whole gradient down to
-# a largest norm: it keeps the direction and makes the step harmless, and then even this network
+# nothing useful is left (losses are cut off at 10 here). Clipping scales a whole gradient down to a
+# largest norm: it keeps the direction and makes the step harmless, and then even this network
 # learns.
 
 # %%
@@ -180,7 +180,7 @@ axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle="--")
 axes.set_xlabel("step")
 axes.set_ylabel("loss (cut off at 10)")
 axes.legend(fontsize=8)
-save(figure, "out/lessons/13_training.png")
+print("picture:", save(figure, "out/lessons/13_training.png"))
 
 # %% [markdown]
 # ## What to take away
@@ -204,9 +204,9 @@ save(figure, "out/lessons/13_training.png")
 #
 # <details><summary>Answers</summary>
 #
-# 1. 17 layers: with 18 it is 0.0008 of the last one's. With residuals, 160 layers are no depth at
-#    which it vanishes: there it is 9 times as large. With weights of the right size it takes
-#    between 80 layers (0.4) and 160 (0.002) or more.
+# 1. 17 layers: with 18 it is 0.0008 of the last one's. With residuals it does not vanish: with 160
+#    layers it is 9 times as large. With weights of the right size it takes between 80 layers (0.4)
+#    and 160 (0.002) or more.
 # 2. Nothing that matters: first by last is 3.4 in place of 3.3. Every layer still gets inputs of
 #    the same size.
 #

@@ -164,7 +164,7 @@ for name in ("int8 per tensor", "int8 per channel", "int4 in groups"):
 #
 # The singular value decomposition writes a matrix as a sum of simple ones, the most important
 # first. The first $r$ of them are two thin matrices; $r$ is called the *rank* (of the matrix; it
-# has nothing to do with processes). How important each is, says its *singular value*.
+# has nothing to do with processes). The *singular value* of each says how important it is.
 #
 # **Question 6.** The largest matrix here has 64 singular values. How many of them have 90 % of the
 # sum of their squares?

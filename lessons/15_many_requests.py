@@ -1,19 +1,14 @@
 # %% [markdown]
 # # 15. Many requests
 #
-# A trained language model answers requests: some long, some short, whenever they come. This lesson
-# builds up how one model answers many of them at the same time:
-#
-# - **a cache**: keys and values of earlier tokens are kept, so that a token is one short forward;
-# - **one batch for many sequences**, although they have different lengths;
-# - **continuous batching**: requests join and leave the batch at each step;
-# - **a queue**, and what theory says about the time in it;
-# - **several ranks**, cut as in training.
+# A trained language model answers requests: some long, some short, whenever they come. How does one
+# model answer many of them at the same time?
 #
 # About 40 minutes. At the end you know why many requests are answered faster together, why a
 # half-empty engine still lets them wait, and what several ranks send each other for it.
 #
-# You need: lesson 23. The model here is trained very little: what it writes does not matter.
+# You need: lesson 23. Run it with `python lessons/15_many_requests.py`. The model here is trained
+# very little: what it writes does not matter.
 
 # %%
 import os
@@ -22,18 +17,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, launch
+from minidist.comm import first_process, launched_size, print_once
 from minidist.compress import fit
 from minidist.data import Batches, shakespeare
-from minidist.inference import (
-    Arrivals,
-    Engine,
-    MeshEngine,
-    Refused,
-    Request,
-    mean_wait,
-    run,
-    serve,
-)
+from minidist.inference import Arrivals, Engine, MeshEngine, Request, mean_wait, run, serve
 from minidist.inference.cost import bytes_of
 from minidist.models import gpt, sample
 from minidist.parallel import Mesh
@@ -49,9 +36,9 @@ model = fit(gpt(63, 128, 64, 2, 4).init(0), Batches(training, 16), STEPS, 3e-3)
 # %% [markdown]
 # ## A cache in blocks
 #
-# For a new token, attention needs the keys and values of all tokens before it. They are kept in a
-# cache, in *blocks* of a few positions. A sequence takes blocks from a common pool, wherever they
-# are free, and gives them back at its end. Its *table* says which are its own.
+# For a new token (here a letter), attention needs the keys and values of all tokens before it. They
+# are kept in a cache, in *blocks* of a few positions. A sequence takes blocks from a common pool,
+# wherever they are free, and gives them back at its end. Its *table* says which are its own.
 #
 # **Question 1.** Three requests come at the same time, for 4, 8 and 3 new tokens. The engine has
 # two places. When does the third one begin: after the first answer, or after both?
@@ -65,7 +52,7 @@ while engine.busy:
     events = engine.step()
     tables = {one.number: one.part.table for one in engine._running}
     told = ", ".join(f"{event.number}→{event.token}" for event in events)
-    print(f"tokens {told:14} tables after it {tables}, {engine.pool.free} of 8 blocks free")
+    print_once(f"tokens {told:14} tables after it {tables}, {engine.pool.free} of 8 blocks free")
 
 # %% [markdown]
 # The third request waits until the first one leaves its place, but not until the second one ends:
@@ -83,18 +70,8 @@ while engine.busy:
 # %%
 for number, (prompt, count) in enumerate((((1, 2, 3, 4, 5), 4), ((6, 7), 8), ((8, 9, 10), 3))):
     alone = sample(model, prompt, count, seed=number + 1).tolist()
-    print(engine.answers[number].tokens, "alone:", alone)
+    print_once(engine.answers[number].tokens, "alone:", alone)
     assert engine.answers[number].tokens == alone
-
-# %% [markdown]
-# What can never be answered is refused at once, with the reason:
-
-# %%
-for request in (Request((), 5), Request((1,) * 100, 60), Request((99,), 5)):
-    try:
-        engine.submit(request)
-    except Refused as reason:
-        print(reason)
 
 # %% [markdown]
 # ## How much faster?
@@ -116,7 +93,7 @@ for at_once in sizes:
     timing = run(Engine(model, at_once), asked)
     speeds.append(timing.tokens_a_second)
     gaps.append(timing.each_token() * 1e3)
-    print(f"{at_once:2} at once: {speeds[-1]:6.0f} tokens a second, {gaps[-1]:.2f} ms a token")
+    print_once(f"{at_once:2} at once: {speeds[-1]:6.0f} tokens a second, {gaps[-1]:.2f} ms a token")
 
 # %% [markdown]
 # About ten times as many, and each user waits about twice as long for a token.
@@ -170,7 +147,8 @@ def waiting(load, places=4, step_seconds=0.01):
 loads = (0.3, 0.5, 0.7, 0.8, 0.9)
 waits = [waiting(load) for load in loads]
 for load, (measured, theory) in zip(loads, waits, strict=True):
-    print(f"load {load:.0%}: {measured * 1e3:6.1f} ms in the queue, theory {theory * 1e3:6.1f} ms")
+    wait = f"{measured * 1e3:6.1f} ms in the queue, theory {theory * 1e3:6.1f} ms"
+    print_once(f"load {load:.0%}: {wait}")
 
 # %% [markdown]
 # From 50 to 90 % the wait becomes more than ten times as long. The engine is not exactly what the
@@ -194,14 +172,15 @@ right.set(xlabel="load", ylabel="ms in the queue", title="How long requests wait
 right.legend(frameon=False)
 for axes in (left, right):
     axes.spines["top"].set_visible(False)
-print("picture:", save(figure, "out/lessons/15_many_requests.png"))
+if first_process():
+    print("picture:", save(figure, "out/lessons/15_many_requests.png"))
 
 # %% [markdown]
 # ## Several ranks
 #
 # A model may be on several ranks, as in training: replicas (dp), parts of each layer (tp), stages
-# (pp). Every rank keeps the same books: it knows which requests are in the batch, and gives them
-# the same blocks of its own cache. So only numbers are sent, and no decisions.
+# (pp). Every rank keeps the same records: it knows which requests are in the batch, and gives them
+# the same blocks of its own cache. So no decisions are sent, only activations and tokens.
 #
 # - **tp**: the sums of a cut layer, in each layer, for each token. All ranks work on each token, so
 #   it may come sooner, if the links are fast.
@@ -227,21 +206,52 @@ for mesh in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"pp": 2, "tp": 2}):
                      world=LocalWorld())  # fmt: skip
     assert results[0][0] == expected
     inside = sum(formula for _, formula in results) if "dp" not in mesh else 0
-    print(f"{mesh!s:20} the same answers; {inside:6,} bytes between the ranks of a replica")
+    print_once(f"{mesh!s:20} the same answers; {inside:6,} bytes between the ranks of a replica")
 
 # %% [markdown]
 # The tensor ranks: they add in each layer. How much is sent follows from the requests alone,
-# whatever shares the batch. `minidist bench requests` measures this on real ranks, with the
-# simulator's predictions beside.
+# whatever shares the batch.
+#
+# ## On real ranks
+#
+# So far every rank was simulated, and the speeds are those of one process: measure them with plain
+# `python`, where no other rank computes at the same time. The next lines run on the ranks that
+# there are: four simulated ones under plain `python`, and real processes that send real messages
+# under
+#
+#     minidist run -n 2 lessons/15_many_requests.py
+#
+# Each rank is a replica. Rank 0 has the queue, and gives each request to the replica that has the
+# fewest tokens left to compute.
+#
+# **Question 6.** What does rank 0 send to another replica, and what comes back? Is it more if the
+# model is larger?
+
+
+# %%
+def on_these_ranks(comm):
+    before = comm.trace.sent.nbytes
+    answers, _ = serve(comm, model, lambda round: None if round else Arrivals(few))
+    return [answers[number].tokens for number in answers], comm.trace.sent.nbytes - before
+
+
+found = launch(on_these_ranks, 4)
+assert found[0][0] == expected
+kind = "real" if launched_size() else "simulated"
+sent = ", ".join(str(nbytes) for _, nbytes in found)
+print_once(f"{len(found)} {kind} ranks: the same answers; bytes that each rank sent: {sent}")
+
+# %% [markdown]
+# Requests, and a few numbers in each round; tokens come back. No weight is sent, so the size of the
+# model does not matter. `minidist bench requests` measures all this on real ranks.
 #
 # ## What to take away
 #
-# 1. Only attention needs to know which tokens belong together; all other layers see rows.
-# 2. Let requests join and leave at each step, and give memory in blocks: nothing waits for the
+# 1. Let requests join and leave at each step, and give memory in blocks: nothing waits for the
 #    longest, and nothing is reserved for what does not come.
-# 3. An answer must not depend on who else is in the batch: test it.
-# 4. Near full load the wait explodes. Plan for 70 %, not for 99 %.
-# 5. On several ranks the books are the same on all of them: numbers are sent, no decisions.
+# 2. An answer must not depend on who else is in the batch: test it.
+# 3. Near full load the wait becomes very long. Plan for 70 %, not for 99 %.
+# 4. On several ranks each keeps the same records, so that no decisions need to be sent.
 #
 # **Try it:**
 #

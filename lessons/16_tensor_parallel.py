@@ -4,12 +4,10 @@
 # A pipeline gives each rank some layers. What if one layer is too large for a rank? Then the layer
 # itself must be cut. A linear layer is a product of matrices, and a matrix can be cut in two ways.
 #
-# We cut an MLP on paper, then in code, then attention, and count what must be sent.
-#
 # About 45 minutes. At the end you know how to cut an MLP and attention so that two layers need one
 # sum, what is easily forgotten, and what cutting along the sequence saves.
 #
-# You need: lessons 6 and 23.
+# You need: lessons 6 and 23. Run it with `python lessons/16_tensor_parallel.py`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -80,8 +78,8 @@ print_once(f"B by rows: the sum is off by {np.abs(sum(summands) - hidden @ B).ma
 #
 # The derivative of a sum by each summand is 1, so the gradient of Y goes to every rank as it is.
 # And X has two uses, one on each rank, so its gradient is the sum over the ranks: an all-reduce
-# again. The two ends have names: *g* adds in the forward and does nothing in the backward, *f* does
-# nothing in the forward and adds in the backward. Each is the other one backwards.
+# again. The two ends have names: *g* adds in the forward and does nothing in the backward; *f* does
+# the opposite.
 
 
 # %%
@@ -119,8 +117,8 @@ def bias_twice(comm):
 print_once(f"1 + 1 + bias of 10 is 12, and here {launch(bias_twice, 2, LocalWorld())[0]:g}")
 
 # %% [markdown]
-# It counts once for each rank. This bug was in several large code bases, and a model trains quite
-# well with it. The bias is added after the sum.
+# It counts once for each rank, and a model trains quite well with this bug. So the bias is added
+# after the sum.
 #
 # ## Attention, and the vocabulary
 #
@@ -130,7 +128,8 @@ print_once(f"1 + 1 + bias of 10 is 12, and here {launch(bias_twice, 2, LocalWorl
 # The table of tokens is cut by tokens. For the loss a rank needs log Σ exp over *all* tokens, of
 # which it has some: three numbers for each position are enough, and the logits are never gathered.
 #
-# The plan, for a small GPT on two ranks:
+# **Question 6.** Below is the plan for a small GPT on two ranks. How many all-reduces does a block
+# need in a step, forward and backward together?
 
 
 # %%
@@ -141,8 +140,6 @@ def small():
 print_once(show(small(), 2))
 
 # %% [markdown]
-# **Question 6.** How many all-reduces does a block need in a step, forward and backward together?
-#
 # Two pairs of columns and rows (attention and MLP), each with g in the forward and f in the
 # backward: four. With b sequences of s tokens and h features on t ranks, each sum has bsh numbers,
 # and a ring sends 2(t - 1)/t of them: 8bsh(t - 1)/t in all.
@@ -195,8 +192,8 @@ measure("tensor, 4 ranks", 4)
 # the columns all positions are needed: an all-gather. After the rows each rank needs its positions
 # of the sum: a reduce-scatter. Together they send what an all-reduce sends.
 #
-# One thing is new: a norm's weights are whole, but each rank used them for its own positions. Their
-# gradient is a sum over the ranks. Forget it, and nothing fails; the model only learns more slowly.
+# A norm's weights are whole, but each rank used them for its own positions. So their gradient is a
+# sum over the ranks. Forget it, and nothing fails; the model only learns more slowly.
 #
 # **Question 7.** The weights' gradient needs the gathered input again. It can be kept, or gathered
 # a second time. Which of the two sends as much as without the sequence?
@@ -213,8 +210,6 @@ measure("the same, inputs kept", 4, sequence=True, keep=True)
 #
 # **Question 8.** A sum is needed inside every layer, so the forward must wait for it. What can the
 # backward compute meanwhile?
-#
-# The gradient of the weights: dX is a sum over the ranks, and dW does not need it.
 
 
 # %%
@@ -243,6 +238,8 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/16_tensor_parallel.png')}")
 
 # %% [markdown]
+# The gradient of the weights: dX is a sum over the ranks, and dW does not need it.
+#
 # ## On real ranks
 #
 # So far every rank was simulated. The next lines run on the ranks that there are: four simulated
@@ -269,8 +266,8 @@ print_once(
 # ## What to take away
 #
 # 1. Columns, then rows: two layers, one sum in the forward and one in the backward.
-# 2. Whatever is said of the whole (the bias, the vocabulary, the norm of the gradient) must be said
-#    once, or of all ranks.
+# 2. What belongs to the whole model (a bias, the norm of the gradient) must count once, and not
+#    once for each rank.
 # 3. Tensor parallelism sends in every layer, and waits for it. It wants the fastest links.
 # 4. Along the sequence, the rest of the memory is cut too, for the same bytes.
 #

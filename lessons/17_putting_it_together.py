@@ -79,7 +79,7 @@ for axis, (count, nbytes) in launch(sent_by_axis, 8, LocalWorld())[0].items():
 #
 # Each axis alone equals serial training, as the lessons before have shown.
 #
-# **Question 2.** Is that enough? Name something that is said of the *whole* model, and so of all
+# **Question 2.** Is that enough? Name a quantity that belongs to the *whole* model, and so to all
 # three axes together.
 #
 # The loss is divided by the number of targets in the *whole* batch. The norm that we clip by is
@@ -153,8 +153,8 @@ print_once(f"{len(found)} {kind} ranks, {mesh}: loss {losses[-1]:.9f}, parameter
 #
 # Why would a test with Adam not find the last one, and a test with SGD would?
 #
-# Adam divides the gradient by its own size, so a constant factor falls out. SGD's step is the
-# factor larger. Test with SGD.
+# Adam divides the gradient by its own size, so a constant factor falls out. SGD's step becomes
+# larger by that factor. Test with SGD.
 #
 # ## One step, in one picture
 #

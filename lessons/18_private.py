@@ -2,8 +2,8 @@
 # # 18. Private
 #
 # Some data must not leave the place where it is: photographs, patients, what people type. Data
-# parallelism seems to be made for that. Each rank keeps its samples and sends gradients alone. Is
-# that private? We begin with an attack, see what stops it, and count what each step gives away.
+# parallelism seems to be made for that: each rank keeps its samples and sends only gradients. Is
+# that private?
 #
 # About 45 minutes. At the end you know how an image is read out of a gradient, how clipping and
 # noise prevent it, and what the promise means that is called *differential privacy*.
@@ -17,11 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, launch
+from minidist.comm import first_process, launched_size, print_once
 from minidist.data import fashion_mnist
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import SGD
-from minidist.parallel import Serial
+from minidist.parallel import DataParallel, Serial
 from minidist.plots import save
 from minidist.plots.private import draw_accuracy_against_epsilon, draw_images
 from minidist.privacy import (
@@ -32,7 +33,6 @@ from minidist.privacy import (
     epsilon_of,
     invert_each,
     invert_linear,
-    noise_for,
     per_sample_gradients,
     psnr,
     search,
@@ -43,7 +43,7 @@ STEPS, SEEDS, SEARCH = {
     "quick": (30, 1, 60), "short": (400, 1, 400), "long": (1200, 3, 400),
 }[LENGTH]  # fmt: skip
 training, _ = fashion_mnist()
-NOISE, DELTA = 1.2, 1e-5
+NOISE, DELTA, RATE = 1.2, 1e-5, 0.0256  # RATE: the chance of an image to be in a batch
 
 # %% [markdown]
 # ## What a gradient tells
@@ -72,7 +72,7 @@ span = 1 / 0.353  # from white to black, as fashion_mnist scales its pixels
 gradients = [sent([k]) for k in range(10)]
 stolen = [invert_linear(g["1.weight"], g["1.bias"]) for g in gradients]
 alike = [psnr(image, one, span) for image, one in zip(images, stolen, strict=True)]
-print(f"one image a step: {sum(db > 40 for db in alike)} of 10 recovered, "
+print_once(f"one image a step: {sum(db > 40 for db in alike)} of 10 recovered, "
       f"the worst with {min(alike):.0f} dB")  # fmt: skip
 
 # %% [markdown]
@@ -97,16 +97,16 @@ def recovered(size):
 shown = {"the images": images, "from one": stolen}
 for size in (4, 16, 64, 256):
     found, share = recovered(size)
-    print(f"{size:3} images a step: {share:6.1%} recognised (20 dB)")
+    print_once(f"{size:3} images a step: {share:6.1%} recognised (20 dB)")
     if size in (16, 256):
         shown[f"from {size}"] = found
 
 # %% [markdown]
 # Somewhat. An output $j$ that is active for several images sees a mixture of them. But a ReLU that
 # only *one* image of the batch switches on still sees this image alone, and in a batch of 16 there
-# are such outputs for many. And who can compute may *search*: start with random images, and change
-# them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et al. 2020). For
-# that, the backward has to be derived once more: `privacy/matching.py` writes it out as a forward.
+# are such outputs for many. And an attacker with time to compute may *search*: start with random
+# images, and change them until their gradient is the one that was sent (Zhu et al. 2019, Geiping et
+# al. 2020). The code is in `privacy/matching.py`.
 
 # %%
 state = mlp().init(0).state()
@@ -114,7 +114,7 @@ layers = [(state[f"{k}.weight"], state[f"{k}.bias"]) for k in (1, 3, 5, 7)]
 classes = np.eye(10, dtype=np.float32)[training.batch(np.arange(16)).targets]
 found = search(list(sent(np.arange(16)).values()), classes, layers, -0.81, 2.03, steps=SEARCH)
 alike = [best_psnr(training.batch([k]).inputs.reshape(-1), found, span) for k in range(16)]
-print(f"searched for: {np.mean(np.array(alike) > 20):.0%} of 16 images recognised")
+print_once(f"searched for: {np.mean(np.array(alike) > 20):.0%} of 16 images recognised")
 shown["from 16, searched"] = [max(found, key=lambda one: psnr(image, one, span))
                               for image in images]  # fmt: skip
 
@@ -137,15 +137,14 @@ shown["from 16, searched"] = [max(found, key=lambda one: psnr(image, one, span))
 model = mlp().init(0)
 each = per_sample_gradients(model, CrossEntropy(), training.batch(np.arange(256)))
 norms = np.sqrt(sum((one.reshape(256, -1) ** 2).sum(axis=1) for one in each.values()))
-print(f"norms of 256 gradients: from {norms.min():.2f} to {norms.max():.2f}")
+print_once(f"norms of 256 gradients: from {norms.min():.2f} to {norms.max():.2f}")
 
 # %% [markdown]
 # With the sum clipped, one image with a huge gradient could still push all others aside: the sum
 # with it and without it would be very different. So each image needs a gradient of its own, and a
 # backward computes sums. `privacy/per_sample.py` gets them from *one* backward: a linear layer's
-# gradient of an image is the outer product of its input and its $\delta$, which the backward has
-# for every image anyway. For the norm, not even the product is needed:
-# $\|x \otimes \delta\| = \|x\| \, \|\delta\|$.
+# gradient of an image is the outer product of its input and its $\delta$, and both are there for
+# every image anyway.
 
 # %%
 blurred = []
@@ -155,13 +154,14 @@ for k in range(10):
 shown[f"noise {NOISE:g}"] = blurred
 alike = [psnr(image, one, span) for image, one in zip(images, blurred, strict=True)]
 nothing = [psnr(image, np.zeros(784), span) for image in images]
-print(f"with noise: at best {max(alike):.1f} dB; a grey square has {max(nothing):.1f} dB")
+print_once(f"with noise: at best {max(alike):.1f} dB; a grey square has {max(nothing):.1f} dB")
 
 figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
 draw_images(axes, {name: [one.reshape(28, 28) for one in row] for name, row in shown.items()},
             -0.81, 2.02)  # fmt: skip
 axes.set_title("What can be read out of a gradient")
-print("picture:", save(figure, "out/lessons/18_attack.png"))
+if first_process():
+    print("picture:", save(figure, "out/lessons/18_attack.png"))
 
 # %% [markdown]
 # **Question 4.** Four ranks share a batch. Each could add noise to its own part of the sum, or all
@@ -172,73 +172,89 @@ print("picture:", save(figure, "out/lessons/18_attack.png"))
 
 
 # %%
-def train(comm):
-    batches = PoissonBatches(training, rate=0.0256, seed=0)
-    method = DPSGD(mlp((784, 64, 10)), CrossEntropy(), SGD(0.5), comm, noise=NOISE, rate=0.0256)
+def train(comm, kind=DPSGD):
+    """The first layer's weights after five steps, and the bytes sent."""
+    options = {"noise": NOISE, "rate": RATE} if kind is DPSGD else {}
+    method = kind(mlp((784, 64, 10)), CrossEntropy(), SGD(0.5), comm, **options)
+    batches = PoissonBatches(training, rate=RATE, seed=0)
+    before = comm.trace.sent.nbytes
     for step in range(5):
         method.step(batches[step])
-    return method.parameters()["1.weight"], method.epsilon_spent
+    return method.parameters()["1.weight"], comm.trace.sent.nbytes - before
 
 
-one, two, four = (launch(train, ranks, LocalWorld())[0] for ranks in (1, 2, 4))
-gap = max(np.abs(one[0] - many[0]).max() for many in (two, four))
-print(f"largest difference of a weight between 1, 2 and 4 ranks: {gap:.0e}")
+one, four = (launch(train, ranks, LocalWorld())[0][0] for ranks in (1, 4))
+print_once(f"weights on 4 ranks, off by {np.abs(four - one).max():.0e} from one rank")
 
 # %% [markdown]
 # With four noises of the same size the sum has four times the variance, twice the noise. That is
 # the price if the ranks do not trust each other, or whoever adds up.
+#
+# ## On real ranks
+#
+# So far every rank was simulated. The next lines run on the ranks that there are: four simulated
+# ones under plain `python`, and real processes that send real messages under
+#
+#     minidist run -n 2 lessons/18_private.py
+#
+# **Question 5.** How many bytes more than plain data parallel training does a rank send?
+
+# %%
+found = launch(train, 4)
+plain = launch(lambda comm: train(comm, DataParallel), 4)
+kind = "real" if launched_size() else "simulated"
+gap = np.abs(found[0][0] - one).max()
+print_once(f"{len(found)} {kind} ranks: weights off by {gap:.0e} from one rank; rank 0 sent "
+           f"{found[0][1]:,} bytes, and without privacy {plain[0][1]:,}")  # fmt: skip
+
+# %% [markdown]
+# None: each rank clips the gradients of its own images before it adds them up, and draws the noise
+# itself.
 #
 # ## Adding up
 #
 # The promise is called *(ε, δ)-differential privacy*: with any one image more or less, no result
 # becomes more than $e^\varepsilon$ times likelier, but for a chance of $\delta$. One step is cheap.
 #
-# **Question 5.** Do 1000 steps cost 1000 times as much?
+# **Question 6.** Do 1000 steps cost 1000 times as much?
 
 # %%
-rate = 0.0256
 for steps in (1, 10, 100, 1000):
-    naive = steps * epsilon_of(rate, NOISE, 1, DELTA / steps)
-    print(f"{steps:4} steps: each step's ε added up {naive:7.2f}, "
-          f"by Rényi's divergence {epsilon_of(rate, NOISE, steps, DELTA):5.2f}")  # fmt: skip
+    naive = steps * epsilon_of(RATE, NOISE, 1, DELTA / steps)
+    print_once(f"{steps:4} steps: each step's ε added up {naive:7.2f}, "
+          f"by Rényi's divergence {epsilon_of(RATE, NOISE, steps, DELTA):5.2f}")  # fmt: skip
 
 # %% [markdown]
-# Much less. Noise of independent steps averages out, and an image that is drawn with probability
-# 0.0256 is in few of them, nobody knows which. The *accountant*, which counts what has been spent,
-# uses another measure of how different two results are: *Rényi divergences* of independent steps
-# simply add. At the end it converts their sum to $(\varepsilon, \delta)$. The formula wants each
-# image drawn by itself, by a coin: `PoissonBatches`. docs/private.md compares our ε with those of
-# papers. In reverse: the noise for a promise.
-
-# %%
-for epsilon in (0.5, 2.0, 8.0):
-    print(f"ε = {epsilon}: noise {noise_for(epsilon, DELTA, rate, 1000):.2f} for 1000 steps")
-
-# %% [markdown]
+# Much less. Noise of independent steps averages out, and nobody knows in which few of them an image
+# was drawn. The *accountant*, which counts what has been spent, uses another measure of how
+# different two results are: *Rényi divergences* of independent steps simply add. At the end it
+# converts their sum to $(\varepsilon, \delta)$. The formula holds if each image is drawn by itself:
+# that is what `PoissonBatches` does. docs/private.md compares our ε with those of papers.
+#
 # ## What it costs
 #
-# **Question 6.** Three levels of noise, one learning rate. Which is the most accurate at ε = 1?
+# **Question 7.** Three levels of noise, one learning rate. Which is the most accurate at ε = 1?
 
 # %%
 noises = (0.7, 1.2, 3.0)
 curves = accuracy_against_epsilon(noises, STEPS, SEEDS, points=10)
 plain = accuracy_against_epsilon((0.0,), STEPS, 1, points=2)[0.0].accuracy[-1].mean()
 for noise, curve in curves.items():
-    print(f"noise {noise}: ε = {curve.epsilon[-1]:5.2f} after {STEPS} steps, "
+    print_once(f"noise {noise}: ε = {curve.epsilon[-1]:5.2f} after {STEPS} steps, "
           f"accuracy {curve.accuracy[-1].mean():.1%}")  # fmt: skip
-print(f"without noise: {plain:.1%}")
+print_once(f"without noise: {plain:.1%}")
 figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
 draw_accuracy_against_epsilon(
     axes, {noise: (curve.epsilon, curve.accuracy) for noise, curve in curves.items()}, plain
 )
 axes.set_title(f"Fashion-MNIST, MLP, δ = {DELTA:g}")
-print("picture:", save(figure, "out/lessons/18_private.png"))
+if first_process():
+    print("picture:", save(figure, "out/lessons/18_private.png"))
 
 # %% [markdown]
 # Little noise learns fast and spends fast: at a small ε, much noise and many steps win.
 # docs/private.md has the long run. Small models lose less: each of their weights gets noise.
-
-# %% [markdown]
+#
 # ## What is not promised
 #
 # - The *loss* that a step prints is computed without noise. Do not publish it.
@@ -251,7 +267,7 @@ print("picture:", save(figure, "out/lessons/18_private.png"))
 #
 # 1. A gradient is the data in another form: for one sample, a division away.
 # 2. Privacy needs a bound on what one sample can do (the clip) and noise beside it, once.
-# 3. ε is the sum of all steps. Rényi's divergence adds up tightly.
+# 3. Each step spends a part of ε. Rényi's divergence adds the parts up, and hardly too much.
 # 4. Say *whose* presence is hidden, from *whom*, and what is published.
 #
 # **Try it:**
@@ -270,7 +286,6 @@ print("picture:", save(figure, "out/lessons/18_private.png"))
 # 2. 14 steps, which reach 64 %, and 754, which reach 80 %.
 # 3. Little: 75.2 % in place of 75.9 % after 100 steps with noise 1.2. At first all gradients are
 #    longer than 1 (the shortest has a norm of 1.6), so all are clipped either way. Clipped
-#    gradients and noise both become a tenth, and the rate makes up for it. Later some gradients are
-#    shorter than 1; only the clip at 0.1 still makes them as long as the others.
+#    gradients and noise both become a tenth, and the rate makes up for it.
 #
 # </details>

@@ -205,9 +205,7 @@ print(f"{share:.0%} of the map lies in the top 3 of 28 rows, which are {3 / 28:.
 #
 # Each layer and head of a GPT has weights that say from which positions it reads. They are there
 # anyway. Tokens have no gradient, but their embeddings do: a token's part is the sum over its
-# embedding. "Nothing" is the mean of all tokens' embeddings. (The vector 0 would be a bad choice:
-# the norm in the first layer divides by the vector's length, so on the way from 0 nearly everything
-# happens in the first few steps, and their sum is far off.)
+# embedding. "Nothing" is the mean of all tokens' embeddings.
 
 # %%
 text, _ = shakespeare(32)
@@ -235,7 +233,6 @@ for row, (name, values) in enumerate(counts.items(), 1):
 print(f"picture: {save(figure, 'out/lessons/19_what_does_it_look_at.png')}")
 
 # %% [markdown]
-#
 # **Question 6.** A head takes 80 % of what it reads from one position. Does this position count for
 # 80 %?
 #

@@ -200,7 +200,8 @@ if first_process():
 # %% [markdown]
 # ## What to take away
 #
-# 1. A batch is a list of indices. Who holds indices can read a part, and nobody else must.
+# 1. A batch is a list of indices. So each rank can read its own part, and needs nothing from the
+#    others.
 # 2. Map a file; do not load it. Write it in pieces.
 # 3. Read the next batch while this one computes: a step takes max(C, R) in place of C + R.
 # 4. Measure the waiting. If it is not zero with one batch ahead, two will not help: the reading is

@@ -7,22 +7,22 @@
 # About 20 minutes. At the end you know three things that help, and what each does to the accuracy
 # of a small model.
 #
-# You need: lesson 7. Run it with `python lessons/21_large_batches.py`. It trains on one rank: data
-# parallel training gives the same numbers.
+# You need: lesson 7. Run it with `python lessons/21_large_batches.py`. It trains on one rank, since
+# data parallel training gives the same numbers, until the part for real ranks.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 
 from minidist import LocalWorld, launch
-from minidist.comm import first_process, print_once
+from minidist.comm import first_process, launched_size, print_once
 from minidist.data import Batches, fashion_mnist
 from minidist.inspect import accuracy
 from minidist.models import mlp
 from minidist.nn import CrossEntropy
 from minidist.optim import LAMB, LARS, SGD
 from minidist.optim.schedules import linear, linear_scaling, warm_up
-from minidist.parallel import Serial
+from minidist.parallel import DataParallel, Serial
 from minidist.plots import save
 
 training, test = fashion_mnist()
@@ -111,6 +111,37 @@ if first_process():
     print(f"picture: {save(figure, 'out/lessons/21_large_batches.png')}")
 
 # %% [markdown]
+# ## On real ranks
+#
+# The next lines run on the ranks that there are: four simulated ones under plain `python`, and real
+# processes that send real messages under
+#
+#     minidist run -n 2 lessons/21_large_batches.py
+#
+# **Question 4.** With a batch of 1024, how many bytes does a rank send in an epoch, and with 64?
+
+
+# %%
+def an_epoch(comm, batch):
+    method = DataParallel(mlp((784, 128, 64, 10)), CrossEntropy(), SGD(RATE, 0.9), comm)
+    batches, before = Batches(training, batch, seed=0), comm.trace.sent.nbytes
+    losses = [method.step(batches[step]) for step in range(batches.steps_per_epoch)]
+    return losses, comm.trace.sent.nbytes - before
+
+
+kind = "real" if launched_size() else "simulated"
+for batch in (SMALL, LARGE):
+    found = launch(lambda comm, n=batch: an_epoch(comm, n), 4)
+    losses, sent = found[0]
+    print_once(
+        f"{len(found)} {kind} ranks, batch {batch:4}: {len(losses):3} steps, rank 0 sends "
+        f"{sent / 1e6:6.1f} MB in an epoch, last loss {losses[-1]:.3f}"
+    )
+
+# %% [markdown]
+# A sixteenth: a gradient has as many numbers for any batch, and one is sent in each step. On a slow
+# network this alone is a reason for large batches.
+#
 # ## What to take away
 #
 # 1. A larger batch needs a larger rate: linear scaling gives it.

@@ -78,9 +78,9 @@ weights = softmax(scores)
 print(f"scores {scores.round(2)}, weights {weights.round(2)}: it reads {weights @ values:.2f}")
 
 # %% [markdown]
-# Near the a's 1, with a little of the others: softmax gives nobody exactly 0. (The scores are
-# divided by $\sqrt d$, where $d$ is the length of a key, here 2. Sums of more products are larger,
-# and softmax would otherwise give nearly everything to one position.)
+# Near 1, the value of the a, with a little of the others: softmax gives no letter exactly 0. (The
+# scores are divided by $\sqrt d$, where $d$ is the length of a key, here 2. Sums of more products
+# are larger, and softmax would otherwise give nearly everything to one position.)
 #
 # ## All positions at once
 #

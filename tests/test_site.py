@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.site import api, backlinks, cards, check
+from docs.site import api, backlinks, breaks, cards, check
 from docs.site.plain import to_rst
 from tests.mpi.run import ROOT
 
@@ -56,10 +56,11 @@ def test_the_chooser_leads_to_every_card_and_names_each_problem_once():
     assert all(f"(generated/cards/{name}.rst)" in "\n".join(rows) for name in found)
 
 
-def test_solutions_and_old_names_are_not_in_the_api():
+def test_solutions_old_names_and_empty_modules_are_not_in_the_api():
     found = api.modules()
     assert "minidist.collectives.ring" in found and "minidist.exercises.marker" in found
     assert not [name for name in found if re.search(r"solution|\.moved|__main__", name)]
+    assert "minidist.exercises.adam" not in found, "a page without a word"
 
 
 HEAD = '<html><head><meta name="viewport" content="width=device-width"></head><body>'
@@ -76,6 +77,8 @@ HEAD = '<html><head><meta name="viewport" content="width=device-width"></head><b
         ('<img src="white.png">', "one colour"),
         ('<script src="https://cdn/x.js"></script>', "from elsewhere"),
         ("<p>\\frac{1}{2}</p>", "raw TeX"),
+        ("<article><h1>a.b<a>¶</a></h1> </article>", "nothing below"),
+        ("<article><h1>a.b</h1><pre>c</pre></article>", None),
         ('<div class="cell_output"><div><pre>ValueError: no</pre></div></div>', "an error in"),
     ],
 )
@@ -111,6 +114,22 @@ def test_links_of_source_pages_that_lead_nowhere_are_taken_away(tmp_path):
     assert backlinks.prune(tmp_path) == 2
     assert (folder / "m.html").read_text() == back.format("here") + "code"
     assert (folder / "index.html").read_text() == '<a href="m.html">m</a> time'
+
+
+def test_names_in_headings_and_lists_break_where_a_part_ends(tmp_path):
+    page = tmp_path / "a" / "b.html"
+    page.parent.mkdir()
+    text = (
+        '<title>a.b_c</title><h1 class="x.y">{}<a href="#x.y_z">¶</a></h1><p>d.e_f</p>\n'
+        '<h2><code>{}</code>: see. 1F1B</h2><a class="current reference internal" href="a.b">{}</a>'
+        '<div class="title">{}</div><a href="b.c">e.f</a>'
+    )
+    page.write_text(text.format("minidist.parallel_zero", "_x.stage_of", "g.h", "i_j"))
+    assert breaks.soften(tmp_path) == 1
+    softened = "minidist.<wbr>parallel_<wbr>zero", "_x.<wbr>stage_<wbr>of", "g.<wbr>h", "i_<wbr>j"
+    expected = text.format(*softened)
+    assert page.read_text() == expected
+    assert breaks.soften(tmp_path) == 0 and page.read_text() == expected
 
 
 def test_links_to_files_that_are_no_pages_become_downloads():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
@@ -22,9 +23,15 @@ def modules() -> list[str]:
     found = ["minidist"]
     for one in walk_packages(minidist.__path__, "minidist."):
         parts = one.name.split(".")[1:]
-        if not any(part.startswith(LEFT_OUT) for part in parts):
+        if not any(part.startswith(LEFT_OUT) for part in parts) and not empty(one.name):
             found.append(one.name)
     return found
+
+
+def empty(name: str) -> bool:
+    """Whether a module's file has nothing in it: it only makes a folder a package."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None and not Path(spec.origin).stat().st_size
 
 
 def write(folder: Path) -> None:

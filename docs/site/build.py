@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from docs.site import api, backlinks, cards, check
+from docs.site import api, backlinks, breaks, cards, check
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "docs"
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
         '<body><a href="docs/index.html">minidist</a></body></html>\n'
     )
     backlinks.prune(OUT / "html")
+    breaks.soften(OUT / "html")
     wrong = check.check(OUT / "html")
     for line in wrong:
         print(line)

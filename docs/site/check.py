@@ -1,4 +1,5 @@
-"""What is wrong with built pages: dead links, empty pictures, raw TeX, errors, foreign addresses.
+"""What is wrong with built pages: dead links, empty pages and pictures, raw TeX, errors, foreign
+addresses.
 
 python -m docs.site.check out/docs/html
 """
@@ -34,6 +35,8 @@ class Page(HTMLParser):
         self._output = 0
         self._skip = 0
         self.pictures = 0
+        self.article, self.says = False, ""  # what its article says below the heading
+        self._article = self._heading = False
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -49,6 +52,9 @@ class Page(HTMLParser):
         self.phone |= tag == "meta" and given.get("name") == "viewport"
         self._code += tag in ("pre", "code")
         self._skip += tag in ("script", "style")
+        self.article |= tag == "article"
+        self._article |= tag == "article"
+        self._heading |= tag == "h1"
         if tag == "div" and (self._output or "cell_output" in str(given.get("class"))):
             self._output += 1
 
@@ -56,12 +62,16 @@ class Page(HTMLParser):
         self._code -= tag in ("pre", "code")
         self._skip -= tag in ("script", "style")
         self._output -= tag == "div" and self._output > 0
+        self._article &= tag != "article"
+        self._heading &= tag != "h1"
 
     def handle_data(self, data: str) -> None:
         if self._output:
             self.outputs.append(data)
         if not self._code and not self._skip:
             self.text.append(data)
+        if self._article and not self._heading:
+            self.says += data.strip()
 
 
 def check(folder: Path) -> list[str]:
@@ -81,6 +91,8 @@ def check(folder: Path) -> list[str]:
 def faults(path: Path, page: Page, pages: dict[Path, Page]) -> Iterator[str]:
     if not page.phone:
         yield "no viewport: a phone would show it as wide as a screen"
+    if page.article and not page.says and not page.pictures:
+        yield "nothing below its heading"
     for link in page.links:
         if not urlsplit(link).scheme and (fault := dead(path, link, page, pages)):
             yield fault

@@ -38,7 +38,8 @@ def first_paragraph(lesson: Path) -> str:
     lines = lesson.read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("# # ")) + 2
     end = next(n for n in range(start, len(lines)) if lines[n] in ("#", "", "# %%"))
-    return "\n".join(line[2:] for line in lines[start:end])
+    text = "\n".join(line[2:] for line in lines[start:end])
+    return text.removesuffix(":") + "." * text.endswith(":")  # a list follows there, not here
 
 
 def main(folder: Path) -> None:

@@ -30,8 +30,8 @@ CLAIMS = {  # what the text of a lesson relies on, in quick runs too
     "04_training_for_real": r"divided by  25: the gradient is 4\.000 times that of the batch",
     "23_attention": r"the last position reads \[4\.08 0\.89\]",
     "13_gradients_that_vanish": r"sigmoid .* \d\.\de-1\d\n",
-    "15_many_requests": r"'tp': 2} +the same answers",
-    "18_private": r"10 of 10 recovered",
+    "15_many_requests": r"'tp': 2} +the same answers(?s:.*)4 simulated ranks: the same .*: 608,",
+    "18_private": r"10 of 10 recovered(?s:.*)4 simulated .* sent (\S+) bytes, .* privacy \1\n",
     "24_federated": r"α = 100 +(\S+%) (?s:.*)4 simulated ranks: \1 ",
 }
 ENVIRONMENT = os.environ | {"LESSON": "quick", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}

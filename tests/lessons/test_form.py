@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from docs.site.pictures import first_paragraph
 from tests.mpi.run import ROOT
 
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.py"))
@@ -23,6 +24,12 @@ def cells(path):
 def test_every_number_has_its_lesson():
     assert [int(path.name[:2]) for path in LESSONS] == list(range(len(LESSONS)))
     assert len(LESSONS) >= 27
+
+
+def test_the_page_of_all_lessons_begins_each_as_the_lesson_does():
+    page = (ROOT / "lessons" / "README.md").read_text()
+    for path in LESSONS:
+        assert f"({path.name})\n\n{first_paragraph(path)}\n" in page, path.name
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

@@ -67,6 +67,15 @@ JOBS = {
         ["-m", "minidist.privacy.skew", "out/long/skew"],
         ONE_THREAD,
     ),
+    "lessons": Job(
+        "every lesson under python, and on 1 to 4 real ranks of MPICH and of Open MPI",
+        ["-m", "tests.long.lessons"],
+    ),
+    "answers": Job(
+        "the numbers in the folded answers of the lessons, computed again",
+        ["-m", "tests.long.answers"],
+        ONE_THREAD,
+    ),
     "notebooks": Job("every lesson as a notebook", ["-m", "tests.long.notebooks"]),
     "compare": Job(
         "500 steps by every method on 4 real ranks",
