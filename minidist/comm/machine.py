@@ -124,14 +124,11 @@ class Machine(_Wire):
         for name in ("latency", "jitter", "launch", "sequence"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Machine: {name} must not be negative: {getattr(self, name)}")
+        if below := [rank for rank in (*self.slowdown, *self.crashes) if rank < 0]:
+            raise ValueError(f"Machine: ranks count from 0: there is no rank {below[0]}")
         for rank, times in self.slowdown.items():
-            if not times > 0:
-                raise ValueError(f"Machine: slowdown of rank {rank} must be positive, not {times}")
-            if math.isinf(times):
-                raise ValueError(f"Machine: slowdown of rank {rank} must be finite: see crashes")
-        for rank in (*self.slowdown, *self.crashes):
-            if rank < 0:
-                raise ValueError(f"Machine: ranks count from 0: there is no rank {rank}")
+            if not 0 < times < math.inf:
+                raise ValueError(f"Machine: slowdown of rank {rank} is {times}, not in (0, ∞)")
         for rank, when in self.crashes.items():
             if not when >= 0:
                 raise ValueError(f"Machine: rank {rank} cannot crash at {when} s")
@@ -148,10 +145,7 @@ class Machine(_Wire):
         return nbytes / self.reduce_bandwidth
 
     def compute(self, flops: int, rank: int = 0, beyond: float = 0.0) -> float:
-        """Seconds that ``rank`` needs for ``flops`` operations.
-
-        ``beyond``: seconds for launches and memory, as ``array.work`` counts them.
-        """
+        """Seconds that ``rank`` needs for ``flops``, and ``beyond`` these: see ``Work``."""
         return (flops / self.flops + beyond) * self.slowdown.get(rank, 1.0)
 
     @property

@@ -64,14 +64,14 @@ def test_links_that_cannot_be(latency, bandwidth):
 
 @pytest.mark.parametrize("times", (0, -2.0, math.nan))
 def test_a_straggler_takes_some_time(times):
-    with pytest.raises(ValueError, match=f"slowdown of rank 3 must be positive, not {times}"):
+    with pytest.raises(ValueError, match=f"slowdown of rank 3 is {times}, not in"):
         Machine(slowdown={1: 2.0, 3: times})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"slowdown": {0: math.inf}}, "slowdown of rank 0 must be finite"),
+        ({"slowdown": {0: math.inf}}, "slowdown of rank 0 is inf, not in"),
         ({"slowdown": {-1: 2.0}}, "there is no rank -1"),
         ({"crashes": {-2: 0.5}}, "there is no rank -2"),
     ],

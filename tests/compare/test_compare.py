@@ -200,7 +200,7 @@ def test_a_terminal_that_knows_no_size_sees_the_table_as_well(tmp_path):
         (["--task", "nowhere/my.py:task"], "there is no file "),
         (["--methods", "Zero"], "did you mean 'zero'?"),
         (["--methods", "pipeline/gpip"], "did you mean 'pipeline/gpipe'?"),
-        (["--slowdown", "1=inf"], "must be finite"),
+        (["--slowdown", "1=inf"], "is inf, not in"),
         (["--slowdown=-1=2"], "there is no rank -1"),
         (["--ranks", "1000000"], "1000000 ranks in this process need"),
         (["--slowdown", "3"], "write RANK=TIMES"),
