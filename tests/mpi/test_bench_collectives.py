@@ -14,6 +14,7 @@ import pytest
 from minidist.bench import collectives as bench
 from minidist.bench import collectives_report as report
 from minidist.bench import point_to_point, tracing, turns
+from minidist.bench.collectives_measured import possible
 from minidist.bench.kinds import KINDS
 from minidist.bench.peers import has_torch, torch_ranks
 from minidist.collectives import recursive_doubling, ring
@@ -126,7 +127,7 @@ def test_what_these_ranks_cannot_run_is_left_out_with_the_reason(monkeypatch):
     def main(comm):
         left_out = {}
         wanted = ["ring", "cross_memory", "shared_memory"]
-        return bench.possible(comm, KINDS["all_reduce"], wanted, left_out), left_out
+        return possible(comm, KINDS["all_reduce"], wanted, left_out), left_out
 
     expected = ["ring", "shared_memory"], {"cross_memory": "not allowed here"}
     assert launch(main, 2, LocalWorld()) == [expected] * 2
