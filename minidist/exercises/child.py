@@ -35,7 +35,7 @@ from minidist.exercises.names import EXERCISES
 from minidist.exercises.replaced import Surroundings
 from minidist.exercises.watch import Counts, StudentComm, Watch
 
-MEMORY = 4 << 30  # bytes that a process of an answer may hold
+MEMORY = 4 << 30  # bytes that a process of an answer may hold, its libraries' included
 # Attributes by which a function or a frame leads to what others have defined. No answer needs one.
 LEADS_OUT = {
     "__globals__", "__closure__", "__code__", "__subclasses__", "__builtins__", "__traceback__",
@@ -168,6 +168,8 @@ def describe(error: BaseException, path: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if Path(frame.filename) == path]
     said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        said += f" (a process of an answer may hold {MEMORY >> 30} GiB)"
     if lines:
         return f"{said}, line {lines[-1].lineno}: {lines[-1].line}"
     if frames and isinstance(error, (TypeError, ValueError, AttributeError, IndexError, KeyError)):

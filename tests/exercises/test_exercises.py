@@ -103,6 +103,17 @@ def test_what_an_answer_may_not_do_is_reported(tmp_path, monkeypatch):
     assert not missed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit data")
+def test_an_answer_that_fills_the_memory_is_told_how_much_there_is(tmp_path):
+    answer = tmp_path / "mine.py"
+    answer.write_text(
+        "import numpy\ndef unbroadcast(grad, shape):\n    return numpy.empty(5 << 30, 'u1')\n"
+    )
+    report = check("broadcast_backward", answer)
+    reasons = [what for mark in report.marks for _, what in mark.wrong]
+    assert reasons and all("may hold 4 GiB), line 3" in what for what in reasons), reasons
+
+
 def test_a_module_that_needs_a_forbidden_one_is_not_there_and_no_accusation(tmp_path):
     answer, lines = tmp_path / "answer.py", []
     answer.write_text("import minidist.nn\ndef all_reduce(comm, array):\n    pass\n")
